@@ -1,0 +1,100 @@
+"""How a kept value is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import torch
+
+from fastrec._errors import OptionError, near
+
+
+class CaptureSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How a kept value is copied: its dtype, its device, with or without gradients, transformed or raw.
+
+    >>> import torch
+    >>> from fastrec import CaptureSpec
+    >>> CaptureSpec(dtype=torch.bfloat16, device="cpu")
+    CaptureSpec(dtype=torch.bfloat16, device='cpu')
+
+    Arguments:
+        save_activation: keep the tensor; False keeps its context alone.
+        save_metadata: keep the context of a value whose tensor is not kept.
+        keep_grad: keep an attached clone, through which a loss can train the model.
+        dtype: a floating or complex dtype to cast floating or complex values to; None keeps the value's own.
+        device: a device to copy to, "cpu" for instance; None keeps the value where it is.
+        transform: a function tensor -> tensor (pooling, a projection), its result becomes
+            ``record.transformed_activation``.
+        save_raw: with a transform, keep the untransformed value too.
+        save_gradient: keep the gradient that reaches this value in a backward pass, as ``record.gradient``.
+
+    Raises OptionError where fields do not fit together.
+    """
+
+    save_activation: bool = True
+    save_metadata: bool = True
+    keep_grad: bool = False
+    dtype: torch.dtype | None = None
+    device: torch.device | str | int | None = None
+    transform: Callable[[torch.Tensor], torch.Tensor] | None = None
+    save_raw: bool = True
+    save_gradient: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("save_activation", "save_metadata", "keep_grad", "save_raw", "save_gradient"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"CaptureSpec({name}={getattr(self, name)!r}): give True or False")
+        if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
+            raise OptionError(f"CaptureSpec(dtype={self.dtype!r}): give a torch.dtype such as torch.bfloat16, or None")
+        if self.keep_grad and self.dtype is not None and not (self.dtype.is_floating_point or self.dtype.is_complex):
+            raise OptionError(
+                f"CaptureSpec(keep_grad=True, dtype={self.dtype}): gradients flow through floating and complex "
+                "dtypes only; drop one of the two"
+            )
+        if self.transform is not None and not callable(self.transform):
+            raise OptionError(f"CaptureSpec(transform={self.transform!r}): give a function tensor -> tensor, or None")
+        if not self.save_raw and self.transform is None:
+            raise OptionError("CaptureSpec(save_raw=False) keeps nothing without a transform; give transform=...")
+        if self.device is not None:
+            try:
+                torch.device(self.device)
+            except RuntimeError as error:
+                raise OptionError(f"CaptureSpec(device={self.device!r}): {error}") from None
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{name}={getattr(self, name)!r}"
+            for name, default in zip(self.__struct_fields__, _DEFAULTS, strict=True)
+            if getattr(self, name) != default
+        ]
+        return f"CaptureSpec({', '.join(shown)})"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the value is copied as it is: no cast, no move, no transform, no gradient."""
+        return (
+            self.save_activation
+            and not self.keep_grad
+            and not self.save_gradient
+            and self.dtype is None
+            and self.device is None
+            and self.transform is None
+        )
+
+    def with_changes(self, changes: dict[str, Any]) -> CaptureSpec:
+        """This spec with some fields changed, checked again as a whole."""
+        return CaptureSpec(**{**{f: getattr(self, f) for f in self.__struct_fields__}, **changes})
+
+
+_DEFAULTS = (True, True, False, None, None, None, True, False)
+
+
+def check_changes(changes: dict[str, Any]) -> dict[str, Any]:
+    """The fields to change in a spec, checked; an unknown name is an OptionError."""
+    for name in changes:
+        if name not in CaptureSpec.__struct_fields__:
+            raise OptionError(f"{name!r} is no field of CaptureSpec; {near(name, CaptureSpec.__struct_fields__)}")
+    CaptureSpec().with_changes(changes) if changes.get("save_raw", True) else CaptureSpec(**changes)
+    return changes

@@ -1,0 +1,294 @@
+"""What a predicate may look at for one event, and what a record tells about it later."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgspec
+import torch
+
+from fastrec._catalog import Catalog
+from fastrec._errors import ContextFieldError, near
+from fastrec._sites import PassInfo, Site, Variant
+
+
+class StackFrame(msgspec.Struct, frozen=True):
+    """A module on the stack, and the how-many-th call of it in this pass."""
+
+    module_address: str
+    module_type: str
+    pass_index: int
+
+
+class RecentEvent(msgspec.Struct, frozen=True):
+    """An event that came before, without a history of its own."""
+
+    kind: str
+    site: str
+    label: str
+    layer_type: str
+    layer_type_num: int
+    func_name: str
+    module_address: str
+    module_type: str
+
+
+class RecordContext:
+    """One event: which op or module, where, after what, with what shape.
+
+    >>> import torch, fastrec
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+    >>> recording = fastrec.record(model, torch.zeros(2, 4), keep_op="tanh")
+    >>> ctx = recording[0].ctx
+    >>> ctx.label, ctx.site, ctx.module_type, ctx.tensor_shape
+    ('tanh_1', '1/tanh', 'Tanh', (2, 8))
+
+    A context is frozen, and computes a field when it is read. Fields:
+        kind: "op", "module_enter", "module_exit", "input" or "buffer".
+        label: the chronological name in the pass ("relu_3"); site: the place, the same in every pass.
+        layer_type, layer_type_num, func_name: canonical op ("add"), its number in the pass, the raw name ("__iadd__").
+        module_address, module_type: the innermost module; module_pass_index: which call of it in this pass, from 1.
+        module_stack: all modules around it, outermost first, each with module_address, module_type, pass_index.
+        recent_events, recent_ops: what came before in this pass, newest last, at most ``history_size``.
+        parent_labels: labels of the values that were read; needs ``track_parents=True``.
+        pass_index, entry, entry_pass: the pass, what it entered, and the how-many-th pass of that entry, from 0.
+        event_index, op_index: position among the events and the ops of the pass; None where ops are not observed.
+        output_index, input_output_address: which leaf of a nested value, None and "" for a single tensor.
+        tensor_shape, tensor_dtype, tensor_device, tensor_requires_grad: of the value itself.
+        is_bottom_level_func: False for a Python function made of several ops.
+        time_since_pass_start: seconds; grad_enabled: whether gradients were on when the pass began.
+        sample_id, step, phase: what the user said about the pass; step is None in a phase without marks.
+    """
+
+    __slots__ = ("_catalog", "_info", "_site", "_step", "_time", "_variant")
+
+    _catalog: Catalog
+    _info: PassInfo
+    _site: Site
+    _step: int | None
+    _time: float
+    _variant: Variant
+
+    def __init__(self, catalog: Catalog, variant: Variant, info: PassInfo, time: float, step: int | None) -> None:
+        put = object.__setattr__
+        put(self, "_catalog", catalog)
+        put(self, "_variant", variant)
+        put(self, "_site", catalog.sites.items[variant.site])
+        put(self, "_info", info)
+        put(self, "_time", time)
+        put(self, "_step", step)
+
+    @property
+    def kind(self) -> str:
+        return self._site.kind
+
+    @property
+    def label(self) -> str:
+        return self._variant.label
+
+    @property
+    def site(self) -> str:
+        return self._site.name
+
+    @property
+    def layer_type(self) -> str:
+        return self._site.layer_type
+
+    @property
+    def layer_type_num(self) -> int:
+        return self._variant.number
+
+    @property
+    def func_name(self) -> str:
+        return self._site.func_name
+
+    @property
+    def module_address(self) -> str:
+        return self._site.module_address
+
+    @property
+    def module_type(self) -> str:
+        return self._site.module_type
+
+    @property
+    def module_pass_index(self) -> int:
+        return self._variant.module_pass
+
+    @property
+    def module_stack(self) -> tuple[StackFrame, ...]:
+        return tuple(
+            StackFrame(frame.module_address, frame.module_type, number)
+            for frame, number in zip(self._site.frames, self._variant.stack_passes, strict=True)
+        )
+
+    @property
+    def recent_events(self) -> tuple[RecentEvent, ...]:
+        return self._recent("recent_events", self._variant.recent_events)
+
+    @property
+    def recent_ops(self) -> tuple[RecentEvent, ...]:
+        return self._recent("recent_ops", self._variant.recent_ops)
+
+    @property
+    def parent_labels(self) -> tuple[str, ...]:
+        if self._variant.parents is None:
+            raise ContextFieldError(
+                "parent_labels are only followed when the recorder is opened with track_parents=True"
+            )
+        return self._variant.parents
+
+    @property
+    def pass_index(self) -> int:
+        return self._info.index
+
+    @property
+    def entry(self) -> str:
+        return self._catalog.entries[self._info.entry]
+
+    @property
+    def entry_pass(self) -> int:
+        return self._info.entry_pass
+
+    @property
+    def event_index(self) -> int | None:
+        return self._variant.event_index
+
+    @property
+    def op_index(self) -> int | None:
+        return self._variant.op_index
+
+    @property
+    def output_index(self) -> int | None:
+        return self._site.output_index
+
+    @property
+    def input_output_address(self) -> str:
+        return self._site.output_address
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        return self._variant.shape
+
+    @property
+    def tensor_dtype(self) -> torch.dtype:
+        return torch_dtype(self._variant.dtype)
+
+    @property
+    def tensor_device(self) -> torch.device:
+        return torch.device(self._variant.device)
+
+    @property
+    def tensor_requires_grad(self) -> bool:
+        return self._variant.requires_grad
+
+    @property
+    def is_bottom_level_func(self) -> bool:
+        return self._site.is_bottom_level_func
+
+    @property
+    def time_since_pass_start(self) -> float:
+        return self._time
+
+    @property
+    def grad_enabled(self) -> bool:
+        return self._info.grad
+
+    @property
+    def sample_id(self) -> str | int | None:
+        return self._info.sample_id
+
+    @property
+    def step(self) -> int | None:
+        return self._step
+
+    @property
+    def phase(self) -> str:
+        return self._catalog.phases[self._info.phase]
+
+    def _recent(self, name: str, triples: tuple[tuple[int, int, str], ...] | None) -> tuple[RecentEvent, ...]:
+        if triples is None:
+            raise ContextFieldError(
+                f"{name} are not observed in a session that only keeps module outputs by structure; "
+                "add a keep_op, or a keep_module predicate that reads them"
+            )
+        found = []
+        for number, count, label in triples:
+            site = self._catalog.sites[number]
+            found.append(
+                RecentEvent(
+                    site.kind,
+                    site.name,
+                    label,
+                    site.layer_type,
+                    count,
+                    site.func_name,
+                    site.module_address,
+                    site.module_type,
+                )
+            )
+        return tuple(found)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise ContextFieldError(f"a context has no field {name!r}; {near(name, FIELDS)}")
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise ContextFieldError(f"a context is frozen; {name!r} can't be set")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise ContextFieldError(f"a context is frozen; {name!r} can't be deleted")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (RecordContext, (self._catalog, self._variant, self._info, self._time, self._step))
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.tensor_shape)) or "scalar"
+        return (
+            f"RecordContext({self.label!r}, site={self.site!r}, kind={self.kind!r}, {shape} "
+            f"{self._variant.dtype}, pass {self.pass_index})"
+        )
+
+
+FIELDS: tuple[str, ...] = tuple(n for n, v in vars(RecordContext).items() if isinstance(v, property))
+"""The names of all fields of a context."""
+
+STRUCTURAL_FIELDS = frozenset(
+    {
+        "kind",
+        "site",
+        "layer_type",
+        "func_name",
+        "module_address",
+        "module_type",
+        "module_stack",
+        "output_index",
+        "input_output_address",
+        "is_bottom_level_func",
+    }
+)
+"""The fields that a predicate may read to be settled once per site."""
+
+PATH_FIELDS = frozenset(
+    {
+        "label",
+        "layer_type_num",
+        "module_pass_index",
+        "recent_events",
+        "recent_ops",
+        "event_index",
+        "op_index",
+    }
+)
+"""The fields that are the same whenever the same events came before in the pass."""
+
+TENSOR_FIELDS = frozenset({"tensor_shape", "tensor_dtype", "tensor_device", "tensor_requires_grad"})
+"""The fields that only the value tells."""
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of a short name ("float32")."""
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
+        raise ContextFieldError(f"{name!r} is no torch dtype")
+    return dtype

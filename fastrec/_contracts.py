@@ -1,0 +1,205 @@
+"""What the parts promise each other: predicates, engines and sinks slot in by these protocols alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from fastrec._capture import CaptureSpec
+from fastrec._catalog import Catalog
+from fastrec._sites import PassInfo, Site
+
+Decision = bool | CaptureSpec | Mapping[str, Any]
+"""What a predicate says of an event: keep or not, or keep with this spec, or with these fields changed."""
+
+
+class Context(Protocol):
+    """What a predicate may look at; ``RecordContext`` documents the fields."""
+
+    def __getattr__(self, name: str) -> Any: ...
+
+
+class Predicate(Protocol):
+    """Context -> keep or not, and how; narrowed once per site."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The context fields that it may look at."""
+
+    def narrow(self, site: Site) -> Predicate:
+        """What is left to ask at this site: a constant (never, always), or a rest."""
+
+    def decide(self, ctx: Context) -> Decision:
+        """Whether to keep the event of this context, and how."""
+
+
+class Place:
+    """Where in a pass an event happens, as far as the engine knows it before it looks at the value.
+
+    A chain: ``previous`` is the event before, so the recent history costs nothing until somebody reads it.
+    ``frame`` numbers the composite that the event runs in, 0 outside; history stays within what is visible there.
+    """
+
+    __slots__ = (
+        "event_index",
+        "label",
+        "module_pass",
+        "number",
+        "op_index",
+        "order",
+        "previous",
+        "site",
+        "stack_passes",
+    )
+
+    def __init__(self, site: Site, previous: Place | None) -> None:
+        self.site = site
+        self.previous = previous
+        self.number = 0
+        self.label = ""
+        self.order = 0
+        self.op_index: int | None = None
+        self.event_index: int | None = None
+        self.module_pass = 1
+        self.stack_passes: tuple[int, ...] = ()
+
+
+class Run(Protocol):
+    """One pass while it runs; the engine hands it from the listener to the taps.
+
+    ``parents`` are the labels of the values that the current op read, where an engine was asked to follow them.
+    """
+
+    parents: tuple[str, ...] | None
+
+
+class Tap(Protocol):
+    """The callable that an engine feeds with the values of one site."""
+
+    def __call__(self, run: Any, value: torch.Tensor) -> None: ...
+
+
+class Listener(Protocol):
+    """Whom an engine tells what happens: it asks once per place, then feeds the taps that it was given."""
+
+    def tap(self, place: Place, site: Site) -> Tap | None:
+        """The tap of a place (with the site of this leaf of its value), or None: nothing can be kept there."""
+
+    def may_keep(self, site: Site) -> bool:
+        """Whether something could be kept at a site that has not been seen yet."""
+
+    def begin(self, entry: str) -> Any:
+        """A pass begins; its Run, or None: it is not recorded."""
+
+    def end(self, run: Any, error: BaseException | None) -> bool:
+        """A pass ended, with the exception that left it if there was one; True: the call returns None instead."""
+
+
+class Engine(Protocol):
+    """How events are obtained."""
+
+    def open(self, roots: Mapping[str, nn.Module], listener: Listener) -> None:
+        """Begin to watch the roots."""
+
+    def close(self) -> None:
+        """Stop, and leave nothing behind."""
+
+
+class Region(Protocol):
+    """An engine that can make everything that runs in a block one pass."""
+
+    def enter_region(self, name: str) -> Any:
+        """A region begins; what ``leave_region`` wants back."""
+
+    def leave_region(self, token: Any, error: BaseException | None) -> bool:
+        """The region ended; True: its exception goes no further."""
+
+
+class Column(Protocol):
+    """The values of one site, shape, dtype and spec, row by row."""
+
+    def append(self, value: torch.Tensor) -> int:
+        """Copy a value now; its row."""
+
+    def discard(self, row: int) -> None:
+        """Forget a row: its pass failed."""
+
+
+class Ledger(Protocol):
+    """What a sink writes beside the values."""
+
+    def commit(self, info: PassInfo, variants: Sequence[int], rows: Sequence[int], times: Sequence[float]) -> None:
+        """A pass ended: its records in event order, times in seconds since the pass began."""
+
+    def mark(self, phase: int, step: int, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        """A step was marked."""
+
+    def close(self) -> None:
+        """The session ended."""
+
+
+class Sink(Protocol):
+    """Where records go."""
+
+    def open(self, catalog: Catalog) -> Ledger:
+        """A session begins."""
+
+    def column(self, variant: int, value: torch.Tensor) -> Column:
+        """Where values like this one go, for a variant that was not seen before."""
+
+
+class Steps(Protocol):
+    """The marked steps: for each its phase, its number in the phase, and the columns."""
+
+    phase: npt.NDArray[np.int64]
+    step: npt.NDArray[np.int64]
+    columns: dict[str, npt.NDArray[Any]]
+
+
+class Source(Protocol):
+    """Where a recording reads from, RAM or a file."""
+
+    catalog: Catalog
+
+    def passes(self) -> npt.NDArray[Any]:
+        """One row per finished pass, of ``PASS_DTYPE``, in order of ``pass_index``."""
+
+    def records(self) -> npt.NDArray[Any]:
+        """One row per record, of ``RECORD_DTYPE``, in order of (pass, event)."""
+
+    def steps(self) -> Steps:
+        """The marked steps."""
+
+    def sample_id(self, pass_index: int) -> str | int | None:
+        """The sample id that a pass was logged with."""
+
+    def values(self, variant: int, rows: npt.NDArray[np.int64], part: Part) -> torch.Tensor | Sequence[Any]:
+        """Values of one variant in the order of the rows: one tensor where they lie together, else one by one."""
+
+
+Part = str
+"""Which tensor of a record: "activation", "transformed_activation" or "gradient"."""
+
+PASS_DTYPE = np.dtype(
+    [
+        ("pass_index", "i8"),
+        ("entry", "i4"),
+        ("entry_pass", "i8"),
+        ("phase", "i4"),
+        ("grad", "?"),
+        ("outcome", "i1"),
+        ("step", "i8"),
+        ("started", "f8"),
+        ("duration", "f8"),
+        ("first", "i8"),
+        ("count", "i8"),
+    ]
+)
+RECORD_DTYPE = np.dtype([("variant", "i4"), ("row", "i8"), ("time", "f8")])
+OUTCOMES = ("ok", "failed", "halted")
+

@@ -1,0 +1,88 @@
+"""What is stored once: places where events happen, and what varies between passes that ran differently."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Kind = Literal["op", "module_enter", "module_exit", "input", "buffer"]
+KINDS: tuple[Kind, ...] = ("op", "module_enter", "module_exit", "input", "buffer")
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """One module on the stack of calls: where it sits, what it is, and under which other addresses it is reachable."""
+
+    module_address: str
+    module_type: str
+    aliases: tuple[str, ...] = ()
+
+
+class Site(msgspec.Struct, frozen=True):
+    """A place where events happen, the same in every pass.
+
+    ``frames`` are the modules on the stack, outermost first, the module of the site included; for a module event
+    the last frame is the module itself.
+    """
+
+    name: str
+    kind: Kind
+    layer_type: str
+    func_name: str
+    frames: tuple[Frame, ...] = ()
+    output_index: int | None = None
+    output_address: str = ""
+    is_bottom_level_func: bool = True
+
+    @property
+    def module_address(self) -> str:
+        return self.frames[-1].module_address if self.frames else ""
+
+    @property
+    def module_type(self) -> str:
+        return self.frames[-1].module_type if self.frames else ""
+
+
+class Variant(msgspec.Struct, frozen=True):
+    """What the records of one site share in all passes that ran alike.
+
+    ``label`` is chronological (``relu_3``); ``number`` is the 3 of it. Indices are None where the engine did not see
+    what it takes to count them. ``recent_events`` and ``recent_ops`` hold (site id, number, label) triples, newest
+    last, or None where operations were not observed. ``order`` sorts the events of one pass.
+    """
+
+    site: int
+    label: str
+    number: int
+    order: int
+    op_index: int | None
+    event_index: int | None
+    module_pass: int
+    stack_passes: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+    requires_grad: bool
+    spec: int
+    recent_events: tuple[tuple[int, int, str], ...] | None
+    recent_ops: tuple[tuple[int, int, str], ...] | None
+    parents: tuple[str, ...] | None = None
+
+
+class PassInfo(msgspec.Struct):
+    """One pass: an outermost call into a recorded root, or a region.
+
+    ``started`` is in seconds since the session began, ``duration`` in seconds. ``step`` counts the marks of the
+    pass's phase that were made before it ended. ``grad`` tells whether gradients were on when it began.
+    """
+
+    index: int
+    entry: int
+    entry_pass: int
+    phase: int
+    grad: bool
+    started: float
+    sample_id: str | int | None = None
+    step: int = 0
+    duration: float = 0.0
+    outcome: Literal["ok", "failed", "halted"] = "ok"

@@ -1,0 +1,3 @@
+"""How events are obtained: one file per engine."""
+
+from fastrec.engines.eager import EagerEngine as EagerEngine

@@ -1,0 +1,65 @@
+"""The one wrapper of ``nn.Module.__call__``, in place only while a recorder is open."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+Call = Callable[..., Any]
+Layer = Callable[[Call | None], Call]
+"""Makes the wrapper of one recorder around what is called next; None stands for the module's own call."""
+
+
+class ModuleCalls:
+    """Who watches module calls in this process; the last one to come is the outermost.
+
+    The patch is on a class that the whole process shares, so this is the one thing here that is process-wide.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._layers: list[Layer] = []
+        self._original: Call | None = None
+        self._fork_watched = False
+
+    def add(self, layer: Layer) -> None:
+        """Wrap module calls in one more layer."""
+        with self._lock:
+            if not self._layers:
+                self._original = nn.Module.__call__
+                if not self._fork_watched:
+                    os.register_at_fork(after_in_child=self._clear)
+                    self._fork_watched = True
+            self._layers.append(layer)
+            self._install()
+
+    def remove(self, layer: Layer) -> None:
+        """Take a layer away again; the last one leaves the class as it was."""
+        with self._lock:
+            if layer in self._layers:
+                self._layers.remove(layer)
+                self._install()
+
+    def _install(self) -> None:
+        original = self._original
+        assert original is not None
+        # Torch's own __call__ only chooses between the module's plain and its compiled call: a layer does that itself
+        # and saves a Python frame per module. Somebody else's patch is called like any other layer.
+        call = None if original is nn.Module._wrapped_call_impl else original
+        for layer in self._layers:
+            call = layer(call)
+        nn.Module.__call__ = call if self._layers and call else original  # type: ignore[method-assign]
+
+    def _clear(self) -> None:
+        # A forked child shares no sink with its parent, so nothing may be recorded there.
+        self._lock = threading.RLock()
+        if self._layers:
+            self._layers.clear()
+            self._install()
+
+
+MODULE_CALLS = ModuleCalls()

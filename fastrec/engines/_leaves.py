@@ -1,0 +1,37 @@
+"""The tensors in a nested value, each with its path: ``[0]``, ``.logits``, ``[1][0]``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+DEEPEST = 24
+"""A value nested deeper than this is taken for one that contains itself, and not followed further."""
+
+
+def leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in tuples, lists, mappings, named tuples and dataclasses, with their paths, in order."""
+    if isinstance(value, Tensor):
+        yield path, value
+    elif depth > DEEPEST or isinstance(value, str | bytes | int | float | None):
+        return
+    elif isinstance(value, tuple | list):
+        names = getattr(type(value), "_fields", None)
+        for i, item in enumerate(value):
+            yield from leaves(item, f"{path}.{names[i]}" if names else f"{path}[{i}]", depth + 1)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            step = f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]"
+            yield from leaves(item, path + step, depth + 1)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from leaves(getattr(value, field.name, None), f"{path}.{field.name}", depth + 1)
+
+
+def argument_leaves(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in the arguments of a call: ``[0]`` is the first positional one, ``.x`` the keyword ``x``."""
+    yield from leaves(args)
+    yield from leaves(kwargs)

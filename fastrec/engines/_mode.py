@@ -1,0 +1,306 @@
+"""The function mode that sees every op of a pass and walks the trie with it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from fastrec._contracts import Listener, Tap
+from fastrec._ops import OpFacts, inner_layer_types, op_facts, opened
+from fastrec._sites import Site
+from fastrec.engines._leaves import argument_leaves, leaves
+from fastrec.engines._trie import Node, Raised, Source, Tally
+
+if TYPE_CHECKING:
+    from fastrec.engines._modules import Known
+
+_graph_task: Callable[[], int] = torch._C._current_graph_task_id
+_ORDINARY = Site("", "op", "", "")
+
+SKIPPED = Node(_ORDINARY, None, None, None)
+"""Where the edge of a function leads that is no event."""
+SKIPPED.plain = False
+
+
+class OpMode(TorchFunctionMode):
+    """Where one thread is in one pass."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__()
+        self.listener = listener
+        self.node = SKIPPED
+        self.run: Any = None
+        self.grown = 0
+        self._tally: Tally | None = None
+        self._tally_at: Node | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        following = self.node.edges.get(func)
+        if following is None:
+            return self._grow(func, args, kwargs or {})
+        if following.plain:
+            out = func(*args, **kwargs) if kwargs else func(*args)
+            if type(out) is Tensor:
+                self.node = following
+                tap = following.tap
+                if tap is not None:
+                    tap(self.run, out)
+                return out
+            self.spread(following, out, args)
+            return out
+        if following is SKIPPED:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        return self._open(following, func, args, kwargs or {})
+
+    def begin(self, run: Any, root: Node) -> None:
+        """A pass begins at a root of the trie."""
+        self.run = run
+        self.node = root
+        self._tally_at = None
+
+    def spread(self, node: Node, out: Any, args: tuple[Any, ...]) -> None:
+        """Feed the leaves of an op's value that is no plain tensor; one without tensors is no event."""
+        if out is None and node.site.layer_type == "setitem":
+            out = args[0]  # what was written to is the value of `x[i] = y`, which returns nothing
+        found = list(leaves(out))
+        if found:
+            self.node = node
+            self.feed(node, found)
+
+    def feed(self, node: Node, found: Iterable[tuple[str, Tensor]]) -> None:
+        """Feed the taps of the leaves of one value."""
+        run = self.run
+        for index, (path, value) in enumerate(found):
+            if not path:
+                tap = node.tap
+            elif not node.spread:
+                return
+            elif path in node.leaf_taps:
+                tap = node.leaf_taps[path]
+            else:
+                tap = node.leaf_taps[path] = self.listener.tap(node, _leaf_site(node.site, path, index))
+            if tap is not None:
+                tap(run, value)
+
+    def feed_value(self, node: Node, out: Any) -> None:
+        """Feed the value of a module that returned."""
+        if type(out) is Tensor:
+            if node.tap is not None:
+                node.tap(self.run, out)
+        else:
+            self.feed(node, leaves(out))
+
+    def feed_arguments(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Feed the arguments of a module that is entered."""
+        self.feed(node, argument_leaves(args, kwargs))
+
+    def tally(self) -> Tally:
+        """What has been counted up to the current node."""
+        if self._tally is None or self._tally_at is not self.node:
+            self._tally = Tally.at(self.node)
+            self._tally_at = self.node
+        return self._tally
+
+    def follow(self, before: Node, node: Node) -> None:
+        """Count a new node, where the tally stood at the node before; else it is counted when needed."""
+        if self._tally is not None and self._tally_at is before:
+            self._tally.advance(node)
+            self._tally_at = node
+
+    def add(self, node: Node, *, single: bool = True) -> Node:
+        """Put a new node in its place, with the question for its tap still open."""
+        assert node.parent is not None
+        self.grown += 1
+        if single:
+            node.tap = partial(self._first, node)
+        # For values that are no plain tensor the listener is asked leaf by leaf, if there is anything to ask.
+        node.spread = self.listener.may_keep(node.site)
+        node.parent.edges[node.step] = node
+        return node
+
+    def _first(self, node: Node, run: Any, value: Tensor) -> None:
+        node.tap = self.listener.tap(node, node.site)
+        if node.tap is not None:
+            node.tap(run, value)
+
+    def _grow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _graph_task() != -1:  # autograd runs a part of the forward pass again
+            return func(*args, **kwargs)
+        before = self.node
+        facts = op_facts(func)
+        if facts is None:
+            before.edges[func] = SKIPPED
+            return func(*args, **kwargs)
+        tally = self.tally()
+        node = tally.op(facts, before, func)
+        if facts.composite and self._may_open(node, facts, func):
+            node.plain = False
+            node.opens = tally.inside(before, facts)
+        self.add(node)
+        out = OpMode.__torch_function__(self, func, (), args, kwargs)
+        if self.node is node:
+            self.follow(before, node)
+        return out
+
+    def _may_open(self, node: Node, facts: OpFacts, func: Any) -> bool:
+        prefix = node.site.name
+        return any(
+            self.listener.may_keep(Site(f"{prefix}/{kind}", "op", kind, kind, node.site.frames))
+            for kind in inner_layer_types(func)
+        )
+
+    def _open(self, node: Node, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a composite with its inside in view."""
+        before, inside, parents = self.node, node.opens, self.run.parents
+        assert inside is not None
+        self.follow(before, inside)
+        self.node = inside
+        try:
+            with self:
+                out = opened(func)(*args, **kwargs)
+        finally:
+            if self._tally is not None and self._tally_at is self.node:
+                self._tally.close_to(before.depth)
+                self._tally_at = before
+            self.node = before
+            self.run.parents = parents
+        if type(out) is Tensor:
+            self.node = node
+            if node.tap is not None:
+                node.tap(self.run, out)
+        else:
+            self.spread(node, out, args)
+        return out
+
+    def enter(self, known: Known, step: Any, *, sealed: bool) -> Node | None:
+        """Grow the trie by a module that is entered; None while autograd runs a forward again."""
+        if _graph_task() != -1:
+            return None
+        before = self.node
+        node = self.tally().enter(known, before, sealed)
+        node.step = step
+        self.add(node, single=False)
+        self.follow(before, node)
+        return node
+
+    def leave(self, entered: Node) -> Node:
+        """Grow the trie by the return of a module."""
+        assert entered.known is not None
+        before = self.node
+        node = self.add(self.tally().leave(entered.known, before, entered))
+        self.follow(before, node)
+        return node
+
+    def raised(self, entered: Node) -> None:
+        """An exception left a module: close its frame, for the user's code may catch it and go on."""
+        before, step = self.node, Raised(entered.depth - 1)
+        after = before.edges.get(step)
+        if after is None:
+            after = self.tally().raised(before, step)
+            before.edges[step] = after
+            self.follow(before, after)
+        self.node = after
+
+    def source(self, step: Source, name: str, func_name: str, value: Tensor) -> None:
+        """An input or a buffer is read."""
+        before = self.node
+        node = before.edges.get(step)
+        if node is None:
+            node = self.add(self.tally().source(step, name, func_name, before))
+            self.follow(before, node)
+        self.node = node
+        if node.tap is not None:
+            node.tap(self.run, value)
+
+
+class TracingMode(OpMode):
+    """A mode that also tells which buffers an op reads, and from which events its inputs came."""
+
+    def __init__(self, listener: Listener, *, parents: bool) -> None:
+        super().__init__(listener)
+        self._parents = parents
+        self._labels: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._buffers: dict[int, tuple[Tensor, str]] = {}
+
+    def begin(self, run: Any, root: Node) -> None:
+        super().begin(run, root)
+        self._labels.clear()
+
+    def watch_buffers(self, buffers: dict[int, tuple[Tensor, str]]) -> None:
+        """Which tensors are buffers now, with their addresses."""
+        self._buffers = buffers
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        following = self.node.edges.get(func)
+        if following is SKIPPED or (following is None and (_graph_task() != -1 or op_facts(func) is None)):
+            return super().__torch_function__(func, types, args, kwargs)
+        read = [value for _, value in leaves((args, kwargs or {}))]
+        for value in read:
+            held = self._buffers.get(id(value))
+            if held is not None:
+                address = held[1]
+                self.source(Source("buffer", address), f"{address}:buffer", address.rpartition(".")[2], value)
+        parents = self.labels(read)
+        before = self.node
+        self.run.parents = parents
+        out = super().__torch_function__(func, types, args, kwargs)
+        if self._parents and self.node is not before:
+            self.produced(self.node, out if out is not None else args[:1])
+        return out
+
+    def source(self, step: Source, name: str, func_name: str, value: Tensor) -> None:
+        self.run.parents = ()
+        super().source(step, name, func_name, value)
+        if self._parents:
+            self.produced(self.node, value)
+
+    def feed_value(self, node: Node, out: Any) -> None:
+        self.run.parents = self.labels(value for _, value in leaves(out))
+        super().feed_value(node, out)
+
+    def feed_arguments(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.run.parents = self.labels(value for _, value in argument_leaves(args, kwargs))
+        super().feed_arguments(node, args, kwargs)
+
+    def labels(self, read: Iterable[Tensor]) -> tuple[str, ...] | None:
+        """The labels of the events that these values come from."""
+        if not self._parents:
+            return None
+        found = []
+        for value in read:
+            held = self._labels.get(id(value))
+            if held is not None and held[0]() is value and held[1] not in found:
+                found.append(held[1])
+        return tuple(found)
+
+    def produced(self, node: Node, out: Any) -> None:
+        """Remember which event a value came from."""
+        for path, value in leaves(out):
+            self._labels[id(value)] = (weakref.ref(value), node.label + path)
+
+
+def _leaf_site(site: Site, path: str, index: int) -> Site:
+    """The site of one leaf of a nested value."""
+    name = site.name
+    if site.kind == "module_exit" and path.startswith(".") and not name.endswith(":out"):
+        name += ":out"  # `a.b` is the address of a module, so a field of a value has to look different
+    return msgspec.structs.replace(site, name=name + path, output_index=index, output_address=path)
+
+
+
+
+def top_mode() -> object:
+    """The function mode that is asked first in this thread."""
+    depth = torch._C._len_torch_function_stack()
+    return torch._C._get_function_stack_at(depth - 1) if depth else None

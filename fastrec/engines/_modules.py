@@ -1,0 +1,96 @@
+"""The modules of the recorded roots by identity, with the addresses that sites are named by."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from fastrec._sites import Frame
+from fastrec.engines._fused import may_fuse
+
+_TRANSPARENT = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_MOST_ALIASES = 16
+
+
+class Known:
+    """A module of a root: its address (the root's name first where roots have names) and how it is written."""
+
+    __slots__ = ("address", "aliases", "frame", "layer_type", "may_fuse", "module", "name")
+
+    def __init__(self, module: nn.Module, address: str) -> None:
+        self.module = module
+        self.address = address
+        self.aliases: list[str] = []
+        self.name = address or ":out"
+        self.frame = Frame(address, type(module).__name__)
+        self.layer_type = self.frame.module_type.lower().replace("_", "")
+        self.may_fuse = may_fuse(module)
+
+    @property
+    def input_prefix(self) -> str:
+        return f"{self.address}:in"
+
+
+class ModuleTable:
+    """Looks modules up by identity; the modules themselves are not touched."""
+
+    def __init__(self, roots: Mapping[str, nn.Module]) -> None:
+        self._roots = dict(roots)
+        self.known: dict[int, Known] = {}
+        self._foreign: dict[int, weakref.ref[nn.Module]] = {}
+        self.scan()
+
+    def scan(self) -> None:
+        """Take in all modules that the roots hold now."""
+        for root_name, root in self._roots.items():
+            for address, module in _walk(root, root_name, frozenset()):
+                known = self.known.get(id(module))
+                if known is None:
+                    self.known[id(module)] = Known(module, address)
+                    self._foreign.pop(id(module), None)
+                elif known.address != address and len(known.aliases) < _MOST_ALIASES:
+                    if address not in known.aliases:
+                        known.aliases.append(address)
+                        known.frame = Frame(known.address, known.frame.module_type, tuple(known.aliases))
+
+    def find_late(self, module: nn.Module) -> Known | None:
+        """A module that was made or replaced during the session; None for one that belongs to no root."""
+        seen = self._foreign.get(id(module))
+        if seen is not None and seen() is module:
+            return None
+        self.scan()
+        known = self.known.get(id(module))
+        if known is None:
+            self._foreign[id(module)] = weakref.ref(module, lambda _, key=id(module): self._foreign.pop(key, None))
+        return known
+
+    def addresses(self) -> list[str]:
+        """Every address and alias, for messages."""
+        return [a for known in self.known.values() for a in (known.address, *known.aliases)]
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside of wrappers that only forward calls (DDP, DataParallel, FSDP, activation checkpointing)."""
+    while True:
+        if isinstance(module, DistributedDataParallel | DataParallel):
+            module = module.module
+            continue
+        inner = next((child for name, child in module._modules.items() if name in _TRANSPARENT and child), None)
+        if inner is None:
+            return module
+        module = inner
+
+
+def _walk(module: nn.Module, address: str, above: frozenset[int]) -> Iterator[tuple[str, nn.Module]]:
+    """A module and all below it with addresses; a module in several places comes once for each."""
+    module = unwrapped(module)
+    if id(module) in above:
+        return
+    yield address, module
+    above = above | {id(module)}
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _walk(child, f"{address}.{name}" if address else name, above)

@@ -1,0 +1,64 @@
+"""What the eager engine can't record is refused when the session opens."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel
+
+from fastrec._errors import UnsupportedModelError
+from fastrec.engines._modules import unwrapped
+
+
+def runs_compiled(module: nn.Module) -> bool:
+    """Whether a module's forward pass is compiled by ``torch.compile``."""
+    # torch._dynamo is slow to import, and nothing can be compiled where nobody has imported it.
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    if dynamo is None:
+        return False
+    if isinstance(module, dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+        return True
+    forward: Any = module.__dict__.get("forward", type(module).forward)
+    return "_torchdynamo_orig_callable" in getattr(forward, "__dict__", {})
+
+
+def check_roots(roots: Mapping[str, nn.Module]) -> None:
+    """Raise UnsupportedModelError for a root whose ops can't be seen."""
+    for name, root in roots.items():
+        called = f"the model {name!r}" if name else "the model"
+        if isinstance(root, DataParallel) and len(root.device_ids) > 1:
+            raise UnsupportedModelError(
+                f"{called} is a DataParallel over {len(root.device_ids)} devices, whose replicas are new modules in "
+                "every pass; record it on one device (Recorder(model.module)), or use DistributedDataParallel"
+            )
+        inner = unwrapped(root)
+        if runs_compiled(root) or runs_compiled(inner):
+            raise UnsupportedModelError(
+                f"{called} is compiled with torch.compile, and the eager engine can't see inside compiled code; "
+                "record the model that it was made from (model._orig_mod) and call that one"
+            )
+        if isinstance(inner, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                f"{called} is a ScriptModule, which runs outside of Python; record the module it was scripted from"
+            )
+        if _is_exported(inner):
+            raise UnsupportedModelError(
+                f"{called} comes from torch.export, whose graph holds only low-level ops; record the module that it "
+                "was exported from"
+            )
+        parameters = list(inner.parameters())
+        if parameters and all(p.device.type == "meta" for p in parameters):
+            raise UnsupportedModelError(
+                f"{called} lies on the meta device and computes no values; move it with model.to_empty(device=...)"
+            )
+
+
+def _is_exported(module: nn.Module) -> bool:
+    if not isinstance(module, torch.fx.GraphModule):
+        return False
+    calls = [node for node in module.graph.nodes if node.op == "call_function"]
+    return bool(calls) and all(isinstance(node.target, torch._ops.OpOverload) for node in calls)

@@ -1,0 +1,295 @@
+"""The eager engine: any Python model, any control flow, every op.
+
+It sees modules through the wrapper of ``nn.Module.__call__`` and ops through a function mode, which the outermost
+recorded call pushes in the thread that makes it. Not seen: ops inside of compiled code, of TorchScript and of C++
+extensions that bypass torch's dispatch of Python functions.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastrec._contracts import Listener
+from fastrec._errors import FastrecWarning, SessionError
+from fastrec._sites import Site
+from fastrec.engines._calls import MODULE_CALLS, Call
+from fastrec.engines._fused import fused_layer_types, is_fused_now
+from fastrec.engines._leaves import argument_leaves
+from fastrec.engines._mode import OpMode, TracingMode, top_mode
+from fastrec.engines._modules import Known, ModuleTable
+from fastrec.engines._supported import check_roots, runs_compiled
+from fastrec.engines._trie import LEAVE, Node, Source
+
+LARGEST_TRIE = 50_000
+"""Nodes after which the trie starts afresh: a model that never runs twice alike must not fill the memory."""
+
+_graph_task = torch._C._current_graph_task_id
+_interpreter = torch._C._functorch.peek_interpreter_stack
+
+
+class _Thread(threading.local):
+    """What a thread is doing: the mode of its pass, or a call that is not to be recorded."""
+
+    mode: OpMode | None = None
+    muted: bool = False
+    spare: OpMode | None = None
+
+
+class EagerEngine:
+    """Watches every call of the roots, and with ``ops`` every op that runs inside of them.
+
+    Arguments:
+        ops: observe ops; without, only modules are seen, at less cost.
+        sources: inputs and buffers that are read become events.
+        parents: follow which event each value came from.
+    """
+
+    def __init__(self, *, ops: bool = True, sources: bool = False, parents: bool = False) -> None:
+        self._ops = ops or sources or parents
+        self._sources = sources
+        self._parents = parents
+        self._thread = _Thread()
+        self._root = _root("")
+        self._regions: dict[str, Node] = {}
+        self._grown = 0
+        self._warned: set[str] = set()
+
+    def open(self, roots: Mapping[str, nn.Module], listener: Listener) -> None:
+        """Begin to watch the roots, in every thread."""
+        check_roots(roots)
+        self._table = ModuleTable(roots)
+        self._listener = listener
+        self._layer = self._make_layer
+        MODULE_CALLS.add(self._layer)
+
+    def close(self) -> None:
+        """Stop watching; passes that still run in other threads are no longer seen."""
+        MODULE_CALLS.remove(self._layer)
+
+    @property
+    def addresses(self) -> list[str]:
+        """The addresses of all known modules, for messages."""
+        return self._table.addresses()
+
+    def enter_region(self, name: str) -> OpMode:
+        """Make what this thread runs from now on one pass."""
+        if self._thread.mode is not None:
+            raise SessionError(
+                "a region can't begin inside of a pass or of another region of the same recorder and thread; "
+                "end the one before, or open the region around the outermost call"
+            )
+        root = self._regions.get(name)
+        if root is None:
+            root = self._regions[name] = _root(f":{name}")
+        mode = self._begin(self._listener.begin(name), root)
+        if self._ops:
+            mode.__enter__()
+        return mode
+
+    def leave_region(self, token: OpMode, error: BaseException | None) -> bool:
+        """End the region's pass; whether the listener takes the exception as its own."""
+        if self._ops:
+            token.__exit__(None, None, None)
+        return self._end(token, error)
+
+    def _make_layer(self, call: Call | None) -> Call:
+        """The wrapper of module calls; ``call`` is what comes next, None the module itself."""
+        known_modules = self._table.known
+        thread = self._thread
+        outermost, enter, hide, late = self._outermost, self._enter, self._hide, self._table.find_late
+
+        def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            mode = thread.mode
+            known = known_modules.get(id(module))
+            if mode is None:
+                if known is not None and not thread.muted:
+                    return outermost(__call__, call, known, args, kwargs)
+            elif known is not None or (known := late(module)) is not None:
+                entered = mode.node.edges.get(known) or enter(mode, known)
+                if entered is not None:
+                    mode.node = entered
+                    if entered.spread:
+                        mode.feed_arguments(entered, args, kwargs)
+                    try:
+                        if entered.hidden:
+                            out = hide(mode, call, module, args, kwargs)
+                        elif call is not None:
+                            out = call(module, *args, **kwargs)
+                        elif module._compiled_call_impl is None:
+                            out = module._call_impl(*args, **kwargs)
+                        else:
+                            out = hide(mode, call, module, args, kwargs)
+                    except BaseException:
+                        mode.raised(entered)
+                        raise
+                    left = mode.node.edges.get(LEAVE) or mode.leave(entered)
+                    mode.node = left
+                    if left.spread:
+                        mode.feed_value(left, out)
+                    return out
+            return _plain(call, module, args, kwargs)
+
+        return __call__
+
+    def _outermost(
+        self, layer: Call, call: Call | None, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A call into a root from outside: a pass."""
+        if _graph_task() != -1:  # autograd runs a part of an earlier forward pass again
+            return _plain(call, known.module, args, kwargs)
+        run = None if self._is_transformed() else self._listener.begin(known.address)
+        if run is None:
+            return self._mute(call, known.module, args, kwargs)
+        mode = self._begin(run, self._root)
+        error: BaseException | None = None
+        out = None
+        try:
+            if self._sources:
+                self._feed_sources(mode, known, args, kwargs)
+            if self._ops:
+                with mode:
+                    out = layer(known.module, *args, **kwargs)
+            else:
+                out = layer(known.module, *args, **kwargs)
+        except BaseException as raised:
+            error = raised
+            if not self._end(mode, error):
+                raise
+        else:
+            self._end(mode, None)
+        return out
+
+    def _begin(self, run: Any, root: Node) -> OpMode:
+        thread = self._thread
+        mode = thread.spare
+        if mode is None:
+            mode = (
+                TracingMode(self._listener, parents=self._parents)
+                if self._sources or self._parents
+                else OpMode(self._listener)
+            )
+        thread.spare = None
+        thread.mode = mode
+        if isinstance(mode, TracingMode) and self._sources:
+            mode.watch_buffers(self._buffers())
+        mode.begin(run, root)
+        return mode
+
+    def _end(self, mode: OpMode, error: BaseException | None) -> bool:
+        thread = self._thread
+        thread.mode = None
+        thread.spare = mode
+        run, mode.run = mode.run, None
+        if mode.grown:
+            self._grown += mode.grown
+            mode.grown = 0
+            if self._grown > LARGEST_TRIE:
+                self._grown = 0
+                self._root = _root("")
+                self._regions.clear()
+        return self._listener.end(run, error)
+
+    def _is_transformed(self) -> bool:
+        if _interpreter() is None:
+            return False
+        self._warn(
+            "vmap",
+            "a recorded model was called inside of a functorch transform (vmap, grad, jvp); its values there are "
+            "wrappers that must not escape, so these calls are not recorded",
+        )
+        return True
+
+    def _mute(self, call: Call | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call of which nothing is recorded, calls inside of it included."""
+        self._thread.muted = True
+        try:
+            return _plain(call, module, args, kwargs)
+        finally:
+            self._thread.muted = False
+
+    def _enter(self, mode: OpMode, known: Known) -> Node | None:
+        """The node of a module that was not entered here before, or whose inside depends on how it runs now."""
+        step: Any = known
+        fused = known.may_fuse and is_fused_now(known.module)
+        if known.may_fuse:
+            step = (known, fused)
+            entered = mode.node.edges.get(step)
+            if entered is not None:
+                return entered
+        compiled = runs_compiled(known.module)
+        entered = mode.enter(known, step, sealed=fused or compiled)
+        if entered is not None and (fused or compiled):
+            inside = self._keeps_inside(entered, known)
+            entered.hidden = compiled or not inside
+            if inside and compiled:
+                self._warn(
+                    known.address,
+                    f"{known.name!r} is compiled and runs inside of an eager model: the ops inside of it are not seen",
+                )
+            elif inside:
+                self._warn(
+                    known.address,
+                    f"{known.name!r} ({known.frame.module_type}) has a kept site inside, so it runs without its fused "
+                    "kernel while it is recorded; its output may differ in the last bits",
+                )
+        return entered
+
+    def _keeps_inside(self, entered: Node, known: Known) -> bool:
+        frames = entered.site.frames
+        below = [k for k in self._table.known.values() if k.address.startswith(f"{known.address}.")]
+        sites = [Site(k.name, "module_exit", k.layer_type, k.frame.module_type, (*frames, k.frame)) for k in below]
+        sites += [Site(k.input_prefix, "module_enter", s.layer_type, s.func_name, s.frames) for k, s in
+                  zip(below, sites, strict=True)]
+        sites += [
+            Site(f"{k.address}/{kind}", "op", kind, kind, (*frames, *([k.frame] if k is not known else [])))
+            for k in (known, *below)
+            for kind in fused_layer_types()
+        ]
+        return any(self._listener.may_keep(site) for site in sites)
+
+    def _hide(self, mode: OpMode, call: Call | None, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a module as one event: without the mode, which would change how it computes."""
+        thread = self._thread
+        thread.mode, thread.muted = None, True
+        pushed = self._ops and top_mode() is mode
+        if pushed:
+            mode.__exit__(None, None, None)
+        try:
+            return _plain(call, module, args, kwargs)
+        finally:
+            if pushed:
+                mode.__enter__()
+            thread.mode, thread.muted = mode, False
+
+    def _feed_sources(self, mode: OpMode, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for path, value in argument_leaves(args, kwargs):
+            mode.source(Source("input", path), known.input_prefix + path, path.strip(".[]"), value)
+
+    def _buffers(self) -> dict[int, tuple[Tensor, str]]:
+        found: dict[int, tuple[Tensor, str]] = {}
+        for known in self._table.known.values():
+            for name, buffer in known.module._buffers.items():
+                if buffer is not None:
+                    found[id(buffer)] = (buffer, f"{known.address}.{name}" if known.address else name)
+        return found
+
+    def _warn(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, FastrecWarning, stacklevel=4)
+
+
+def _root(name: str) -> Node:
+    return Node(Site(name, "op", "", ""), None, None, None)
+
+
+def _plain(call: Call | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if call is not None:
+        return call(module, *args, **kwargs)
+    return nn.Module._wrapped_call_impl(module, *args, **kwargs)
