@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install test lint
+.PHONY: install demo test lint bench
 
 install: $(INSTALLED)
 
@@ -14,9 +14,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,test]'
 	touch $@
 
+demo: $(INSTALLED)
+	$(BIN)/python examples/demo.py
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS)
+
+bench: $(INSTALLED)
+	mkdir -p .benchmarks
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only --benchmark-json=.benchmarks/last.json
