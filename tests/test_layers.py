@@ -120,7 +120,8 @@ def newly_loaded(statement: str) -> set[str]:
     """What a statement loads in a fresh interpreter that has already loaded torch."""
     code = f"import json, sys, torch; old = set(sys.modules); {statement}; new = set(sys.modules) - old"
     code += "; print(json.dumps(list(new)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout))
 
 
