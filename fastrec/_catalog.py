@@ -38,7 +38,10 @@ class Interned(Generic[T]):
 
 
 class Catalog:
-    """Sites, variants, capture specs, entries and phases by number, and the header of the session."""
+    """Sites, variants, capture specs, entries and phases by number, and the header of the session.
+
+    ``halted`` holds the reason by pass index; ``failures`` the collected predicate failures.
+    """
 
     def __init__(self, header: dict[str, Any] | None = None) -> None:
         self.header = header or {}
@@ -47,6 +50,8 @@ class Catalog:
         self.specs: Interned[CaptureSpec] = Interned()
         self.entries: Interned[str] = Interned()
         self.phases: Interned[str] = Interned()
+        self.halted: dict[int, str] = {}
+        self.failures: list[Any] = []
 
     def site_of(self, variant: int) -> Site:
         """The site of a variant, by the variant's number."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 import torch
@@ -228,10 +228,8 @@ class RecordContext:
             )
         return tuple(found)
 
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> NoReturn:
-            raise ContextFieldError(f"a context has no field {name!r}; {near(name, FIELDS)}")
+    def __getattr__(self, name: str) -> Any:
+        raise ContextFieldError(f"a context has no field {name!r}; {near(name, FIELDS)}")
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise ContextFieldError(f"a context is frozen; {name!r} can't be set")
@@ -281,6 +279,9 @@ PATH_FIELDS = frozenset(
     }
 )
 """The fields that are the same whenever the same events came before in the pass."""
+
+LEAF_FIELDS = frozenset({"site", "output_index", "input_output_address"})
+"""The structural fields that differ between the leaves of a nested value."""
 
 TENSOR_FIELDS = frozenset({"tensor_shape", "tensor_dtype", "tensor_device", "tensor_requires_grad"})
 """The fields that only the value tells."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog
-from fastrec._sites import PassInfo, Site
+from fastrec._sites import Frame, PassInfo, Site
 
 Decision = bool | CaptureSpec | Mapping[str, Any]
 """What a predicate says of an event: keep or not, or keep with this spec, or with these fields changed."""
@@ -106,6 +107,9 @@ class Engine(Protocol):
     def open(self, roots: Mapping[str, nn.Module], listener: Listener) -> None:
         """Begin to watch the roots."""
 
+    def frames(self) -> Sequence[Frame]:
+        """The modules that it knows, for messages."""
+
     def close(self) -> None:
         """Stop, and leave nothing behind."""
 
@@ -153,16 +157,36 @@ class Sink(Protocol):
         """Where values like this one go, for a variant that was not seen before."""
 
 
-class Steps(Protocol):
-    """The marked steps: for each its phase, its number in the phase, and the columns."""
+class Readable(Protocol):
+    """A sink whose records can be read while they are written, and handed over."""
 
-    phase: npt.NDArray[np.int64]
-    step: npt.NDArray[np.int64]
-    columns: dict[str, npt.NDArray[Any]]
+    def source(self) -> Source:
+        """The passes that ended so far; later ones do not change it."""
+
+    def take(self) -> Source:
+        """The passes that ended so far, which are forgotten here."""
+
+    def trim(self, *, passes: int | None = None, steps: int | None = None) -> None:
+        """Forget all but the last passes; or all but the last steps of each phase, where a phase has steps."""
+
+
+class PhaseSteps(msgspec.Struct, frozen=True):
+    """The marked steps of one phase.
+
+    ``numbers`` counts the marks of the phase, ``order`` those of all phases. ``columns`` hold one row per mark, masked
+    where a mark did not give that column. ``before`` are the columns of the mark before the first one, as far as it is
+    known: what a trimmed or popped recording needs to tell whether an environment had just ended.
+    """
+
+    phase: int
+    numbers: npt.NDArray[np.int64]
+    order: npt.NDArray[np.int64]
+    columns: Mapping[str, npt.NDArray[Any]]
+    before: Mapping[str, npt.NDArray[Any]]
 
 
 class Source(Protocol):
-    """Where a recording reads from, RAM or a file."""
+    """Where a recording reads from, RAM or a file: a snapshot, the same whenever it is read."""
 
     catalog: Catalog
 
@@ -170,16 +194,27 @@ class Source(Protocol):
         """One row per finished pass, of ``PASS_DTYPE``, in order of ``pass_index``."""
 
     def records(self) -> npt.NDArray[Any]:
-        """One row per record, of ``RECORD_DTYPE``, in order of (pass, event)."""
+        """One row per record, of ``RECORD_DTYPE``, in order of (pass, event); row -1 where no tensor was kept."""
 
-    def steps(self) -> Steps:
-        """The marked steps."""
+    def steps(self) -> Sequence[PhaseSteps]:
+        """The marked steps, of each phase that has some."""
 
     def sample_id(self, pass_index: int) -> str | int | None:
         """The sample id that a pass was logged with."""
 
-    def values(self, variant: int, rows: npt.NDArray[np.int64], part: Part) -> torch.Tensor | Sequence[Any]:
-        """Values of one variant in the order of the rows: one tensor where they lie together, else one by one."""
+    def value(self, variant: int, row: int, part: Part) -> torch.Tensor | None:
+        """One part of a record, None where it has no such part (yet)."""
+
+    def values(
+        self, variants: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], part: Part
+    ) -> Sequence[torch.Tensor]:
+        """The values of many records in their order, as few tensors as possible, each with its records in front.
+
+        A KeyError tells the position of the first record that has no such part.
+        """
+
+    def nbytes(self, variants: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The bytes that each record's tensors take."""
 
 
 Part = str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -26,15 +27,36 @@ _ORDINARY = Site("", "op", "", "")
 
 SKIPPED = Node(_ORDINARY, None, None, None)
 """Where the edge of a function leads that is no event."""
-SKIPPED.plain = False
+
+BACKWARD = Node(_ORDINARY, None, None, None)
+"""Where the edge of a function leads that runs autograd: what it calls again (checkpointing) is no event either."""
+_RUN_AUTOGRAD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
+
+
+class ThreadState(threading.local):
+    """What a thread is doing: the mode of its pass, or a call that is not to be recorded."""
+
+    mode: OpMode | None = None
+    muted: bool = False
+    spare: OpMode | None = None
+
+    def mute(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a function of which nothing is recorded, calls inside of it included."""
+        mode, muted = self.mode, self.muted
+        self.mode, self.muted = None, True
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self.mode, self.muted = mode, muted
 
 
 class OpMode(TorchFunctionMode):
     """Where one thread is in one pass."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, thread: ThreadState) -> None:
         super().__init__()
         self.listener = listener
+        self.thread = thread
         self.node = SKIPPED
         self.run: Any = None
         self.grown = 0
@@ -44,22 +66,41 @@ class OpMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        following = self.node.edges.get(func)
-        if following is None:
-            return self._grow(func, args, kwargs or {})
-        if following.plain:
+        node = self.node
+        if func is node.func:
             out = func(*args, **kwargs) if kwargs else func(*args)
+            following = node.following
             if type(out) is Tensor:
-                self.node = following
-                tap = following.tap
+                self.node = following  # type: ignore[assignment]
+                tap = following.tap  # type: ignore[union-attr]
                 if tap is not None:
                     tap(self.run, out)
-                return out
-            self.spread(following, out, args)
+            else:
+                self.spread(following, out, args)  # type: ignore[arg-type]
             return out
+        return self._look_up(func, args, kwargs or {})
+
+    def _look_up(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        node = self.node
+        following = node.edges.get(func)
+        if following is None:
+            return self._grow(func, args, kwargs)
         if following is SKIPPED:
-            return func(*args, **kwargs) if kwargs else func(*args)
-        return self._open(following, func, args, kwargs or {})
+            return func(*args, **kwargs)
+        if following is BACKWARD:
+            return self.thread.mute(func, args, kwargs)
+        if following.opens is not None:
+            return self._open(following, func, args, kwargs)
+        node.func, node.following = func, following
+        return OpMode.__torch_function__(self, func, (), args, kwargs)
+
+    def watch(self) -> None:
+        """Be asked about every op of this thread."""
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def unwatch(self) -> None:
+        """Be asked no more."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def begin(self, run: Any, root: Node) -> None:
         """A pass begins at a root of the trie."""
@@ -138,15 +179,14 @@ class OpMode(TorchFunctionMode):
         before = self.node
         facts = op_facts(func)
         if facts is None:
-            before.edges[func] = SKIPPED
-            return func(*args, **kwargs)
+            before.edges[func] = BACKWARD if func in _RUN_AUTOGRAD else SKIPPED
+            return self._look_up(func, args, kwargs)
         tally = self.tally()
         node = tally.op(facts, before, func)
         if facts.composite and self._may_open(node, facts, func):
-            node.plain = False
             node.opens = tally.inside(before, facts)
         self.add(node)
-        out = OpMode.__torch_function__(self, func, (), args, kwargs)
+        out = self._look_up(func, args, kwargs)
         if self.node is node:
             self.follow(before, node)
         return out
@@ -197,6 +237,7 @@ class OpMode(TorchFunctionMode):
         assert entered.known is not None
         before = self.node
         node = self.add(self.tally().leave(entered.known, before, entered))
+        before.left = node
         self.follow(before, node)
         return node
 
@@ -225,8 +266,8 @@ class OpMode(TorchFunctionMode):
 class TracingMode(OpMode):
     """A mode that also tells which buffers an op reads, and from which events its inputs came."""
 
-    def __init__(self, listener: Listener, *, parents: bool) -> None:
-        super().__init__(listener)
+    def __init__(self, listener: Listener, thread: ThreadState, *, parents: bool) -> None:
+        super().__init__(listener, thread)
         self._parents = parents
         self._labels: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._buffers: dict[int, tuple[Tensor, str]] = {}
@@ -243,7 +284,7 @@ class TracingMode(OpMode):
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         following = self.node.edges.get(func)
-        if following is SKIPPED or (following is None and (_graph_task() != -1 or op_facts(func) is None)):
+        if following is SKIPPED or following is BACKWARD or (following is None and (_graph_task() != -1 or op_facts(func) is None)):
             return super().__torch_function__(func, types, args, kwargs)
         read = [value for _, value in leaves((args, kwargs or {}))]
         for value in read:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -64,12 +65,15 @@ class ModuleTable:
         self.scan()
         known = self.known.get(id(module))
         if known is None:
-            self._foreign[id(module)] = weakref.ref(module, lambda _, key=id(module): self._foreign.pop(key, None))
+            self._foreign[id(module)] = weakref.ref(module, partial(self._forget, id(module)))
         return known
 
-    def addresses(self) -> list[str]:
-        """Every address and alias, for messages."""
-        return [a for known in self.known.values() for a in (known.address, *known.aliases)]
+    def _forget(self, key: int, _: weakref.ref[nn.Module]) -> None:
+        self._foreign.pop(key, None)
+
+    def frames(self) -> list[Frame]:
+        """What all known modules are called."""
+        return [known.frame for known in self.known.values()]
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from fastrec._contracts import Place, Tap
 from fastrec._ops import OpFacts
 from fastrec._sites import Frame, Kind, Site
@@ -58,13 +60,17 @@ class Node(Place):
     __slots__ = (
         "depth",
         "edges",
+        "entered",
         "facts",
+        "following",
+        "func",
         "hidden",
         "known",
         "leaf_taps",
+        "left",
+        "module",
         "opens",
         "parent",
-        "plain",
         "sealed",
         "spread",
         "step",
@@ -76,8 +82,14 @@ class Node(Place):
         self.parent = parent
         self.step = step  # the key of the edge that leads here
         self.edges: dict[Any, Node] = {}
+        # The latest plain op, the latest ordinary module and the return that came next: passes that run alike find
+        # their way by one comparison, without a look into the edges.
+        self.func: Any = None
+        self.following: Node | None = None
+        self.module: nn.Module | None = None
+        self.entered: Node | None = None
+        self.left: Node | None = None
         self.tap: Tap | None = None
-        self.plain = True  # an op that is called and then tapped, nothing else
         self.spread = True  # whether the leaves of a nested value have to be looked at
         self.leaf_taps: dict[str, Tap | None] = {}
         self.opens: Node | None = None  # the start of a composite's inside, where something may be kept there

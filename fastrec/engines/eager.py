@@ -7,7 +7,6 @@ extensions that bypass torch's dispatch of Python functions.
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -17,11 +16,11 @@ from torch import Tensor, nn
 
 from fastrec._contracts import Listener
 from fastrec._errors import FastrecWarning, SessionError
-from fastrec._sites import Site
+from fastrec._sites import Frame, Site
 from fastrec.engines._calls import MODULE_CALLS, Call
 from fastrec.engines._fused import fused_layer_types, is_fused_now
 from fastrec.engines._leaves import argument_leaves
-from fastrec.engines._mode import OpMode, TracingMode, top_mode
+from fastrec.engines._mode import OpMode, ThreadState, TracingMode, top_mode
 from fastrec.engines._modules import Known, ModuleTable
 from fastrec.engines._supported import check_roots, runs_compiled
 from fastrec.engines._trie import LEAVE, Node, Source
@@ -31,14 +30,6 @@ LARGEST_TRIE = 50_000
 
 _graph_task = torch._C._current_graph_task_id
 _interpreter = torch._C._functorch.peek_interpreter_stack
-
-
-class _Thread(threading.local):
-    """What a thread is doing: the mode of its pass, or a call that is not to be recorded."""
-
-    mode: OpMode | None = None
-    muted: bool = False
-    spare: OpMode | None = None
 
 
 class EagerEngine:
@@ -54,7 +45,7 @@ class EagerEngine:
         self._ops = ops or sources or parents
         self._sources = sources
         self._parents = parents
-        self._thread = _Thread()
+        self._thread = ThreadState()
         self._root = _root("")
         self._regions: dict[str, Node] = {}
         self._grown = 0
@@ -72,13 +63,12 @@ class EagerEngine:
         """Stop watching; passes that still run in other threads are no longer seen."""
         MODULE_CALLS.remove(self._layer)
 
-    @property
-    def addresses(self) -> list[str]:
-        """The addresses of all known modules, for messages."""
-        return self._table.addresses()
+    def frames(self) -> list[Frame]:
+        """The modules that it knows, for messages."""
+        return self._table.frames()
 
-    def enter_region(self, name: str) -> OpMode:
-        """Make what this thread runs from now on one pass."""
+    def enter_region(self, name: str) -> OpMode | None:
+        """Make what this thread runs from now on one pass; None where the listener does not record it."""
         if self._thread.mode is not None:
             raise SessionError(
                 "a region can't begin inside of a pass or of another region of the same recorder and thread; "
@@ -87,53 +77,55 @@ class EagerEngine:
         root = self._regions.get(name)
         if root is None:
             root = self._regions[name] = _root(f":{name}")
-        mode = self._begin(self._listener.begin(name), root)
+        run = self._listener.begin(name)
+        if run is None:
+            return None
+        mode = self._begin(run, root)
         if self._ops:
-            mode.__enter__()
+            mode.watch()
         return mode
 
     def leave_region(self, token: OpMode, error: BaseException | None) -> bool:
         """End the region's pass; whether the listener takes the exception as its own."""
         if self._ops:
-            token.__exit__(None, None, None)
+            token.unwatch()
         return self._end(token, error)
 
     def _make_layer(self, call: Call | None) -> Call:
         """The wrapper of module calls; ``call`` is what comes next, None the module itself."""
         known_modules = self._table.known
         thread = self._thread
-        outermost, enter, hide, late = self._outermost, self._enter, self._hide, self._table.find_late
+        outermost, enter, hide = self._outermost, self._enter, self._hide
 
         def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             mode = thread.mode
-            known = known_modules.get(id(module))
             if mode is None:
+                known = known_modules.get(id(module))
                 if known is not None and not thread.muted:
                     return outermost(__call__, call, known, args, kwargs)
-            elif known is not None or (known := late(module)) is not None:
-                entered = mode.node.edges.get(known) or enter(mode, known)
-                if entered is not None:
-                    mode.node = entered
-                    if entered.spread:
-                        mode.feed_arguments(entered, args, kwargs)
-                    try:
-                        if entered.hidden:
-                            out = hide(mode, call, module, args, kwargs)
-                        elif call is not None:
-                            out = call(module, *args, **kwargs)
-                        elif module._compiled_call_impl is None:
-                            out = module._call_impl(*args, **kwargs)
-                        else:
-                            out = hide(mode, call, module, args, kwargs)
-                    except BaseException:
-                        mode.raised(entered)
-                        raise
-                    left = mode.node.edges.get(LEAVE) or mode.leave(entered)
-                    mode.node = left
-                    if left.spread:
-                        mode.feed_value(left, out)
-                    return out
-            return _plain(call, module, args, kwargs)
+                return _plain(call, module, args, kwargs)
+            node = mode.node
+            entered = node.entered if node.module is module else enter(mode, module)
+            if entered is None:
+                return _plain(call, module, args, kwargs)
+            mode.node = entered
+            if entered.spread:
+                mode.feed_arguments(entered, args, kwargs)
+            try:
+                if entered.hidden or (call is None and module._compiled_call_impl is not None):
+                    out = hide(mode, call, module, args, kwargs)
+                elif call is None:
+                    out = module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+                else:
+                    out = call(module, *args, **kwargs)
+            except BaseException:
+                mode.raised(entered)
+                raise
+            left = mode.node.left or mode.leave(entered)
+            mode.node = left
+            if left.spread:
+                mode.feed_value(left, out)
+            return out
 
         return __call__
 
@@ -145,7 +137,7 @@ class EagerEngine:
             return _plain(call, known.module, args, kwargs)
         run = None if self._is_transformed() else self._listener.begin(known.address)
         if run is None:
-            return self._mute(call, known.module, args, kwargs)
+            return self._thread.mute(_plain, (call, known.module, args, kwargs), {})
         mode = self._begin(run, self._root)
         error: BaseException | None = None
         out = None
@@ -153,8 +145,11 @@ class EagerEngine:
             if self._sources:
                 self._feed_sources(mode, known, args, kwargs)
             if self._ops:
-                with mode:
+                mode.watch()
+                try:
                     out = layer(known.module, *args, **kwargs)
+                finally:
+                    mode.unwatch()
             else:
                 out = layer(known.module, *args, **kwargs)
         except BaseException as raised:
@@ -170,9 +165,9 @@ class EagerEngine:
         mode = thread.spare
         if mode is None:
             mode = (
-                TracingMode(self._listener, parents=self._parents)
+                TracingMode(self._listener, thread, parents=self._parents)
                 if self._sources or self._parents
-                else OpMode(self._listener)
+                else OpMode(self._listener, thread)
             )
         thread.spare = None
         thread.mode = mode
@@ -205,23 +200,21 @@ class EagerEngine:
         )
         return True
 
-    def _mute(self, call: Call | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a call of which nothing is recorded, calls inside of it included."""
-        self._thread.muted = True
-        try:
-            return _plain(call, module, args, kwargs)
-        finally:
-            self._thread.muted = False
+    def _enter(self, mode: OpMode, module: nn.Module) -> Node | None:
+        """The node of a module that another one than last time enters here; None for one that is not the roots'."""
+        known = self._table.known.get(id(module)) or self._table.find_late(module)
+        if known is None:
+            return None
+        node = mode.node
+        # How a module with a fused path runs can change from call to call, so it is looked up every time.
+        step: Any = (known, is_fused_now(module)) if known.may_fuse else known
+        entered = node.edges.get(step) or self._grow(mode, known, step)
+        if not known.may_fuse and entered is not None:
+            node.module, node.entered = module, entered
+        return entered
 
-    def _enter(self, mode: OpMode, known: Known) -> Node | None:
-        """The node of a module that was not entered here before, or whose inside depends on how it runs now."""
-        step: Any = known
-        fused = known.may_fuse and is_fused_now(known.module)
-        if known.may_fuse:
-            step = (known, fused)
-            entered = mode.node.edges.get(step)
-            if entered is not None:
-                return entered
+    def _grow(self, mode: OpMode, known: Known, step: Any) -> Node | None:
+        fused = step is not known and step[1]
         compiled = runs_compiled(known.module)
         entered = mode.enter(known, step, sealed=fused or compiled)
         if entered is not None and (fused or compiled):
@@ -255,17 +248,14 @@ class EagerEngine:
 
     def _hide(self, mode: OpMode, call: Call | None, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module as one event: without the mode, which would change how it computes."""
-        thread = self._thread
-        thread.mode, thread.muted = None, True
         pushed = self._ops and top_mode() is mode
         if pushed:
-            mode.__exit__(None, None, None)
+            mode.unwatch()
         try:
-            return _plain(call, module, args, kwargs)
+            return self._thread.mute(_plain, (call, module, args, kwargs), {})
         finally:
             if pushed:
-                mode.__enter__()
-            thread.mode, thread.muted = mode, False
+                mode.watch()
 
     def _feed_sources(self, mode: OpMode, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for path, value in argument_leaves(args, kwargs):
@@ -292,4 +282,4 @@ def _root(name: str) -> Node:
 def _plain(call: Call | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if call is not None:
         return call(module, *args, **kwargs)
-    return nn.Module._wrapped_call_impl(module, *args, **kwargs)
+    return nn.Module._wrapped_call_impl(module, *args, **kwargs)  # type: ignore[no-untyped-call]

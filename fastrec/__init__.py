@@ -1,0 +1,11 @@
+"""fastrec records what a PyTorch model computes while it runs again and again, and keeps what a predicate asks for."""
+
+from fastrec._capture import CaptureSpec as CaptureSpec
+from fastrec._context import RecordContext as RecordContext
+from fastrec._errors import FastrecError as FastrecError
+from fastrec._errors import FastrecWarning as FastrecWarning
+from fastrec._halt import halt as halt
+from fastrec._oneshot import record as record
+from fastrec._recorder import Recorder as Recorder
+from fastrec._recording import ActivationRecord as ActivationRecord
+from fastrec._recording import Recording as Recording

@@ -1,0 +1,54 @@
+"""What becomes of predicates that raise."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import msgspec
+
+from fastrec._context import RecordContext
+from fastrec._contracts import Predicate
+from fastrec._errors import FastrecWarning, PredicateError
+
+MOST_COLLECTED = 100
+
+
+class PredicateFailure(msgspec.Struct, frozen=True):
+    """A predicate that raised: which, at which event, and what."""
+
+    predicate: str
+    context: RecordContext
+    error: str
+
+
+class PredicateFailures:
+    """Raises the first failure, or collects a bounded list of them and warns at the end."""
+
+    def __init__(self, *, on_error: Literal["raise", "collect"]) -> None:
+        self._raises = on_error == "raise"
+        self.collected: list[PredicateFailure] = []
+        self.total = 0
+
+    def handle(self, predicate: Predicate, ctx: RecordContext, error: Exception) -> None:
+        """A predicate raised at an event."""
+        if self._raises:
+            told = str(error) if isinstance(error, PredicateError) else f"{type(error).__name__}: {error}"
+            raise PredicateError(
+                f"the predicate {predicate!r} failed at {ctx.label!r} ({ctx.kind} at {ctx.site!r}, pass "
+                f"{ctx.pass_index}): {told}. Mend it, or open the recorder with on_predicate_error='collect'"
+            ) from error
+        self.total += 1
+        if len(self.collected) < MOST_COLLECTED:
+            self.collected.append(PredicateFailure(repr(predicate), ctx, f"{type(error).__name__}: {error}"))
+
+    def warn(self) -> None:
+        """Say at the end of a session that events were skipped."""
+        if self.total:
+            first = self.collected[0]
+            warnings.warn(
+                f"predicates failed at {self.total} events, which were skipped; the first: {first.error} at "
+                f"{first.context.label!r} ({first.context.site}). recording.predicate_failures has them",
+                FastrecWarning,
+                stacklevel=3,
+            )

@@ -1,0 +1,55 @@
+"""One call, one recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from fastrec._errors import OptionError
+from fastrec._recorder import Recorder
+from fastrec._recording import Recording
+from fastrec._seeds import seeded
+
+_NOT_GIVEN: Any = object()
+
+
+def record(
+    model: nn.Module | Mapping[str, nn.Module],
+    input_args: Any = _NOT_GIVEN,
+    input_kwargs: Mapping[str, Any] | None = None,
+    *,
+    call: Callable[[], Any] | None = None,
+    return_output: bool = False,
+    **recorder_options: Any,
+) -> Any:
+    """Run a model once and keep what predicates ask for.
+
+    >>> import torch, fastrec
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+    >>> recording = fastrec.record(model, torch.ones(2, 4), keep_op="relu")
+    >>> recording["relu_1"][0].activation.shape
+    torch.Size([2, 8])
+
+    Arguments:
+        model: a module, or a dict name -> module.
+        input_args: one positional argument, or a tuple or list of them.
+        input_kwargs: keyword arguments.
+        call: a function without arguments that uses the model in any way, in place of inputs.
+        return_output: return (output, recording).
+        recorder_options: the options of Recorder.
+
+    Returns a Recording.
+    """
+    if (call is None) == (input_args is _NOT_GIVEN):
+        raise OptionError("give either input_args, or call= with a function that runs the model")
+    output = None
+    with Recorder(model, **recorder_options) as rec:
+        if call is None:
+            output = rec.log(input_args, input_kwargs)
+        else:
+            with seeded(rec.options.random_seed), rec.region("call"):
+                output = call()
+    recording: Recording = rec.recording
+    return (output, recording) if return_output else recording

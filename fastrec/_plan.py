@@ -1,0 +1,100 @@
+"""What is asked where: the predicates of a session, settled as far as possible for each place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastrec._context import LEAF_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
+from fastrec._contracts import Place, Tap
+from fastrec._errors import OptionError
+from fastrec._options import RecorderOptions
+from fastrec._sites import Kind, PassInfo, Site
+from fastrec._taps import AskTap, KeepTap, spec_of
+from fastrec.predicates import ALWAYS, NEVER
+from fastrec.predicates._base import Constant, PredicateBase, settled
+from fastrec.predicates._edge import normalise
+
+if TYPE_CHECKING:
+    from fastrec._session import Session
+
+OP_KINDS: tuple[Kind, ...] = ("op", "input", "buffer")
+MODULE_KINDS: tuple[Kind, ...] = ("module_enter", "module_exit")
+
+_SETTLED_BY_PATH = STRUCTURAL_FIELDS | PATH_FIELDS
+_NO_TENSOR = ((), "float32", "cpu", False)
+_NO_PASS = PassInfo(index=0, entry=0, entry_pass=0, phase=0, grad=False, started=0.0)
+
+
+class Plan:
+    """The normalised predicates of a session; opening one that can keep nothing is an OptionError."""
+
+    def __init__(self, options: RecorderOptions) -> None:
+        self.keep_op = normalise(options.keep_op, option="keep_op")
+        self.keep_module = normalise(options.keep_module, option="keep_module")
+        self.halt = normalise(options.halt, option="keep_op") if options.halt is not None else NEVER
+        self.sources = options.include_source_events
+        for needed in (self.keep_op.history, self.keep_module.history):
+            if needed > options.history_size:
+                raise OptionError(
+                    f"a predicate looks back {needed} ops, and history_size={options.history_size}; "
+                    f"give history_size={needed}"
+                )
+        # A session that only keeps module outputs by structure needs no function mode, the dearest part of watching.
+        self.watches_ops = (
+            options.track_parents
+            or options.include_source_events
+            or self.keep_op != NEVER
+            or self.halt != NEVER
+            or bool(self.keep_module.reads & PATH_FIELDS)
+        )
+
+    def check_can_keep(self) -> None:
+        """Raise OptionError where no event could ever be kept."""
+        kinds: list[Kind] = ["op", "input", "buffer"] if self.sources else ["op"]
+        if self.keep_op == NEVER and self.keep_module == NEVER:
+            if self.halt == NEVER:
+                raise OptionError(
+                    "there is no predicate, so nothing could be kept; give keep_op= (such as 'relu' or True) or "
+                    "keep_module= (such as 'encoder.*' or True)"
+                )
+            return
+        if self.keep_op != NEVER and not any(self.keep_op.may_keep_kind(kind) for kind in kinds):
+            hint = "module events are selected by keep_module="
+            if self.keep_op.may_keep_kind("input") or self.keep_op.may_keep_kind("buffer"):
+                hint = "inputs and buffers become events with include_source_events=True"
+            raise OptionError(f"keep_op={self.keep_op!r} can't keep any op event; {hint}")
+        if self.keep_module != NEVER and not any(self.keep_module.may_keep_kind(k) for k in MODULE_KINDS):
+            raise OptionError(
+                f"keep_module={self.keep_module!r} can't keep any module event; ops, inputs and buffers are "
+                "selected by keep_op="
+            )
+
+    def predicate(self, kind: Kind) -> PredicateBase:
+        """Which predicate is asked about events of a kind."""
+        return self.keep_module if kind in MODULE_KINDS else self.keep_op
+
+    def may_keep(self, site: Site) -> bool:
+        """Whether something could be kept at a site, before its value has been seen."""
+        for predicate in (self.predicate(site.kind), self.halt):
+            if predicate != NEVER and (predicate.reads & LEAF_FIELDS or predicate.narrow(site) != NEVER):
+                return True
+        return False
+
+    def tap(self, session: Session, place: Place, site: Site) -> Tap | None:
+        """The tap for a leaf of a place: none, one that keeps, or one that asks."""
+        rest = self._settle(session, self.predicate(site.kind), place, site)
+        halt = self._settle(session, self.halt, place, site)
+        if halt == NEVER:
+            if rest == NEVER:
+                return None
+            if isinstance(rest, Constant):
+                spec = spec_of(rest.decision, session.default)
+                return None if spec is None else KeepTap(session, place, site, spec)
+        return AskTap(session, place, site, rest, None if halt == NEVER else halt)
+
+    def _settle(self, session: Session, predicate: PredicateBase, place: Place, site: Site) -> PredicateBase:
+        rest = predicate.narrow(site)
+        if rest.reads and rest.reads <= _SETTLED_BY_PATH:
+            variant = session.variants.of(place, site, _NO_TENSOR, 0, None)
+            return settled(rest.decide(RecordContext(session.catalog, variant, _NO_PASS, 0.0, None)))
+        return rest

@@ -1,0 +1,295 @@
+"""The recorder: a session around an unchanged loop."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastrec._catalog import Catalog
+from fastrec._closing import warn_about_nothing
+from fastrec._errors import OptionError, SessionError, UnsupportedModelError, near
+from fastrec._options import RecorderOptions, options_of
+from fastrec._plan import Plan
+from fastrec._recording import Recording
+from fastrec._seeds import seeded
+from fastrec._session import Session
+from fastrec._sinks_of import TeeSink, sinks_of
+from fastrec._steps import step_columns
+from fastrec.engines import EagerEngine
+from fastrec.sinks import RAMSink
+
+
+class Recorder:
+    """Records, inside of a ``with`` block, what a model computes whoever calls it, and keeps what predicates ask for.
+
+    >>> import torch, fastrec
+    >>> policy = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    >>> with fastrec.Recorder(policy, keep_op="tanh") as rec:
+    ...     for _ in range(3):
+    ...         with torch.no_grad():
+    ...             action = policy(torch.zeros(5, 4))
+    >>> rec.recording.stack("1/tanh").shape
+    torch.Size([3, 5, 8])
+
+    Arguments:
+        model: a module, or a dict name -> module to record several roots.
+        keep_op: which op, input and buffer events to keep: a predicate, a callable ``ctx -> bool | CaptureSpec``, op
+            types as a string or list of strings (globs), or True for all ops.
+        keep_module: which module events to keep: the same, strings being module addresses (their outputs).
+        capture: how kept values are copied, a CaptureSpec.
+        sink: where records go, a sink or a list of sinks; default RAM.
+        engine: "auto" or "eager", or an engine object.
+        history_size: how many recent events and ops a context shows; default 8.
+        include_source_events: inputs of a pass and buffers that are read become events.
+        track_parents: contexts know the labels of the values that an op read.
+        train_mode: the default capture keeps gradients.
+        retain: RAM keeps the last n steps, or passes where there are no steps; default all.
+        halt: a predicate that ends the pass after the event that it matches.
+        returns_none: a halted call that a framework made returns None, instead of being an error.
+        autoreset: "next_step" or "same_step", how vectorised environments reset (Gymnasium's meaning).
+        on_predicate_error: "raise", or "collect" to skip the event and go on.
+        on_forward_error: "drop" the pass that raised, or "keep" what it recorded, flagged.
+        random_seed: set before each call by ``rec.log``; the random state is restored after it.
+
+    Raises OptionError for options that do not fit, UnsupportedModelError for models that can't be recorded.
+    """
+
+    def __init__(self, model: nn.Module | Mapping[str, nn.Module], **options: Any) -> None:
+        self.options = options_of(options)
+        self._roots = _roots_of(model)
+        self._plan = Plan(self.options)
+        self._plan.check_can_keep()
+        self._sinks = sinks_of(self.options.sink)
+        self._ram = next((sink for sink in self._sinks if isinstance(sink, RAMSink)), None)
+        if self._ram is None and (self.options.train_mode or self.options.capture.keep_grad):
+            raise OptionError(
+                "gradients can't be kept by a file; add RAM, sink=[RAMSink(), ...], or leave keep_grad and "
+                "train_mode out"
+            )
+        if self._ram is None and self.options.retain is not None:
+            raise OptionError("retain= concerns RAM, and no sink is in RAM; a file keeps everything")
+        self._session: Session | None = None
+        self._engine: Any = None
+        self._state = "new"
+        self._pid = os.getpid()
+        self._catalog = Catalog(
+            {
+                "keep_op": repr(self._plan.keep_op),
+                "keep_module": repr(self._plan.keep_module),
+                "autoreset": self.options.autoreset,
+                "history_size": self.options.history_size,
+                "roots": {name: type(root).__name__ for name, root in self._roots.items()},
+                "torch": torch.__version__,
+            }
+        )
+
+    def __enter__(self) -> Recorder:
+        if self._state != "new":
+            raise SessionError(f"this recorder is {self._state}; a recorder is used once, make another one")
+        sink = self._sinks[0] if len(self._sinks) == 1 else TeeSink(self._sinks)
+        self._session = Session(self.options, self._plan, sink, self._catalog, self._ram)
+        self._engine = self._make_engine()
+        self._engine.open(self._roots, self._session)
+        self._state = "open"
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        session, self._state = self._open(), "closed"
+        self._engine.close()
+        self._catalog.failures = session.failures.collected
+        session.ledger.close()
+        if error is None:
+            session.failures.warn()
+            warn_about_nothing(session, self._plan, self._engine.frames())
+
+    def log(
+        self,
+        input_args: Any,
+        input_kwargs: Mapping[str, Any] | None = None,
+        *,
+        sample_id: str | int | None = None,
+        root: str | None = None,
+    ) -> Any:
+        """Call the model, as any other call of it is recorded, with a sample id.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Linear(4, 2)
+        >>> with fastrec.Recorder(model, keep_op="linear") as rec:
+        ...     out = rec.log(torch.zeros(1, 4), sample_id="a")
+        >>> rec.recording[0].ctx.sample_id
+        'a'
+
+        Arguments:
+            input_args: one positional argument, or a tuple or list of them.
+            input_kwargs: keyword arguments.
+            sample_id: a string or number that the records of this pass carry.
+            root: which root to call, where there are several.
+
+        Returns the model's output, or None if the pass was halted.
+        """
+        session = self._open()
+        model = self._root(root)
+        call = session.call
+        call.logged, call.sample_id = True, sample_id
+        try:
+            with seeded(self.options.random_seed):
+                return model(*args_of(input_args), **(input_kwargs or {}))
+        finally:
+            call.logged, call.sample_id = False, None
+
+    def step(self, **columns: Any) -> None:
+        """Close a step: the passes that ended since the last mark in this phase belong to it.
+
+        Call it after ``env.step``, with what the environment returned.
+
+        Arguments:
+            columns: numbers, or arrays with one number per environment (``reward``, ``terminated``, ``truncated``).
+
+        Raises StepError for columns that are no numbers.
+        """
+        session = self._open()
+        values = step_columns(columns)
+        session.ledger.mark(*session.mark(), values)
+        session.retain(steps=True)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Name a stretch of the run: passes that begin inside of the block belong to this phase."""
+        session = self._open()
+        if not isinstance(name, str):
+            raise OptionError(f"phase({name!r}): give a name, such as 'rollout'")
+        before, session.phase = session.phase, session.catalog.phases.add(name)
+        try:
+            yield
+        finally:
+            session.phase = before
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Record nothing of the passes that begin inside of the block."""
+        session = self._open()
+        session.paused += 1
+        try:
+            yield
+        finally:
+            session.paused -= 1
+
+    @contextmanager
+    def region(self, name: str = "region") -> Iterator[None]:
+        """Make everything that this thread runs inside of the block one pass, ops outside of any module included."""
+        session = self._open()
+        session.call.logged = True
+        try:
+            token = self._engine.enter_region(name)
+        finally:
+            session.call.logged = False
+        if token is None:  # paused
+            yield
+            return
+        try:
+            yield
+        except BaseException as error:
+            if not self._engine.leave_region(token, error):
+                raise
+        else:
+            self._engine.leave_region(token, None)
+
+    @property
+    def recording(self) -> Recording:
+        """What has been recorded so far: a pass appears when it ends."""
+        if self._state == "new":
+            raise SessionError("nothing is recorded before the block begins; open it with `with Recorder(...) as rec:`")
+        return Recording(self._in_ram("recording").source())
+
+    def pop(self) -> Recording:
+        """Hand over the passes that ended, and forget them."""
+        session = self._open()
+        recording = Recording(self._in_ram("pop()").take())
+        session.handed_over()
+        return recording
+
+    def __repr__(self) -> str:
+        roots = ", ".join(f"{name}={type(m).__name__}" if name else type(m).__name__ for name, m in self._roots.items())
+        kept = f", {self._session.passes_kept} passes with records" if self._session else ""
+        return f"<Recorder of {roots}: {self._state}{kept}>"
+
+    def _make_engine(self) -> Any:
+        if not isinstance(self.options.engine, str):
+            return self.options.engine
+        return EagerEngine(
+            ops=self._plan.watches_ops,
+            sources=self.options.include_source_events,
+            parents=self.options.track_parents,
+        )
+
+    def _open(self) -> Session:
+        if os.getpid() != self._pid:
+            raise SessionError(
+                "this recorder was opened in another process, and a forked child can't write to it; open a recorder "
+                "of its own in the child"
+            )
+        if self._session is None or self._state != "open":
+            raise SessionError(f"this recorder is {self._state}; use it inside of its `with Recorder(...) as rec:` block")
+        return self._session
+
+    def _root(self, name: str | None) -> nn.Module:
+        if name is None:
+            if len(self._roots) > 1:
+                raise OptionError(f"there are several roots; say which: root={' or '.join(map(repr, self._roots))}")
+            return next(iter(self._roots.values()))
+        if name not in self._roots:
+            raise OptionError(f"there is no root {name!r}; {near(name, self._roots)}")
+        return self._roots[name]
+
+    def _in_ram(self, what: str) -> RAMSink:
+        if self._ram is None:
+            raise SessionError(f"{what} reads from RAM, and this session writes elsewhere only; add sink=[RAMSink(), ...]")
+        return self._ram
+
+
+def args_of(input_args: Any) -> tuple[Any, ...]:
+    """Positional arguments: a tuple or list of them, or a single one."""
+    return tuple(input_args) if isinstance(input_args, tuple | list) else (input_args,)
+
+
+def _roots_of(model: Any) -> dict[str, nn.Module]:
+    if isinstance(model, nn.Module):
+        return {"": model}
+    if isinstance(model, Mapping) and not isinstance(model, nn.Module):
+        if not model:
+            raise UnsupportedModelError("the dict of models is empty; give {'actor': actor, 'critic': critic}")
+        for name, root in model.items():
+            if not isinstance(name, str) or not name.isidentifier():
+                raise OptionError(f"{name!r} is no name of a root; give a plain word such as 'actor'")
+            if not isinstance(root, nn.Module):
+                raise UnsupportedModelError(f"the model {name!r} is a {_told(root)}, not a torch.nn.Module")
+        return dict(model)
+    raise UnsupportedModelError(
+        f"the model is a {_told(model)}, not a torch.nn.Module; give a module, or a dict name -> module"
+    )
+
+
+def _told(given: Any) -> str:
+    if type(given).__name__ == "ExportedProgram":
+        return "ExportedProgram (record the module that it was exported from)"
+    return f"class ({given.__name__}; make an instance)" if isinstance(given, type) else type(given).__name__
+
+
+def _signature() -> inspect.Signature:
+    kind = inspect.Parameter
+    first = [kind("self", kind.POSITIONAL_OR_KEYWORD), kind("model", kind.POSITIONAL_OR_KEYWORD)]
+    defaults = RecorderOptions()
+    options = [
+        kind(name, kind.KEYWORD_ONLY, default=getattr(defaults, name)) for name in RecorderOptions.__struct_fields__
+    ]
+    return inspect.Signature([*first, *options])
+
+
+# The options are declared once, in RecorderOptions; this shows them in help() and editors.
+Recorder.__init__.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -1,0 +1,28 @@
+"""Running one call with a fixed random seed, and the random state as it was afterwards."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Seed torch, numpy and Python's random inside of the block; None changes nothing."""
+    if seed is None:
+        yield
+        return
+    state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            yield
+        finally:
+            random.setstate(state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,191 @@
+"""An open session: numbers the passes, asks the predicates, hands what is kept to the sink."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from itertools import count
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrec._capture import CaptureSpec
+from fastrec._catalog import Catalog
+from fastrec._context import RecordContext
+from fastrec._contracts import Column, Ledger, Place, Predicate, Sink, Tap
+from fastrec._errors import FastrecWarning, SessionError
+from fastrec._failures import PredicateFailures
+from fastrec._halt import Halt
+from fastrec._options import RecorderOptions
+from fastrec._plan import Plan
+from fastrec._run import PassRun
+from fastrec._sites import PassInfo, Site
+from fastrec._taps import spec_of
+from fastrec._variants import VariantMaker
+from fastrec.sinks import RAMSink
+
+
+class _Call(threading.local):
+    """What the recorder's own call in this thread said about the pass that is about to begin."""
+
+    logged = False
+    sample_id: str | int | None = None
+
+
+class Session:
+    """What engines and taps talk to while a recorder is open."""
+
+    def __init__(self, options: RecorderOptions, plan: Plan, sink: Sink, catalog: Catalog, ram: RAMSink | None) -> None:
+        self.options = options
+        self.plan = plan
+        self.sink = sink
+        self._ram = ram
+        self.catalog = catalog
+        self.ledger: Ledger = sink.open(catalog)
+        self.variants = VariantMaker(catalog, options.history_size, observed=plan.watches_ops)
+        self.default = options.capture.with_changes({"keep_grad": True}) if options.train_mode else options.capture
+        self.failures = PredicateFailures(on_error=options.on_predicate_error)
+        self.call = _Call()
+        self.columns: dict[int, Column] = {}
+        self.attached: set[int] = set()
+        self.passes_kept = 0
+        self.passes_attached = 0
+        self.seen_layer_types: set[str] = set()
+        self.phase = catalog.phases.add("")
+        self.paused = 0
+        self._marks: dict[int, int] = {}
+        self._began = perf_counter()
+        self.passes_begun = 0
+        self._next_pass = count().__next__
+        self._entries: dict[str, tuple[int, Any]] = {}
+        self._warned: set[str] = set()
+
+    def tap(self, place: Place, site: Site) -> Tap | None:
+        """The tap of a place; the engine asks once."""
+        if site.kind == "op":
+            self.seen_layer_types.add(site.layer_type)
+        return self.plan.tap(self, place, site)
+
+    def may_keep(self, site: Site) -> bool:
+        """Whether something could be kept at a site that has not been seen yet."""
+        return self.plan.may_keep(site)
+
+    def begin(self, entry: str) -> PassRun | None:
+        """A pass begins; None while the recorder is paused."""
+        if self.paused:
+            return None
+        known = self._entries.get(entry)
+        if known is None:
+            known = self._entries.setdefault(entry, (self.catalog.entries.add(entry), count().__next__))
+        self.passes_begun += 1
+        call = self.call
+        info = PassInfo(
+            self._next_pass(),
+            known[0],
+            known[1](),
+            self.phase,
+            torch.is_grad_enabled(),
+            perf_counter() - self._began,
+            call.sample_id,
+            self._marks.get(self.phase, 0),
+        )
+        return PassRun(info, logged=call.logged)
+
+    def end(self, run: PassRun, error: BaseException | None) -> bool:
+        """A pass ended; True where its exception was a halt, and its caller may get None."""
+        info, started = run.info, run.started
+        info.duration = perf_counter() - started
+        info.step = self._marks.get(info.phase, 0)
+        if error is not None:
+            if isinstance(error, Halt):
+                info.outcome = "halted"
+                self.catalog.halted[info.index] = error.reason
+            elif self.options.on_forward_error == "keep":
+                info.outcome = "failed"
+            else:
+                for variant, row in zip(run.variants, run.rows, strict=True):
+                    if variant in self.columns:
+                        self.columns[variant].discard(row)
+                return False
+        if run.rows:
+            self.passes_kept += 1
+        self.ledger.commit(info, run.variants, run.rows, [time - started for time in run.times])
+        if self.attached:
+            self._count_attached(run)
+        if not self._marks:
+            self.retain(steps=False)
+        if info.outcome != "halted":
+            return False
+        if not (run.logged or self.options.returns_none):
+            raise SessionError(
+                "halt stopped a call that a framework or your loop made, which would get None where it expects a "
+                "value; make the call by rec.log(...) or inside of `with rec.region():`, or open the recorder with "
+                "halt=... and returns_none=True"
+            ) from error
+        return True
+
+    def ask(self, predicate: Predicate, ctx: RecordContext) -> CaptureSpec | None:
+        """What a rest says about an event, as a spec; errors of the user's function are told with the event."""
+        try:
+            return spec_of(predicate.decide(ctx), self.default)
+        # The predicate is the user's code, which may raise anything.
+        except Exception as error:
+            self.failures.handle(predicate, ctx, error)
+            return None
+
+    def ask_halt(self, predicate: Predicate, ctx: RecordContext) -> None:
+        """Stop the pass if the halt predicate says so."""
+        if self.ask(predicate, ctx) is not None:
+            raise Halt(f"{predicate!r} matched {ctx.label!r} ({ctx.site})")
+
+    def spec_for(self, spec: CaptureSpec, value: Tensor, site: Site) -> CaptureSpec:
+        """The spec for a very value: train_mode keeps gradients only where there can be some."""
+        trains = self.options.train_mode and spec.keep_grad and spec == self.default
+        if trains and not (value.is_floating_point() or value.is_complex()):
+            return spec.with_changes({"keep_grad": False, "save_gradient": False})
+        return spec
+
+    def mark(self) -> tuple[int, int]:
+        """Close the current step of the current phase; the phase and the step's number."""
+        phase = self.phase
+        step = self._marks.get(phase, 0)
+        self._marks[phase] = step + 1
+        return phase, step
+
+    def retain(self, *, steps: bool) -> None:
+        """Let RAM keep the last steps or passes only, if that was asked for."""
+        if self.options.retain is not None and self._ram is not None:
+            self._ram.trim(**{"steps" if steps else "passes": self.options.retain})
+
+    def handed_over(self) -> None:
+        """The passes that ended were popped."""
+        self.passes_attached = 0
+
+    def warn_transformed(self, site: Site) -> None:
+        """Say once that values inside of functorch transforms are left out."""
+        self.warn(
+            f"functorch {site.name}",
+            f"{site.name!r} ran inside of a functorch transform (vmap, grad, jvp); its values there are wrappers that "
+            "must not escape, so they are not recorded",
+        )
+
+    def warn(self, key: str, message: str) -> None:
+        """Warn once per key and session."""
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, FastrecWarning, stacklevel=2)
+
+    def _count_attached(self, run: PassRun) -> None:
+        if self.attached.isdisjoint(run.variants) or self.options.retain is not None:
+            return
+        self.passes_attached += 1
+        if self.passes_attached > 64:
+            self.warn(
+                "attached",
+                "more than 64 passes with attached graphs are held in RAM; take them with rec.pop() after each step, "
+                "or open the recorder with retain=n",
+            )
+
+

@@ -1,0 +1,164 @@
+"""The callables that an engine feeds: one keeps every value of a place, one asks first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastrec._capture import CaptureSpec
+from fastrec._context import RecordContext
+from fastrec._contracts import Decision, Place, Predicate
+from fastrec._run import PassRun
+from fastrec._sites import Site, Variant
+
+if TYPE_CHECKING:
+    from fastrec._session import Session
+
+MOST_CELLS = 64
+"""Shapes that a tap remembers at one place, before it looks them up anew."""
+
+_interpreter = torch._C._functorch.peek_interpreter_stack
+
+
+def _no_tensor(value: Tensor) -> int:
+    return -1
+
+
+class KeepTap:
+    """Keeps every value of one leaf of one place, in one way."""
+
+    __slots__ = (
+        "_append",
+        "_cells",
+        "_device",
+        "_dtype",
+        "_place",
+        "_requires_grad",
+        "_session",
+        "_shape",
+        "_site",
+        "_spec",
+        "_variant",
+    )
+
+    def __init__(self, session: Session, place: Place, site: Site, spec: CaptureSpec) -> None:
+        self._session = session
+        self._place = place
+        self._site = site
+        self._spec = spec
+        self._cells: dict[Any, tuple[int, Callable[[Tensor], Any]]] = {}
+        self._shape: Any = None
+        self._dtype: Any = None
+        self._device: Any = None
+        self._requires_grad: Any = None
+        self._variant = -1
+        self._append: Callable[[Tensor], Any] = _no_tensor
+
+    def __call__(self, run: PassRun, value: Tensor) -> None:
+        if (
+            value.shape != self._shape
+            or value.dtype is not self._dtype
+            or value.requires_grad is not self._requires_grad
+            or value.device != self._device
+            or run.parents is not None
+        ):
+            if not self._meet(run, value):
+                return
+        try:
+            row = self._append(value)
+        except RuntimeError:
+            if _interpreter() is None:
+                raise
+            self._session.warn_transformed(self._site)
+            return
+        run.rows.append(row)
+        run.variants.append(self._variant)
+        run.times.append(perf_counter())
+
+    def _meet(self, run: PassRun, value: Tensor) -> bool:
+        """Turn to values of another shape, dtype or device than the last one's; False: can't be kept."""
+        session = self._session
+        key = (value.shape, value.dtype, value.device, value.requires_grad, run.parents)
+        cell = self._cells.get(key)
+        if cell is None:
+            if _interpreter() is not None:
+                session.warn_transformed(self._site)
+                return False
+            if len(self._cells) >= MOST_CELLS:
+                self._cells.clear()
+            spec = session.spec_for(self._spec, value, self._site)
+            catalog = session.catalog
+            variant = session.variants.make(self._place, self._site, value, catalog.specs.add(spec), run.parents)
+            number = catalog.variants.add(variant)
+            append = _no_tensor
+            if spec.save_activation:
+                column = session.columns[number] = session.sink.column(number, value)
+                append = column.append
+            if spec.keep_grad:
+                session.attached.add(number)
+            cell = self._cells[key] = (number, append)
+        self._shape, self._dtype, self._device, self._requires_grad = key[:4]
+        self._variant, self._append = cell
+        return True
+
+
+class AskTap:
+    """Asks a rest about each value of one leaf of one place, and keeps what it says."""
+
+    __slots__ = ("_halt", "_keepers", "_place", "_rest", "_session", "_site", "_variants")
+
+    def __init__(self, session: Session, place: Place, site: Site, rest: Predicate, halt: Predicate | None) -> None:
+        self._session = session
+        self._place = place
+        self._site = site
+        self._rest = rest
+        self._halt = halt
+        self._keepers: dict[CaptureSpec, KeepTap] = {}
+        self._variants: dict[Any, Variant] = {}
+
+    def __call__(self, run: PassRun, value: Tensor) -> None:
+        session = self._session
+        ctx = self._context(run, value)
+        spec = session.ask(self._rest, ctx)
+        if spec is not None:
+            keeper = self._keepers.get(spec)
+            if keeper is None:
+                keeper = self._keepers[spec] = KeepTap(session, self._place, self._site, spec)
+            keeper(run, value)
+        if self._halt is not None:
+            session.ask_halt(self._halt, ctx)
+
+    def _context(self, run: PassRun, value: Tensor) -> RecordContext:
+        key = (value.shape, value.dtype, value.device, value.requires_grad, run.parents)
+        variant = self._variants.get(key)
+        if variant is None:
+            if len(self._variants) >= MOST_CELLS:
+                self._variants.clear()
+            variant = self._session.variants.make(self._place, self._site, value, 0, run.parents)
+            self._variants[key] = variant
+        return RecordContext(
+            self._session.catalog,
+            variant,
+            run.info,
+            perf_counter() - run.started,
+            run.info.step,
+        )
+
+
+def spec_of(decision: Decision | None, default: CaptureSpec) -> CaptureSpec | None:
+    """The spec that a decision stands for, None where the event is not kept."""
+    if decision is True:
+        return default
+    if not decision and not isinstance(decision, Mapping | CaptureSpec):
+        return None
+    if isinstance(decision, CaptureSpec):
+        spec = decision
+    elif isinstance(decision, Mapping):
+        spec = default.with_changes(dict(decision))
+    else:
+        return default
+    return spec if spec.save_activation or spec.save_metadata else None

@@ -1,0 +1,86 @@
+"""From where an event happened and what its value is like to the variant that its records share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from fastrec._catalog import Catalog
+from fastrec._contracts import Place
+from fastrec._sites import Site, Variant
+
+Triples = tuple[tuple[int, int, str], ...]
+
+
+class VariantMaker:
+    """Makes the variants of a session.
+
+    ``history_size`` bounds the recent events and ops; ``observed`` is False where an engine sees no ops, so that
+    nothing can be said about what came before.
+    """
+
+    def __init__(self, catalog: Catalog, history_size: int, *, observed: bool) -> None:
+        self._catalog = catalog
+        self._history_size = history_size
+        self._observed = observed
+
+    def make(self, place: Place, site: Site, value: Tensor, spec: int, parents: tuple[str, ...] | None) -> Variant:
+        """The variant of a value at a place."""
+        return self.of(
+            place,
+            site,
+            (tuple(value.shape), str(value.dtype).removeprefix("torch."), str(value.device), value.requires_grad),
+            spec,
+            parents,
+        )
+
+    def of(
+        self,
+        place: Place,
+        site: Site,
+        meta: tuple[tuple[int, ...], str, str, bool],
+        spec: int,
+        parents: tuple[str, ...] | None,
+    ) -> Variant:
+        """The same from shape, dtype, device and requires_grad."""
+        seen = self._observed
+        if site.kind in ("module_enter", "module_exit"):
+            label = f"{site.name}:{place.number}"
+        else:
+            label = place.label + (site.output_address if site.kind == "op" else "")
+        return Variant(
+            site=self._catalog.sites.add(site),
+            label=label,
+            number=place.number,
+            order=place.order,
+            op_index=place.op_index if seen else None,
+            event_index=place.event_index if seen else None,
+            module_pass=place.module_pass,
+            stack_passes=place.stack_passes,
+            shape=meta[0],
+            dtype=meta[1],
+            device=meta[2],
+            requires_grad=meta[3],
+            spec=spec,
+            recent_events=self._recent(place, ops_only=False) if seen else None,
+            recent_ops=self._recent(place, ops_only=True) if seen else None,
+            parents=parents,
+        )
+
+    def _recent(self, place: Place, *, ops_only: bool) -> Triples:
+        add = self._catalog.sites.add
+        found: list[tuple[int, int, str]] = []
+        for event in _before(place):
+            if len(found) == self._history_size:
+                break
+            if not ops_only or event.site.kind == "op":
+                found.append((add(event.site), event.number, event.label))
+        return tuple(reversed(found))
+
+
+def _before(place: Place) -> Iterator[Place]:
+    event = place.previous
+    while event is not None:
+        yield event
+        event = event.previous
