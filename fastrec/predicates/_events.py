@@ -1,0 +1,129 @@
+"""Predicates of what an event is: its kind, its op, the ops before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+from fastrec._contracts import Context
+from fastrec._errors import PredicateError, near
+from fastrec._sites import KINDS, Kind
+from fastrec.predicates._atoms import Atom, GlobAtom, Globs, count_of, globs_of
+from fastrec.predicates._base import Pattern
+
+
+@dataclass(frozen=True, repr=False)
+class Op(GlobAtom):
+    """See ``op``."""
+
+    name = "op"
+    reads = frozenset({"kind", "layer_type"})
+
+    def own_patterns(self) -> Iterator[Pattern]:
+        return self.globs.one_by_one("op")
+
+    def decide(self, ctx: Context) -> bool:
+        return ctx.kind == "op" and ctx.layer_type in self.globs
+
+
+@dataclass(frozen=True, repr=False)
+class KindOf(Atom):
+    """See ``kind``."""
+
+    kinds: tuple[Kind, ...]
+    reads = frozenset({"kind"})
+
+    def decide(self, ctx: Context) -> bool:
+        return ctx.kind in self.kinds
+
+    def __repr__(self) -> str:
+        return f"kind({', '.join(map(repr, self.kinds))})"
+
+
+@dataclass(frozen=True, repr=False)
+class After(GlobAtom):
+    """See ``after``."""
+
+    within: int
+    name = "after"
+    reads = frozenset({"recent_ops"})
+
+    @property
+    def looks_back(self) -> int:
+        return self.within
+
+    def own_patterns(self) -> Iterator[Pattern]:
+        return self.globs.one_by_one("op")
+
+    def decide(self, ctx: Context) -> bool:
+        globs = self.globs
+        return any(event.layer_type in globs for event in ctx.recent_ops[-self.within :])
+
+    def __repr__(self) -> str:
+        within = f", within={self.within}" if self.within != 1 else ""
+        return f"after({self.globs!r}{within})"
+
+
+def op(*layer_types: str) -> Op:
+    """The results of ops of some types.
+
+    >>> from fastrec.predicates import op
+    >>> op("relu", "conv*")
+    op('relu', 'conv*')
+    >>> op("layer_norm") == op("LayerNorm") == op("layernorm")
+    True
+
+    Arguments:
+        layer_types: globs of canonical op types (``ctx.layer_type``): the function's name in lower case
+            without underscores, so ``add`` stands for ``+``, ``torch.add`` and ``add_``. Spellings with
+            underscores or capitals mean the same.
+
+    Raises PredicateError for anything but strings, and without any.
+    """
+    return Op(_layer_types("op", layer_types))
+
+
+def kind(*kinds: Kind) -> KindOf:
+    """Events of some kinds.
+
+    >>> from fastrec.predicates import kind
+    >>> kind("input", "buffer")
+    kind('input', 'buffer')
+
+    Arguments:
+        kinds: of "op", "module_enter", "module_exit", "input", "buffer".
+
+    Raises PredicateError for another word.
+    """
+    if not kinds:
+        raise PredicateError(f"kind() needs at least one of {', '.join(map(repr, KINDS))}")
+    for given in cast("tuple[object, ...]", kinds):
+        if given not in KINDS:
+            raise PredicateError(f"kind({given!r}) is no kind of event; {near(str(given), KINDS)}")
+    return KindOf(tuple(dict.fromkeys(kinds)))
+
+
+def after(*layer_types: str, within: int = 1) -> After:
+    """Events that come soon after an op of some types, in the same pass.
+
+    >>> from fastrec.predicates import after, op
+    >>> op("relu") & after("conv2d", within=2)
+    op('relu') & after('conv2d', within=2)
+
+    Arguments:
+        layer_types: globs of canonical op types, as for ``op``.
+        within: how many of the ops before to look at, from 1 (the one just before) to the recorder's
+            ``history_size``.
+
+    Raises PredicateError for anything but strings, and for a ``within`` below 1.
+    """
+    return After(_layer_types("after", layer_types), count_of("after", within, "ops to look back at"))
+
+
+def _layer_types(name: str, given: tuple[str, ...]) -> Globs:
+    spelled = globs_of(name, given, "relu").patterns
+    plain = tuple(glob.lower().replace("_", "") for glob in spelled)
+    if "" in plain:
+        raise PredicateError(f"{name}({spelled[plain.index('')]!r}) names no op type; '*' matches all")
+    return Globs(plain)

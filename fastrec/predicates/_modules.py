@@ -1,0 +1,156 @@
+"""Predicates of where an event happens: in which module, of which class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fastrec._contracts import Context
+from fastrec._errors import PredicateError
+from fastrec.predicates._atoms import GlobAtom, globs_of
+from fastrec.predicates._base import Pattern
+
+
+@dataclass(frozen=True, repr=False)
+class Module(GlobAtom):
+    """See ``module``."""
+
+    name = "module"
+    reads = frozenset({"kind", "module_address", "module_stack"})
+
+    def own_patterns(self) -> Iterator[Pattern]:
+        return self.globs.one_by_one("module")
+
+    def decide(self, ctx: Context) -> bool:
+        if ctx.kind == "module_enter":
+            return False
+        address = ctx.module_address
+        # An op outside any module has the address of the root, "", but no stack.
+        return address in self.globs and (address != "" or len(ctx.module_stack) > 0)
+
+
+@dataclass(frozen=True, repr=False)
+class ModuleInput(GlobAtom):
+    """See ``module_input``."""
+
+    name = "module_input"
+    reads = frozenset({"kind", "module_address"})
+
+    def own_patterns(self) -> Iterator[Pattern]:
+        return self.globs.one_by_one("module")
+
+    def decide(self, ctx: Context) -> bool:
+        return ctx.kind == "module_enter" and ctx.module_address in self.globs
+
+
+@dataclass(frozen=True, repr=False)
+class ModuleType(GlobAtom):
+    """See ``module_type``."""
+
+    name = "module_type"
+    reads = frozenset({"kind", "module_type"})
+
+    def decide(self, ctx: Context) -> bool:
+        if ctx.kind == "module_enter":
+            return False
+        class_name = ctx.module_type
+        return class_name != "" and class_name in self.globs
+
+
+@dataclass(frozen=True, repr=False)
+class Inside(GlobAtom):
+    """See ``inside``."""
+
+    name = "inside"
+    reads = frozenset({"kind", "module_stack"})
+
+    def own_patterns(self) -> Iterator[Pattern]:
+        return self.globs.one_by_one("module")
+
+    def decide(self, ctx: Context) -> bool:
+        if ctx.kind == "module_enter":
+            return False
+        frames = ctx.module_stack
+        around = frames[:-1] if ctx.kind == "module_exit" else frames
+        return any(frame.module_address in self.globs for frame in around)
+
+
+def module(*addresses: str) -> Module:
+    """The outputs of some modules; in ``keep_op``, what happens directly in them.
+
+    >>> from fastrec.predicates import module
+    >>> module("encoder.*", "head")
+    module('encoder.*', 'head')
+
+    Arguments:
+        addresses: globs of module addresses as ``model.named_modules()`` shows them; ``*`` crosses dots, and
+            ``""`` is a root that has no name. With several roots the root's name stands first: ``"actor.0"``.
+
+    Raises PredicateError for anything but strings, and without any.
+    """
+    return Module(globs_of("module", addresses, "encoder.*"))
+
+
+def module_input(*addresses: str) -> ModuleInput:
+    """What some modules are called with.
+
+    >>> from fastrec.predicates import module_input
+    >>> module_input("actor")
+    module_input('actor')
+
+    Arguments:
+        addresses: globs of module addresses, as for ``module``.
+
+    Raises PredicateError for anything but strings, and without any.
+    """
+    return ModuleInput(globs_of("module_input", addresses, "encoder.*"))
+
+
+def module_type(*types: str | type[nn.Module]) -> ModuleType:
+    """The outputs of modules of some classes; in ``keep_op``, what happens directly in them.
+
+    >>> from torch import nn
+    >>> from fastrec.predicates import module_type
+    >>> module_type(nn.Conv2d, "*Norm*")
+    module_type('Conv2d', '*Norm*')
+
+    Arguments:
+        types: globs of class names, or classes. A class stands for its name alone: its subclasses don't
+            match (``nn.Linear`` leaves out ``NonDynamicallyQuantizableLinear``), and a class of the same name
+            defined elsewhere does.
+
+    Raises PredicateError for anything else, and without any.
+    """
+    return ModuleType(globs_of("module_type", tuple(map(_class_name, types)), "Linear"))
+
+
+def inside(*addresses: str) -> Inside:
+    """What happens in some modules or anywhere below them.
+
+    >>> from fastrec.predicates import inside, op
+    >>> op("relu") & ~inside("head")
+    op('relu') & ~inside('head')
+
+    Arguments:
+        addresses: globs of module addresses, as for ``module``. A module's own output is not inside of it,
+            but inside of the modules around it.
+
+    Raises PredicateError for anything but strings, and without any.
+    """
+    return Inside(globs_of("inside", addresses, "encoder.*"))
+
+
+def _class_name(given: Any) -> Any:
+    if isinstance(given, type) and issubclass(given, nn.Module):
+        return given.__name__
+    if isinstance(given, type):
+        raise PredicateError(f"module_type({given.__name__}): {given.__name__} is no subclass of nn.Module")
+    if isinstance(given, nn.Module):
+        raise PredicateError(
+            f"module_type() got a module; give its class: module_type({type(given).__name__}), "
+            "or its address to module()"
+        )
+    return given
