@@ -1,0 +1,123 @@
+"""Run a Python function of torch so that a function mode sees the ops that it is made of."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable
+from functools import cache, lru_cache
+from types import CellType, CodeType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch import overrides
+
+from fastrec._op_table import canonical
+
+ASKS_FOR_A_MODE = (
+    overrides.has_torch_function,
+    overrides.has_torch_function_unary,
+    overrides.has_torch_function_variadic,
+)
+
+
+def openable(func: Callable[..., Any]) -> bool:
+    """Whether `opened` can keep `func` from handing itself to a mode: it asks by a global name."""
+    return isinstance(func, FunctionType) and (
+        bool(_questions(func)) or any(_questions(inner) for inner in _closed_over(func))
+    )
+
+
+@lru_cache(maxsize=1024)
+def opened(func: FunctionType) -> Callable[..., Any]:
+    """A copy of `func` that never hands itself to a mode, so that the ops inside reach the mode one by one.
+
+    The copy runs the same code on the same globals, seen live, with equal results to the last bit.
+    """
+    if not openable(func):
+        raise TypeError(f"{func!r} can't be opened: it isn't a Python function that asks `has_torch_function` by name")
+    return _copy(func)
+
+
+def _copy(func: FunctionType) -> FunctionType:
+    closure = func.__closure__ and tuple(
+        CellType(_copy(cell.cell_contents)) if _is_other_function(cell, func) else cell for cell in func.__closure__
+    )
+    copy = FunctionType(func.__code__, _OpenGlobals(func), func.__name__, func.__defaults__, closure)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    copy.__qualname__ = func.__qualname__
+    copy.__module__ = func.__module__
+    return copy
+
+
+class _OpenGlobals(dict[str, Any]):
+    """The globals of a function, with "no" for an answer to every `has_torch_function`.
+
+    Names are looked up when they are used, because libraries patch functions into torch's modules.
+    """
+
+    __slots__ = ("_forwards_to", "_globals", "_ours")
+
+    def __init__(self, func: FunctionType) -> None:
+        super().__init__(__builtins__=builtins, __name__=func.__globals__.get("__name__"))
+        self.update(dict.fromkeys(_questions(func), _no_mode))
+        self._globals = func.__globals__
+        # Private helpers hand over the public function in its own name (`_unique_impl` for `unique`), and a function
+        # may be built on its own variant (`max_pool2d` on `max_pool2d_with_indices`) or, if it is a method, on the
+        # function of the same name (`Tensor.stft` on `torch.stft`).
+        layer_type = canonical(func.__name__)
+        self._ours = {name for name in _names(func.__code__) if name.startswith("_") or canonical(name) == layer_type}
+        self._forwards_to = func.__name__ if isinstance(getattr(torch, func.__name__, None), FunctionType) else None
+
+    def __missing__(self, name: str) -> Any:
+        value = self._globals[name]
+        if name in self._ours and isinstance(value, FunctionType):
+            return _opened_helper(value)
+        if self._forwards_to is not None and value is torch:
+            return _opened_torch(self._forwards_to)
+        return value
+
+
+@cache
+def _opened_helper(func: FunctionType) -> FunctionType:
+    return _copy(func)
+
+
+@cache
+def _opened_torch(name: str) -> _TorchWithOpened:
+    return _TorchWithOpened(name)
+
+
+class _TorchWithOpened(ModuleType):
+    """`torch`, for a method that forwards to the function of its own name: `x.stft` to `torch.stft`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("torch")
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(torch, name)
+        return _opened_helper(value) if name == self._name else value
+
+
+def _no_mode(*_: object) -> bool:
+    return False
+
+
+def _questions(func: FunctionType) -> list[str]:
+    names = func.__globals__
+    asked = (name for name in _names(func.__code__) if name in names)
+    return [name for name in asked if any(names[name] is question for question in ASKS_FOR_A_MODE)]
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names in a code object and in the lambdas and comprehensions inside of it."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _is_other_function(cell: CellType, func: FunctionType) -> bool:
+    return isinstance(cell.cell_contents, FunctionType) and cell.cell_contents is not func
+
+
+def _closed_over(func: FunctionType) -> list[FunctionType]:
+    return [cell.cell_contents for cell in func.__closure__ or () if _is_other_function(cell, func)]
