@@ -18,6 +18,7 @@ class StackFrame(msgspec.Struct, frozen=True):
     module_address: str
     module_type: str
     pass_index: int
+    aliases: tuple[str, ...] = ()
 
 
 class RecentEvent(msgspec.Struct, frozen=True):
@@ -117,7 +118,7 @@ class RecordContext:
     @property
     def module_stack(self) -> tuple[StackFrame, ...]:
         return tuple(
-            StackFrame(frame.module_address, frame.module_type, number)
+            StackFrame(frame.module_address, frame.module_type, number, frame.aliases)
             for frame, number in zip(self._site.frames, self._variant.stack_passes, strict=True)
         )
 

@@ -80,9 +80,7 @@ class GlobAtom(Atom):
 def globs_of(name: str, given: tuple[object, ...], example: str) -> Globs:
     """The arguments of a public function as globs, if they are strings."""
     if not given:
-        raise PredicateError(
-            f"{name}() needs at least one glob, such as {name}({example!r}); '*' matches all"
-        )
+        raise PredicateError(f"{name}() needs at least one glob, such as {name}({example!r}); '*' matches all")
     for glob in given:
         if isinstance(glob, (list, tuple, set, frozenset)):
             one_by_one = ", ".join(map(repr, glob))

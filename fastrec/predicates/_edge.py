@@ -32,9 +32,7 @@ def normalise(value: object, *, option: Option) -> PredicateBase:
     if isinstance(value, str):
         return _FROM_GLOBS[option](value)
     if value is False or (isinstance(value, (list, tuple, set, frozenset)) and not value):
-        raise PredicateError(
-            f"{option}={value!r} keeps nothing; leave {option} out, or give {_EXAMPLE[option]}"
-        )
+        raise PredicateError(f"{option}={value!r} keeps nothing; leave {option} out, or give {_EXAMPLE[option]}")
     if isinstance(value, (list, tuple, set, frozenset)):
         return _FROM_GLOBS[option](*_strings(value, option))
     if not callable(value):

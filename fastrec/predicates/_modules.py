@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from fastrec._contracts import Context
 from fastrec._errors import PredicateError
-from fastrec.predicates._atoms import GlobAtom, globs_of
+from fastrec.predicates._atoms import GlobAtom, Globs, globs_of
 from fastrec.predicates._base import Pattern
 
 
@@ -19,7 +19,7 @@ class Module(GlobAtom):
     """See ``module``."""
 
     name = "module"
-    reads = frozenset({"kind", "module_address", "module_stack"})
+    reads = frozenset({"kind", "module_stack"})
 
     def own_patterns(self) -> Iterator[Pattern]:
         return self.globs.one_by_one("module")
@@ -27,9 +27,8 @@ class Module(GlobAtom):
     def decide(self, ctx: Context) -> bool:
         if ctx.kind == "module_enter":
             return False
-        address = ctx.module_address
-        # An op outside any module has the address of the root, "", but no stack.
-        return address in self.globs and (address != "" or len(ctx.module_stack) > 0)
+        # Not by ctx.module_address: an op outside any module has that of a root, "", but no stack.
+        return _reached(self.globs, ctx.module_stack[-1:])
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,13 +36,13 @@ class ModuleInput(GlobAtom):
     """See ``module_input``."""
 
     name = "module_input"
-    reads = frozenset({"kind", "module_address"})
+    reads = frozenset({"kind", "module_stack"})
 
     def own_patterns(self) -> Iterator[Pattern]:
         return self.globs.one_by_one("module")
 
     def decide(self, ctx: Context) -> bool:
-        return ctx.kind == "module_enter" and ctx.module_address in self.globs
+        return ctx.kind == "module_enter" and _reached(self.globs, ctx.module_stack[-1:])
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,7 +74,7 @@ class Inside(GlobAtom):
             return False
         frames = ctx.module_stack
         around = frames[:-1] if ctx.kind == "module_exit" else frames
-        return any(frame.module_address in self.globs for frame in around)
+        return _reached(self.globs, around)
 
 
 def module(*addresses: str) -> Module:
@@ -88,6 +87,7 @@ def module(*addresses: str) -> Module:
     Arguments:
         addresses: globs of module addresses as ``model.named_modules()`` shows them; ``*`` crosses dots, and
             ``""`` is a root that has no name. With several roots the root's name stands first: ``"actor.0"``.
+            A module that is reachable under several addresses is selected by each of them.
 
     Raises PredicateError for anything but strings, and without any.
     """
@@ -141,6 +141,11 @@ def inside(*addresses: str) -> Inside:
     Raises PredicateError for anything but strings, and without any.
     """
     return Inside(globs_of("inside", addresses, "encoder.*"))
+
+
+def _reached(globs: Globs, frames: Sequence[Any]) -> bool:
+    """Whether one of the modules is known under an address that matches."""
+    return any(frame.module_address in globs or any(alias in globs for alias in frame.aliases) for frame in frames)
 
 
 def _class_name(given: Any) -> Any:

@@ -42,7 +42,7 @@ def parse(text: str) -> PredicateBase:
     """
     try:
         return _predicate(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, RuntimeError, MemoryError) as error:
         if isinstance(error, PredicateError):
             raise
         raise PredicateError(f"{_short(text)} is no printed predicate: {error}") from error

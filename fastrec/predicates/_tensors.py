@@ -102,9 +102,7 @@ def _torch_dtype(given: object) -> torch.dtype:
     if isinstance(given, torch.dtype):
         return given
     if not isinstance(given, str):
-        raise PredicateError(
-            f"dtype() takes torch dtypes or their names, not {given!r} ({type(given).__name__})"
-        )
+        raise PredicateError(f"dtype() takes torch dtypes or their names, not {given!r} ({type(given).__name__})")
     name = given.removeprefix("torch.")
     if name not in DTYPES:
         raise PredicateError(f"dtype({given!r}) is no torch dtype; {near(name, DTYPES)}")

@@ -72,19 +72,18 @@ class StructuralView:
 class StructuralFrame:
     """A module on the stack of a StructuralView."""
 
-    __slots__ = ("_asked", "module_address", "module_type")
+    __slots__ = ("_asked", "aliases", "module_address", "module_type")
 
     def __init__(self, frame: Frame, asked: object) -> None:
         self._asked = asked
         self.module_address = frame.module_address
         self.module_type = frame.module_type
+        self.aliases = frame.aliases
 
     def __getattr__(self, name: str) -> Any:
         if name == "pass_index":
             raise _not_structural(self._asked, "module_stack[...].pass_index", Frame.__struct_fields__)
-        raise ContextFieldError(
-            f"a module on the stack has no {name!r}; {near(name, Frame.__struct_fields__)}"
-        )
+        raise ContextFieldError(f"a module on the stack has no {name!r}; {near(name, Frame.__struct_fields__)}")
 
 
 def _not_structural(asked: object, name: str, allowed: Iterable[str]) -> PredicateError:
