@@ -138,7 +138,7 @@ class Ledger(Protocol):
     """What a sink writes beside the values."""
 
     def commit(self, info: PassInfo, variants: Sequence[int], rows: Sequence[int], times: Sequence[float]) -> None:
-        """A pass ended: its records in event order, times in seconds since the pass began."""
+        """A pass ended: its records in event order, times on the clock of ``info.started``."""
 
     def mark(self, phase: int, step: int, columns: Mapping[str, npt.NDArray[Any]]) -> None:
         """A step was marked."""
@@ -191,7 +191,7 @@ class Source(Protocol):
     catalog: Catalog
 
     def passes(self) -> npt.NDArray[Any]:
-        """One row per finished pass, of ``PASS_DTYPE``, in order of ``pass_index``."""
+        """One row per finished pass, of ``PASS_DTYPE``, in order of ``pass_index``; ``started`` since the session began."""
 
     def records(self) -> npt.NDArray[Any]:
         """One row per record, of ``RECORD_DTYPE``, in order of (pass, event); row -1 where no tensor was kept."""

@@ -1,0 +1,352 @@
+"""The one place that copies tensors.
+
+A recorded value has to be copied, because nobody promises to leave it alone: the next op may write into it in place,
+the model may hand out a view of a buffer that it uses again, a rollout loop reuses its observation tensor. A record
+that shared that memory would change after the fact, and nothing would tell.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastrec._capture import CaptureSpec
+from fastrec._contracts import Part
+from fastrec._errors import GradientError, OptionError, UnsupportedTensorError
+
+ROW_BITS = 20
+"""A row is the number of its block, shifted by this many bits, plus its place in the block."""
+
+MOST_ROWS = 1 << ROW_BITS
+
+# Up to here one memcpy that holds the GIL is quicker than a dispatched copy, which may use several threads.
+_MEMCPY_BYTES = 256 * 1024
+
+# PYFUNCTYPE keeps the GIL: giving it up and taking it back would cost more than the copy, and would let
+# another thread write into the value in between.
+_memcpy = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
+    ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
+)
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Make tensors unseen by other recorders, and normal ones even where the user is in inference mode.
+
+    A tensor made in inference mode could never be saved for a backward pass by whoever reads it.
+    """
+    with torch._C.DisableTorchFunction():
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                yield
+        else:
+            yield
+
+
+class Layout(NamedTuple):
+    """What values need to have in common to lie in one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, value: Tensor) -> Layout:
+        """The layout of a value."""
+        return cls(tuple(value.shape), value.dtype, value.device)
+
+
+class RowMaker:
+    """Makes room for values of one layout, cast and moved as a spec asks."""
+
+    __slots__ = ("arrive_from", "device", "dtype", "is_flat", "nbytes", "shape")
+
+    def __init__(self, layout: Layout, spec: CaptureSpec) -> None:
+        self.shape = layout.shape
+        self.dtype = kept_dtype(spec, layout.dtype)
+        self.device = layout.device if spec.device is None else torch.device(spec.device)
+        self.nbytes = self.dtype.itemsize * math.prod(layout.shape)
+        on_cpu = self.device.type == "cpu"
+        self.arrive_from = layout.device if on_cpu and layout.device.type == "cuda" else None
+        same = on_cpu and layout.device.type == "cpu" and self.dtype == layout.dtype
+        # A complex value may be lazily conjugated, which its bytes don't tell.
+        self.is_flat = same and not self.dtype.is_complex and 0 < self.nbytes <= _MEMCPY_BYTES
+
+    def make(self, count: int) -> Rows:
+        """Rows for so many values."""
+        if torch.is_inference_mode_enabled():
+            with aside():
+                return self.make(count)
+        with torch._C.DisableTorchFunction():
+            return Rows(
+                torch.empty(
+                    (count, *self.shape),
+                    dtype=self.dtype,
+                    device=self.device,
+                    pin_memory=self.arrive_from is not None,
+                ),
+                self,
+            )
+
+
+class Rows:
+    """Room for values of one layout, one below the other in one tensor."""
+
+    __slots__ = ("_arrive_from", "_values", "_writer", "nbytes", "origin")
+
+    def __init__(self, values: Tensor, maker: RowMaker) -> None:
+        self._values = values
+        # Writing through an alias with a version counter of its own: what was read from here may be saved
+        # for a backward pass, which must not fail because a later row was written.
+        self._writer = values.data
+        self._arrive_from = maker.arrive_from
+        self.nbytes = maker.nbytes
+        self.origin = values.data_ptr() if maker.is_flat else 0
+
+    def write(self, place: int, value: Tensor) -> None:
+        """Copy a value to a place."""
+        with torch._C.DisableTorchFunction():
+            # detach() keeps the copy out of autograd; copy_ resolves strides and lazy negation or conjugation.
+            self._writer[place].copy_(value.detach(), non_blocking=self._arrive_from is not None)
+
+    def read(self) -> Tensor:
+        """All rows, through a version counter that no other reader's in-place writes move."""
+        if self._arrive_from is not None:
+            # Copies from the device are issued without waiting, so waiting is due here, once for all of them.
+            torch.cuda.synchronize(self._arrive_from)
+        with aside():
+            return self._values.data
+
+
+class Block:
+    """Rows that are filled and let go together; the parts of one record lie at the same place of each part."""
+
+    __slots__ = ("first", "gradients", "kept", "left", "next_row", "number", "parts", "stop")
+
+    def __init__(self, number: int, count: int) -> None:
+        self.number = number
+        self.first = number << ROW_BITS
+        self.stop = self.first + count
+        self.next_row = itertools.count(self.first).__next__
+        self.left = count
+        self.parts: dict[Part, Rows] = {}
+        self.kept: dict[Part, Tensor] = {}
+        self.gradients: dict[int, Tensor] = {}
+
+
+class Places:
+    """Hands out one row after the other, and asks for a new block when one is full.
+
+    Any number of threads may take rows at once: a row belongs to whom the block's counter gave it, so only
+    going on to a new block takes a lock.
+    """
+
+    __slots__ = ("_free", "_lock", "_more", "block")
+
+    def __init__(self, more: Callable[[], Block]) -> None:
+        self._more = more
+        self._lock = threading.Lock()
+        self._free: list[tuple[Block, int]] = []
+        self.block = more()
+
+    def take(self) -> tuple[Block, int]:
+        """A row that nobody else has, and its block."""
+        block = self.block
+        row = block.next_row()
+        while row >= block.stop:
+            with self._lock:
+                if self._free:
+                    return self._free.pop()
+                if self.block is block:
+                    self.block = self._more()
+            block = self.block
+            row = block.next_row()
+        return block, row
+
+    def give_back(self, block: Block, row: int) -> None:
+        """A row that nobody has read is free again."""
+        self._free.append((block, row))
+
+
+class RowCopier:
+    """A column that copies each value into the next row.
+
+    The caller promises values of the layout that the blocks are made for.
+    """
+
+    __slots__ = ("_blocks", "_places", "_room")
+
+    def __init__(self, blocks: Mapping[int, Block], more: Callable[[], Block]) -> None:
+        self._blocks = blocks
+        self._places = Places(more)
+        self._use(self._places.block)
+
+    def append(self, value: Tensor) -> int:
+        """Copy a value now; its row."""
+        # A plain contiguous tensor is its bytes, unless it is lazily negated; anything else takes the long way.
+        if value.__class__ is Tensor and value.is_contiguous() and not value.is_neg() and (start := value.data_ptr()):
+            next_row, stop, origin, nbytes = self._room
+            row = next_row()
+            if row < stop:
+                _memcpy(origin + row * nbytes, start, nbytes)
+                return row
+        return self._append_slowly(value)
+
+    def discard(self, row: int) -> None:
+        """Forget a row that nobody has read; it is used again."""
+        self._places.give_back(self._blocks[row >> ROW_BITS], row)
+
+    def _append_slowly(self, value: Tensor) -> int:
+        block, row = self._places.take()
+        try:
+            block.parts["activation"].write(row - block.first, value)
+        except RuntimeError:
+            self._places.give_back(block, row)
+            raise
+        if self._room[1] < self._places.block.stop:
+            self._use(self._places.block)
+        return row
+
+    def _use(self, block: Block) -> None:
+        rows = block.parts["activation"]
+        self._room: tuple[Callable[[], int], int, int, int]
+        if rows.origin:
+            self._room = (block.next_row, block.stop, rows.origin - block.first * rows.nbytes, rows.nbytes)
+        else:
+            self._room = (_no_row, block.stop, 0, 0)
+
+
+_no_row: Callable[[], int] = itertools.repeat(1 << 62).__next__
+"""Past the end of any block: sends each value the long way."""
+
+
+def parts_of(value: Tensor, spec: CaptureSpec) -> dict[Part, Tensor]:
+    """The tensors that a spec makes of a value: attached clones with keep_grad, else what is to be copied."""
+    parts: dict[Part, Tensor] = {}
+    if spec.save_raw:
+        parts["activation"] = _attached_copy(value, spec) if spec.keep_grad else value
+    if spec.transform is not None:
+        result = _transformed(value, spec)
+        parts["transformed_activation"] = _attached_copy(result, spec) if spec.keep_grad else result
+    return parts
+
+
+def kept_dtype(spec: CaptureSpec, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a value is kept: integers and booleans are never cast."""
+    castable = dtype.is_floating_point or dtype.is_complex
+    return spec.dtype if spec.dtype is not None and castable else dtype
+
+
+def _attached_copy(value: Tensor, spec: CaptureSpec) -> Tensor:
+    with torch._C.DisableTorchFunction():
+        moved = value.to(device=spec.device, dtype=kept_dtype(spec, value.dtype))
+        return value.clone() if moved is value else moved
+
+
+def _transformed(value: Tensor, spec: CaptureSpec) -> Tensor:
+    assert spec.transform is not None
+    with torch._C.DisableTorchFunction(), torch.set_grad_enabled(spec.keep_grad):
+        given = value if spec.keep_grad else value.detach()
+        if given.is_inference():
+            given = given.clone()  # its version could not tell that the transform wrote into the model's tensor
+        version = 0 if given.is_inference() else given._version
+        result = spec.transform(given)
+        name = getattr(spec.transform, "__qualname__", None) or repr(spec.transform)
+        if not isinstance(result, Tensor):
+            raise OptionError(f"the transform {name} returned {result!r:.60}; it has to return a tensor")
+        if not given.is_inference() and given._version != version:
+            raise OptionError(
+                f"the transform {name} wrote into its input, which is the model's own tensor; use functions that "
+                "return a new tensor (relu instead of relu_)"
+            )
+    check_copyable(result)
+    return result
+
+
+def check_gradients(value: Tensor, spec: CaptureSpec) -> None:
+    """Refuse gradients where none can flow.
+
+    With keep_grad a floating value that requires no gradient is kept all the same: behind a frozen backbone it is the
+    input of what is trained, and refusing it would forbid probes and distillation teachers.
+    """
+    for name, asked in (("keep_grad", spec.keep_grad), ("save_gradient", spec.save_gradient)):
+        if not asked:
+            continue
+        if not torch.is_grad_enabled():
+            where = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
+            raise GradientError(
+                f"CaptureSpec({name}=True) met a value that was computed under torch.{where}, where no graph is "
+                f"built; run the pass with gradients on, or drop {name}"
+            )
+        if not (value.is_floating_point() or value.is_complex()):
+            raise GradientError(
+                f"CaptureSpec({name}=True) met a value of {value.dtype}, through which no gradient flows; select "
+                f"floating values only, with dtype(...) for instance, or drop {name} there"
+            )
+    if spec.keep_grad and value.is_inference():
+        raise GradientError(
+            "CaptureSpec(keep_grad=True) met a tensor made under torch.inference_mode, which can't be part of a graph; "
+            "make it under torch.no_grad, or clone it outside of inference mode"
+        )
+    if spec.save_gradient and not value.requires_grad:
+        raise GradientError(
+            "CaptureSpec(save_gradient=True) met a value that does not require a gradient, so none will ever reach "
+            "it; select values behind trainable parameters, or drop save_gradient"
+        )
+
+
+def watch_gradient(value: Tensor, spec: CaptureSpec, gradients: dict[int, Tensor], row: int) -> None:
+    """Keep the gradient that reaches a value, the sum if several backward passes do."""
+
+    def keep(gradient: Tensor) -> None:
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            arrived = gradient.detach().clone().to(device=spec.device, dtype=kept_dtype(spec, gradient.dtype))
+            earlier = gradients.get(row)
+            gradients[row] = arrived if earlier is None else earlier + arrived
+
+    with torch._C.DisableTorchFunction():
+        value.register_hook(keep)  # type: ignore[no-untyped-call]
+
+
+def check_copyable(value: Tensor) -> None:
+    """Refuse a tensor of which no right copy can be made."""
+    reason = _reason_not_to_copy(value)
+    if reason is not None:
+        kind, remedy = reason
+        raise UnsupportedTensorError(f"{kind} can't be recorded as it is; {remedy}")
+
+
+def _reason_not_to_copy(value: Tensor) -> tuple[str, str] | None:
+    dense = "leave it out with the predicate, or record a dense tensor made from it"
+    cls = type(value)
+    # A subclass with a dispatch of its own decides what its memory means: a shard, a fake, a batch of shapes.
+    if cls.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return f"a {cls.__module__}.{cls.__qualname__}", (
+            "leave it out with the predicate, or record where it is a plain tensor (after full_tensor(), to_local())"
+        )
+    if value.is_nested:
+        return "a nested tensor", "leave it out with the predicate, or record where it is padded"
+    if value.is_quantized:
+        return f"a quantized tensor ({value.dtype})", "leave it out with the predicate, or record it dequantized"
+    if value.layout != torch.strided:
+        return f"a tensor of layout {value.layout}", dense
+    if value.device.type == "meta":
+        return "a meta tensor, which has no values,", "run the model on a device that computes"
+    if value.dtype in _SUB_BYTE:
+        return f"a tensor of {value.dtype}", dense
+    return None
+
+
+_SUB_BYTE = frozenset(
+    found
+    for name in (f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8))
+    if isinstance(found := getattr(torch, name, None), torch.dtype)
+)

@@ -1,0 +1,3 @@
+"""Where records go."""
+
+from fastrec.sinks.ram import RAMSink as RAMSink

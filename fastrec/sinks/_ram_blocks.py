@@ -1,0 +1,72 @@
+"""The blocks of a RAM sink: made as columns grow, let go when nothing in them is kept."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from fastrec._capture import CaptureSpec
+from fastrec._contracts import Part
+from fastrec._copying import MOST_ROWS, ROW_BITS, Block, Layout, RowMaker
+
+# New memory costs page faults, fewer in large blocks. But a session whose records are handed over or
+# trimmed goes on in memory that is warm, and holds as little of it as its blocks are small.
+LARGE_BLOCK = 1024 * 1024
+SMALL_BLOCK = 128 * 1024
+
+
+class BlockPool:
+    """All blocks that hold kept rows, by number."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, Block] = {}
+        self.largest = LARGE_BLOCK
+        self._number = itertools.count().__next__
+        self._lock = threading.Lock()
+
+    def make(self, count: int, makers: Mapping[Part, RowMaker]) -> Block:
+        """A new block with room for so many records of these parts."""
+        block = Block(self._number(), count)
+        for part, maker in makers.items():
+            block.parts[part] = maker.make(count)
+        self.blocks[block.number] = block
+        return block
+
+    def keep(self, parts: dict[Part, Tensor]) -> Block:
+        """A block of one record that owns its tensors."""
+        block = Block(self._number(), 1)
+        block.kept = parts
+        self.blocks[block.number] = block
+        return block
+
+    def release(self, rows: Iterable[int]) -> dict[int, Block]:
+        """Let go of rows that are kept no longer, and of each block in which no other row is; their blocks."""
+        blocks, held = self.blocks, {}
+        with self._lock:
+            for row in rows:
+                if row < 0:
+                    continue
+                number = row >> ROW_BITS
+                block = held[number] = blocks[number]
+                block.left -= 1
+                if not block.left:
+                    del blocks[number]
+        return held
+
+
+class Growth:
+    """Makes the blocks of one column, each twice as large as the one before, up to a limit in bytes."""
+
+    def __init__(self, pool: BlockPool, layouts: Mapping[Part, Layout], spec: CaptureSpec) -> None:
+        self._pool = pool
+        self._makers = {part: RowMaker(layout, spec) for part, layout in layouts.items()}
+        self._nbytes = max(1, sum(maker.nbytes for maker in self._makers.values()))
+        self._count = 1
+
+    def __call__(self) -> Block:
+        block = self._pool.make(self._count, self._makers)
+        self._count = max(1, min(2 * self._count, self._pool.largest // self._nbytes, MOST_ROWS))
+        return block

@@ -1,0 +1,132 @@
+"""The passes of a session in RAM: written down as they end, read, handed over, forgotten."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrec._catalog import Catalog
+from fastrec._sites import PassInfo
+from fastrec.sinks._ram_blocks import SMALL_BLOCK, BlockPool
+from fastrec.sinks._ram_source import RAMSource
+from fastrec.sinks._ram_table import Entry, Table
+from fastrec.sinks._steps import StepTable
+
+MOST_UNPACKED = 64
+"""Passes are packed in batches, which is quicker, and not at all where each pass is handed over."""
+
+
+class RAMLedger:
+    """Writes down the passes of a session, hands them over, and forgets those that need not be kept."""
+
+    def __init__(self, catalog: Catalog, pool: BlockPool) -> None:
+        self._catalog = catalog
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._ended: deque[Entry] = deque()
+        self._table = Table()
+        self._steps = StepTable()
+        self._retained: tuple[int, bool] | None = None
+        self._trim_at = 0
+
+    def commit(
+        self, info: PassInfo, variants: Sequence[int], rows: Sequence[int], times: Sequence[float]
+    ) -> None:
+        """A pass ended: its records in event order, times on the clock of ``info.started``."""
+        self._ended.append((info, variants, rows, times))
+        if len(self._ended) >= MOST_UNPACKED:
+            with self._lock:
+                self._pack()
+
+    def mark(self, phase: int, step: int, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        """A step was marked."""
+        with self._lock:
+            self._steps.mark(phase, step, columns)
+
+    def close(self) -> None:
+        """The session ended; what was recorded stays readable."""
+
+    def source(self) -> RAMSource:
+        """The passes that ended so far; later ones do not change it."""
+        with self._lock:
+            self._pack()
+            self._trim()
+            blocks = dict(self._pool.blocks)
+            return RAMSource(self._catalog, self._table.copy(), (), blocks, self._steps.read())
+
+    def take(self) -> RAMSource:
+        """The passes that ended so far, which are forgotten here."""
+        with self._lock:
+            self._pool.largest = SMALL_BLOCK
+            if self._retained is not None:
+                self._pack()
+                self._trim()
+            table, ended = self._table, self._drain()
+            blocks = self._pool.release(chain(table.rows, *(entry[2] for entry in ended)))
+            steps = self._steps.read()
+            self._steps.drop()
+            if table:
+                self._table = Table()
+            else:
+                table = _NOTHING
+            return RAMSource(self._catalog, table, ended, blocks, steps)
+
+    def trim(self, most: int, *, steps: bool) -> None:
+        """Forget all but the last passes; or of each phase the last steps, or passes where it has no steps."""
+        with self._lock:
+            self._pool.largest = SMALL_BLOCK
+            self._retained = (most, steps)
+            # Each trim looks at all that is kept, so it waits until a share of that has come in anew.
+            if len(self._table) + len(self._ended) >= self._trim_at:
+                self._pack()
+                self._trim()
+                self._trim_at = len(self._table) + len(self._table) // 4 + 1
+
+    def _drain(self) -> list[Entry]:
+        # Other threads may append meanwhile, which the length that was read first leaves for the next time.
+        return [self._ended.popleft() for _ in range(len(self._ended))]
+
+    def _pack(self) -> None:
+        self._table.add(self._drain())
+
+    def _trim(self) -> None:
+        if self._retained is None:
+            return
+        most, steps = self._retained
+        passes = self._table.read_passes()
+        if steps:
+            kept = _of_last_steps(passes, self._steps.marked(), most)
+            self._steps.drop(most)
+        else:
+            kept = _last(passes, most)
+        if not kept.all():
+            self._table, dropped = self._table.split(kept)
+            self._pool.release(dropped)
+
+
+_NOTHING = Table()
+
+
+def _last(passes: npt.NDArray[Any], most: int) -> npt.NDArray[np.bool_]:
+    index = passes["pass_index"]
+    if len(index) <= most:
+        return np.ones(len(index), np.bool_)
+    kept: npt.NDArray[np.bool_] = index >= np.partition(index, -most)[-most]
+    return kept
+
+
+def _of_last_steps(passes: npt.NDArray[Any], marked: Mapping[int, int], most: int) -> npt.NDArray[np.bool_]:
+    kept = np.ones(len(passes), np.bool_)
+    for phase in np.unique(passes["phase"]).tolist():
+        here = np.flatnonzero(passes["phase"] == phase)
+        if phase in marked:
+            kept[here] = passes["step"][here] >= marked[phase] - most
+        else:
+            kept[here] = _last(passes[here], most)
+    return kept

@@ -1,0 +1,84 @@
+"""Records in RAM: values of one site and layout lie together in blocks, everything else in flat arrays."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from torch import Tensor
+
+from fastrec._catalog import Catalog
+from fastrec._contracts import Column, Ledger, Source
+from fastrec._copying import Layout, RowCopier, check_copyable
+from fastrec._errors import SessionError
+from fastrec.sinks._ram_blocks import BlockPool, Growth
+from fastrec.sinks._ram_ledger import RAMLedger
+from fastrec.sinks._ram_parts import PartsColumn
+
+
+class RAMSink:
+    """Keeps records in memory, each on the device where its value is, unless its capture says otherwise.
+
+    >>> import torch, fastrec
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+    >>> with fastrec.Recorder(model, keep_op="relu", sink=fastrec.sinks.RAMSink()) as rec:
+    ...     out = model(torch.ones(2, 4))
+    >>> rec.recording.stack("relu_1").shape
+    torch.Size([1, 2, 8])
+
+    It takes no arguments, and is what a recorder uses by default. A sink belongs to one session; how long it keeps
+    records is up to the recorder's ``retain`` and ``pop``.
+    """
+
+    def __init__(self) -> None:
+        self._pool = BlockPool()
+        self._columns: dict[tuple[Any, ...], Column] = {}
+        self._lock = threading.Lock()
+        self._catalog: Catalog | None = None
+        self._ledger: RAMLedger | None = None
+
+    def open(self, catalog: Catalog) -> Ledger:
+        """A session begins."""
+        if self._ledger is not None:
+            raise SessionError("this RAMSink already belongs to a session; give each recorder a sink of its own")
+        self._catalog = catalog
+        self._ledger = RAMLedger(catalog, self._pool)
+        return self._ledger
+
+    def column(self, variant: int, value: Tensor) -> Column:
+        """Where values like this one go; variants that differ in nothing but their path share a column."""
+        check_copyable(value)
+        assert self._catalog is not None
+        found = self._catalog.variants[variant]
+        layout = Layout.of(value)
+        key = (found.site, found.spec, layout)
+        with self._lock:
+            column = self._columns.get(key)
+            if column is None:
+                spec = self._catalog.specs[found.spec]
+                if spec.keep_grad or spec.save_gradient or spec.transform is not None:
+                    column = PartsColumn(self._pool, spec)
+                else:
+                    column = RowCopier(self._pool.blocks, Growth(self._pool, {"activation": layout}, spec))
+                self._columns[key] = column
+        return column
+
+    def source(self) -> Source:
+        """The passes that ended so far; later ones do not change it."""
+        return self._opened().source()
+
+    def take(self) -> Source:
+        """The passes that ended so far, which are forgotten here."""
+        return self._opened().take()
+
+    def trim(self, *, passes: int | None = None, steps: int | None = None) -> None:
+        """Forget all but the last passes; or all but the last steps of each phase, where a phase has steps."""
+        if steps is not None:
+            self._opened().trim(steps, steps=True)
+        elif passes is not None:
+            self._opened().trim(passes, steps=False)
+
+    def _opened(self) -> RAMLedger:
+        if self._ledger is None:
+            raise SessionError("this RAMSink belongs to no session yet; give it to a recorder: Recorder(..., sink=sink)")
+        return self._ledger
