@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -236,5 +236,5 @@ PASS_DTYPE = np.dtype(
     ]
 )
 RECORD_DTYPE = np.dtype([("variant", "i4"), ("row", "i8"), ("time", "f8")])
-OUTCOMES = ("ok", "failed", "halted")
+OUTCOMES: tuple[Literal["ok", "failed", "halted"], ...] = ("ok", "failed", "halted")
 

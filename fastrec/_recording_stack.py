@@ -1,0 +1,101 @@
+"""Many values as one tensor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastrec._context import torch_dtype
+from fastrec._contracts import Part
+from fastrec._copying import aside, kept_dtype
+from fastrec._errors import GradientError, OptionError, RaggedError, RecordKeyError
+from fastrec._recording_keys import base_name
+from fastrec._recording_view import View
+
+PARTS: tuple[Part, ...] = ("activation", "transformed_activation", "gradient")
+
+
+def stacked(view: View, key: str, part: Part | None = None) -> Tensor:
+    """The values of all records of a view along the first axis, a view of their memory where they lie together."""
+    if part is not None and part not in PARTS:
+        raise OptionError(f"part={part!r}: choose one of {', '.join(map(repr, PARTS))}")
+    _check_alike(view, key)
+    part = part or _default_part(view)
+    try:
+        pieces = view.source.values(view.variants, view.rows, part)
+    except KeyError as missing:
+        raise _missing(view, key, part, missing.args[0]) from None
+    shapes: Counter[Any] = Counter()
+    for piece in pieces:
+        shapes[tuple(piece.shape[1:])] += len(piece)
+    if len(shapes) > 1:
+        raise RaggedError(f"{part} of {key!r} has values of shapes {_counted(shapes)}; stack a selection of them")
+    if len(pieces) == 1:
+        return pieces[0]
+    with aside():
+        return torch.cat(list(pieces))
+
+
+def by_pass(view: View, values: Tensor, key: str) -> Tensor:
+    """Stacked values with an axis for the passes and one for the firings in each pass."""
+    firings = np.unique(view.pass_at, return_counts=True)[1]
+    if len(set(firings.tolist())) > 1:
+        counts = Counter(firings.tolist())
+        told = ", ".join(f"{n} in {passes} passes" for n, passes in counts.items())
+        raise RaggedError(f"{key!r} fired a different number of times from pass to pass: {told}; use stack without by=")
+    return values.reshape(len(firings), -1, *values.shape[1:])
+
+
+def _check_alike(view: View, key: str) -> None:
+    kinds = view.kinds
+    sites = {view.site(kind) for kind in kinds}
+    if len({site.name for site in sites}) > 1:
+        names = Counter(view.site(kind).name for kind in view.variants.tolist())
+        leaves = len({base_name(site) for site in sites}) == 1
+        what = "several leaves" if leaves else "values of several sites"
+        raise RaggedError(f"{key!r} has {what}: {_counted(names)}; stack one of them")
+    for what, of in (("shapes", _shape), ("dtypes", _dtype), ("devices", _device)):
+        found = {kind: of(view, kind) for kind in kinds}
+        if len(set(found.values())) > 1:
+            counted = Counter(found[kind] for kind in view.variants.tolist())
+            hint = f"recording.select(batch=...).stack({key!r})" if what == "shapes" else "a selection of them"
+            raise RaggedError(f"{key!r} has values of {what} {_counted(counted)}; stack {hint}")
+
+
+def _shape(view: View, kind: int) -> tuple[int, ...]:
+    # A transform may well make one shape of many; what it made is looked at when it is read.
+    return () if view.spec(kind).transform is not None else view.variant(kind).shape
+
+
+def _dtype(view: View, kind: int) -> str:
+    spec = view.spec(kind)
+    return "" if spec.transform else str(kept_dtype(spec, torch_dtype(view.variant(kind).dtype)))
+
+
+def _device(view: View, kind: int) -> str:
+    device = view.spec(kind).device
+    return view.variant(kind).device if device is None else str(torch.device(device))
+
+
+def _default_part(view: View) -> Part:
+    return "activation" if all(view.spec(kind).save_raw for kind in view.kinds) else "transformed_activation"
+
+
+def _missing(view: View, key: str, part: Part, position: int) -> Exception:
+    kind = int(view.variants[position])
+    label = view.variant(kind).label
+    if part == "gradient" and view.spec(kind).save_gradient:
+        return GradientError(f"no gradient has reached {label!r} yet (record {position} of {key!r}); call backward")
+    return RecordKeyError(
+        f"record {position} of {key!r} ({label!r}) was kept without its {part}: {view.spec(kind)}; "
+        "its context is in recording[...]"
+    )
+
+
+def _counted(counts: Counter[Any]) -> str:
+    more = f" and {len(counts) - 6} more" if len(counts) > 6 else ""
+    return ", ".join(f"{what!r} ({n} records)" for what, n in list(counts.items())[:6]) + more

@@ -1,0 +1,90 @@
+"""Which records of a source somebody looks at: an index over its arrays, without an object per record."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastrec._capture import CaptureSpec
+from fastrec._contracts import OUTCOMES, Source
+from fastrec._sites import PassInfo, Site, Variant
+
+Integers = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+class View:
+    """Some passes of a source, and some of their records, both in order."""
+
+    def __init__(self, source: Source, passes: npt.NDArray[Any] | None = None, at: Integers | None = None) -> None:
+        self.source = source
+        self.catalog = source.catalog
+        self.passes = source.passes() if passes is None else passes
+        self._at = at
+
+    @cached_property
+    def at(self) -> Integers:
+        """The position of each record among the records of the source."""
+        return np.arange(len(self.source.records())) if self._at is None else self._at
+
+    def __len__(self) -> int:
+        return len(self.source.records()) if self._at is None else len(self._at)
+
+    @cached_property
+    def variants(self) -> Integers:
+        """The variant of each record."""
+        return self.source.records()["variant"][self.at].astype(np.int64)
+
+    @cached_property
+    def rows(self) -> Integers:
+        """The row of each record."""
+        rows: Integers = self.source.records()["row"][self.at]
+        return rows
+
+    @cached_property
+    def pass_at(self) -> Integers:
+        """The position of each record's pass among the passes of this view."""
+        return np.searchsorted(self.passes["first"] + self.passes["count"], self.at, side="right")
+
+    @cached_property
+    def kinds(self) -> list[int]:
+        """The variants that occur, in order of their numbers."""
+        kinds: list[int] = np.unique(self.variants).tolist()
+        return kinds
+
+    @cached_property
+    def marked(self) -> frozenset[int]:
+        """The phases that have steps."""
+        return frozenset(steps.phase for steps in self.source.steps())
+
+    def variant(self, number: int) -> Variant:
+        return self.catalog.variants[number]
+
+    def site(self, variant: int) -> Site:
+        return self.catalog.site_of(variant)
+
+    def spec(self, variant: int) -> CaptureSpec:
+        return self.catalog.specs[self.catalog.variants[variant].spec]
+
+    def take(self, chosen: Mask | Integers) -> View:
+        """Some of the records; all passes stay."""
+        return View(self.source, self.passes, self.at[chosen])
+
+    def of_passes(self, mask: Mask) -> View:
+        """Some of the passes, with their records."""
+        return View(self.source, self.passes[mask], self.at[mask[self.pass_at]])
+
+    def info(self, position: int) -> PassInfo:
+        """What is known about a pass."""
+        index, entry, entry_pass, phase, grad, outcome, step, started, duration, _, _ = self.passes[position].item()
+        sample = self.source.sample_id(index)
+        return PassInfo(
+            index, entry, entry_pass, phase, grad, started, sample, step, duration, OUTCOMES[outcome]
+        )
+
+    def step_of(self, info: PassInfo) -> int | None:
+        """The step of a pass; None in a phase that has no steps."""
+        return info.step if info.step or info.phase in self.marked else None
