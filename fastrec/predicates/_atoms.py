@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from fastrec._context import STRUCTURAL_FIELDS
 from fastrec._errors import PredicateError
 from fastrec.predicates._base import ALWAYS, NEVER, Leaf, Pattern, PredicateBase
 from fastrec.predicates._views import KindView, SiteView, Unsettled
@@ -22,6 +23,8 @@ class Atom(Leaf):
     is_plain = True
 
     def _settle(self, view: SiteView | KindView) -> PredicateBase:
+        if self.reads.isdisjoint(STRUCTURAL_FIELDS):
+            return self  # sooner than by an exception
         try:
             return ALWAYS if self.decide(view) else NEVER
         except Unsettled:

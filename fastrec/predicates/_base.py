@@ -367,10 +367,10 @@ def _how(rest: PredicateBase) -> Answer:
 
 
 def _once(rests: Iterable[PredicateBase]) -> list[PredicateBase]:
-    """The rests without plain ones that were asked before."""
+    """The rests without those that were asked before."""
     kept: list[PredicateBase] = []
     for rest in rests:
-        if not (rest.is_plain and rest in kept):
+        if rest not in kept:
             kept.append(rest)
     return kept
 

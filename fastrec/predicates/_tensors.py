@@ -110,4 +110,7 @@ def _torch_dtype(given: object) -> torch.dtype:
 
 
 def _fits(sizes: tuple[Size, ...], dims: tuple[int, ...]) -> bool:
-    return all(size is None or size == dim for size, dim in zip(sizes, dims, strict=False))
+    for size, dim in zip(sizes, dims, strict=False):
+        if size is not None and size != dim:
+            return False
+    return True
