@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 from fastrec._capture import CaptureSpec
@@ -40,11 +41,12 @@ class Interned(Generic[T]):
 class Catalog:
     """Sites, variants, capture specs, entries and phases by number, and the header of the session.
 
-    ``halted`` holds the reason by pass index; ``failures`` the collected predicate failures.
+    ``began`` is when the session began, on the clock of ``time.perf_counter``. ``halted`` holds the reason by pass index; ``failures`` the collected predicate failures.
     """
 
     def __init__(self, header: dict[str, Any] | None = None) -> None:
         self.header = header or {}
+        self.began = perf_counter()
         self.sites: Interned[Site] = Interned()
         self.variants: Interned[Variant] = Interned()
         self.specs: Interned[CaptureSpec] = Interned()

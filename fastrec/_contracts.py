@@ -55,11 +55,13 @@ class Place:
         "order",
         "previous",
         "site",
+        "site_id",
         "stack_passes",
     )
 
     def __init__(self, site: Site, previous: Place | None) -> None:
         self.site = site
+        self.site_id: int | None = None  # its number in the catalog, once somebody asked for it
         self.previous = previous
         self.number = 0
         self.label = ""

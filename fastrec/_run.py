@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import Any
+
+import msgspec
 
 from fastrec._sites import PassInfo
 
 
-class PassRun:
-    """What a pass has kept so far, in event order."""
+class PassRun(msgspec.Struct):
+    """What a pass has kept so far, in event order; times on the clock of ``time.perf_counter``.
 
-    __slots__ = ("info", "logged", "parents", "rows", "started", "times", "variants")
+    ``logged``: the recorder itself made the call, or it is a region, so it may return None.
+    """
 
-    def __init__(self, info: PassInfo, *, logged: bool) -> None:
-        self.info = info
-        self.logged = logged  # the recorder itself made the call, or it is a region: it may return None
-        self.parents: tuple[str, ...] | None = None
-        self.variants: list[int] = []
-        self.rows: list[Any] = []
-        self.times: list[float] = []
-        self.started = perf_counter()
+    info: PassInfo
+    logged: bool
+    variants: list[int]
+    rows: list[Any]
+    times: list[float]
+    parents: tuple[str, ...] | None = None

@@ -56,7 +56,7 @@ class Session:
         self.phase = catalog.phases.add("")
         self.paused = 0
         self._marks: dict[int, int] = {}
-        self._began = perf_counter()
+        self._retains_passes = options.retain is not None and ram is not None
         self.passes_begun = 0
         self._next_pass = count().__next__
         self._entries: dict[str, tuple[int, Any]] = {}
@@ -87,34 +87,25 @@ class Session:
             known[1](),
             self.phase,
             torch.is_grad_enabled(),
-            perf_counter() - self._began,
+            perf_counter(),
             call.sample_id,
             self._marks.get(self.phase, 0),
         )
-        return PassRun(info, logged=call.logged)
+        return PassRun(info, call.logged, [], [], [])
 
     def end(self, run: PassRun, error: BaseException | None) -> bool:
         """A pass ended; True where its exception was a halt, and its caller may get None."""
-        info, started = run.info, run.started
-        info.duration = perf_counter() - started
+        info = run.info
+        info.duration = perf_counter() - info.started
         info.step = self._marks.get(info.phase, 0)
-        if error is not None:
-            if isinstance(error, Halt):
-                info.outcome = "halted"
-                self.catalog.halted[info.index] = error.reason
-            elif self.options.on_forward_error == "keep":
-                info.outcome = "failed"
-            else:
-                for variant, row in zip(run.variants, run.rows, strict=True):
-                    if variant in self.columns:
-                        self.columns[variant].discard(row)
-                return False
+        if error is not None and not self._keeps_failed(run, error):
+            return False
         if run.rows:
             self.passes_kept += 1
-        self.ledger.commit(info, run.variants, run.rows, [time - started for time in run.times])
+        self.ledger.commit(info, run.variants, run.rows, run.times)
         if self.attached:
             self._count_attached(run)
-        if not self._marks:
+        if self._retains_passes and not self._marks:
             self.retain(steps=False)
         if info.outcome != "halted":
             return False
@@ -125,6 +116,20 @@ class Session:
                 "halt=... and returns_none=True"
             ) from error
         return True
+
+    def _keeps_failed(self, run: PassRun, error: BaseException) -> bool:
+        """Flag a pass that an exception left; False: nothing of it is kept."""
+        if isinstance(error, Halt):
+            run.info.outcome = "halted"
+            self.catalog.halted[run.info.index] = error.reason
+            return True
+        if self.options.on_forward_error == "keep":
+            run.info.outcome = "failed"
+            return True
+        for variant, row in zip(run.variants, run.rows, strict=True):
+            if variant in self.columns:
+                self.columns[variant].discard(row)
+        return False
 
     def ask(self, predicate: Predicate, ctx: RecordContext) -> CaptureSpec | None:
         """What a rest says about an event, as a spec; errors of the user's function are told with the event."""

@@ -10,7 +10,7 @@ Kind = Literal["op", "module_enter", "module_exit", "input", "buffer"]
 KINDS: tuple[Kind, ...] = ("op", "module_enter", "module_exit", "input", "buffer")
 
 
-class Frame(msgspec.Struct, frozen=True):
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """One module on the stack of calls: where it sits, what it is, and under which other addresses it is reachable."""
 
     module_address: str
@@ -18,7 +18,7 @@ class Frame(msgspec.Struct, frozen=True):
     aliases: tuple[str, ...] = ()
 
 
-class Site(msgspec.Struct, frozen=True):
+class Site(msgspec.Struct, frozen=True, gc=False):
     """A place where events happen, the same in every pass.
 
     ``frames`` are the modules on the stack, outermost first, the module of the site included; for a module event
@@ -43,7 +43,7 @@ class Site(msgspec.Struct, frozen=True):
         return self.frames[-1].module_type if self.frames else ""
 
 
-class Variant(msgspec.Struct, frozen=True):
+class Variant(msgspec.Struct, frozen=True, gc=False):
     """What the records of one site share in all passes that ran alike.
 
     ``label`` is chronological (``relu_3``); ``number`` is the 3 of it. Indices are None where the engine did not see
@@ -72,7 +72,7 @@ class Variant(msgspec.Struct, frozen=True):
 class PassInfo(msgspec.Struct):
     """One pass: an outermost call into a recorded root, or a region.
 
-    ``started`` is in seconds since the session began, ``duration`` in seconds. ``step`` counts the marks of the
+    ``started`` is on the clock of ``time.perf_counter``, ``duration`` in seconds. ``step`` counts the marks of the
     pass's phase that were made before it ended. ``grad`` tells whether gradients were on when it began.
     """
 

@@ -36,6 +36,7 @@ class KeepTap:
         "_cells",
         "_device",
         "_dtype",
+        "_on_cpu",
         "_place",
         "_requires_grad",
         "_session",
@@ -54,6 +55,7 @@ class KeepTap:
         self._shape: Any = None
         self._dtype: Any = None
         self._device: Any = None
+        self._on_cpu = False
         self._requires_grad: Any = None
         self._variant = -1
         self._append: Callable[[Tensor], Any] = _no_tensor
@@ -63,7 +65,7 @@ class KeepTap:
             value.shape != self._shape
             or value.dtype is not self._dtype
             or value.requires_grad is not self._requires_grad
-            or value.device != self._device
+            or not (value.is_cpu if self._on_cpu else value.device == self._device)
             or run.parents is not None
         ):
             if not self._meet(run, value):
@@ -102,6 +104,7 @@ class KeepTap:
                 session.attached.add(number)
             cell = self._cells[key] = (number, append)
         self._shape, self._dtype, self._device, self._requires_grad = key[:4]
+        self._on_cpu = value.is_cpu  # a quicker question than what the device is
         self._variant, self._append = cell
         return True
 
@@ -144,7 +147,7 @@ class AskTap:
             self._session.catalog,
             variant,
             run.info,
-            perf_counter() - run.started,
+            perf_counter() - run.info.started,
             run.info.step,
         )
 

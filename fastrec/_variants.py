@@ -69,13 +69,14 @@ class VariantMaker:
         )
 
     def _recent(self, place: Place, *, ops_only: bool) -> Triples:
-        add = self._catalog.sites.add
         found: list[tuple[int, int, str]] = []
         for event in _before(place):
             if len(found) == self._history_size:
                 break
             if not ops_only or event.site.kind == "op":
-                found.append((add(event.site), event.number, event.label))
+                if event.site_id is None:
+                    event.site_id = self._catalog.sites.add(event.site)
+                found.append((event.site_id, event.number, event.label))
         return tuple(reversed(found))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,13 +22,12 @@ if TYPE_CHECKING:
     from fastrec.engines._modules import Known
 
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
+# What entering and leaving a TorchFunctionMode does.
+_push: Callable[[TorchFunctionMode], None] = torch._C._push_on_torch_function_stack
+_pop: Callable[[], object] = torch._C._pop_torch_function_stack
 _ORDINARY = Site("", "op", "", "")
 
-SKIPPED = Node(_ORDINARY, None, None, None)
-"""Where the edge of a function leads that is no event."""
-
-BACKWARD = Node(_ORDINARY, None, None, None)
-"""Where the edge of a function leads that runs autograd: what it calls again (checkpointing) is no event either."""
+_START = Node(_ORDINARY, None, None, None)
 _RUN_AUTOGRAD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
 
 
@@ -57,7 +55,8 @@ class OpMode(TorchFunctionMode):
         super().__init__()
         self.listener = listener
         self.thread = thread
-        self.node = SKIPPED
+        self.node = _START
+        self._skipped: set[Any] = set()  # functions that are no event
         self.run: Any = None
         self.grown = 0
         self._tally: Tally | None = None
@@ -81,14 +80,12 @@ class OpMode(TorchFunctionMode):
         return self._look_up(func, args, kwargs or {})
 
     def _look_up(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func in self._skipped:
+            return func(*args, **kwargs)
         node = self.node
         following = node.edges.get(func)
         if following is None:
             return self._grow(func, args, kwargs)
-        if following is SKIPPED:
-            return func(*args, **kwargs)
-        if following is BACKWARD:
-            return self.thread.mute(func, args, kwargs)
         if following.opens is not None:
             return self._open(following, func, args, kwargs)
         node.func, node.following = func, following
@@ -96,11 +93,11 @@ class OpMode(TorchFunctionMode):
 
     def watch(self) -> None:
         """Be asked about every op of this thread."""
-        self.__enter__()  # type: ignore[no-untyped-call]
+        _push(self)
 
     def unwatch(self) -> None:
         """Be asked no more."""
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        _pop()
 
     def begin(self, run: Any, root: Node) -> None:
         """A pass begins at a root of the trie."""
@@ -121,16 +118,20 @@ class OpMode(TorchFunctionMode):
         """Feed the taps of the leaves of one value."""
         run = self.run
         for index, (path, value) in enumerate(found):
-            if not path:
-                tap = node.tap
-            elif not node.spread:
-                return
-            elif path in node.leaf_taps:
-                tap = node.leaf_taps[path]
-            else:
-                tap = node.leaf_taps[path] = self.listener.tap(node, _leaf_site(node.site, path, index))
+            tap = self._leaf_tap(node, path, index) if path else node.tap
             if tap is not None:
                 tap(run, value)
+
+    def _leaf_tap(self, node: Node, path: str, index: int) -> Tap | None:
+        if node.spread is None:
+            node.spread = self.listener.may_keep(node.site)
+        if not node.spread:
+            return None
+        if node.leaf_taps is None:
+            node.leaf_taps = {}
+        if path not in node.leaf_taps:
+            node.leaf_taps[path] = self.listener.tap(node, _leaf_site(node.site, path, index))
+        return node.leaf_taps[path]
 
     def feed_value(self, node: Node, out: Any) -> None:
         """Feed the value of a module that returned."""
@@ -157,21 +158,21 @@ class OpMode(TorchFunctionMode):
             self._tally.advance(node)
             self._tally_at = node
 
-    def add(self, node: Node, *, single: bool = True) -> Node:
-        """Put a new node in its place, with the question for its tap still open."""
+    def _add(self, node: Node) -> Node:
+        """Put a new node in its place."""
         assert node.parent is not None
         self.grown += 1
-        if single:
-            node.tap = partial(self._first, node)
-        # For values that are no plain tensor the listener is asked leaf by leaf, if there is anything to ask.
-        node.spread = self.listener.may_keep(node.site)
-        node.parent.edges[node.step] = node
+        node.parent.put(node.step, node)
         return node
 
-    def _first(self, node: Node, run: Any, value: Tensor) -> None:
+    def _add_module(self, node: Node) -> Node:
+        # Here it is asked at once, so that modules of which nothing is kept cost one comparison.
+        node.spread = self.listener.may_keep(node.site)
+        return self._add(node)
+
+    def _add_tapped(self, node: Node) -> Node:
         node.tap = self.listener.tap(node, node.site)
-        if node.tap is not None:
-            node.tap(run, value)
+        return self._add(node)
 
     def _grow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if _graph_task() != -1:  # autograd runs a part of the forward pass again
@@ -179,13 +180,15 @@ class OpMode(TorchFunctionMode):
         before = self.node
         facts = op_facts(func)
         if facts is None:
-            before.edges[func] = BACKWARD if func in _RUN_AUTOGRAD else SKIPPED
-            return self._look_up(func, args, kwargs)
+            if func in _RUN_AUTOGRAD:  # what it calls again (checkpointing) is no event either
+                return self.thread.mute(func, args, kwargs)
+            self._skipped.add(func)
+            return func(*args, **kwargs)
         tally = self.tally()
         node = tally.op(facts, before, func)
         if facts.composite and self._may_open(node, facts, func):
             node.opens = tally.inside(before, facts)
-        self.add(node)
+        self._add_tapped(node)
         out = self._look_up(func, args, kwargs)
         if self.node is node:
             self.follow(before, node)
@@ -228,7 +231,7 @@ class OpMode(TorchFunctionMode):
         before = self.node
         node = self.tally().enter(known, before, sealed)
         node.step = step
-        self.add(node, single=False)
+        self._add_module(node)
         self.follow(before, node)
         return node
 
@@ -236,7 +239,9 @@ class OpMode(TorchFunctionMode):
         """Grow the trie by the return of a module."""
         assert entered.known is not None
         before = self.node
-        node = self.add(self.tally().leave(entered.known, before, entered))
+        node = self._add_module(self.tally().leave(entered.known, before, entered))
+        if node.spread:
+            node.tap = self.listener.tap(node, node.site)
         before.left = node
         self.follow(before, node)
         return node
@@ -247,7 +252,7 @@ class OpMode(TorchFunctionMode):
         after = before.edges.get(step)
         if after is None:
             after = self.tally().raised(before, step)
-            before.edges[step] = after
+            before.put(step, after)
             self.follow(before, after)
         self.node = after
 
@@ -256,7 +261,7 @@ class OpMode(TorchFunctionMode):
         before = self.node
         node = before.edges.get(step)
         if node is None:
-            node = self.add(self.tally().source(step, name, func_name, before))
+            node = self._add_tapped(self.tally().source(step, name, func_name, before))
             self.follow(before, node)
         self.node = node
         if node.tap is not None:
@@ -283,8 +288,7 @@ class TracingMode(OpMode):
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        following = self.node.edges.get(func)
-        if following is SKIPPED or following is BACKWARD or (following is None and (_graph_task() != -1 or op_facts(func) is None)):
+        if func in self._skipped or op_facts(func) is None or _graph_task() != -1:
             return super().__torch_function__(func, types, args, kwargs)
         read = [value for _, value in leaves((args, kwargs or {}))]
         for value in read:

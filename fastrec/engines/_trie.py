@@ -81,7 +81,7 @@ class Node(Place):
         super().__init__(site, previous)
         self.parent = parent
         self.step = step  # the key of the edge that leads here
-        self.edges: dict[Any, Node] = {}
+        self.edges: dict[Any, Node] = _NO_EDGES
         # The latest plain op, the latest ordinary module and the return that came next: passes that run alike find
         # their way by one comparison, without a look into the edges.
         self.func: Any = None
@@ -90,14 +90,24 @@ class Node(Place):
         self.entered: Node | None = None
         self.left: Node | None = None
         self.tap: Tap | None = None
-        self.spread = True  # whether the leaves of a nested value have to be looked at
-        self.leaf_taps: dict[str, Tap | None] = {}
+        self.spread: bool | None = None  # whether leaves of a nested value have to be looked at; None: not asked yet
+        self.leaf_taps: dict[str, Tap | None] | None = None
         self.opens: Node | None = None  # the start of a composite's inside, where something may be kept there
         self.sealed = False  # a module whose inside doesn't count outside
         self.hidden = False  # a module that runs without the mode, as one event
         self.depth = 0  # how many frames are open after this event
         self.known: Known | None = None
         self.facts: OpFacts | None = None
+
+
+    def put(self, step: Any, node: Node) -> None:
+        """Add an edge."""
+        if self.edges is _NO_EDGES:
+            self.edges = {}
+        self.edges[step] = node
+
+
+_NO_EDGES: dict[Any, Node] = {}  # shared by all nodes without edges, never written to
 
 
 class _Open:

@@ -28,6 +28,11 @@ from fastrec.engines._trie import LEAVE, Node, Source
 LARGEST_TRIE = 50_000
 """Nodes after which the trie starts afresh: a model that never runs twice alike must not fill the memory."""
 
+_TRANSFORMED = (
+    "a recorded model was called inside of a functorch transform (vmap, grad, jvp); its values there are wrappers that "
+    "must not escape, so these calls are not recorded"
+)
+
 _graph_task = torch._C._current_graph_task_id
 _interpreter = torch._C._functorch.peek_interpreter_stack
 
@@ -135,7 +140,11 @@ class EagerEngine:
         """A call into a root from outside: a pass."""
         if _graph_task() != -1:  # autograd runs a part of an earlier forward pass again
             return _plain(call, known.module, args, kwargs)
-        run = None if self._is_transformed() else self._listener.begin(known.address)
+        if _interpreter() is not None:
+            self._warn("transform", _TRANSFORMED)
+            run = None
+        else:
+            run = self._listener.begin(known.address)
         if run is None:
             return self._thread.mute(_plain, (call, known.module, args, kwargs), {})
         mode = self._begin(run, self._root)
@@ -189,16 +198,6 @@ class EagerEngine:
                 self._root = _root("")
                 self._regions.clear()
         return self._listener.end(run, error)
-
-    def _is_transformed(self) -> bool:
-        if _interpreter() is None:
-            return False
-        self._warn(
-            "vmap",
-            "a recorded model was called inside of a functorch transform (vmap, grad, jvp); its values there are "
-            "wrappers that must not escape, so these calls are not recorded",
-        )
-        return True
 
     def _enter(self, mode: OpMode, module: nn.Module) -> Node | None:
         """The node of a module that another one than last time enters here; None for one that is not the roots'."""
