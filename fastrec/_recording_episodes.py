@@ -88,9 +88,10 @@ class _Phase:
         if (np.diff(table.numbers) != 1).any():
             raise StepError("episodes need every step from first to last; select steps by a range, or not at all")
         for name in DONE:
-            if np.ma.getmaskarray(table.columns[name]).any() if name in table.columns else False:
-                row = int(np.argwhere(np.ma.getmaskarray(table.columns[name]))[0][0])
-                raise StepError(f"step {table.numbers[row]}{self._where()} was marked without {name!r}; give it every time")
+            missing = np.ma.getmaskarray(table.columns[name]) if name in table.columns else np.zeros(1, np.bool_)
+            if missing.any():
+                step = table.numbers[np.argwhere(missing)[0][0]]
+                raise StepError(f"step {step}{self._where()} was marked without {name!r}; give it every time")
         self.done: npt.NDArray[np.bool_] = done
         only = table.columns.get(RESET_ONLY)
         self.reset_only = np.zeros_like(done) if only is None else only.reshape(done.shape)
@@ -156,7 +157,8 @@ def episodes_of(view: View, steps: Steps) -> list[Episode]:
     """All episodes of the steps, in order of their start."""
     if not steps:
         raise StepError(
-            "episodes are made of steps, and none was marked; call rec.step(terminated=..., truncated=...) after env.step"
+            "episodes are made of steps, and none was marked; call rec.step(terminated=..., truncated=...) after "
+            "env.step"
         )
     found = [episode for table in steps.tables for episode in _Phase(view, table).episodes()]
     return sorted(found, key=lambda episode: (episode._phase.table.phase, episode.start_step, episode.env))

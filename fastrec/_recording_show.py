@@ -27,5 +27,6 @@ def html_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
     cut = f"<p>and {len(rows) - len(shown)} more sites</p>" if len(rows) > len(shown) else ""
     return (
         f"<details><summary>{escape(heading)}</summary><table><thead><tr>"
-        f"{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead><tbody>{body}</tbody></table>{cut}</details>"
+        f"{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead>"
+        f"<tbody>{body}</tbody></table>{cut}</details>"
     )

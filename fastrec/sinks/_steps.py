@@ -57,8 +57,8 @@ class _Phase:
             column = self._columns.get(name)
             if column is not None and column.data.shape[1:] != value.shape:
                 raise StepError(
-                    f"the step column {name!r} has shape {value.shape} now and had {column.data.shape[1:]} before; give "
-                    "it one shape within a phase, and name other stretches of the run with rec.phase(...)"
+                    f"the step column {name!r} has shape {value.shape} now and had {column.data.shape[1:]} before; "
+                    "give it one shape within a phase, and name other stretches of the run with rec.phase(...)"
                 )
         row = len(self.numbers)
         for name, value in columns.items():

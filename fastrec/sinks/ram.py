@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fastrec._catalog import Catalog
 from fastrec._contracts import Column, Ledger, Source
-from fastrec._copying import Layout, RowCopier, check_copyable
+from fastrec._copying import Layout, RowCopier
 from fastrec._errors import SessionError
+from fastrec._recording_limits import check_copyable
 from fastrec.sinks._ram_blocks import BlockPool, Growth
 from fastrec.sinks._ram_ledger import RAMLedger
 from fastrec.sinks._ram_parts import PartsColumn
@@ -80,5 +81,5 @@ class RAMSink:
 
     def _opened(self) -> RAMLedger:
         if self._ledger is None:
-            raise SessionError("this RAMSink belongs to no session yet; give it to a recorder: Recorder(..., sink=sink)")
+            raise SessionError("this RAMSink belongs to no session yet; open one with Recorder(..., sink=sink)")
         return self._ledger
