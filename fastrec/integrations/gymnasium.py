@@ -1,0 +1,89 @@
+"""Gymnasium environments that mark the recorder's steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastrec._recorder import Recorder
+from fastrec.integrations._extras import check_autoreset, missing
+
+try:
+    import gymnasium
+    from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+except ImportError as error:
+    raise missing("gymnasium", extra="gym") from error
+
+_RESETS = {AutoresetMode.NEXT_STEP: "next_step", AutoresetMode.SAME_STEP: "same_step", AutoresetMode.DISABLED: None}
+
+
+class RecordSteps(VectorWrapper[Any, Any, Any, Any, Any]):
+    """Marks a step of the recorder after each step of vectorised environments.
+
+    >>> import gymnasium, torch, fastrec
+    >>> from fastrec.integrations.gymnasium import RecordSteps
+    >>> policy = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    >>> with fastrec.Recorder(policy, keep_op="tanh", autoreset="next_step") as rec:
+    ...     envs = RecordSteps(gymnasium.make_vec("CartPole-v1", num_envs=3), rec)
+    ...     obs, _ = envs.reset(seed=0)
+    ...     for _ in range(5):
+    ...         with torch.no_grad():
+    ...             actions = policy(torch.as_tensor(obs)).argmax(-1)
+    ...         obs, reward, terminated, truncated, info = envs.step(actions.numpy())
+    >>> rec.recording.stack("1/tanh").shape
+    torch.Size([5, 3, 8])
+
+    The step's columns are ``reward``, ``terminated`` and ``truncated``, with one number per environment.
+
+    Arguments:
+        env: vectorised environments.
+        rec: a recorder, whose ``autoreset=`` says how these environments reset.
+
+    Raises OptionError where ``autoreset=`` differs from ``env.metadata["autoreset_mode"]``.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], rec: Recorder) -> None:
+        super().__init__(env)
+        mode = env.metadata.get("autoreset_mode")
+        if mode is not None:  # environments of other makers may not say
+            check_autoreset(rec, _RESETS[AutoresetMode(mode)], "these environments")
+        self._rec = rec
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step all environments, and mark the step."""
+        obs, reward, terminated, truncated, info = self.env.step(actions)
+        self._rec.step(reward=reward, terminated=terminated, truncated=truncated)
+        return obs, reward, terminated, truncated, info
+
+
+class RecordEnvSteps(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Marks a step of the recorder after each step of a single environment.
+
+    >>> import gymnasium, torch, fastrec
+    >>> from fastrec.integrations.gymnasium import RecordEnvSteps
+    >>> policy = torch.nn.Linear(4, 2)
+    >>> with fastrec.Recorder(policy, keep_op="linear") as rec:
+    ...     env = RecordEnvSteps(gymnasium.make("CartPole-v1"), rec)
+    ...     obs, _ = env.reset(seed=0)
+    ...     done = False
+    ...     while not done:
+    ...         action = int(policy(torch.as_tensor(obs)).argmax())
+    ...         obs, reward, terminated, truncated, info = env.step(action)
+    ...         done = terminated or truncated
+    >>> [episode.length for episode in rec.recording.episodes()] == [len(rec.recording)]
+    True
+
+    Arguments:
+        env: an environment, which the loop resets.
+        rec: a recorder without ``autoreset=``.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], rec: Recorder) -> None:
+        super().__init__(env)
+        check_autoreset(rec, None, "this environment")
+        self._rec = rec
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the environment, and mark the step."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self._rec.step(reward=reward, terminated=terminated, truncated=truncated)
+        return obs, reward, terminated, truncated, info
