@@ -29,7 +29,8 @@ def check_callable(value: object, given_to: str) -> Callable[[Any], Any]:
             "give a predicate such as op('relu') or a function of the context"
         )
     if isinstance(value, FunctionType) and str(value.__module__).startswith("fastrec.predicates."):
-        raise PredicateError(f"{given_to} got {value.__name__} itself; call it: {value.__name__}(...)")
+        if value.__name__.isidentifier():  # a lambda in a docstring of ours is not
+            raise PredicateError(f"{given_to} got {value.__name__} itself; call it: {value.__name__}(...)")
     _check_signature(value, given_to)
     return value
 
