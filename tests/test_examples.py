@@ -1,0 +1,41 @@
+"""The examples run, and what they print about the recording holds."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def printed() -> str:
+    command = [sys.executable, "-W", "error", EXAMPLES / "demo.py", "--steps", "150"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_demo_prints_what_was_kept_per_site(printed: str) -> None:
+    found = dict(re.findall(r"^(\S+) +(?:module_exit|op) +\d+ +\d+ +(\S+) +float32 +\d", printed, re.MULTILINE))
+    assert found == {"hidden1": "8x64", "hidden2": "8x64", "/softmax": "8x2"}
+    assert "450 records of 3 sites in 150 passes" in printed
+
+
+def test_the_demo_computes_a_recorded_row_again(printed: str) -> None:
+    assert re.search(r"observations of step 75 equals .* step 75\): True$", printed, re.MULTILINE)
+
+
+def test_the_demo_finds_the_episodes_that_gymnasium_counts(printed: str) -> None:
+    ours = re.search(r"^found in the recording +(\d+ +\S+ +\S+)$", printed, re.MULTILINE)
+    theirs = re.search(r"^counted by Gymnasium +(\d+ +\S+ +\S+)$", printed, re.MULTILINE)
+    assert ours is not None and theirs is not None
+    assert ours[1].split() == theirs[1].split()
+    assert int(ours[1].split()[0]) > 10
+
+
+def test_without_a_terminal_progress_comes_in_plain_lines(printed: str) -> None:
+    assert "step 0 of 150\n" in printed
+    assert "\r" not in printed
