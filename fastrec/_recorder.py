@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -159,16 +159,35 @@ class Recorder:
         session.retain(steps=True)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Name a stretch of the run: passes that begin inside of the block belong to this phase."""
+    def phase(self, name: str | Callable[[str], str]) -> Iterator[None]:
+        """Name a stretch of the run: passes that begin inside of the block belong to this phase.
+
+        >>> import torch, fastrec
+        >>> agent = torch.nn.ModuleDict({"actor": torch.nn.Linear(4, 2), "critic": torch.nn.Linear(4, 1)})
+        >>> with fastrec.Recorder(agent, keep_op="linear") as rec:
+        ...     with rec.phase("rollout"):
+        ...         action = agent["actor"](torch.zeros(1, 4))
+        ...     with rec.phase(lambda entry: "acting" if entry == "actor" else "judging"):
+        ...         value = agent["critic"](torch.zeros(1, 4))
+        >>> [record.ctx.phase for record in rec.recording]
+        ['rollout', 'judging']
+
+        Arguments:
+            name: the phase; or a function that names it from the entry of each pass that begins, where the code in
+                between can't be divided into blocks. A step needs a phase with a name.
+        """
         session = self._open()
-        if not isinstance(name, str):
-            raise OptionError(f"phase({name!r}): give a name, such as 'rollout'")
-        before, session.phase = session.phase, session.catalog.phases.add(name)
+        if not (isinstance(name, str) or callable(name)):
+            raise OptionError(f"phase({name!r}): give a name, such as 'rollout', or a function entry -> name")
+        before = session.phase, session.phase_of
+        if isinstance(name, str):
+            session.phase, session.phase_of = session.catalog.phases.add(name), None
+        else:
+            session.phase_of = name
         try:
             yield
         finally:
-            session.phase = before
+            session.phase, session.phase_of = before
 
     @contextmanager
     def pause(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Callable
 from itertools import count
 from time import perf_counter
 from typing import Any
@@ -15,7 +16,7 @@ from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog
 from fastrec._context import RecordContext
 from fastrec._contracts import Column, Ledger, Place, Predicate, Sink, Tap
-from fastrec._errors import FastrecWarning, SessionError
+from fastrec._errors import FastrecWarning, OptionError, SessionError
 from fastrec._failures import PredicateFailures
 from fastrec._halt import Halt
 from fastrec._options import RecorderOptions
@@ -54,6 +55,7 @@ class Session:
         self.passes_attached = 0
         self.seen_layer_types: set[str] = set()
         self.phase = catalog.phases.add("")
+        self.phase_of: Callable[[str], str] | None = None
         self.paused = 0
         self._marks: dict[int, int] = {}
         self._retains_passes = options.retain is not None and ram is not None
@@ -80,16 +82,18 @@ class Session:
         if known is None:
             known = self._entries.setdefault(entry, (self.catalog.entries.add(entry), count().__next__))
         self.passes_begun += 1
+        ask = self.phase_of
+        phase = self.phase if ask is None else self._asked(ask, entry)
         call = self.call
         info = PassInfo(
             self._next_pass(),
             known[0],
             known[1](),
-            self.phase,
+            phase,
             torch.is_grad_enabled(),
             perf_counter(),
             call.sample_id,
-            self._marks.get(self.phase, 0),
+            self._marks.get(phase, 0),
         )
         return PassRun(info, call.logged, [], [], [])
 
@@ -154,6 +158,11 @@ class Session:
 
     def mark(self) -> tuple[int, int]:
         """Close the current step of the current phase; the phase and the step's number."""
+        if self.phase_of is not None:
+            raise SessionError(
+                "a function names the phase of each pass here, so a step could be of any phase; mark it inside of "
+                "`with rec.phase('rollout'):`, by the name of its phase"
+            )
         phase = self.phase
         step = self._marks.get(phase, 0)
         self._marks[phase] = step + 1
@@ -181,6 +190,13 @@ class Session:
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, FastrecWarning, stacklevel=2)
+
+    def _asked(self, phase_of: Callable[[str], str], entry: str) -> int:
+        """The phase of a pass, as the user's function names it."""
+        name = phase_of(entry)
+        if not isinstance(name, str):
+            raise OptionError(f"the function given to rec.phase returned {name!r} for the entry {entry!r}; return a name")
+        return self.catalog.phases.add(name)
 
     def _count_attached(self, run: PassRun) -> None:
         if self.attached.isdisjoint(run.variants) or self.options.retain is not None:
