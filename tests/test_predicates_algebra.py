@@ -8,7 +8,21 @@ from predicate_events import event, events, predicates, site_of
 from fastrec._capture import CaptureSpec
 from fastrec._context import RecordContext
 from fastrec._errors import OptionError, PredicateError
-from fastrec.predicates import ALWAYS, NEVER, after, every, first, grad_enabled, inside, module, op, phase, structural
+from fastrec.predicates import (
+    ALWAYS,
+    NEVER,
+    after,
+    entry,
+    every,
+    first,
+    grad_enabled,
+    inside,
+    module,
+    module_type,
+    op,
+    phase,
+    structural,
+)
 from fastrec.predicates._base import Constant, Opaque, PredicateBase
 
 RELU = event("op", "relu")
@@ -226,6 +240,12 @@ def test_patterns_are_listed_with_their_matchers() -> None:
     assert listed == [("op", "relu"), ("op", "conv*"), ("module", "head.*"), ("module", "encoder")]
     matchers = [matches for _, _, matches in predicate.patterns()]
     assert [matches("conv2d") for matches in matchers] == [False, True, False, False]
+    others = module_type("Linear") & phase("rollout") | ~entry("actor")
+    assert list(others.patterns()) == []
+    assert [found[:2] for found in others.patterns("module_type", "entry")] == [
+        ("module_type", "Linear"),
+        ("entry", "actor"),
+    ]
 
 
 def test_changes_are_checked() -> None:

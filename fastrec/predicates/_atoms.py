@@ -6,11 +6,11 @@ import fnmatch
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from fastrec._context import STRUCTURAL_FIELDS
 from fastrec._errors import PredicateError
-from fastrec.predicates._base import ALWAYS, NEVER, Leaf, Pattern, PredicateBase
+from fastrec.predicates._base import ALWAYS, NEVER, Leaf, Matched, Pattern, PredicateBase
 from fastrec.predicates._views import KindView, SiteView, Unsettled
 
 
@@ -51,11 +51,6 @@ class Globs:
             known = self._known[name] = self._match(name) is not None
             return known
 
-    def one_by_one(self, what: Literal["op", "module"]) -> Iterator[Pattern]:
-        """Each pattern with its own matcher."""
-        for pattern in self.patterns:
-            yield what, pattern, Globs((pattern,)).__contains__
-
     def __eq__(self, other: object) -> bool:
         return self.patterns == other.patterns if isinstance(other, Globs) else NotImplemented
 
@@ -74,7 +69,12 @@ class GlobAtom(Atom):
     """An atom that matches globs against one kind of name."""
 
     name: ClassVar[str]
+    matched: ClassVar[Matched]
     globs: Globs
+
+    def own_patterns(self) -> Iterator[Pattern]:
+        for pattern in self.globs.patterns:
+            yield self.matched, pattern, Globs((pattern,)).__contains__
 
     def __repr__(self) -> str:
         return f"{self.name}({self.globs!r})"

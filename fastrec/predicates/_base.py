@@ -20,7 +20,10 @@ from fastrec.predicates._views import KindView, SiteView
 NOTHING: frozenset[str] = frozenset()
 ALL_FIELDS = frozenset(FIELDS)
 
-Pattern = tuple[Literal["op", "module"], str, Callable[[str], bool]]
+Matched = Literal["op", "module", "module_type", "phase", "entry"]
+"""What globs are matched against: op types, module addresses, class names, phases, entries."""
+
+Pattern = tuple[Matched, str, Callable[[str], bool]]
 """What a glob is matched against, the glob, and whether it matches a name."""
 
 
@@ -62,9 +65,10 @@ class PredicateBase(ABC):
         """How many recent events it looks back at."""
         return max((leaf.looks_back for leaf in self.leaves()), default=0)
 
-    def patterns(self) -> Iterator[Pattern]:
-        """Its globs of op types and module addresses, to be compared with the names that a session saw."""
-        return (pattern for leaf in self.leaves() for pattern in leaf.own_patterns())
+    def patterns(self, *matched: Matched) -> Iterator[Pattern]:
+        """Its globs of some names, by default op types and module addresses, to compare with what a session saw."""
+        wanted = matched or ("op", "module")
+        return (found for leaf in self.leaves() for found in leaf.own_patterns() if found[0] in wanted)
 
     def narrow(self, site: Site) -> PredicateBase:
         """What is left to ask at a site: NEVER, ALWAYS, another Constant, or a rest as small as possible."""
@@ -124,7 +128,7 @@ class Leaf(PredicateBase):
         return 0
 
     def own_patterns(self) -> Iterable[Pattern]:
-        """Its globs of op types and module addresses."""
+        """Its globs."""
         return ()
 
     def leaves(self) -> Iterator[Leaf]:

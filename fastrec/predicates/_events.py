@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 from fastrec._contracts import Context
 from fastrec._errors import PredicateError, near
 from fastrec._sites import KINDS, Kind
 from fastrec.predicates._atoms import Atom, GlobAtom, Globs, count_of, globs_of
-from fastrec.predicates._base import Pattern
+from fastrec.predicates._base import Matched
 
 
 @dataclass(frozen=True, repr=False)
@@ -18,10 +17,8 @@ class Op(GlobAtom):
     """See ``op``."""
 
     name = "op"
+    matched: ClassVar[Matched] = "op"
     reads = frozenset({"kind", "layer_type"})
-
-    def own_patterns(self) -> Iterator[Pattern]:
-        return self.globs.one_by_one("op")
 
     def decide(self, ctx: Context) -> bool:
         return ctx.kind == "op" and ctx.layer_type in self.globs
@@ -47,14 +44,12 @@ class After(GlobAtom):
 
     within: int
     name = "after"
+    matched: ClassVar[Matched] = "op"
     reads = frozenset({"recent_ops"})
 
     @property
     def looks_back(self) -> int:
         return self.within
-
-    def own_patterns(self) -> Iterator[Pattern]:
-        return self.globs.one_by_one("op")
 
     def decide(self, ctx: Context) -> bool:
         globs = self.globs

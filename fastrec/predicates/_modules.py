@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from fastrec._contracts import Context
 from fastrec._errors import PredicateError
 from fastrec.predicates._atoms import GlobAtom, Globs, globs_of
-from fastrec.predicates._base import Pattern
+from fastrec.predicates._base import Matched
 
 
 @dataclass(frozen=True, repr=False)
@@ -19,10 +19,8 @@ class Module(GlobAtom):
     """See ``module``."""
 
     name = "module"
+    matched: ClassVar[Matched] = "module"
     reads = frozenset({"kind", "module_stack"})
-
-    def own_patterns(self) -> Iterator[Pattern]:
-        return self.globs.one_by_one("module")
 
     def decide(self, ctx: Context) -> bool:
         if ctx.kind == "module_enter":
@@ -36,10 +34,8 @@ class ModuleInput(GlobAtom):
     """See ``module_input``."""
 
     name = "module_input"
+    matched: ClassVar[Matched] = "module"
     reads = frozenset({"kind", "module_stack"})
-
-    def own_patterns(self) -> Iterator[Pattern]:
-        return self.globs.one_by_one("module")
 
     def decide(self, ctx: Context) -> bool:
         return ctx.kind == "module_enter" and _reached(self.globs, ctx.module_stack[-1:])
@@ -50,6 +46,7 @@ class ModuleType(GlobAtom):
     """See ``module_type``."""
 
     name = "module_type"
+    matched: ClassVar[Matched] = "module_type"
     reads = frozenset({"kind", "module_type"})
 
     def decide(self, ctx: Context) -> bool:
@@ -64,10 +61,8 @@ class Inside(GlobAtom):
     """See ``inside``."""
 
     name = "inside"
+    matched: ClassVar[Matched] = "module"
     reads = frozenset({"kind", "module_stack"})
-
-    def own_patterns(self) -> Iterator[Pattern]:
-        return self.globs.one_by_one("module")
 
     def decide(self, ctx: Context) -> bool:
         if ctx.kind == "module_enter":

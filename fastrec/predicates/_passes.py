@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fastrec._contracts import Context
 from fastrec.predicates._atoms import Atom, GlobAtom, count_of, globs_of
+from fastrec.predicates._base import Matched
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,6 +43,7 @@ class Phase(GlobAtom):
     """See ``phase``."""
 
     name = "phase"
+    matched: ClassVar[Matched] = "phase"
     reads = frozenset({"phase"})
 
     def decide(self, ctx: Context) -> bool:
@@ -52,6 +55,7 @@ class Entry(GlobAtom):
     """See ``entry``."""
 
     name = "entry"
+    matched: ClassVar[Matched] = "entry"
     reads = frozenset({"entry"})
 
     def decide(self, ctx: Context) -> bool:
