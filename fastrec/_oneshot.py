@@ -12,12 +12,12 @@ from fastrec._recorder import Recorder
 from fastrec._recording import Recording
 from fastrec._seeds import seeded
 
-_NOT_GIVEN: Any = object()
+NOT_GIVEN: Any = object()
 
 
 def record(
     model: nn.Module | Mapping[str, nn.Module],
-    input_args: Any = _NOT_GIVEN,
+    input_args: Any = NOT_GIVEN,
     input_kwargs: Mapping[str, Any] | None = None,
     *,
     call: Callable[[], Any] | None = None,
@@ -42,8 +42,7 @@ def record(
 
     Returns a Recording.
     """
-    if (call is None) == (input_args is _NOT_GIVEN):
-        raise OptionError("give either input_args, or call= with a function that runs the model")
+    check_inputs(input_args, call)
     output = None
     with Recorder(model, **recorder_options) as rec:
         if call is None:
@@ -53,3 +52,9 @@ def record(
                 output = call()
     recording: Recording = rec.recording
     return (output, recording) if return_output else recording
+
+
+def check_inputs(input_args: Any, call: Callable[[], Any] | None) -> None:
+    """Raise OptionError unless there is one way to run the model."""
+    if (call is None) == (input_args is NOT_GIVEN):
+        raise OptionError("give either input_args, or call= with a function that runs the model")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import torch
 
 from fastrec._capture import CaptureSpec
 from fastrec._contracts import Engine, Predicate, Sink
@@ -54,6 +55,18 @@ class RecorderOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise OptionError(f"engine={self.engine!r}: there are 'auto' and 'eager'")
         if self.returns_none and self.halt is None:
             raise OptionError("returns_none=True only goes with halt=..., whose passes return None")
+
+    @property
+    def default_capture(self) -> CaptureSpec:
+        """How a value is copied that a predicate keeps without saying how."""
+        return self.capture.with_changes({"keep_grad": True}) if self.train_mode else self.capture
+
+    def capture_of(self, spec: CaptureSpec, dtype: torch.dtype) -> CaptureSpec:
+        """The spec for values of a very dtype: train_mode keeps gradients only where there can be some."""
+        trains = self.train_mode and spec.keep_grad and spec == self.default_capture
+        if trains and not (dtype.is_floating_point or dtype.is_complex):
+            return spec.with_changes({"keep_grad": False, "save_gradient": False})
+        return spec
 
     def _check_choice(self, name: str, allowed: tuple[str | None, ...]) -> None:
         if getattr(self, name) not in allowed:

@@ -62,7 +62,7 @@ class Recorder:
 
     def __init__(self, model: nn.Module | Mapping[str, nn.Module], **options: Any) -> None:
         self.options = options_of(options)
-        self._roots = _roots_of(model)
+        self._roots = roots_of(model)
         self._plan = Plan(self.options)
         self._plan.check_can_keep()
         self._sinks = sinks_of(self.options.sink)
@@ -277,7 +277,8 @@ def args_of(input_args: Any) -> tuple[Any, ...]:
     return tuple(input_args) if isinstance(input_args, tuple | list) else (input_args,)
 
 
-def _roots_of(model: Any) -> dict[str, nn.Module]:
+def roots_of(model: Any) -> dict[str, nn.Module]:
+    """The roots by name, "" where there is one; UnsupportedModelError or OptionError for anything else."""
     if isinstance(model, nn.Module):
         return {"": model}
     if isinstance(model, Mapping) and not isinstance(model, nn.Module):

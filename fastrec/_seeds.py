@@ -16,12 +16,19 @@ def seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
+    with random_state_restored():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield
+
+
+@contextmanager
+def random_state_restored() -> Iterator[None]:
+    """Leave the random state of torch, numpy and Python after the block as it was before."""
     state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         try:
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
             yield
         finally:
             random.setstate(state)

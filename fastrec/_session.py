@@ -10,7 +10,6 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog
@@ -46,7 +45,7 @@ class Session:
         self.catalog = catalog
         self.ledger: Ledger = sink.open(catalog)
         self.variants = VariantMaker(catalog, options.history_size, observed=plan.watches_ops)
-        self.default = options.capture.with_changes({"keep_grad": True}) if options.train_mode else options.capture
+        self.default = options.default_capture
         self.failures = PredicateFailures(on_error=options.on_predicate_error)
         self.call = _Call()
         self.columns: dict[int, Column] = {}
@@ -148,13 +147,6 @@ class Session:
         """Stop the pass if the halt predicate says so."""
         if self.ask(predicate, ctx) is not None:
             raise Halt(f"{predicate!r} matched {ctx.label!r} ({ctx.site})")
-
-    def spec_for(self, spec: CaptureSpec, value: Tensor, site: Site) -> CaptureSpec:
-        """The spec for a very value: train_mode keeps gradients only where there can be some."""
-        trains = self.options.train_mode and spec.keep_grad and spec == self.default
-        if trains and not (value.is_floating_point() or value.is_complex()):
-            return spec.with_changes({"keep_grad": False, "save_gradient": False})
-        return spec
 
     def mark(self) -> tuple[int, int]:
         """Close the current step of the current phase; the phase and the step's number."""

@@ -92,7 +92,7 @@ class KeepTap:
                 return False
             if len(self._cells) >= MOST_CELLS:
                 self._cells.clear()
-            spec = session.spec_for(self._spec, value, self._site)
+            spec = session.options.capture_of(self._spec, value.dtype)
             catalog = session.catalog
             variant = session.variants.make(self._place, self._site, value, catalog.specs.add(spec), run.parents)
             number = catalog.variants.add(variant)
