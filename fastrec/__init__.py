@@ -2,6 +2,8 @@
 
 from fastrec._capture import CaptureSpec as CaptureSpec
 from fastrec._context import RecordContext as RecordContext
+from fastrec._dry_run import DryRun as DryRun
+from fastrec._dry_run import dry_run as dry_run
 from fastrec._errors import FastrecError as FastrecError
 from fastrec._errors import FastrecWarning as FastrecWarning
 from fastrec._halt import halt as halt

@@ -1,0 +1,191 @@
+"""What a dry run sees: every event of a pass, without its tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastrec._capture import CaptureSpec
+from fastrec._catalog import Catalog
+from fastrec._context import RecordContext, torch_dtype
+from fastrec._contracts import Place, Tap
+from fastrec._copying import check_copyable, check_gradients
+from fastrec._errors import FastrecError
+from fastrec._options import RecorderOptions
+from fastrec._sites import PassInfo, Site, Variant
+from fastrec._variants import VariantMaker
+
+SOURCES = ("input", "buffer")
+_interpreter = torch._C._functorch.peek_interpreter_stack
+
+
+class Obstacles(NamedTuple):
+    """Why a value can't be copied, kept attached to autograd, or waited on for its gradient; None where it can."""
+
+    copy: str | None
+    keep_grad: str | None
+    save_gradient: str | None
+
+
+class Event(NamedTuple):
+    """One event: where it happened, and what keeping its value would have met."""
+
+    catalog: Catalog
+    variant: Variant
+    info: PassInfo
+    time: float
+    obstacles: Obstacles
+
+    @property
+    def site(self) -> Site:
+        """The place where it happened."""
+        return self.catalog.sites[self.variant.site]
+
+    @property
+    def ctx(self) -> RecordContext:
+        """The event as a record of it would tell it: nobody marks a step in a dry run."""
+        return RecordContext(self.catalog, self.variant, self.info, self.time, None)
+
+    def asked(self, info: PassInfo) -> RecordContext:
+        """What a predicate looks at while a pass runs, this one or another in which the same happens."""
+        return RecordContext(self.catalog, self.variant, info, self.time, info.step)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the value itself."""
+        return torch_dtype(self.variant.dtype).itemsize * math.prod(self.variant.shape)
+
+
+class DryPass:
+    """One pass while it runs."""
+
+    __slots__ = ("info", "parents")
+
+    def __init__(self, info: PassInfo) -> None:
+        self.info = info
+        self.parents: tuple[str, ...] | None = None
+
+
+class Watch:
+    """The listener of a dry run: has everything shown, tells each event, and lets the value go."""
+
+    def __init__(self, options: RecorderOptions, tell: Callable[[Event, Tensor], None]) -> None:
+        self.catalog = Catalog()
+        self.infos: list[PassInfo] = []
+        self._tell = tell
+        self._variants = VariantMaker(self.catalog, options.history_size, observed=True)
+        self._history = _History() if not options.include_source_events else None
+        self._entries: dict[str, Callable[[], int]] = {}
+
+    def tap(self, place: Place, site: Site) -> Tap | None:
+        """The tap of a place: there always is one."""
+        if self._history is not None:
+            place = self._history.without_sources(place)
+        return partial(self._meet, place, site)
+
+    def may_keep(self, site: Site) -> bool:
+        """Whether something could be kept at a site: all is to be seen."""
+        return True
+
+    def begin(self, entry: str) -> DryPass:
+        """A pass begins."""
+        number = self._entries.setdefault(entry, count().__next__)()
+        catalog = self.catalog
+        info = PassInfo(
+            len(self.infos),
+            catalog.entries.add(entry),
+            number,
+            catalog.phases.add(""),
+            torch.is_grad_enabled(),
+            perf_counter(),
+        )
+        self.infos.append(info)
+        return DryPass(info)
+
+    def end(self, run: DryPass, error: BaseException | None) -> bool:
+        """A pass ended."""
+        run.info.duration = perf_counter() - run.info.started
+        return False
+
+    def _meet(self, place: Place, site: Site, run: DryPass, value: Tensor) -> None:
+        with torch._C.DisableTorchFunction():
+            now = perf_counter()
+            parents = run.parents
+            if self._history is not None and parents:
+                parents = self._history.less_sources(parents)
+            # A nested tensor has no shape of its own.
+            meta = () if value.is_nested else tuple(value.shape), _name(value), str(value.device), value.requires_grad
+            variant = self._variants.of(place, site, meta, 0, parents)
+            self._tell(Event(self.catalog, variant, run.info, now - run.info.started, _obstacles(value)), value)
+
+
+class _History:
+    """Events as they count where inputs and buffers are none, as long as nobody asked for those."""
+
+    def __init__(self) -> None:
+        self._before: dict[Place, Place | None] = {}
+        self._labels: set[str] = set()
+
+    def without_sources(self, place: Place) -> Place:
+        """A place whose history and index leave the inputs and buffers out."""
+        chain: list[Place] = []
+        walk: Place | None = place.previous
+        while walk is not None and walk not in self._before:
+            chain.append(walk)
+            walk = walk.previous
+        last = None if walk is None else self._before[walk]
+        for event in reversed(chain):
+            if event.site.kind not in SOURCES:
+                last = _moved(event, last)
+            self._before[event] = last
+        moved = _moved(place, last)
+        if place.site.kind in SOURCES:
+            moved.event_index = None
+            self._labels.add(place.label)
+        return moved
+
+    def less_sources(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Labels of parents, less those of inputs and buffers."""
+        return tuple(label for label in labels if label not in self._labels)
+
+
+def _moved(place: Place, previous: Place | None) -> Place:
+    moved = Place(place.site, previous)
+    for name in ("number", "label", "order", "op_index", "module_pass", "stack_passes"):
+        setattr(moved, name, getattr(place, name))
+    moved.event_index = 0 if previous is None or previous.event_index is None else previous.event_index + 1
+    return moved
+
+
+def _name(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _obstacles(value: Tensor) -> Obstacles:
+    if _interpreter() is not None:
+        wrapped = "UnsupportedTensorError: it ran inside of a functorch transform (vmap, grad, jvp)"
+        return Obstacles(wrapped, None, None)
+    return Obstacles(
+        _why_not(lambda: check_copyable(value)),
+        _why_not(lambda: check_gradients(value, _ATTACHED)),
+        _why_not(lambda: check_gradients(value, _WATCHED)),
+    )
+
+
+_ATTACHED = CaptureSpec(keep_grad=True)
+_WATCHED = CaptureSpec(save_gradient=True)
+
+
+def _why_not(check: Callable[[], None]) -> str | None:
+    try:
+        check()
+    except FastrecError as error:
+        return f"{type(error).__name__}: {error}"
+    return None

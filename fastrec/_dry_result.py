@@ -1,0 +1,167 @@
+"""What a dry run found, to be looked at and to be asked again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fastrec._context import RecordContext
+from fastrec._dry_decisions import Decider, Decision, Outcome
+from fastrec._dry_events import Event
+from fastrec._dry_sites import SiteLine, site_lines, summary, summary_rows
+from fastrec._dry_timeline import timeline
+from fastrec._dry_tree import tree
+from fastrec._errors import MissingExtraError
+from fastrec._failures import PredicateFailure
+from fastrec._recording_frames import OF_VARIANT
+from fastrec._recording_sites import told_bytes
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class DryRun:
+    """Every event of one pass, what predicates say about it, and the bytes that would be kept; no tensor is.
+
+    >>> import torch, fastrec
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+    >>> dry = fastrec.dry_run(model, torch.zeros(2, 4))
+    >>> dry
+    <DryRun of Sequential: 9 events, 0 kept, 0 B per pass>
+    >>> dry.repredicate(keep_op="tanh")
+    <DryRun of Sequential: 9 events, 1 kept, 64 B per pass>
+
+    What stands at one position of ``contexts``, ``decisions`` and ``sizes`` belongs to one event.
+    """
+
+    def __init__(self, title: str, events: Sequence[Event], outcomes: Sequence[Outcome], decider: Decider) -> None:
+        self._title = title
+        self._events = events
+        self._outcomes = outcomes
+        self._decider = decider
+
+    @cached_property
+    def contexts(self) -> tuple[RecordContext, ...]:
+        """The context of each event, in order: ops, modules entered and left, inputs, buffers."""
+        return tuple(event.ctx for event in self._events)
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """How each event is kept (a CaptureSpec), None where it isn't, or a failure with the ``error``."""
+        return tuple(outcome.decision for outcome in self._outcomes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The bytes that are kept of each event, after casting and transforming; gradients come on top."""
+        return tuple(outcome.nbytes for outcome in self._outcomes)
+
+    @property
+    def kept(self) -> tuple[RecordContext, ...]:
+        """The contexts of the events that are kept."""
+        return tuple(ctx for ctx, outcome in zip(self.contexts, self._outcomes, strict=True) if _is_kept(outcome))
+
+    @property
+    def halted(self) -> Mapping[int, str]:
+        """Why a pass would be halted, by pass index; what comes after that event is shown, and not kept."""
+        return dict(self._decider.halted)
+
+    def repredicate(self, *, keep_op: Any = None, keep_module: Any = None) -> DryRun:
+        """Other predicates about the same events, without running the model.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+        >>> dry = fastrec.dry_run(model, torch.zeros(2, 4), keep_op=True)
+        >>> [ctx.site for ctx in dry.repredicate(keep_module="0").kept]
+        ['0']
+
+        Arguments:
+            keep_op, keep_module: as for Recorder; what is not given keeps nothing.
+
+        A transform is run on zeros of the same shape here, as the values are gone.
+        """
+        options = msgspec.structs.replace(self._decider.options, keep_op=keep_op, keep_module=keep_module)
+        decider = Decider(options)
+        return DryRun(self._title, self._events, [decider.outcome(event) for event in self._events], decider)
+
+    def tree(self) -> str:
+        """The modules that ran as a tree, with the ops below; ● marks what is kept, ✗ an error."""
+        return tree(self._lines, self.halted)
+
+    def print_tree(self) -> None:
+        """Print the modules that ran as a tree, with the ops below; ● marks what is kept, ✗ an error.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+        >>> fastrec.dry_run(model, torch.zeros(2, 4), keep_op="tanh").print_tree()
+        :in[0] (input)    2x4 float32  32 B
+        Sequential        2x8 float32  64 B
+        ├─ 0: Linear      2x8 float32  64 B
+        │  └─ linear      2x8 float32  64 B
+        └─ 1: Tanh        2x8 float32  64 B
+           └─ tanh        2x8 float32  64 B  ● 64 B
+        1 of 9 events kept: 64 B per pass, 62.5 KiB per 1,000 passes
+        """
+        print(self.tree())
+
+    def summary(self) -> str:
+        """A table of all sites: how often each fires in a pass, the bytes of its values, and what is kept of it.
+
+        The bytes per thousand passes follow predicates that count passes, such as ``every(10)``; any other predicate
+        is taken to answer in each pass as it did in this one.
+        """
+        return summary(self._lines, self.halted)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per event, with the fields of its context and what is kept of it; needs ``fastrec[pandas]``."""
+        try:
+            import pandas
+        except ImportError as error:
+            told = "to_pandas() needs pandas; install it with pip install 'fastrec[pandas]'"
+            raise MissingExtraError(told) from error
+        columns: dict[str, list[Any]] = {
+            name: [getattr(ctx, name) for ctx in self.contexts]
+            for name in ("pass_index", "phase", "entry", "entry_pass", "grad_enabled")
+        }
+        for name, read in OF_VARIANT.items():
+            columns[name] = [read(event.variant, event.site) for event in self._events]
+        columns["time_since_pass_start"] = [event.time for event in self._events]
+        columns["value_bytes"] = [event.nbytes for event in self._events]
+        columns["kept"] = [_is_kept(outcome) for outcome in self._outcomes]
+        columns["kept_bytes"] = list(self.sizes)
+        columns["capture"] = [repr(o.decision) if _is_kept(o) else None for o in self._outcomes]
+        columns["error"] = [d.error if isinstance(d, PredicateFailure) else None for d in self.decisions]
+        return pandas.DataFrame(columns)
+
+    def timeline_html(self) -> str:
+        """The pass as a picture for a notebook: time to the right, modules as bars, what is kept coloured."""
+        return timeline(self._told, self._events, self._outcomes)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in summary_rows(self._lines)
+        )
+        return f"<details><summary>sites</summary><table>{rows}</table></details>{self.timeline_html()}"
+
+    def __repr__(self) -> str:
+        return f"<DryRun of {self._told}>"
+
+    @property
+    def _told(self) -> str:
+        kept = sum(map(_is_kept, self._outcomes))
+        failed = sum(isinstance(decision, PredicateFailure) for decision in self.decisions)
+        errors = f", {failed} errors" if failed else ""
+        return (
+            f"{self._title}: {len(self._events)} events, {kept} kept, {told_bytes(sum(self.sizes))} per pass{errors}"
+        )
+
+    @cached_property
+    def _lines(self) -> list[SiteLine]:
+        return site_lines(self._events, self._outcomes, self._decider)
+
+
+def _is_kept(outcome: Outcome) -> bool:
+    return outcome.decision is not None and not isinstance(outcome.decision, PredicateFailure)
