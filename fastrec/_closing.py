@@ -9,6 +9,7 @@ from fastrec._errors import FastrecWarning, near
 from fastrec._plan import Plan
 from fastrec._session import Session
 from fastrec._sites import Frame
+from fastrec.predicates._base import Matched
 
 
 def warn_about_nothing(session: Session, plan: Plan, frames: Sequence[Frame]) -> None:
@@ -18,16 +19,24 @@ def warn_about_nothing(session: Session, plan: Plan, frames: Sequence[Frame]) ->
 
 
 def _complaints(session: Session, plan: Plan, frames: Sequence[Frame]) -> Iterable[str]:
-    if not session.passes_begun:
+    if not len(session.catalog.entries):
         yield (
             "no pass was recorded: the model was not called inside of the block, or only in another process, inside "
             "of compiled code, or while the recorder was paused"
         )
         return
-    addresses = sorted({address for frame in frames for address in (frame.module_address, *frame.aliases)})
+    known: dict[Matched, tuple[str, set[str]]] = {
+        "op": ("op type that ran", session.seen_layer_types),
+        "module": ("module address", {a for frame in frames for a in (frame.module_address, *frame.aliases)}),
+        "module_type": ("module class", {frame.module_type for frame in frames}),
+        "phase": ("phase of a pass", set(session.catalog.phases.items)),
+        "entry": ("entry of a pass", set(session.catalog.entries.items)),
+    }
     for option, predicate in (("keep_op", plan.keep_op), ("keep_module", plan.keep_module)):
-        for what, pattern, matches in predicate.patterns():
-            known = sorted(session.seen_layer_types) if what == "op" else addresses
-            if not any(matches(name) for name in known):
-                told = "op type that ran" if what == "op" else "module address"
-                yield f"{option}: {pattern!r} matched no {told}; {near(pattern, known)}"
+        for what, pattern, matches in predicate.patterns(*known):
+            told, names = known[what]
+            matched = sorted(filter(matches, names))
+            if not matched:
+                yield f"{option}: {pattern!r} matched no {told}; {near(pattern, sorted(names))}"
+            elif what == "module" and session.seen_addresses.isdisjoint(matched):
+                yield f"{option}: {pattern!r} matched {matched[0]!r}, which was not called in any pass"

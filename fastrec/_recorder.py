@@ -135,13 +135,8 @@ class Recorder:
         """
         session = self._open()
         model = self._root(root)
-        call = session.call
-        call.logged, call.sample_id = True, sample_id
-        try:
-            with seeded(self.options.random_seed):
-                return model(*args_of(input_args), **(input_kwargs or {}))
-        finally:
-            call.logged, call.sample_id = False, None
+        with session.own_call(sample_id), seeded(self.options.random_seed):
+            return model(*args_of(input_args), **(input_kwargs or {}))
 
     def step(self, **columns: Any) -> None:
         """Close a step: the passes that ended since the last mark in this phase belong to it.
@@ -203,11 +198,8 @@ class Recorder:
     def region(self, name: str = "region") -> Iterator[None]:
         """Make everything that this thread runs inside of the block one pass, ops outside of any module included."""
         session = self._open()
-        session.call.logged = True
-        try:
+        with session.own_call():
             token = self._engine.enter_region(name)
-        finally:
-            session.call.logged = False
         if token is None:  # paused
             yield
             return
@@ -235,8 +227,7 @@ class Recorder:
 
     def __repr__(self) -> str:
         roots = ", ".join(f"{name}={type(m).__name__}" if name else type(m).__name__ for name, m in self._roots.items())
-        kept = f", {self._session.passes_kept} passes with records" if self._session else ""
-        return f"<Recorder of {roots}: {self._state}{kept}>"
+        return f"<Recorder of {roots}: {self._state}>"
 
     def _make_engine(self) -> Any:
         if not isinstance(self.options.engine, str):

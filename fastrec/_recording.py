@@ -49,9 +49,16 @@ class Recording:
     """
 
     def __init__(self, source: Source) -> None:
-        self._view = View(source)
-        catalog = source.catalog
-        self._steps = steps_of(source.steps(), catalog.phases.items, catalog.header.get("autoreset"))
+        self._source = source
+
+    @cached_property
+    def _view(self) -> View:
+        return View(self._source)
+
+    @cached_property
+    def _steps(self) -> Steps:
+        catalog = self._source.catalog
+        return steps_of(self._source.steps(), catalog.phases.items, catalog.header.get("autoreset"))
 
     @property
     def records(self) -> Records:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from time import perf_counter
 from typing import Any
@@ -48,25 +50,41 @@ class Session:
         self.default = options.default_capture
         self.failures = PredicateFailures(on_error=options.on_predicate_error)
         self.call = _Call()
+        self.own_calls = 0  # of the recorder itself that are under way in any thread; without, `call` need not be read
         self.columns: dict[int, Column] = {}
         self.attached: set[int] = set()
-        self.passes_kept = 0
         self.passes_attached = 0
         self.seen_layer_types: set[str] = set()
+        self.seen_addresses: set[str] = set()
         self.phase = catalog.phases.add("")
         self.phase_of: Callable[[str], str] | None = None
         self.paused = 0
         self._marks: dict[int, int] = {}
         self._retains_passes = options.retain is not None and ram is not None
-        self.passes_begun = 0
         self._next_pass = count().__next__
         self._entries: dict[str, tuple[int, Any]] = {}
         self._warned: set[str] = set()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def own_call(self, sample_id: str | int | None = None) -> Iterator[None]:
+        """The next pass of this thread is one that the recorder itself asked for."""
+        with self._lock:
+            self.own_calls += 1
+        self.call.logged, self.call.sample_id = True, sample_id
+        try:
+            yield
+        finally:
+            self.call.logged, self.call.sample_id = False, None
+            with self._lock:
+                self.own_calls -= 1
 
     def tap(self, place: Place, site: Site) -> Tap | None:
         """The tap of a place; the engine asks once."""
         if site.kind == "op":
             self.seen_layer_types.add(site.layer_type)
+        for frame in site.frames:
+            self.seen_addresses.update((frame.module_address, *frame.aliases))
         return self.plan.tap(self, place, site)
 
     def may_keep(self, site: Site) -> bool:
@@ -80,10 +98,9 @@ class Session:
         known = self._entries.get(entry)
         if known is None:
             known = self._entries.setdefault(entry, (self.catalog.entries.add(entry), count().__next__))
-        self.passes_begun += 1
         ask = self.phase_of
         phase = self.phase if ask is None else self._asked(ask, entry)
-        call = self.call
+        sample_id, logged = (self.call.sample_id, self.call.logged) if self.own_calls else (None, False)
         info = PassInfo(
             self._next_pass(),
             known[0],
@@ -91,10 +108,10 @@ class Session:
             phase,
             torch.is_grad_enabled(),
             perf_counter(),
-            call.sample_id,
+            sample_id,
             self._marks.get(phase, 0),
         )
-        return PassRun(info, call.logged, [], [], [])
+        return PassRun(info, logged, [], [], [])
 
     def end(self, run: PassRun, error: BaseException | None) -> bool:
         """A pass ended; True where its exception was a halt, and its caller may get None."""
@@ -103,8 +120,6 @@ class Session:
         info.step = self._marks.get(info.phase, 0)
         if error is not None and not self._keeps_failed(run, error):
             return False
-        if run.rows:
-            self.passes_kept += 1
         self.ledger.commit(info, run.variants, run.rows, run.times)
         if self.attached:
             self._count_attached(run)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrec._catalog import Catalog
+from fastrec._contracts import PhaseSteps
 from fastrec._sites import PassInfo
 from fastrec.sinks._ram_blocks import SMALL_BLOCK, BlockPool
 from fastrec.sinks._ram_source import RAMSource
@@ -67,14 +68,15 @@ class RAMLedger:
             if self._retained is not None:
                 self._pack()
                 self._trim()
-            table, ended = self._table, self._drain()
-            blocks = self._pool.release(chain(table.rows, *(entry[2] for entry in ended)))
-            steps = self._steps.read()
-            self._steps.drop()
-            if table:
-                self._table = Table()
-            else:
-                table = _NOTHING
+            # Called after every pass of a training loop: what is empty is not touched.
+            table, ended, steps = _NOTHING, self._drain(), _NO_STEPS
+            if self._table:
+                table, self._table = self._table, Table()
+            if self._steps.held:
+                steps = self._steps.read()
+                self._steps.drop()
+            rows = [row for entry in ended for row in entry[2]]
+            blocks = self._pool.release(chain(table.rows, rows) if table else rows)
             return RAMSource(self._catalog, table, ended, blocks, steps)
 
     def trim(self, most: int, *, steps: bool) -> None:
@@ -111,6 +113,7 @@ class RAMLedger:
 
 
 _NOTHING = Table()
+_NO_STEPS: Sequence[PhaseSteps] = ()
 
 
 def _last(passes: npt.NDArray[Any], most: int) -> npt.NDArray[np.bool_]:
