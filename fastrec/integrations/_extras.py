@@ -8,7 +8,7 @@ from fastrec._recorder import Recorder
 
 def missing(package: str, extra: str) -> MissingExtraError:
     """The error of a framework that is not installed."""
-    return MissingExtraError(f"this integration needs {package}, which is not installed; pip install 'fastrec[{extra}]'")
+    return MissingExtraError(f"{package} is needed here and not installed; pip install 'fastrec[{extra}]'")
 
 
 def check_autoreset(rec: Recorder, mode: str | None, who: str) -> None:

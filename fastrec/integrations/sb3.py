@@ -1,0 +1,119 @@
+"""Steps, episodes and phases of a Stable-Baselines3 training run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from fastrec._errors import OptionError
+from fastrec._recorder import Recorder
+from fastrec.integrations._extras import check_autoreset, missing
+
+try:
+    from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+    from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+except ImportError as error:
+    raise missing("stable-baselines3", extra="sb3") from error
+
+
+class RecordCallback(BaseCallback):
+    """Marks the recorder's steps and phases while ``learn`` runs, for on-policy and off-policy algorithms.
+
+    >>> import gymnasium, fastrec
+    >>> from stable_baselines3 import PPO
+    >>> from stable_baselines3.common.env_util import make_vec_env
+    >>> from fastrec.integrations.sb3 import RecordCallback
+    >>> model = PPO("MlpPolicy", make_vec_env("CartPole-v1", n_envs=2), n_steps=16, batch_size=32, device="cpu")
+    >>> with fastrec.Recorder(model.policy, keep_module="value_net", autoreset="same_step") as rec:
+    ...     model = model.learn(32, callback=RecordCallback(rec))
+    >>> rec.recording.select(phase="rollout").stack("value_net").shape
+    torch.Size([16, 2, 1])
+
+    Phases:
+        rollout: the passes that choose actions; the only phase with steps, one per ``env.step``, whose columns are
+            ``reward`` (what the algorithm gets, before it adds the value of a truncated episode's last observation),
+            ``terminated`` and ``truncated``.
+        bootstrap: values of the last observations of truncated episodes, and of the observations after a rollout.
+        eval: passes that other callbacks make, such as EvalCallback.
+        train: the updates.
+
+    An off-policy algorithm explores without asking the policy (before ``learning_starts``, DQN with probability
+    epsilon): such a step is marked like any other, and no pass belongs to it.
+
+    In a list of callbacks it has to be the last one, for it tells by that where the others end. Learning is not
+    changed by it.
+
+    Arguments:
+        rec: an open recorder with ``autoreset="same_step"``, which is how these environments reset.
+
+    Raises OptionError when training starts, where the recorder or the order of the callbacks do not fit.
+    """
+
+    def __init__(self, rec: Recorder) -> None:
+        super().__init__()
+        self._rec = rec
+        self._phase: AbstractContextManager[None] | None = None
+        self._row = -1
+
+    def _init_callback(self) -> None:
+        check_autoreset(self._rec, "same_step", "the environments of Stable-Baselines3")
+
+    def _on_training_start(self) -> None:
+        others = [c for c in _leaves(self.locals["callback"]) if not isinstance(c, ProgressBarCallback)]
+        if others[-1] is not self:
+            raise OptionError(
+                f"{type(others[-1]).__name__} comes after RecordCallback, so its passes would be taken for the "
+                "algorithm's own; put RecordCallback last in the list of callbacks"
+            )
+        self._turn_to("train")
+
+    def _on_rollout_start(self) -> None:
+        self._row = -1
+        self._turn_to(self._collecting)
+
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """What the algorithm calls after ``env.step``, before the first of its callbacks."""
+        super().update_locals(locals_)
+        self._turn_to("eval")
+
+    def _on_step(self) -> bool:
+        done = np.asarray(self.locals["dones"], dtype=bool)
+        cut = np.array([info.get("TimeLimit.truncated", False) for info in self.locals["infos"]], dtype=bool)
+        with self._rec.phase("rollout"):
+            self._rec.step(reward=self.locals["rewards"], terminated=done & ~cut, truncated=done & cut)
+        if isinstance(self.model, OnPolicyAlgorithm):
+            self._row = self.model.rollout_buffer.pos
+        self._turn_to(self._collecting)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._turn_to("train")
+
+    def _on_training_end(self) -> None:
+        self._turn_to(None)
+
+    def _collecting(self, entry: str) -> str:
+        """The phase of a pass between two steps: an on-policy algorithm stores a step after its bootstrap passes."""
+        if not isinstance(self.model, OnPolicyAlgorithm):
+            return "rollout"
+        buffer = self.model.rollout_buffer
+        return "bootstrap" if buffer.full or buffer.pos == self._row else "rollout"
+
+    def _turn_to(self, phase: str | Callable[[str], str] | None) -> None:
+        if self._phase is not None:
+            self._phase.__exit__(None, None, None)
+            self._phase = None
+        if phase is not None:
+            self._phase = self._rec.phase(phase)
+            self._phase.__enter__()
+
+
+def _leaves(callback: BaseCallback) -> Iterator[BaseCallback]:
+    if isinstance(callback, CallbackList):
+        for inner in callback.callbacks:
+            yield from _leaves(inner)
+    else:
+        yield callback
