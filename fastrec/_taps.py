@@ -28,68 +28,58 @@ def _no_tensor(value: Tensor) -> int:
     return -1
 
 
+Cell = tuple[Any, Any, Any, Any, bool, int, Callable[[Tensor], Any]]
+"""Shape, dtype, whether it requires a gradient, device, whether that is the CPU; the variant and where values go."""
+_NO_CELL: Cell = (None, None, None, None, False, -1, _no_tensor)
+
+
 class KeepTap:
     """Keeps every value of one leaf of one place, in one way."""
 
-    __slots__ = (
-        "_append",
-        "_cells",
-        "_device",
-        "_dtype",
-        "_on_cpu",
-        "_place",
-        "_requires_grad",
-        "_session",
-        "_shape",
-        "_site",
-        "_spec",
-        "_variant",
-    )
+    __slots__ = ("_cell", "_cells", "_place", "_session", "_site", "_spec")
 
     def __init__(self, session: Session, place: Place, site: Site, spec: CaptureSpec) -> None:
         self._session = session
         self._place = place
         self._site = site
         self._spec = spec
-        self._cells: dict[Any, tuple[int, Callable[[Tensor], Any]]] = {}
-        self._shape: Any = None
-        self._dtype: Any = None
-        self._device: Any = None
-        self._on_cpu = False
-        self._requires_grad: Any = None
-        self._variant = -1
-        self._append: Callable[[Tensor], Any] = _no_tensor
+        self._cells: dict[Any, Cell] = {}
+        self._cell = _NO_CELL
 
     def __call__(self, run: PassRun, value: Tensor) -> None:
+        # Read as one, because other threads turn to other cells.
+        shape, dtype, requires_grad, device, on_cpu, variant, append = self._cell
         if (
-            value.shape != self._shape
-            or value.dtype is not self._dtype
-            or value.requires_grad is not self._requires_grad
-            or not (value.is_cpu if self._on_cpu else value.device == self._device)
+            value.shape != shape
+            or value.dtype is not dtype
+            or value.requires_grad is not requires_grad
+            or not (value.is_cpu if on_cpu else value.device == device)
             or run.parents is not None
         ):
-            if not self._meet(run, value):
+            cell = self._meet(run, value)
+            if cell is None:
                 return
+            variant, append = cell[-2:]
         try:
-            row = self._append(value)
+            row = append(value)
         except RuntimeError:
             if _interpreter() is None:
                 raise
             self._session.warn_transformed(self._site)
             return
         run.rows.append(row)
-        run.variants.append(self._variant)
+        run.variants.append(variant)
         run.times.append(perf_counter())
 
-    def _meet(self, run: PassRun, value: Tensor) -> bool:
-        """Turn to values of another shape, dtype or device than the last one's; False: can't be kept."""
+    def _meet(self, run: PassRun, value: Tensor) -> Cell | None:
+        """Turn to values of another shape, dtype or device than the last one's; None: can't be kept."""
         session = self._session
         key = (value.shape, value.dtype, value.device, value.requires_grad, run.parents)
         cell = self._cells.get(key)
         if cell is None:
             if _interpreter() is not None:
                 session.warn_transformed(self._site)
-                return False
+                return None
             if len(self._cells) >= MOST_CELLS:
                 self._cells.clear()
             spec = session.options.capture_of(self._spec, value.dtype)
@@ -102,11 +92,12 @@ class KeepTap:
                 append = column.append
             if spec.keep_grad:
                 session.attached.add(number)
-            cell = self._cells[key] = (number, append)
-        self._shape, self._dtype, self._device, self._requires_grad = key[:4]
-        self._on_cpu = value.is_cpu  # a quicker question than what the device is
-        self._variant, self._append = cell
-        return True
+            # Whether it is on the CPU is a quicker question than what its device is.
+            on_cpu = value.is_cpu
+            cell = (value.shape, value.dtype, value.requires_grad, value.device, on_cpu, number, append)
+            self._cells[key] = cell
+        self._cell = cell
+        return cell
 
 
 class AskTap:

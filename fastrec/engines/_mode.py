@@ -65,17 +65,16 @@ class OpMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        node = self.node
-        if func is node.func:
+        following = self.node.following
+        if func is following.step:
             out = func(*args, **kwargs) if kwargs else func(*args)
-            following = node.following
             if type(out) is Tensor:
-                self.node = following  # type: ignore[assignment]
-                tap = following.tap  # type: ignore[union-attr]
+                self.node = following
+                tap = following.tap
                 if tap is not None:
                     tap(self.run, out)
             else:
-                self.spread(following, out, args)  # type: ignore[arg-type]
+                self.spread(following, out, args)
             return out
         return self._look_up(func, args, kwargs or {})
 
@@ -88,8 +87,10 @@ class OpMode(TorchFunctionMode):
             return self._grow(func, args, kwargs)
         if following.opens is not None:
             return self._open(following, func, args, kwargs)
-        node.func, node.following = func, following
-        return OpMode.__torch_function__(self, func, (), args, kwargs)
+        node.following = following
+        out = func(*args, **kwargs)
+        self._arrive(following, out, args)
+        return out
 
     def watch(self) -> None:
         """Be asked about every op of this thread."""
@@ -216,13 +217,17 @@ class OpMode(TorchFunctionMode):
                 self._tally_at = before
             self.node = before
             self.run.parents = parents
+        self._arrive(node, out, args)
+        return out
+
+    def _arrive(self, node: Node, out: Any, args: tuple[Any, ...]) -> None:
+        """An op returned."""
         if type(out) is Tensor:
             self.node = node
             if node.tap is not None:
                 node.tap(self.run, out)
         else:
             self.spread(node, out, args)
-        return out
 
     def enter(self, known: Known, step: Any, *, sealed: bool) -> Node | None:
         """Grow the trie by a module that is entered; None while autograd runs a forward again."""

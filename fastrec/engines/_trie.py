@@ -63,7 +63,6 @@ class Node(Place):
         "entered",
         "facts",
         "following",
-        "func",
         "hidden",
         "known",
         "leaf_taps",
@@ -82,13 +81,13 @@ class Node(Place):
         self.parent = parent
         self.step = step  # the key of the edge that leads here
         self.edges: dict[Any, Node] = _NO_EDGES
-        # The latest plain op, the latest ordinary module and the return that came next: passes that run alike find
-        # their way by one comparison, without a look into the edges.
-        self.func: Any = None
-        self.following: Node | None = None
-        self.module: nn.Module | None = None
-        self.entered: Node | None = None
+        # The plain op, the ordinary module and the return that came next lately: passes that run alike find their way
+        # by one comparison, without a look into the edges. Each is read at once with what it is compared by, because
+        # other threads turn it to where they go.
+        self.following: Node = NOWHERE
+        self.entered: Node = NOWHERE
         self.left: Node | None = None
+        self.module: nn.Module | None = None  # which module enters here
         self.tap: Tap | None = None
         self.spread: bool | None = None  # whether leaves of a nested value have to be looked at; None: not asked yet
         self.leaf_taps: dict[str, Tap | None] | None = None
@@ -99,7 +98,6 @@ class Node(Place):
         self.known: Known | None = None
         self.facts: OpFacts | None = None
 
-
     def put(self, step: Any, node: Node) -> None:
         """Add an edge."""
         if self.edges is _NO_EDGES:
@@ -108,6 +106,11 @@ class Node(Place):
 
 
 _NO_EDGES: dict[Any, Node] = {}  # shared by all nodes without edges, never written to
+
+NOWHERE = Node.__new__(Node)
+"""Where nothing has led yet."""
+NOWHERE.step = object()
+NOWHERE.module = nn.Module()
 
 
 class _Open:

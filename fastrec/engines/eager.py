@@ -109,10 +109,12 @@ class EagerEngine:
                 if known is not None and not thread.muted:
                     return outermost(__call__, call, known, args, kwargs)
                 return _plain(call, module, args, kwargs)
-            node = mode.node
-            entered = node.entered if node.module is module else enter(mode, module)
-            if entered is None:
-                return _plain(call, module, args, kwargs)
+            entered = mode.node.entered
+            if entered.module is not module:
+                found = enter(mode, module)
+                if found is None:
+                    return _plain(call, module, args, kwargs)
+                entered = found
             mode.node = entered
             if entered.spread:
                 mode.feed_arguments(entered, args, kwargs)
@@ -209,7 +211,8 @@ class EagerEngine:
         step: Any = (known, is_fused_now(module)) if known.may_fuse else known
         entered = node.edges.get(step) or self._grow(mode, known, step)
         if not known.may_fuse and entered is not None:
-            node.module, node.entered = module, entered
+            entered.module = module
+            node.entered = entered
         return entered
 
     def _grow(self, mode: OpMode, known: Known, step: Any) -> Node | None:
