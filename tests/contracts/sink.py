@@ -16,6 +16,7 @@ from fastrec._contracts import Sink, Source
 from fastrec._errors import StepError, UnsupportedTensorError
 from fastrec._sites import PassInfo, Site, Variant
 
+PLAIN = CaptureSpec()
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
     *(torch.complex64, torch.complex128, torch.complex32, torch.bool, torch.uint8),
@@ -76,7 +77,7 @@ class Rig:
         )
 
     def append(
-        self, site: Site | str, value: Tensor, spec: CaptureSpec = CaptureSpec(), label: str | None = None
+        self, site: Site | str, value: Tensor, spec: CaptureSpec = PLAIN, label: str | None = None
     ) -> tuple[int, int]:
         variant = self.variant(site, value, spec, label)
         if not spec.save_activation:
@@ -98,7 +99,7 @@ class Rig:
         times = [info.started + 0.5 * i for i in range(len(kept))]
         self.ledger.commit(info, [v for v, _ in kept], [r for _, r in kept], times)
 
-    def one_pass(self, *values: Tensor | tuple[str, Tensor], spec: CaptureSpec = CaptureSpec(), **facts: Any) -> None:
+    def one_pass(self, *values: Tensor | tuple[str, Tensor], spec: CaptureSpec = PLAIN, **facts: Any) -> None:
         """A pass in which values appeared, at a site "a" where none is named."""
         info = self.begin(**facts)
         named = [value if isinstance(value, tuple) else ("a", value) for value in values]
@@ -280,7 +281,8 @@ class SinkContract(ABC):
         rig.columns[dropped[0]].discard(dropped[1])
         rig.commit(mine, kept)
         rig.commit(other, [rig.append("a", torch.full((4,), 4.0))])
-        check_source(self.read(rig), [(0, "a", torch.full((4,), x)) for x in (1.0, 3.0)] + [(1, "a", torch.full((4,), 4.0))])
+        expected = [(0, 1.0), (0, 3.0), (1, 4.0)]
+        check_source(self.read(rig), [(index, "a", torch.full((4,), number)) for index, number in expected])
 
     def test_threads_may_append_and_commit_at_once(self, rig: Rig) -> None:
         threads, passes = 6, 200
