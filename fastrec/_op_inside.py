@@ -11,13 +11,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, overrides
+from torch._library.custom_ops import CustomOpDef
 
 from fastrec._op_facts import op_facts
 from fastrec._op_opening import ASKS_FOR_A_MODE, openable
 from fastrec._op_table import OPERATORS, canonical
 
 # Where an attribute's name may lead; the modules that a function names itself are searched too.
-_NAMESPACES = (Tensor, torch, torch.nn.functional, torch._C._nn, torch.linalg, torch.fft, torch.special)
+_NAMESPACES = (
+    Tensor,
+    torch,
+    torch._C._VariableFunctions,
+    torch._C._nn,
+    torch.nn.functional,
+    torch.linalg,
+    torch.fft,
+    torch.special,
+)
 
 _MACHINERY = (overrides.handle_torch_function, *ASKS_FOR_A_MODE)
 
@@ -58,7 +68,8 @@ _BUILTINS = {
 def inner_layer_types(func: Callable[..., Any]) -> frozenset[str]:
     """The layer types of the ops that may run inside of a Python function: more than really do, but none too few.
 
-    Inside of functions that aren't torch's, and of those that are handed a function to call, anything may run.
+    Anything may run inside of functions that aren't torch's, that are handed a function to call, or whose code leads
+    to a module that isn't imported yet.
     """
     found = _scan(func)
     return _everything() if found is None else found
@@ -104,12 +115,13 @@ class _Scan:
             self._value(cell.cell_contents)
 
     def _code(self, code: CodeType, names: dict[str, Any]) -> None:
-        modules = [names[name] for name in code.co_names if isinstance(names.get(name), ModuleType)]
+        modules = [source.get(name) for name in code.co_names for source in (names, vars(torch))]
         for instruction in dis.get_instructions(code):
             self.found.update(_run_by(instruction))
-            if instruction.opname == "IMPORT_NAME":
-                modules.append(sys.modules.get(str(instruction.argval)))
-        searched = [module for module in modules if module and module.__name__.startswith("torch.")]
+            if instruction.opname == "IMPORT_NAME" and instruction.argval.startswith("torch"):
+                modules.append(sys.modules.get(instruction.argval))
+                self.anything |= modules[-1] is None  # what isn't imported yet can't be read
+        searched = [m for m in modules if isinstance(m, ModuleType) and m.__name__.startswith("torch.")]
         for name in code.co_names:
             self.found.update(_BUILTINS.get(name, ()))
             local = names.get(name)
@@ -117,7 +129,7 @@ class _Scan:
                 self._class(local)
             self._value(local)
             for namespace in (*_NAMESPACES, *searched):
-                self._value(getattr(namespace, name, None))
+                self._value(_member(namespace, name))
         for constant in code.co_consts:
             if isinstance(constant, CodeType):
                 self._code(constant, names)
@@ -131,6 +143,8 @@ class _Scan:
     def _value(self, value: Any) -> None:
         if isinstance(value, (GetSetDescriptorType, property)):
             value = value.__get__
+        elif isinstance(value, CustomOpDef):
+            value = value._opoverload
         if isinstance(value, type) or not callable(value) or value in _MACHINERY:
             return
         facts = op_facts(value)
@@ -142,6 +156,11 @@ class _Scan:
             self.found.add(facts.layer_type)
             if facts.composite:
                 self.function(value)
+
+
+def _member(namespace: Any, name: str) -> Any:
+    # A module is not asked by `getattr`, because torch imports some of its own only then.
+    return vars(namespace).get(name) if isinstance(namespace, ModuleType) else getattr(namespace, name, None)
 
 
 def _run_by(instruction: dis.Instruction) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
@@ -21,10 +21,8 @@ ASKS_FOR_A_MODE = (
 
 
 def openable(func: Callable[..., Any]) -> bool:
-    """Whether `opened` can keep `func` from handing itself to a mode: it asks by a global name."""
-    return isinstance(func, FunctionType) and (
-        bool(_questions(func)) or any(_questions(inner) for inner in _closed_over(func))
-    )
+    """Whether `opened` can keep `func` from handing itself to a mode: it or a helper of its own asks by name."""
+    return isinstance(func, FunctionType) and any(_questions(part) for part in _parts(func, set()))
 
 
 @lru_cache(maxsize=1024)
@@ -119,5 +117,13 @@ def _is_other_function(cell: CellType, func: FunctionType) -> bool:
     return isinstance(cell.cell_contents, FunctionType) and cell.cell_contents is not func
 
 
-def _closed_over(func: FunctionType) -> list[FunctionType]:
-    return [cell.cell_contents for cell in func.__closure__ or () if _is_other_function(cell, func)]
+def _parts(func: FunctionType, seen: set[FunctionType]) -> Iterator[FunctionType]:
+    """The function, those in its closure, and the private helpers from its module, as far as they lead."""
+    if func in seen:
+        return
+    seen.add(func)
+    yield func
+    helpers = [func.__globals__.get(name) for name in _names(func.__code__) if name.startswith("_")]
+    for part in (*(cell.cell_contents for cell in func.__closure__ or ()), *helpers):
+        if isinstance(part, FunctionType):
+            yield from _parts(part, seen)

@@ -122,7 +122,7 @@ NO_EVENTS = frozenset(
     __bool__ __nonzero__ __int__ __long__ __float__ __complex__ __index__ __len__ __contains__ __hash__
     __repr__ __format__ __dir__ __reduce__ __reduce_ex__ __setstate__ __dlpack_device__
     backward register_hook register_post_accumulate_grad_hook retain_grad requires_grad_ record_stream
-    _clear_non_serializable_cached_data _has_symbolic_sizes_strides _fix_weakref
+    _clear_non_serializable_cached_data _fix_weakref
     device _assert _set_grad_enabled _enter_autocast _exit_autocast
     cudnn_is_acceptable _use_cudnn_ctc_loss _has_compatible_shallow_copy_type _debug_has_internal_overlap
     """.split()

@@ -1,0 +1,173 @@
+"""Composites run opened as they run closed, and their insides are known beforehand."""
+
+from types import FunctionType
+from typing import Any
+
+import op_calls
+import pytest
+import torch
+import torch.nn.functional as F
+from op_calls import Call, Seen, tensors
+from torch import overrides, randn
+from torch.overrides import TorchFunctionMode
+
+from fastrec._op_opening import openable
+from fastrec._ops import inner_layer_types, op_facts, opened
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
+
+
+class Opening(TorchFunctionMode):
+    """Runs the functions of one name opened, and remembers what it saw inside of each call."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.opened: list[tuple[Any, Seen]] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") != self.name or not isinstance(func, FunctionType):
+            return func(*args, **(kwargs or {}))
+        with Seen() as seen:
+            out = opened(func)(*args, **(kwargs or {}))
+        self.opened.append((func, seen))
+        return out
+
+
+def run_opened(name: str, call: Call) -> tuple[list[torch.Tensor], list[tuple[Any, Seen]]]:
+    torch.manual_seed(0)
+    with Opening(name) as opening:
+        out = call()
+    assert opening.opened, f"{name} never ran"
+    return tensors(out), opening.opened
+
+
+def run_closed(call: Call) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    with Seen():
+        return tensors(call())
+
+
+CASES = {**op_calls.COMPOSITES, **op_calls.ONE_OP}
+VARIANTS = [pytest.param(name, call, id=f"{name}-{i}") for name, calls in CASES.items() for i, call in enumerate(calls)]
+
+
+@pytest.mark.parametrize(("name", "call"), VARIANTS)
+def test_an_opened_function_gives_the_same_to_the_last_bit(name: str, call: Call) -> None:
+    values, _ = run_opened(name, call)
+    for value, expected in zip(values, run_closed(call), strict=True):
+        assert value.dtype == expected.dtype and value.layout == expected.layout
+        torch.testing.assert_close(value, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", op_calls.COMPOSITES)
+def test_a_composite_runs_several_ops(name: str) -> None:
+    inside = [seen for call in op_calls.COMPOSITES[name] for _, seen in run_opened(name, call)[1]]
+    assert max(len(seen.layer_types) for seen in inside) > 1
+
+
+@pytest.mark.parametrize("name", op_calls.ONE_OP)
+def test_a_thin_wrapper_runs_one_op(name: str) -> None:
+    for call in op_calls.ONE_OP[name]:
+        for func, seen in run_opened(name, call)[1]:
+            assert not op_facts(func).composite
+            assert len(seen.layer_types) <= 1
+
+
+@pytest.mark.parametrize(("name", "call"), [v for v in VARIANTS if v.values[0] in op_calls.COMPOSITES])
+def test_what_runs_inside_a_composite_was_known_beforehand(name: str, call: Call) -> None:
+    for func, seen in run_opened(name, call)[1]:
+        assert op_facts(func).composite
+        assert set(seen.layer_types) <= inner_layer_types(func)
+
+
+def test_little_is_expected_inside_that_never_runs() -> None:
+    assert inner_layer_types(F.softsign) <= {"add", "abs", "div", "softsign"}
+    assert "relu" not in inner_layer_types(F.multi_head_attention_forward)
+    assert len(inner_layer_types(F.multi_head_attention_forward)) < 50
+
+
+# Leaves by decision: what their insides do is no computation, or one operator.
+LEAVES = {
+    *("__array__", "__deepcopy__", "__dlpack__", "__rdiv__", "embedding", "storage", "share_memory_"),
+    *("index", "resize", "resize_as", "grad"),
+}
+
+
+def test_every_function_that_can_be_opened_was_run() -> None:
+    overridable = {f for group in overrides.get_overridable_functions().values() for f in group}
+    public = {f for name, f in vars(F).items() if isinstance(f, FunctionType) and not name.startswith("_")}
+    names = {f.__name__ for f in overridable | public if openable(f) and op_facts(f) is not None}
+    assert names - set(CASES) - LEAVES == set()
+
+
+def test_a_division_by_a_tensor_is_one_op() -> None:
+    assert not op_facts(torch.Tensor.__rdiv__).composite
+    _, [(_, seen)] = run_opened("__rdiv__", lambda: 1 / randn(3))
+    assert seen.layer_types == ["reciprocal", "mul"]
+
+
+def test_functions_handed_to_a_composite_may_run_anything() -> None:
+    inside = inner_layer_types(F.triplet_margin_with_distance_loss)
+    assert {"cos", "linear", "layernorm", "sub", "scaleddotproductattention", "maxpool2d", "getitem"} <= inside
+
+
+def test_a_users_own_composite_may_run_anything_and_can_be_opened() -> None:
+    assert op_facts(smooth).composite
+    assert {"cos", "tanh"} <= inner_layer_types(smooth)
+    _, [(func, seen)] = run_opened("smooth", lambda: smooth(randn(3)))
+    assert func is smooth
+    assert seen.layer_types == ["tanh", "cos"]
+
+
+has_torch_function = overrides.has_torch_function
+
+
+def smooth(x: torch.Tensor) -> torch.Tensor:
+    if has_torch_function((x,)):
+        return overrides.handle_torch_function(smooth, (x,), x)
+    return x.tanh().cos()
+
+
+def test_a_custom_op_registered_later_may_run_in_a_users_composite() -> None:
+    assert "latecomer" not in inner_layer_types(smooth)
+    library = torch.library.Library("fastrec_late", "DEF")
+    library.define("latecomer(Tensor x) -> Tensor")
+    assert "latecomer" in inner_layer_types(smooth)
+    library._destroy()
+
+
+def test_an_opened_function_uses_what_is_patched_into_the_module(monkeypatch) -> None:
+    run_opened("multi_head_attention_forward", op_calls.attention)
+    original, calls = F._in_projection_packed, []
+    monkeypatch.setattr(F, "_in_projection_packed", lambda *args: calls.append(args) or original(*args))
+    run_opened("multi_head_attention_forward", op_calls.attention)
+    assert len(calls) == 1
+
+
+def test_an_opened_function_is_made_once_and_leaves_the_original_alone() -> None:
+    before = dict(vars(F)), F.softsign.__code__
+    assert opened(F.softsign) is opened(F.softsign)
+    assert opened(F.softsign) is not F.softsign
+    assert (dict(vars(F)), F.softsign.__code__) == before
+    assert opened(F.softsign).__name__ == "softsign"
+
+
+@pytest.mark.parametrize("func", [torch.relu, torch.Tensor.add, len, lambda x: x])
+def test_only_functions_that_ask_for_a_mode_can_be_opened(func: Any) -> None:
+    with pytest.raises(TypeError, match="can't be opened: it isn't a Python function that asks"):
+        opened(func)
+
+
+def test_a_method_is_opened_through_the_function_that_it_forwards_to() -> None:
+    _, [(_, seen)] = run_opened("stft", lambda: randn(32).stft(8, return_complex=True))
+    assert seen.layer_types == ["view", "pad", "view", "stft"]
+
+
+def test_gradients_flow_through_an_opened_function() -> None:
+    x = randn(3, 4, requires_grad=True)
+    (expected,) = torch.autograd.grad(F.normalize(x).sum(), x)
+    with Opening("normalize"):
+        out = F.normalize(x)
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(grad, expected)
