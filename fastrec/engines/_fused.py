@@ -10,11 +10,12 @@ from torch import nn
 from fastrec._ops import inner_layer_types
 
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+_FUSED_FORWARDS = frozenset(kind.forward for kind in _FUSED)
 
 
 def may_fuse(module: nn.Module) -> bool:
     """Whether a module is one that has a fused path, with torch's own forward."""
-    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _FUSED)
+    return type(module).forward in _FUSED_FORWARDS
 
 
 def is_fused_now(module: nn.Module) -> bool:

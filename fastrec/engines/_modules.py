@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 from torch import nn
@@ -13,6 +13,7 @@ from fastrec._sites import Frame
 from fastrec.engines._fused import may_fuse
 
 _TRANSPARENT = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_WRAPPERS = (DistributedDataParallel, DataParallel)
 _MOST_ALIASES = 16
 
 
@@ -47,15 +48,27 @@ class ModuleTable:
     def scan(self) -> None:
         """Take in all modules that the roots hold now."""
         for root_name, root in self._roots.items():
-            for address, module in _walk(root, root_name, frozenset()):
-                known = self.known.get(id(module))
-                if known is None:
-                    self.known[id(module)] = Known(module, address)
-                    self._foreign.pop(id(module), None)
-                elif known.address != address and len(known.aliases) < _MOST_ALIASES:
-                    if address not in known.aliases:
-                        known.aliases.append(address)
-                        known.frame = Frame(known.address, known.frame.module_type, tuple(known.aliases))
+            self._visit(root, root_name, set())
+
+    def _visit(self, module: nn.Module, address: str, above: set[int]) -> None:
+        """Take in a module and all below it; one in several places has an alias for each but the first."""
+        module = unwrapped(module)
+        key = id(module)
+        if key in above:
+            return
+        known = self.known.get(key)
+        if known is None:
+            self.known[key] = Known(module, address)
+            self._foreign.pop(key, None)
+        elif known.address != address and address not in known.aliases and len(known.aliases) < _MOST_ALIASES:
+            known.aliases.append(address)
+            known.frame = Frame(known.address, known.frame.module_type, tuple(known.aliases))
+        if module._modules:
+            above.add(key)
+            for name, child in module._modules.items():
+                if child is not None:
+                    self._visit(child, f"{address}.{name}" if address else name, above)
+            above.remove(key)
 
     def find_late(self, module: nn.Module) -> Known | None:
         """A module that was made or replaced during the session; None for one that belongs to no root."""
@@ -79,22 +92,14 @@ class ModuleTable:
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside of wrappers that only forward calls (DDP, DataParallel, FSDP, activation checkpointing)."""
     while True:
-        if isinstance(module, DistributedDataParallel | DataParallel):
+        if isinstance(module, _WRAPPERS):
             module = module.module
             continue
-        inner = next((child for name, child in module._modules.items() if name in _TRANSPARENT and child), None)
+        inner = None if _TRANSPARENT.isdisjoint(module._modules) else _inner(module)
         if inner is None:
             return module
         module = inner
 
 
-def _walk(module: nn.Module, address: str, above: frozenset[int]) -> Iterator[tuple[str, nn.Module]]:
-    """A module and all below it with addresses; a module in several places comes once for each."""
-    module = unwrapped(module)
-    if id(module) in above:
-        return
-    yield address, module
-    above = above | {id(module)}
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from _walk(child, f"{address}.{name}" if address else name, above)
+def _inner(module: nn.Module) -> nn.Module | None:
+    return next((module._modules[name] for name in _TRANSPARENT if module._modules.get(name) is not None), None)

@@ -50,8 +50,8 @@ def check_roots(roots: Mapping[str, nn.Module]) -> None:
                 f"{called} comes from torch.export, whose graph holds only low-level ops; record the module that it "
                 "was exported from"
             )
-        parameters = list(inner.parameters())
-        if parameters and all(p.device.type == "meta" for p in parameters):
+        first = next(inner.parameters(), None)
+        if first is not None and first.is_meta and all(p.is_meta for p in inner.parameters()):
             raise UnsupportedModelError(
                 f"{called} lies on the meta device and computes no values; move it with model.to_empty(device=...)"
             )
