@@ -44,7 +44,7 @@ class OpFacts(msgspec.Struct, frozen=True):
 
 
 # Bounded, because functions can be made without end (a bound method is a new one at each call).
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=4096)
 def op_facts(func: Callable[..., Any]) -> OpFacts | None:
     """What is known of a callable that a mode saw; None if its calls are never events."""
     if isinstance(func, MethodWrapperType) and func.__name__ in ("__get__", "__set__", "__delete__"):

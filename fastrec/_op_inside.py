@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import re
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -14,7 +15,7 @@ from torch import Tensor, overrides
 from torch._library.custom_ops import CustomOpDef
 
 from fastrec._op_facts import op_facts
-from fastrec._op_opening import ASKS_FOR_A_MODE, openable
+from fastrec._op_opening import ASKS_FOR_A_MODE, closed_over, openable
 from fastrec._op_table import OPERATORS, canonical
 
 # Where an attribute's name may lead; the modules that a function names itself are searched too.
@@ -29,6 +30,8 @@ _NAMESPACES = (
     torch.special,
 )
 
+# Parameters that are functions to call, by their names: annotations can't be relied on to be readable.
+_HANDED_FUNCTION = re.compile("func|fn|callback|tracker")
 _MACHINERY = (overrides.handle_torch_function, *ASKS_FOR_A_MODE)
 
 _SYMBOLS = {
@@ -78,7 +81,7 @@ def inner_layer_types(func: Callable[..., Any]) -> frozenset[str]:
 @lru_cache(maxsize=1024)
 def _scan(func: Callable[..., Any]) -> frozenset[str] | None:
     scan = _Scan()
-    if not isinstance(func, FunctionType) or not func.__module__.startswith("torch"):
+    if not isinstance(func, FunctionType) or not (func.__module__ or "").startswith("torch."):
         return None
     scan.function(func)
     return None if scan.anything else frozenset(scan.found)
@@ -106,13 +109,13 @@ class _Scan:
 
     def function(self, func: FunctionType) -> None:
         # `torch` itself holds checks and symbolic numbers, whose code leads everywhere.
-        if func in self._seen or not func.__module__.startswith("torch."):
+        if func in self._seen or not (func.__module__ or "").startswith("torch."):
             return
         self._seen.add(func)
-        self.anything |= openable(func) and any("Callable" in str(kind) for kind in func.__annotations__.values())
+        self.anything |= openable(func) and any(map(_HANDED_FUNCTION.search, _parameters(func.__code__)))
         self._code(func.__code__, func.__globals__)
-        for cell in func.__closure__ or ():
-            self._value(cell.cell_contents)
+        for value in closed_over(func):
+            self._value(value)
 
     def _code(self, code: CodeType, names: dict[str, Any]) -> None:
         modules = [source.get(name) for name in code.co_names for source in (names, vars(torch))]
@@ -156,6 +159,10 @@ class _Scan:
             self.found.add(facts.layer_type)
             if facts.composite:
                 self.function(value)
+
+
+def _parameters(code: CodeType) -> tuple[str, ...]:
+    return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
 
 def _member(namespace: Any, name: str) -> Any:

@@ -36,11 +36,18 @@ def opened(func: FunctionType) -> Callable[..., Any]:
     return _copy(func)
 
 
+@cache
+def _opened_helper(func: FunctionType) -> FunctionType:
+    """A function that an opened one calls; its own copy only if it may ask for a mode."""
+    return _copy(func) if openable(func) else func
+
+
 def _copy(func: FunctionType) -> FunctionType:
-    closure = func.__closure__ and tuple(
-        CellType(_copy(cell.cell_contents)) if _is_other_function(cell, func) else cell for cell in func.__closure__
-    )
-    copy = FunctionType(func.__code__, _OpenGlobals(func), func.__name__, func.__defaults__, closure)
+    cells = [
+        CellType(_opened_helper(inner)) if isinstance(inner, FunctionType) and inner is not func else cell
+        for cell, inner in zip(func.__closure__ or (), closed_over(func), strict=True)
+    ]
+    copy = FunctionType(func.__code__, _OpenGlobals(func), func.__name__, func.__defaults__, tuple(cells))
     copy.__kwdefaults__ = func.__kwdefaults__
     copy.__qualname__ = func.__qualname__
     copy.__module__ = func.__module__
@@ -76,11 +83,6 @@ class _OpenGlobals(dict[str, Any]):
 
 
 @cache
-def _opened_helper(func: FunctionType) -> FunctionType:
-    return _copy(func)
-
-
-@cache
 def _opened_torch(name: str) -> _TorchWithOpened:
     return _TorchWithOpened(name)
 
@@ -113,8 +115,16 @@ def _names(code: CodeType) -> set[str]:
     return set(code.co_names).union(*map(_names, inner))
 
 
-def _is_other_function(cell: CellType, func: FunctionType) -> bool:
-    return isinstance(cell.cell_contents, FunctionType) and cell.cell_contents is not func
+def closed_over(func: FunctionType) -> list[Any]:
+    """What the variables of the enclosing functions hold; None for those without a value yet."""
+    return [_contents(cell) for cell in func.__closure__ or ()]
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
 
 
 def _parts(func: FunctionType, seen: set[FunctionType]) -> Iterator[FunctionType]:
@@ -124,6 +134,6 @@ def _parts(func: FunctionType, seen: set[FunctionType]) -> Iterator[FunctionType
     seen.add(func)
     yield func
     helpers = [func.__globals__.get(name) for name in _names(func.__code__) if name.startswith("_")]
-    for part in (*(cell.cell_contents for cell in func.__closure__ or ()), *helpers):
+    for part in (*closed_over(func), *helpers):
         if isinstance(part, FunctionType):
             yield from _parts(part, seen)

@@ -129,6 +129,40 @@ def smooth(x: torch.Tensor) -> torch.Tensor:
     return x.tanh().cos()
 
 
+def test_an_opened_function_leaves_helpers_alone_that_ask_for_no_mode() -> None:
+    _helper.calls = 0
+    run_opened("counting", lambda: counting(randn(3)))
+    assert _helper.calls == 1
+
+
+def counting(x: torch.Tensor) -> torch.Tensor:
+    if has_torch_function((x,)):
+        return overrides.handle_torch_function(counting, (x,), x)
+    return _helper(x)
+
+
+def _helper(x: torch.Tensor) -> torch.Tensor:
+    _helper.calls += 1
+    return x.cos()
+
+
+def test_a_function_with_a_variable_that_has_no_value_yet_can_be_opened() -> None:
+    @overrides_itself
+    def local(x: torch.Tensor) -> torch.Tensor:
+        return x.tanh() if x is not None else later
+
+    _, [(_, seen)] = run_opened("local", lambda: local(randn(3)))
+    assert seen.layer_types == ["tanh"]
+    later = None
+
+
+def overrides_itself(func: Any) -> Any:
+    def local(x: torch.Tensor) -> torch.Tensor:
+        return overrides.handle_torch_function(local, (x,), x) if has_torch_function((x,)) else func(x)
+
+    return local
+
+
 def test_a_custom_op_registered_later_may_run_in_a_users_composite() -> None:
     assert "latecomer" not in inner_layer_types(smooth)
     library = torch.library.Library("fastrec_late", "DEF")
