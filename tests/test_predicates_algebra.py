@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from predicate_events import event, events, predicates, site_of
+from stable_ids import stable
 
 from fastrec._capture import CaptureSpec
 from fastrec._context import RecordContext
@@ -94,7 +95,7 @@ def test_never_and_always_are_neutral(a: PredicateBase, ctx: RecordContext) -> N
         (relu.with_(keep_grad=True) & always, {"keep_grad": True}),
         (~conv.with_(keep_grad=True), True),
     ],
-    ids=repr,
+    ids=stable,
 )
 def test_how_joined_predicates_keep(predicate: PredicateBase, decision: object) -> None:
     assert predicate.decide(RELU) == decision
@@ -157,7 +158,7 @@ def test_later_parts_are_not_asked_in_vain() -> None:
         (structural(always) & ten, ten),
         (relu & always, Opaque(always)),
     ],
-    ids=repr,
+    ids=stable,
 )
 def test_what_is_left_at_a_relu(predicate: PredicateBase, rest: PredicateBase) -> None:
     assert predicate.narrow(site_of(RELU)) == rest
@@ -227,7 +228,7 @@ def test_reads_and_history_are_those_of_all_parts() -> None:
         (structural(half), {"op", "module_enter", "module_exit", "input", "buffer"}),
         (NEVER, set()),
     ],
-    ids=repr,
+    ids=stable,
 )
 def test_kinds_that_could_be_kept(predicate: PredicateBase, kinds: set[str]) -> None:
     all_kinds = ("op", "module_enter", "module_exit", "input", "buffer")

@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from predicate_events import event
+from stable_ids import stable
 from torch import nn
 
 from fastrec._errors import PredicateError
@@ -43,7 +44,7 @@ CHOOSER = Chooser()
         (CHOOSER.choose, Opaque(CHOOSER.choose), Opaque(CHOOSER.choose)),
         (all, Opaque(all), Opaque(all)),
     ],
-    ids=repr,
+    ids=stable,
 )
 def test_what_is_accepted(given: object, keep_op: object, keep_module: object) -> None:
     assert normalise(given, option="keep_op") == keep_op

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from predicate_events import event, site_of
+from stable_ids import stable
 from torch import nn
 
 from fastrec._context import RecordContext
@@ -50,7 +51,7 @@ CONV = ("encoder.0", "Conv2d")
         (op("*"), "anything", True),
         (~op("relu"), "relu", False),
     ],
-    ids=repr,
+    ids=stable,
 )
 def test_op(predicate: PredicateBase, layer_type: str, kept: bool) -> None:
     assert predicate(event("op", layer_type)) is kept
@@ -92,7 +93,7 @@ def test_kind(given: str) -> None:
         (module_type("Sequential"), False, False, False),
         (module_type("conv2d"), False, False, False),
     ],
-    ids=repr,
+    ids=stable,
 )
 def test_modules(predicate: PredicateBase, op_kept: bool, exit_kept: bool, enter_kept: bool) -> None:
     stack = (NET, ENCODER, CONV)
@@ -108,7 +109,7 @@ def test_modules(predicate: PredicateBase, op_kept: bool, exit_kept: bool, enter
         assert predicate.narrow(site_of(ctx)) is (ALWAYS if kept else NEVER)
 
 
-@pytest.mark.parametrize("predicate", [module("*"), module(""), module_type("*"), inside("*")], ids=repr)
+@pytest.mark.parametrize("predicate", [module("*"), module(""), module_type("*"), inside("*")], ids=stable)
 def test_an_op_outside_any_module_is_in_none(predicate: PredicateBase) -> None:
     assert predicate(event("op", stack=())) is False
 
@@ -144,7 +145,7 @@ def test_an_address_with_glob_characters_matches_itself() -> None:
         (after("conv*", "layer_norm"), ("layernorm",), True),
         (after("*"), (), False),
     ],
-    ids=repr,
+    ids=stable,
 )
 def test_after(predicate: PredicateBase, recent: tuple[str, ...], kept: bool) -> None:
     for given in ("op", "module_exit"):
@@ -164,7 +165,7 @@ def test_after(predicate: PredicateBase, recent: tuple[str, ...], kept: bool) ->
         (shape(), [()], [(1,)]),
         (shape(0, None), [(0, 5)], [(1, 5)]),
     ],
-    ids=repr,
+    ids=stable,
 )
 def test_shape(predicate: PredicateBase, matching: list[tuple[int, ...]], other: list[tuple[int, ...]]) -> None:
     assert [predicate(event(shape=dims)) for dims in matching] == [True] * len(matching)
