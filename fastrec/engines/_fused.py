@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterable
+from types import FunctionType
 
 import torch
 from torch import nn
 
-from fastrec._ops import inner_layer_types
+from fastrec._ops import inner_layer_types, op_facts
 
 _FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 _FUSED_FORWARDS = frozenset(kind.forward for kind in _FUSED)
@@ -25,16 +26,14 @@ def is_fused_now(module: nn.Module) -> bool:
     return not torch.is_grad_enabled() or not any(p.requires_grad for p in module.parameters())
 
 
-@functools.cache
-def fused_layer_types() -> frozenset[str]:
-    """The types of all ops that may run inside of these modules, more rather than fewer."""
-    functions = [
-        function
-        for kind in _FUSED
-        for function in vars(kind).values()
-        if callable(function) and not isinstance(function, type)
-    ]
+def layer_types_in(modules: Iterable[nn.Module]) -> frozenset[str]:
+    """The types of all ops that may run in the forward passes of some modules, more rather than fewer."""
     found: set[str] = set()
-    for function in functions:
-        found |= inner_layer_types(function)
+    for module in modules:
+        for function in vars(type(module)).values():
+            if isinstance(function, FunctionType):
+                found |= inner_layer_types(function)
+        if isinstance(module, nn.TransformerEncoderLayer) and not isinstance(module.activation, nn.Module):
+            facts = op_facts(module.activation)
+            found |= inner_layer_types(module.activation) | {facts.layer_type if facts else ""}
     return frozenset(found)

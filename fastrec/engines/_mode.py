@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -350,7 +351,32 @@ def _leaf_site(site: Site, path: str, index: int) -> Site:
 
 
 
-def top_mode() -> object:
-    """The function mode that is asked first in this thread."""
-    depth = torch._C._len_torch_function_stack()
-    return torch._C._get_function_stack_at(depth - 1) if depth else None
+class PlainMode(TorchFunctionMode):
+    """Changes nothing; modules don't take their fused paths while there is a mode."""
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def off_stack(mode: TorchFunctionMode) -> Iterator[None]:
+    """Take a mode out of this thread's stack of modes inside of the block, from under later ones too."""
+    before = _modes()
+    _put([other for other in before if other is not mode])
+    try:
+        yield
+    finally:
+        _put(before)
+
+
+def _modes() -> list[TorchFunctionMode]:
+    return [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
+
+
+def _put(modes: list[TorchFunctionMode]) -> None:
+    for _ in range(torch._C._len_torch_function_stack()):
+        _pop()
+    for mode in modes:
+        _push(mode)

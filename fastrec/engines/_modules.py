@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 from torch import nn
@@ -18,7 +20,10 @@ _MOST_ALIASES = 16
 
 
 class Known:
-    """A module of a root: its address (the root's name first where roots have names) and how it is written."""
+    """A module of a root: its address (the root's name first where roots have names) and how it is written.
+
+    One that is replaced by another of its class stays what it is, with the other module.
+    """
 
     __slots__ = ("address", "aliases", "frame", "layer_type", "may_fuse", "module", "name")
 
@@ -27,7 +32,7 @@ class Known:
         self.address = address
         self.aliases: list[str] = []
         self.name = address or ":out"
-        self.frame = Frame(address, type(module).__name__)
+        self.frame = Frame(address, type(unwrapped(module)).__name__)
         self.layer_type = self.frame.module_type.lower().replace("_", "")
         self.may_fuse = may_fuse(module)
 
@@ -43,43 +48,48 @@ class ModuleTable:
         self._roots = dict(roots)
         self.known: dict[int, Known] = {}
         self._foreign: dict[int, weakref.ref[nn.Module]] = {}
+        self._lock = threading.Lock()
         self.scan()
 
     def scan(self) -> None:
-        """Take in all modules that the roots hold now."""
+        """Take in all modules that the roots hold now, and let go of those that they hold no more."""
+        found: dict[int, tuple[nn.Module, list[str]]] = {}
         for root_name, root in self._roots.items():
-            self._visit(root, root_name, set())
-
-    def _visit(self, module: nn.Module, address: str, above: set[int]) -> None:
-        """Take in a module and all below it; one in several places has an alias for each but the first."""
-        module = unwrapped(module)
-        key = id(module)
-        if key in above:
-            return
-        known = self.known.get(key)
-        if known is None:
-            self.known[key] = Known(module, address)
+            _visit(root, root_name, found, set())
+        gone = {}
+        for key, known in list(self.known.items()):
+            if key not in found or known.address not in found[key][1]:
+                del self.known[key]
+                gone[known.address, type(known.module)] = known
+        for key, (module, addresses) in found.items():
+            known = self.known.get(key) or gone.get((addresses[0], type(module))) or Known(module, addresses[0])
+            known.module = module
+            aliases = [address for address in addresses if address != known.address]
+            if aliases != known.aliases:
+                known.aliases = aliases
+                known.frame = Frame(known.address, known.frame.module_type, tuple(aliases))
+            self.known[key] = known
             self._foreign.pop(key, None)
-        elif known.address != address and address not in known.aliases and len(known.aliases) < _MOST_ALIASES:
-            known.aliases.append(address)
-            known.frame = Frame(known.address, known.frame.module_type, tuple(known.aliases))
-        if module._modules:
-            above.add(key)
-            for name, child in module._modules.items():
-                if child is not None:
-                    self._visit(child, f"{address}.{name}" if address else name, above)
-            above.remove(key)
 
     def find_late(self, module: nn.Module) -> Known | None:
         """A module that was made or replaced during the session; None for one that belongs to no root."""
         seen = self._foreign.get(id(module))
         if seen is not None and seen() is module:
             return None
-        self.scan()
-        known = self.known.get(id(module))
-        if known is None:
-            self._foreign[id(module)] = weakref.ref(module, partial(self._forget, id(module)))
+        with self._lock:
+            self.scan()
+            known = self.known.get(id(module))
+            if known is None:
+                self._foreign[id(module)] = weakref.ref(module, partial(self._forget, id(module)))
         return known
+
+    def below(self, known: Known, frames: tuple[Frame, ...]) -> Iterator[tuple[Known, tuple[Frame, ...]]]:
+        """The modules below a known one, each with the frames from the outermost to its own."""
+        for child in unwrapped(known.module)._modules.values():
+            inner = child and self.known.get(id(unwrapped(child)))
+            if inner and inner.frame not in frames:
+                yield inner, (*frames, inner.frame)
+                yield from self.below(inner, (*frames, inner.frame))
 
     def _forget(self, key: int, _: weakref.ref[nn.Module]) -> None:
         self._foreign.pop(key, None)
@@ -87,6 +97,33 @@ class ModuleTable:
     def frames(self) -> list[Frame]:
         """What all known modules are called."""
         return [known.frame for known in self.known.values()]
+
+
+def _visit(module: nn.Module, address: str, found: dict[int, tuple[nn.Module, list[str]]], above: set[int]) -> None:
+    """Find a module and all below it, with their addresses; a compiled one beside the one that it was made from."""
+    if is_compiled_wrapper(module):
+        found.setdefault(id(module), (module, [address]))
+    module = unwrapped(module)
+    key = id(module)
+    _, addresses = found.setdefault(key, (module, []))
+    # One that is shared in so many places is not looked into again: such places multiply from level to level.
+    if key in above or len(addresses) > _MOST_ALIASES:
+        return
+    if address not in addresses:
+        addresses.append(address)
+    if module._modules:
+        above.add(key)
+        for name, child in module._modules.items():
+            if child is not None:
+                _visit(child, f"{address}.{name}" if address else name, found, above)
+        above.remove(key)
+
+
+def is_compiled_wrapper(module: nn.Module) -> bool:
+    """Whether a module is what ``torch.compile`` made of another one."""
+    # torch._dynamo is slow to import, and nothing can be compiled where nobody has imported it.
+    dynamo = "_orig_mod" in module._modules and sys.modules.get("torch._dynamo.eval_frame")
+    return bool(dynamo) and isinstance(module, dynamo.OptimizedModule)  # type: ignore[union-attr]
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -11,16 +11,14 @@ from torch import nn
 from torch.nn.parallel import DataParallel
 
 from fastrec._errors import UnsupportedModelError
-from fastrec.engines._modules import unwrapped
+from fastrec.engines._modules import is_compiled_wrapper, unwrapped
 
 
 def runs_compiled(module: nn.Module) -> bool:
     """Whether a module's forward pass is compiled by ``torch.compile``."""
-    # torch._dynamo is slow to import, and nothing can be compiled where nobody has imported it.
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")
-    if dynamo is None:
+    if "torch._dynamo" not in sys.modules:
         return False
-    if isinstance(module, dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+    if is_compiled_wrapper(module) or module._compiled_call_impl is not None:
         return True
     forward: Any = module.__dict__.get("forward", type(module).forward)
     return "_torchdynamo_orig_callable" in getattr(forward, "__dict__", {})

@@ -15,7 +15,6 @@ from fastrec._ops import OpFacts
 from fastrec._sites import Frame, Kind, Site
 from fastrec.engines._modules import Known
 
-
 LEAVE = "leave"
 """The edge that leaves the innermost module."""
 
@@ -58,6 +57,7 @@ class Node(Place):
     """One event after a certain sequence of events in its pass."""
 
     __slots__ = (
+        "apart",
         "depth",
         "edges",
         "entered",
@@ -93,6 +93,7 @@ class Node(Place):
         self.leaf_taps: dict[str, Tap | None] | None = None
         self.opens: Node | None = None  # the start of a composite's inside, where something may be kept there
         self.sealed = False  # a module whose inside doesn't count outside
+        self.apart = False  # a module that does not run like others
         self.hidden = False  # a module that runs without the mode, as one event
         self.depth = 0  # how many frames are open after this event
         self.known: Known | None = None

@@ -8,7 +8,7 @@ extensions that bypass torch's dispatch of Python functions.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,12 +18,12 @@ from fastrec._contracts import Listener
 from fastrec._errors import FastrecWarning, SessionError
 from fastrec._sites import Frame, Site
 from fastrec.engines._calls import MODULE_CALLS, Call
-from fastrec.engines._fused import fused_layer_types, is_fused_now
+from fastrec.engines._fused import is_fused_now, layer_types_in
 from fastrec.engines._leaves import argument_leaves
-from fastrec.engines._mode import OpMode, ThreadState, TracingMode, top_mode
-from fastrec.engines._modules import Known, ModuleTable
+from fastrec.engines._mode import OpMode, PlainMode, ThreadState, TracingMode, off_stack
+from fastrec.engines._modules import Known, ModuleTable, unwrapped
 from fastrec.engines._supported import check_roots, runs_compiled
-from fastrec.engines._trie import LEAVE, Node, Source
+from fastrec.engines._trie import Node, Source
 
 LARGEST_TRIE = 50_000
 """Nodes after which the trie starts afresh: a model that never runs twice alike must not fill the memory."""
@@ -55,6 +55,7 @@ class EagerEngine:
         self._regions: dict[str, Node] = {}
         self._grown = 0
         self._warned: set[str] = set()
+        self._kept_inside: dict[Any, bool] = {}
 
     def open(self, roots: Mapping[str, nn.Module], listener: Listener) -> None:
         """Begin to watch the roots, in every thread."""
@@ -96,13 +97,14 @@ class EagerEngine:
             token.unwatch()
         return self._end(token, error)
 
-    def _make_layer(self, call: Call | None) -> Call:
+    # In one piece, because each function more costs every module call.
+    def _make_layer(self, call: Call | None) -> Call:  # noqa: C901
         """The wrapper of module calls; ``call`` is what comes next, None the module itself."""
         known_modules = self._table.known
         thread = self._thread
-        outermost, enter, hide = self._outermost, self._enter, self._hide
+        outermost, enter, run_apart, call_other = self._outermost, self._enter, self._run_apart, self._call_other
 
-        def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: C901
             mode = thread.mode
             if mode is None:
                 known = known_modules.get(id(module))
@@ -113,14 +115,14 @@ class EagerEngine:
             if entered.module is not module:
                 found = enter(mode, module)
                 if found is None:
-                    return _plain(call, module, args, kwargs)
+                    return call_other(mode, call, module, args, kwargs)
                 entered = found
             mode.node = entered
             if entered.spread:
                 mode.feed_arguments(entered, args, kwargs)
             try:
-                if entered.hidden or (call is None and module._compiled_call_impl is not None):
-                    out = hide(mode, call, module, args, kwargs)
+                if entered.apart or module._compiled_call_impl is not None:
+                    out = run_apart(mode, entered, call, module, args, kwargs)
                 elif call is None:
                     out = module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
                 else:
@@ -220,8 +222,9 @@ class EagerEngine:
         compiled = runs_compiled(known.module)
         entered = mode.enter(known, step, sealed=fused or compiled)
         if entered is not None and (fused or compiled):
-            inside = self._keeps_inside(entered, known)
+            inside = self._keeps_inside(known, entered.site.frames)
             entered.hidden = compiled or not inside
+            entered.apart = entered.hidden or not self._ops
             if inside and compiled:
                 self._warn(
                     known.address,
@@ -235,29 +238,41 @@ class EagerEngine:
                 )
         return entered
 
-    def _keeps_inside(self, entered: Node, known: Known) -> bool:
-        frames = entered.site.frames
-        below = [k for k in self._table.known.values() if k.address.startswith(f"{known.address}.")]
-        sites = [Site(k.name, "module_exit", k.layer_type, k.frame.module_type, (*frames, k.frame)) for k in below]
-        sites += [Site(k.input_prefix, "module_enter", s.layer_type, s.func_name, s.frames) for k, s in
-                  zip(below, sites, strict=True)]
-        sites += [
-            Site(f"{k.address}/{kind}", "op", kind, kind, (*frames, *([k.frame] if k is not known else [])))
-            for k in (known, *below)
-            for kind in fused_layer_types()
-        ]
-        return any(self._listener.may_keep(site) for site in sites)
+    def _keeps_inside(self, known: Known, frames: tuple[Frame, ...]) -> bool:
+        key = (known, frames)
+        if key not in self._kept_inside:
+            self._kept_inside[key] = any(map(self._listener.may_keep, self._sites_inside(known, frames)))
+        return self._kept_inside[key]
 
-    def _hide(self, mode: OpMode, call: Call | None, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def _sites_inside(self, known: Known, frames: tuple[Frame, ...]) -> Iterator[Site]:
+        """All sites that there may be inside of a module, more rather than fewer."""
+        below = list(self._table.below(known, frames))
+        for k, stack in below:
+            yield Site(k.name, "module_exit", k.layer_type, k.frame.module_type, stack)
+            yield Site(k.input_prefix, "module_enter", k.layer_type, k.frame.module_type, stack)
+        for kind in layer_types_in([unwrapped(known.module), *(k.module for k, _ in below)]):
+            for k, stack in ((known, frames), *below):
+                yield Site(f"{k.address}/{kind}", "op", kind, kind, stack)
+
+    def _run_apart(
+        self, mode: OpMode, entered: Node, call: Call | None, module: nn.Module, args: Any, kwargs: Any
+    ) -> Any:
+        """Run a module that is no ordinary one."""
+        if entered.hidden or module._compiled_call_impl is not None:
+            return self._hidden(mode, call, module, args, kwargs)
+        with PlainMode():  # something inside is kept, so the fused path must not be taken though no ops are observed
+            return _plain(call, module, args, kwargs)
+
+    def _call_other(self, mode: OpMode, call: Call | None, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Run a module that belongs to no root inside of a pass; its ops are those of the module that calls it."""
+        if runs_compiled(module):
+            return self._hidden(mode, call, module, args, kwargs)
+        return _plain(call, module, args, kwargs)
+
+    def _hidden(self, mode: OpMode, call: Call | None, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module as one event: without the mode, which would change how it computes."""
-        pushed = self._ops and top_mode() is mode
-        if pushed:
-            mode.unwatch()
-        try:
+        with off_stack(mode):
             return self._thread.mute(_plain, (call, module, args, kwargs), {})
-        finally:
-            if pushed:
-                mode.watch()
 
     def _feed_sources(self, mode: OpMode, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for path, value in argument_leaves(args, kwargs):
