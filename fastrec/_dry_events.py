@@ -16,9 +16,9 @@ from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog
 from fastrec._context import RecordContext, torch_dtype
 from fastrec._contracts import Place, Tap
-from fastrec._copying import check_copyable, check_gradients
 from fastrec._errors import FastrecError
 from fastrec._options import RecorderOptions
+from fastrec._recording_limits import check_copyable, check_gradients
 from fastrec._sites import PassInfo, Site, Variant
 from fastrec._variants import VariantMaker
 

@@ -12,7 +12,7 @@ import msgspec
 from fastrec._context import RecordContext
 from fastrec._dry_decisions import Decider, Decision, Outcome
 from fastrec._dry_events import Event
-from fastrec._dry_sites import SiteLine, site_lines, summary, summary_rows
+from fastrec._dry_sites import SiteLine, counted, site_lines, summary, summary_rows
 from fastrec._dry_timeline import timeline
 from fastrec._dry_tree import tree
 from fastrec._errors import MissingExtraError
@@ -97,12 +97,12 @@ class DryRun:
         >>> import torch, fastrec
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
         >>> fastrec.dry_run(model, torch.zeros(2, 4), keep_op="tanh").print_tree()
-        :in[0] (input)    2x4 float32  32 B
-        Sequential        2x8 float32  64 B
-        ├─ 0: Linear      2x8 float32  64 B
-        │  └─ linear      2x8 float32  64 B
-        └─ 1: Tanh        2x8 float32  64 B
-           └─ tanh        2x8 float32  64 B  ● 64 B
+        :in[0] (input)  2x4 float32  32 B
+        Sequential      2x8 float32  64 B
+        ├─ 0: Linear    2x8 float32  64 B
+        │  └─ linear    2x8 float32  64 B
+        └─ 1: Tanh      2x8 float32  64 B
+           └─ tanh      2x8 float32  64 B  ● 64 B
         1 of 9 events kept: 64 B per pass, 62.5 KiB per 1,000 passes
         """
         print(self.tree())
@@ -153,10 +153,9 @@ class DryRun:
     def _told(self) -> str:
         kept = sum(map(_is_kept, self._outcomes))
         failed = sum(isinstance(decision, PredicateFailure) for decision in self.decisions)
-        errors = f", {failed} errors" if failed else ""
-        return (
-            f"{self._title}: {len(self._events)} events, {kept} kept, {told_bytes(sum(self.sizes))} per pass{errors}"
-        )
+        errors = f", {counted(failed, 'error')}" if failed else ""
+        events = counted(len(self._events), "event")
+        return f"{self._title}: {events}, {kept} kept, {told_bytes(sum(self.sizes))} per pass{errors}"
 
     @cached_property
     def _lines(self) -> list[SiteLine]:

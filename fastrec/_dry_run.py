@@ -38,14 +38,14 @@ def dry_run(
     >>> [ctx.label for ctx in dry.kept], sum(dry.sizes)
     (['tanh_1'], 64)
     >>> dry.print_tree()
-    :in[0] (input)    2x4 float32  32 B
-    Sequential        2x2 float32  16 B
-    ├─ 0: Linear      2x8 float32  64 B
-    │  └─ linear      2x8 float32  64 B
-    ├─ 1: Tanh        2x8 float32  64 B
-    │  └─ tanh        2x8 float32  64 B  ● 64 B
-    └─ 2: Linear      2x2 float32  16 B
-       └─ linear      2x2 float32  16 B
+    :in[0] (input)  2x4 float32  32 B
+    Sequential      2x2 float32  16 B
+    ├─ 0: Linear    2x8 float32  64 B
+    │  └─ linear    2x8 float32  64 B
+    ├─ 1: Tanh      2x8 float32  64 B
+    │  └─ tanh      2x8 float32  64 B  ● 64 B
+    └─ 2: Linear    2x2 float32  16 B
+       └─ linear    2x2 float32  16 B
     1 of 12 events kept: 64 B per pass, 62.5 KiB per 1,000 passes
 
     Arguments:

@@ -91,19 +91,24 @@ def totals(lines: Iterable[SiteLine], halted: Mapping[int, str]) -> list[str]:
     kept, fires = sum(line.kept for line in lines), sum(line.fires for line in lines)
     failed = [line for line in lines if line.error is not None]
     told = [
-        f"{kept} of {fires} events kept: {told_bytes(sum(line.kept_bytes for line in lines))} per pass, "
+        f"{kept} of {counted(fires, 'event')} kept: {told_bytes(sum(line.kept_bytes for line in lines))} per pass, "
         f"{told_bytes(sum(line.forecast_bytes for line in lines))} per {FORECAST_PASSES:,} passes"
     ]
     if failed:
-        told.append(f"errors at {len(failed)} sites, the first at {failed[0].site.name}: {failed[0].error}")
+        told.append(f"errors at {counted(len(failed), 'site')}, the first at {failed[0].site.name}: {failed[0].error}")
     return told + [f"halted: {reason}" for reason in halted.values()]
 
 
+def counted(number: int, thing: str) -> str:
+    """How many of something, in words."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def table(rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Rows of text as lines with aligned columns."""
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    """Rows of text as lines with aligned columns, without those that are empty."""
+    columns = [column for column in zip(*rows, strict=True) if any(column)]
+    widths = [max(map(len, column)) for column in columns]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*columns, strict=True)]
 
 
 def summary(lines: Iterable[SiteLine], halted: Mapping[int, str]) -> str:
