@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -111,6 +111,12 @@ class Engine(Protocol):
 
     def frames(self) -> Sequence[Frame]:
         """The modules that it knows, for messages."""
+
+    def called(self) -> Set[str]:
+        """The addresses of those that were called, for messages."""
+
+    def unseen(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a function in this thread of which nothing is recorded, whatever part of the model it calls."""
 
     def close(self) -> None:
         """Stop, and leave nothing behind."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastrec._context import LEAF_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
-from fastrec._contracts import Place, Tap
+from fastrec._contracts import Place, Predicate, Tap
 from fastrec._errors import OptionError
+from fastrec._failures import Failing
 from fastrec._options import RecorderOptions
 from fastrec._sites import Kind, PassInfo, Site
 from fastrec._taps import AskTap, KeepTap, spec_of
-from fastrec.predicates import ALWAYS, NEVER
+from fastrec.predicates import NEVER
 from fastrec.predicates._base import Constant, PredicateBase, settled
 from fastrec.predicates._edge import normalise
 
@@ -76,7 +77,7 @@ class Plan:
     def may_keep(self, site: Site) -> bool:
         """Whether something could be kept at a site, before its value has been seen."""
         for predicate in (self.predicate(site.kind), self.halt):
-            if predicate != NEVER and (predicate.reads & LEAF_FIELDS or predicate.narrow(site) != NEVER):
+            if predicate != NEVER and (predicate.reads & LEAF_FIELDS or _narrow(predicate, site) != NEVER):
                 return True
         return False
 
@@ -92,9 +93,17 @@ class Plan:
                 return None if spec is None else KeepTap(session, place, site, spec)
         return AskTap(session, place, site, rest, None if halt == NEVER else halt)
 
-    def _settle(self, session: Session, predicate: PredicateBase, place: Place, site: Site) -> PredicateBase:
-        rest = predicate.narrow(site)
-        if rest.reads and rest.reads <= _SETTLED_BY_PATH:
+    def _settle(self, session: Session, predicate: PredicateBase, place: Place, site: Site) -> Predicate:
+        rest = _narrow(predicate, site)
+        if isinstance(rest, PredicateBase) and rest.reads and rest.reads <= _SETTLED_BY_PATH:
             variant = session.variants.of(place, site, _NO_TENSOR, 0, None)
-            return settled(rest.decide(RecordContext(session.catalog, variant, _NO_PASS, 0.0, None)))
+            return settled(rest.decide(RecordContext(session.catalog, site, variant, _NO_PASS, 0.0, None)))
         return rest
+
+
+def _narrow(predicate: PredicateBase, site: Site) -> PredicateBase | Failing:
+    try:
+        return predicate.narrow(site)
+    # Narrowing may ask the user's code, which may raise anything.
+    except Exception as error:
+        return Failing(predicate, error)

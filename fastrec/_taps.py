@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -49,24 +50,25 @@ class KeepTap:
     def __call__(self, run: PassRun, value: Tensor) -> None:
         # Read as one, because other threads turn to other cells.
         shape, dtype, requires_grad, device, on_cpu, variant, append = self._cell
-        if (
-            value.shape != shape
-            or value.dtype is not dtype
-            or value.requires_grad is not requires_grad
-            or not (value.is_cpu if on_cpu else value.device == device)
-            or run.parents is not None
-        ):
-            cell = self._meet(run, value)
-            if cell is None:
-                return
-            variant, append = cell[-2:]
         try:
+            if (
+                value.shape != shape
+                or value.dtype is not dtype
+                or value.requires_grad is not requires_grad
+                or not (value.is_cpu if on_cpu else value.device == device)
+                or run.parents is not None
+            ):
+                cell = self._meet(run, value)
+                if cell is None:
+                    return
+                variant, append = cell[-2:]
             row = append(value)
-        except RuntimeError:
-            if _interpreter() is None:
-                raise
-            self._session.warn_transformed(self._site)
-            return
+        except Exception as error:
+            if isinstance(error, RuntimeError) and _interpreter() is not None:
+                self._session.warn_transformed(self._site)
+                return
+            run.fail(error)
+            raise
         run.rows.append(row)
         run.variants.append(variant)
         run.times.append(perf_counter())
@@ -89,7 +91,8 @@ class KeepTap:
             append = _no_tensor
             if spec.save_activation:
                 column = session.columns[number] = session.sink.column(number, value)
-                append = column.append
+                # A transform may call a part of the model, which is no event then.
+                append = column.append if spec.transform is None else partial(session.unseen, column.append)
             if spec.keep_grad:
                 session.attached.add(number)
             # Whether it is on the CPU is a quicker question than what its device is.
@@ -117,14 +120,18 @@ class AskTap:
     def __call__(self, run: PassRun, value: Tensor) -> None:
         session = self._session
         ctx = self._context(run, value)
-        spec = session.ask(self._rest, ctx)
-        if spec is not None:
-            keeper = self._keepers.get(spec)
-            if keeper is None:
-                keeper = self._keepers[spec] = KeepTap(session, self._place, self._site, spec)
-            keeper(run, value)
-        if self._halt is not None:
-            session.ask_halt(self._halt, ctx)
+        try:
+            spec = session.ask(self._rest, ctx)
+            if spec is not None:
+                keeper = self._keepers.get(spec)
+                if keeper is None:
+                    keeper = self._keepers[spec] = KeepTap(session, self._place, self._site, spec)
+                keeper(run, value)
+            if self._halt is not None:
+                session.ask_halt(self._halt, ctx)
+        except BaseException as error:
+            run.fail(error)
+            raise
 
     def _context(self, run: PassRun, value: Tensor) -> RecordContext:
         key = (value.shape, value.dtype, value.device, value.requires_grad, run.parents)
@@ -136,6 +143,7 @@ class AskTap:
             self._variants[key] = variant
         return RecordContext(
             self._session.catalog,
+            self._site,
             variant,
             run.info,
             perf_counter() - run.info.started,

@@ -122,7 +122,7 @@ class OpMode(TorchFunctionMode):
         for index, (path, value) in enumerate(found):
             tap = self._leaf_tap(node, path, index) if path else node.tap
             if tap is not None:
-                tap(run, value)
+                _feed(tap, run, value)
 
     def _leaf_tap(self, node: Node, path: str, index: int) -> Tap | None:
         if node.spread is None:
@@ -139,7 +139,7 @@ class OpMode(TorchFunctionMode):
         """Feed the value of a module that returned."""
         if type(out) is Tensor:
             if node.tap is not None:
-                node.tap(self.run, out)
+                _feed(node.tap, self.run, out)
         else:
             self.feed(node, leaves(out))
 
@@ -339,6 +339,15 @@ class TracingMode(OpMode):
         """Remember which event a value came from."""
         for path, value in leaves(out):
             self._labels[id(value)] = (weakref.ref(value), node.label + path)
+
+
+def _feed(tap: Tap, run: Any, value: Tensor) -> None:
+    """Feed a tap whose own operations no mode must see: this one may be on the stack, and those of others."""
+    if torch._C._len_torch_function_stack():
+        with torch._C.DisableTorchFunction():
+            tap(run, value)
+    else:
+        tap(run, value)
 
 
 def _leaf_site(site: Site, path: str, index: int) -> Site:

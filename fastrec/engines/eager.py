@@ -8,7 +8,8 @@ extensions that bypass torch's dispatch of Python functions.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ class EagerEngine:
         self._grown = 0
         self._warned: set[str] = set()
         self._kept_inside: dict[Any, bool] = {}
+        self._called: set[Frame] = set()
 
     def open(self, roots: Mapping[str, nn.Module], listener: Listener) -> None:
         """Begin to watch the roots, in every thread."""
@@ -63,7 +65,7 @@ class EagerEngine:
         self._table = ModuleTable(roots)
         self._listener = listener
         self._layer = self._make_layer
-        MODULE_CALLS.add(self._layer)
+        MODULE_CALLS.add(self._layer, self._thread)
 
     def close(self) -> None:
         """Stop watching; passes that still run in other threads are no longer seen."""
@@ -72,6 +74,17 @@ class EagerEngine:
     def frames(self) -> list[Frame]:
         """The modules that it knows, for messages."""
         return self._table.frames()
+
+    def called(self) -> set[str]:
+        """The addresses of the modules that were called, for messages."""
+        return {a for f in self._called for a in (f.module_address, *f.aliases)}
+
+    def unseen(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a function in this thread of which nothing is recorded, by other recorders neither."""
+        call = partial(function, *args)
+        for thread in MODULE_CALLS.threads():
+            call = partial(thread.mute, call, (), {})
+        return call()
 
     def enter_region(self, name: str) -> OpMode | None:
         """Make what this thread runs from now on one pass; None where the listener does not record it."""
@@ -221,6 +234,7 @@ class EagerEngine:
         fused = step is not known and step[1]
         compiled = runs_compiled(known.module)
         entered = mode.enter(known, step, sealed=fused or compiled)
+        self._called.add(known.frame)
         if entered is not None and (fused or compiled):
             inside = self._keeps_inside(known, entered.site.frames)
             entered.hidden = compiled or not inside
