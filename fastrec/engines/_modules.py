@@ -132,11 +132,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
         if isinstance(module, _WRAPPERS):
             module = module.module
             continue
-        inner = None if _TRANSPARENT.isdisjoint(module._modules) else _inner(module)
+        inner = None if _TRANSPARENT.isdisjoint(module._modules.keys()) else _inner(module)
         if inner is None:
             return module
         module = inner
 
 
 def _inner(module: nn.Module) -> nn.Module | None:
-    return next((module._modules[name] for name in _TRANSPARENT if module._modules.get(name) is not None), None)
+    return next((child for name, child in module._modules.items() if name in _TRANSPARENT and child), None)

@@ -20,8 +20,13 @@ def runs_compiled(module: nn.Module) -> bool:
         return False
     if is_compiled_wrapper(module) or module._compiled_call_impl is not None:
         return True
-    forward: Any = module.__dict__.get("forward", type(module).forward)
+    forward: Any = module.__dict__.get("forward") or getattr(type(module), "forward", None)
     return "_torchdynamo_orig_callable" in getattr(forward, "__dict__", {})
+
+
+def runs_unseen(module: nn.Module) -> bool:
+    """Whether no op inside of a module can be seen: it is compiled, or TorchScript."""
+    return isinstance(module, torch.jit.ScriptModule) or runs_compiled(module)
 
 
 def check_roots(roots: Mapping[str, nn.Module]) -> None:
