@@ -95,18 +95,25 @@ class Recorder:
         sink = self._sinks[0] if len(self._sinks) == 1 else TeeSink(self._sinks)
         self._session = Session(self.options, self._plan, sink, self._catalog, self._ram)
         self._engine = self._make_engine()
-        self._engine.open(self._roots, self._session)
+        self._session.unseen = self._engine.unseen
+        try:
+            self._engine.open(self._roots, self._session)
+        except BaseException:
+            self._session.ledger.close()
+            raise
         self._state = "open"
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if os.getpid() != self._pid:  # a forked child leaves the block too; the session is its parent's
+            return
         session, self._state = self._open(), "closed"
         self._engine.close()
         self._catalog.failures = session.failures.collected
         session.ledger.close()
         if error is None:
             session.failures.warn()
-            warn_about_nothing(session, self._plan, self._engine.frames())
+            warn_about_nothing(session, self._plan, self._engine)
 
     def log(
         self,

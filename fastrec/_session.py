@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from time import perf_counter
@@ -36,6 +36,10 @@ class _Call(threading.local):
     sample_id: str | int | None = None
 
 
+def _directly(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
 class Session:
     """What engines and taps talk to while a recorder is open."""
 
@@ -49,13 +53,14 @@ class Session:
         self.variants = VariantMaker(catalog, options.history_size, observed=plan.watches_ops)
         self.default = options.default_capture
         self.failures = PredicateFailures(on_error=options.on_predicate_error)
+        self.unseen: Callable[..., Any] = _directly  # runs a function of which the engine sees nothing
+        self._pid = os.getpid()
         self.call = _Call()
         self.own_calls = 0  # of the recorder itself that are under way in any thread; without, `call` need not be read
         self.columns: dict[int, Column] = {}
         self.attached: set[int] = set()
         self.passes_attached = 0
         self.seen_layer_types: set[str] = set()
-        self.seen_addresses: set[str] = set()
         self.phase = catalog.phases.add("")
         self.phase_of: Callable[[str], str] | None = None
         self.paused = 0
@@ -83,8 +88,6 @@ class Session:
         """The tap of a place; the engine asks once."""
         if site.kind == "op":
             self.seen_layer_types.add(site.layer_type)
-        for frame in site.frames:
-            self.seen_addresses.update((frame.module_address, *frame.aliases))
         return self.plan.tap(self, place, site)
 
     def may_keep(self, site: Site) -> bool:
@@ -118,14 +121,25 @@ class Session:
         info = run.info
         info.duration = perf_counter() - info.started
         info.step = self._marks.get(info.phase, 0)
-        if error is not None and not self._keeps_failed(run, error):
+        if isinstance(error, Halt) and isinstance(run.error, Halt):
+            error = run.error  # what the model's own code does on its way out may halt again
+        swallowed = run.error if error is None else None
+        failure = error or swallowed
+        if os.getpid() != self._pid:  # the pass went on in a forked child, which shares no sink with its parent
+            return False
+        kept = failure is None or self._keeps_failed(run, failure)
+        if not kept and swallowed is not None:
+            raise swallowed
+        if not kept:
             return False
         self.ledger.commit(info, run.variants, run.rows, run.times)
         if self.attached:
             self._count_attached(run)
         if self._retains_passes and not self._marks:
             self.retain(steps=False)
-        if info.outcome != "halted":
+        if swallowed is not None and info.outcome == "failed":
+            raise swallowed
+        if info.outcome != "halted" or swallowed is not None:
             return False
         if not (run.logged or self.options.returns_none):
             raise SessionError(
@@ -140,14 +154,21 @@ class Session:
         if isinstance(error, Halt):
             run.info.outcome = "halted"
             self.catalog.halted[run.info.index] = error.reason
+            if error is run.error:
+                self._drop(run, run.stop)
             return True
         if self.options.on_forward_error == "keep":
             run.info.outcome = "failed"
             return True
-        for variant, row in zip(run.variants, run.rows, strict=True):
+        self._drop(run, 0)
+        return False
+
+    def _drop(self, run: PassRun, start: int) -> None:
+        """Forget the records of a pass from one on."""
+        for variant, row in zip(run.variants[start:], run.rows[start:], strict=True):
             if variant in self.columns:
                 self.columns[variant].discard(row)
-        return False
+        del run.variants[start:], run.rows[start:], run.times[start:]
 
     def ask(self, predicate: Predicate, ctx: RecordContext) -> CaptureSpec | None:
         """What a rest says about an event, as a spec; errors of the user's function are told with the event."""
@@ -202,7 +223,9 @@ class Session:
         """The phase of a pass, as the user's function names it."""
         name = phase_of(entry)
         if not isinstance(name, str):
-            raise OptionError(f"the function given to rec.phase returned {name!r} for the entry {entry!r}; return a name")
+            raise OptionError(
+                f"the function given to rec.phase returned {name!r} for the entry {entry!r}; return a name"
+            )
         return self.catalog.phases.add(name)
 
     def _count_attached(self, run: PassRun) -> None:
