@@ -24,11 +24,6 @@ def runs_compiled(module: nn.Module) -> bool:
     return "_torchdynamo_orig_callable" in getattr(forward, "__dict__", {})
 
 
-def runs_unseen(module: nn.Module) -> bool:
-    """Whether no op inside of a module can be seen: it is compiled, or TorchScript."""
-    return isinstance(module, torch.jit.ScriptModule) or runs_compiled(module)
-
-
 def check_roots(roots: Mapping[str, nn.Module]) -> None:
     """Raise UnsupportedModelError for a root whose ops can't be seen."""
     for name, root in roots.items():

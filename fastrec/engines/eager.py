@@ -23,7 +23,7 @@ from fastrec.engines._fused import is_fused_now, layer_types_in
 from fastrec.engines._leaves import argument_leaves
 from fastrec.engines._mode import OpMode, PlainMode, ThreadState, TracingMode, off_stack
 from fastrec.engines._modules import Known, ModuleTable, unwrapped
-from fastrec.engines._supported import check_roots, runs_compiled, runs_unseen
+from fastrec.engines._supported import check_roots, runs_compiled
 from fastrec.engines._trie import Node, Source
 
 LARGEST_TRIE = 50_000
@@ -232,7 +232,8 @@ class EagerEngine:
 
     def _grow(self, mode: OpMode, known: Known, step: Any) -> Node | None:
         fused = step is not known and step[1]
-        compiled = runs_unseen(known.module)
+        scripted = isinstance(known.module, torch.jit.ScriptModule)
+        compiled = scripted or runs_compiled(known.module)
         entered = mode.enter(known, step, sealed=fused or compiled)
         self._called.add(known.frame)
         if entered is not None and (fused or compiled):
@@ -242,8 +243,8 @@ class EagerEngine:
             if inside and compiled:
                 self._warn(
                     known.address,
-                    f"{known.name!r} is compiled, by torch.compile or TorchScript, and runs inside of an eager model: "
-                    "what happens inside of it is not seen",
+                    f"{known.name!r} is {'a ScriptModule' if scripted else 'compiled'} and runs inside of an eager "
+                    "model: the ops inside of it are not seen",
                 )
             elif inside:
                 self._warn(
