@@ -270,6 +270,9 @@ PATH_FIELDS = frozenset(
 LEAF_FIELDS = frozenset({"site", "output_index", "input_output_address"})
 """The structural fields that differ between the leaves of a nested value."""
 
+PASS_FIELDS = frozenset({"pass_index", "entry", "entry_pass", "phase", "sample_id", "step", "grad_enabled"})
+"""The fields that are the same for all events of a pass, while it runs."""
+
 TENSOR_FIELDS = frozenset({"tensor_shape", "tensor_dtype", "tensor_device", "tensor_requires_grad"})
 """The fields that only the value tells."""
 

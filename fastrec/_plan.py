@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastrec._context import LEAF_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
+from fastrec._context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
 from fastrec._contracts import Place, Predicate, Tap
 from fastrec._errors import OptionError
 from fastrec._failures import Failing
 from fastrec._options import RecorderOptions
 from fastrec._sites import Kind, PassInfo, Site
-from fastrec._taps import AskTap, KeepTap, spec_of
+from fastrec._taps import AskTap, KeepTap, Question, spec_of
 from fastrec.predicates import NEVER
 from fastrec.predicates._base import Constant, PredicateBase, settled
 from fastrec.predicates._edge import normalise
@@ -34,6 +34,7 @@ class Plan:
         self.keep_module = normalise(options.keep_module, option="keep_module")
         self.halt = normalise(options.halt, option="keep_op") if options.halt is not None else NEVER
         self.sources = options.include_source_events
+        self._questions: dict[Predicate, Question] = {}
         for needed in (self.keep_op.history, self.keep_module.history):
             if needed > options.history_size:
                 raise OptionError(
@@ -91,7 +92,12 @@ class Plan:
             if isinstance(rest, Constant):
                 spec = spec_of(rest.decision, session.default)
                 return None if spec is None else KeepTap(session, place, site, spec)
-        return AskTap(session, place, site, rest, None if halt == NEVER else halt)
+        return AskTap(session, place, site, self._question(rest), None if halt == NEVER else halt)
+
+    def _question(self, rest: Predicate) -> Question:
+        if not rest.reads <= PASS_FIELDS:
+            return Question(rest)
+        return self._questions.setdefault(rest, Question(rest))
 
     def _settle(self, session: Session, predicate: PredicateBase, place: Place, site: Site) -> Predicate:
         rest = _narrow(predicate, site)
