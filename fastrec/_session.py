@@ -182,7 +182,7 @@ class Session:
     def ask_halt(self, predicate: Predicate, ctx: RecordContext) -> None:
         """Stop the pass if the halt predicate says so."""
         if self.ask(predicate, ctx) is not None:
-            raise Halt(f"{predicate!r} matched {ctx.label!r} ({ctx.site})")
+            raise Halt(f"{self.plan.halt!r} matched {ctx.label!r} ({ctx.site})")
 
     def mark(self) -> tuple[int, int]:
         """Close the current step of the current phase; the phase and the step's number."""

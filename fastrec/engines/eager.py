@@ -70,6 +70,10 @@ class EagerEngine:
     def close(self) -> None:
         """Stop watching; passes that still run in other threads are no longer seen."""
         MODULE_CALLS.remove(self._layer)
+        # The trie may be large, and a recorder outlives its block for as long as somebody reads from it.
+        self._thread.spare = None
+        self._root = _root("")
+        self._regions.clear()
 
     def frames(self) -> list[Frame]:
         """The modules that it knows, for messages."""
