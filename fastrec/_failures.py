@@ -26,7 +26,7 @@ class PredicateFailure(msgspec.Struct, frozen=True):
 class Failing:
     """What is left of a predicate that raised when it was settled for a place: it raises there at each event."""
 
-    reads: frozenset[str] = frozenset()
+    reads = frozenset({"site"})  # it tells at each event
 
     def __init__(self, predicate: Predicate, error: Exception) -> None:
         self._predicate = predicate

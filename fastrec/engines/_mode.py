@@ -26,6 +26,7 @@ _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 # What entering and leaving a TorchFunctionMode does.
 _push: Callable[[TorchFunctionMode], None] = torch._C._push_on_torch_function_stack
 _pop: Callable[[], object] = torch._C._pop_torch_function_stack
+_depth: Callable[[], int] = torch._C._len_torch_function_stack
 _ORDINARY = Site("", "op", "", "")
 
 _START = Node(_ORDINARY, None, None, None)
@@ -60,6 +61,7 @@ class OpMode(TorchFunctionMode):
         self._skipped: set[Any] = set()  # functions that are no event
         self.run: Any = None
         self.grown = 0
+        self._opening: Any = None  # the composite whose inside is about to run
         self._tally: Tally | None = None
         self._tally_at: Node | None = None
 
@@ -82,6 +84,8 @@ class OpMode(TorchFunctionMode):
     def _look_up(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in self._skipped:
             return func(*args, **kwargs)
+        if func is self._opening:
+            return self._run_opened(func, args, kwargs)
         node = self.node
         following = node.edges.get(func)
         if following is None:
@@ -210,8 +214,7 @@ class OpMode(TorchFunctionMode):
         self.follow(before, inside)
         self.node = inside
         try:
-            with self:
-                out = opened(func)(*args, **kwargs)
+            out = self._run_under(func, args, kwargs) if _depth() else self._run_opened(func, args, kwargs)
         finally:
             if self._tally is not None and self._tally_at is self.node:
                 self._tally.close_to(before.depth)
@@ -220,6 +223,22 @@ class OpMode(TorchFunctionMode):
             self.run.parents = parents
         self._arrive(node, out, args)
         return out
+
+    def _run_opened(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._opening = None
+        with self:
+            return opened(func)(*args, **kwargs)
+
+    def _run_under(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a composite under the other modes of this thread, each of which sees it as one op too."""
+        before = _modes()
+        self._opening = func
+        _put([self, *before])
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self._opening = None
+            _put(before)
 
     def _arrive(self, node: Node, out: Any, args: tuple[Any, ...]) -> None:
         """An op returned."""
@@ -294,7 +313,7 @@ class TracingMode(OpMode):
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in self._skipped or op_facts(func) is None or _graph_task() != -1:
+        if func is self._opening or func in self._skipped or op_facts(func) is None or _graph_task() != -1:
             return super().__torch_function__(func, types, args, kwargs)
         read = [value for _, value in leaves((args, kwargs or {}))]
         for value in read:
@@ -343,7 +362,7 @@ class TracingMode(OpMode):
 
 def _feed(tap: Tap, run: Any, value: Tensor) -> None:
     """Feed a tap whose own operations no mode must see: this one may be on the stack, and those of others."""
-    if torch._C._len_torch_function_stack():
+    if _depth():
         with torch._C.DisableTorchFunction():
             tap(run, value)
     else:
@@ -381,11 +400,11 @@ def off_stack(mode: TorchFunctionMode) -> Iterator[None]:
 
 
 def _modes() -> list[TorchFunctionMode]:
-    return [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
+    return [torch._C._get_function_stack_at(i) for i in range(_depth())]
 
 
 def _put(modes: list[TorchFunctionMode]) -> None:
-    for _ in range(torch._C._len_torch_function_stack()):
+    for _ in range(_depth()):
         _pop()
     for mode in modes:
         _push(mode)
