@@ -167,7 +167,7 @@ def naive_events(model: nn.Module, call: Callable[[], Any]) -> list[Event]:
 
 def events_of(recording: Any, pass_index: int = 0, *, inside: bool = False) -> list[Event]:
     """The events of one pass of a recording, those inside of composites only if asked for."""
-    events = [Event.of(record) for record in recording.iter_pass(pass_index)]
+    events = [Event.of(record) for record in recording if record.ctx.pass_index == pass_index]
     return [event for event in events if inside or "/" not in event.label]
 
 
