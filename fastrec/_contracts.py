@@ -198,8 +198,14 @@ class Source(Protocol):
 
     catalog: Catalog
 
+    def n_passes(self) -> int:
+        """How many passes ended, those that kept nothing included."""
+
     def passes(self) -> npt.NDArray[Any]:
-        """One row per finished pass, of ``PASS_DTYPE``, in order of ``pass_index``; ``started`` since the session began."""
+        """One row per pass that kept something or ended badly, of ``PASS_DTYPE``, in order of ``pass_index``.
+
+        ``started`` is in seconds since the session began.
+        """
 
     def records(self) -> npt.NDArray[Any]:
         """One row per record, of ``RECORD_DTYPE``, in order of (pass, event); row -1 where no tensor was kept."""

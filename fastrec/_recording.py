@@ -72,8 +72,8 @@ class Recording:
 
     @property
     def n_passes(self) -> int:
-        """How many passes ended, those without records included."""
-        return len(self._view.passes)
+        """How many passes ended, those without records included; of a selection, those with records."""
+        return self._view.n_passes
 
     def __len__(self) -> int:
         return len(self._view)

@@ -35,11 +35,17 @@ class RAMLedger:
         self._steps = StepTable()
         self._retained: tuple[int, bool] | None = None
         self._trim_at = 0
+        self._empty = 0  # passes that ended well and kept nothing
 
     def commit(
         self, info: PassInfo, variants: Sequence[int], rows: Sequence[int], times: Sequence[float]
     ) -> None:
         """A pass ended: its records in event order, times on the clock of ``info.started``."""
+        if not rows and info.outcome == "ok":
+            # A run without end in which a predicate keeps nothing must not fill the memory with passes.
+            with self._lock:
+                self._empty += 1
+            return
         self._ended.append((info, variants, rows, times))
         if len(self._ended) >= MOST_UNPACKED:
             with self._lock:
@@ -59,7 +65,7 @@ class RAMLedger:
             self._pack()
             self._trim()
             blocks = dict(self._pool.blocks)
-            return RAMSource(self._catalog, self._table.copy(), (), blocks, self._steps.read())
+            return RAMSource(self._catalog, self._table.copy(), (), blocks, self._steps.read(), self._empty)
 
     def take(self) -> RAMSource:
         """The passes that ended so far, which are forgotten here."""
@@ -77,13 +83,15 @@ class RAMLedger:
                 self._steps.drop()
             rows = [row for entry in ended for row in entry[2]]
             blocks = self._pool.release(chain(table.rows, rows) if table else rows)
-            return RAMSource(self._catalog, table, ended, blocks, steps)
+            empty, self._empty = self._empty, 0
+            return RAMSource(self._catalog, table, ended, blocks, steps, empty)
 
     def trim(self, most: int, *, steps: bool) -> None:
         """Forget all but the last passes; or of each phase the last steps, or passes where it has no steps."""
         with self._lock:
             self._pool.largest = SMALL_BLOCK
             self._retained = (most, steps)
+            self._empty = 0
             # Each trim looks at all that is kept, so it waits until a share of that has come in anew.
             if len(self._table) + len(self._ended) >= self._trim_at:
                 self._pack()
