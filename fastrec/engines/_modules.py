@@ -49,6 +49,7 @@ class ModuleTable:
         self.known: dict[int, Known] = {}
         self._foreign: dict[int, weakref.ref[nn.Module]] = {}
         self._lock = threading.Lock()
+        self.moved = False  # whether a scan has found a module at another address than before
         self.scan()
 
     def scan(self) -> None:
@@ -60,6 +61,7 @@ class ModuleTable:
         for key, known in list(self.known.items()):
             if key not in found or known.address not in found[key][1]:
                 del self.known[key]
+                self.moved |= key in found
                 gone[known.address, type(known.module)] = known
         for key, (module, addresses) in found.items():
             known = self.known.get(key) or gone.get((addresses[0], type(module))) or Known(module, addresses[0])

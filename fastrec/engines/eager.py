@@ -211,11 +211,12 @@ class EagerEngine:
         thread.mode = None
         thread.spare = mode
         run, mode.run = mode.run, None
-        if mode.grown:
+        if mode.grown or self._table.moved:
             self._grown += mode.grown
             mode.grown = 0
-            if self._grown > LARGEST_TRIE:
-                self._grown = 0
+            # A module that moved would be taken for what it was on the paths that are known.
+            if self._grown > LARGEST_TRIE or self._table.moved:
+                self._grown, self._table.moved = 0, False
                 self._root = _root("")
                 self._regions.clear()
         return self._listener.end(run, error)
