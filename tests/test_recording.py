@@ -263,6 +263,15 @@ def test_passes_are_read_one_by_one(ten: Recording) -> None:
         ten.iter_pass(10)
 
 
+def test_a_pass_without_records_is_read_as_one(rig: Rig) -> None:
+    rig.one_pass()
+    rig.one_pass(number(1))
+    recording = recorded(rig)
+    assert [len(list(recording.iter_pass(i))) for i in range(recording.n_passes)] == [0, 1]
+    with pytest.raises(RecordKeyError, match="there is no pass -1 here"):
+        recording.iter_pass(-1)
+
+
 def test_halted_passes_tell_why(rig: Rig) -> None:
     for outcome in ("ok", "halted", "halted"):
         rig.one_pass(number(1), outcome=outcome)

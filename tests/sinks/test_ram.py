@@ -124,6 +124,18 @@ def test_trimming_shows_exactly_the_last_passes(rig: Rig, most: int) -> None:
             assert source.sample_id(i) == i
 
 
+def test_trimming_goes_on_after_more_was_held(rig: Rig) -> None:
+    for i in range(150):
+        rig.one_pass(number(i), sample_id=i)
+    for i in range(150, 300):
+        sink_of(rig).trim(passes=70 if i < 200 else 2)
+        rig.one_pass(number(i), sample_id=i)
+    sink_of(rig).trim(passes=2)
+    source = sink_of(rig).source()
+    check_source(source, [(298, "a", number(298)), (299, "a", number(299))])
+    assert [source.sample_id(i) for i in (297, 298, 299)] == [None, 298, 299]
+
+
 def test_trimming_frees_memory(rig: Rig) -> None:
     for i in range(2000):
         rig.one_pass(torch.full((64, 64), float(i)))
