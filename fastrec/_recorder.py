@@ -156,8 +156,7 @@ class Recorder:
         Raises StepError for columns that are no numbers.
         """
         session = self._open()
-        values = step_columns(columns)
-        session.ledger.mark(*session.mark(), values)
+        session.mark(step_columns(columns))
         session.retain(steps=True)
 
     def phase(self, name: str | Callable[[str], str]) -> AbstractContextManager[None]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from time import perf_counter
 from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from fastrec._capture import CaptureSpec
@@ -184,8 +185,8 @@ class Session:
         if self.ask(predicate, ctx) is not None:
             raise Halt(f"{self.plan.halt!r} matched {ctx.label!r} ({ctx.site})")
 
-    def mark(self) -> tuple[int, int]:
-        """Close the current step of the current phase; the phase and the step's number."""
+    def mark(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Close the current step of the current phase."""
         if self.phase_of is not None:
             raise SessionError(
                 "a function names the phase of each pass here, so a step could be of any phase; mark it inside of "
@@ -193,8 +194,9 @@ class Session:
             )
         phase = self.phase
         step = self._marks.get(phase, 0)
+        self.ledger.mark(phase, step, columns)
+        # Only now: a mark that the sink refuses is none, and must leave no gap in the numbers.
         self._marks[phase] = step + 1
-        return phase, step
 
     def retain(self, *, steps: bool) -> None:
         """Let RAM keep the last steps or passes only, if that was asked for."""
