@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastrec import FastrecError
+from fastrec import FastrecError, Recorder
 from fastrec._steps import step_columns
 
 
