@@ -24,6 +24,14 @@ def runs_compiled(module: nn.Module) -> bool:
     return "_torchdynamo_orig_callable" in getattr(forward, "__dict__", {})
 
 
+def keep_out_of_compiling() -> bool:
+    """Have torch.compile step over this package, whose mode it meets where a compiled function is called in a pass."""
+    rules = sys.modules.get("torch._dynamo.trace_rules")
+    if rules is not None:
+        rules.add("fastrec")
+    return rules is not None
+
+
 def check_roots(roots: Mapping[str, nn.Module]) -> None:
     """Raise UnsupportedModelError for a root whose ops can't be seen."""
     for name, root in roots.items():

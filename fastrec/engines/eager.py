@@ -23,7 +23,7 @@ from fastrec.engines._fused import is_fused_now, layer_types_in
 from fastrec.engines._leaves import argument_leaves
 from fastrec.engines._mode import OpMode, PlainMode, ThreadState, TracingMode, off_stack
 from fastrec.engines._modules import Known, ModuleTable, unwrapped
-from fastrec.engines._supported import check_roots, runs_compiled
+from fastrec.engines._supported import check_roots, keep_out_of_compiling, runs_compiled
 from fastrec.engines._trie import Node, Source
 
 LARGEST_TRIE = 50_000
@@ -58,6 +58,7 @@ class EagerEngine:
         self._warned: set[str] = set()
         self._kept_inside: dict[Any, bool] = {}
         self._called: set[Frame] = set()
+        self._kept_out = False
 
     def open(self, roots: Mapping[str, nn.Module], listener: Listener) -> None:
         """Begin to watch the roots, in every thread."""
@@ -192,6 +193,8 @@ class EagerEngine:
 
     def _begin(self, run: Any, root: Node) -> OpMode:
         thread = self._thread
+        if not self._kept_out:
+            self._kept_out = keep_out_of_compiling()
         mode = thread.spare
         if mode is None:
             mode = (

@@ -321,6 +321,30 @@ def test_a_compiled_module_that_is_no_child_runs_compiled_too() -> None:
     assert not torch._dynamo.utils.counters["stats"]
 
 
+@compiles
+def test_a_function_that_is_compiled_runs_in_pieces_with_its_ops_in_view() -> None:
+    torch._dynamo.reset()
+    function = torch.compile(lambda y: y.sin() + 1, backend="eager")
+    model, x = Calls(lambda m, x: function(m.lin(x)).relu()), torch.randn(3, 4)
+    expected = model(x)
+    for _ in range(2):
+        with Recorder(model, keep_op=True) as rec:
+            for _ in range(10):
+                assert same_bits(model(x), expected)
+        assert all(sites(rec.recording, i) == ["lin/linear", "/sin", "/add", "/relu"] for i in range(10))
+    assert sum(torch._dynamo.utils.counters["graph_break"].values()) <= 1
+    assert not torch._dynamo.utils.counters["recompiles"]
+
+
+@compiles
+def test_a_function_that_must_compile_in_one_piece_fails_loudly() -> None:
+    torch._dynamo.reset()
+    function = torch.compile(lambda y: y.sin() + 1, backend="eager", fullgraph=True)
+    model, x = Calls(lambda m, x: function(m.lin(x)).relu()), torch.randn(3, 4)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="fastrec"), Recorder(model, keep_op=True):
+        model(x)
+
+
 def test_a_scripted_child_is_one_event() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
