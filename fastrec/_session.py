@@ -122,23 +122,33 @@ class Session:
         info = run.info
         info.duration = perf_counter() - info.started
         info.step = self._marks.get(info.phase, 0)
-        if isinstance(error, Halt) and isinstance(run.error, Halt):
-            error = run.error  # what the model's own code does on its way out may halt again
-        swallowed = run.error if error is None else None
-        failure = error or swallowed
         if os.getpid() != self._pid:  # the pass went on in a forked child, which shares no sink with its parent
             return False
-        kept = failure is None or self._keeps_failed(run, failure)
-        if not kept and swallowed is not None:
-            raise swallowed
-        if not kept:
+        if error is None and run.error is None:
+            self._commit(run)
             return False
-        self.ledger.commit(info, run.variants, run.rows, run.times)
+        return self._end_badly(run, error)
+
+    def _commit(self, run: PassRun) -> None:
+        self.ledger.commit(run.info, run.variants, run.rows, run.times)
         if self.attached:
             self._count_attached(run)
         if self._retains_passes and not self._marks:
             self.retain(steps=False)
-        if swallowed is not None and info.outcome == "failed":
+
+    def _end_badly(self, run: PassRun, error: BaseException | None) -> bool:
+        """The end of a pass that an exception left, or in which the model swallowed what a tap raised."""
+        info = run.info
+        if isinstance(error, Halt) and isinstance(run.error, Halt):
+            error = run.error  # what the model's own code does on its way out may halt again
+        swallowed = run.error if error is None else None
+        failure = error or swallowed
+        assert failure is not None
+        if self._keeps_failed(run, failure):
+            self._commit(run)
+        elif swallowed is None:
+            return False
+        if swallowed is not None and info.outcome != "halted":
             raise swallowed
         if info.outcome != "halted" or swallowed is not None:
             return False
