@@ -46,7 +46,8 @@ class Interned(Generic[T]):
 class Catalog:
     """Sites, variants, capture specs, entries and phases by number, and the header of the session.
 
-    ``began`` is when the session began, on the clock of ``time.perf_counter``. ``halted`` holds the reason by pass index; ``failures`` the collected predicate failures.
+    ``began`` is when the session began, on the clock of ``time.perf_counter``. ``halted`` holds the reason by pass
+    index; ``failures`` the collected predicate failures.
     """
 
     def __init__(self, header: dict[str, Any] | None = None) -> None:

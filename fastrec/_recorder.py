@@ -242,7 +242,9 @@ class Recorder:
                 "of its own in the child"
             )
         if self._session is None or self._state != "open":
-            raise SessionError(f"this recorder is {self._state}; use it inside of its `with Recorder(...) as rec:` block")
+            raise SessionError(
+                f"this recorder is {self._state}; use it inside of its `with Recorder(...) as rec:` block"
+            )
         return self._session
 
     def _root(self, name: str | None) -> nn.Module:
@@ -256,13 +258,15 @@ class Recorder:
 
     def _in_ram(self, what: str) -> RAMSink:
         if self._ram is None:
-            raise SessionError(f"{what} reads from RAM, and this session writes elsewhere only; add sink=[RAMSink(), ...]")
+            raise SessionError(
+                f"{what} reads from RAM, and this session writes elsewhere only; add sink=[RAMSink(), ...]"
+            )
         return self._ram
 
 
 def args_of(input_args: Any) -> tuple[Any, ...]:
-    """Positional arguments: a tuple or list of them, or a single one."""
-    return tuple(input_args) if isinstance(input_args, tuple | list) else (input_args,)
+    """Positional arguments: a tuple or list of them, or a single one; a named tuple is a single one."""
+    return tuple(input_args) if type(input_args) in (tuple, list) else (input_args,)
 
 
 def roots_of(model: Any) -> dict[str, nn.Module]:

@@ -13,6 +13,8 @@ from torch import Tensor
 from fastrec._capture import CaptureSpec
 from fastrec._context import PASS_FIELDS, RecordContext
 from fastrec._contracts import Decision, Place, Predicate
+from fastrec._errors import UnsupportedTensorError
+from fastrec._recording_limits import check_copyable
 from fastrec._run import PassRun
 from fastrec._sites import Site, Variant
 
@@ -93,8 +95,9 @@ class KeepTap:
             if isinstance(error, RuntimeError) and _interpreter() is not None:
                 self._session.warn_transformed(self._site)
                 return None
+            error = _told(error, value)
             run.fail(error)
-            raise
+            raise error
         run.rows.append(row)
         run.variants.append(variant)
         run.times.append(perf_counter())
@@ -111,7 +114,8 @@ class KeepTap:
                 return None
             if len(self._cells) >= MOST_CELLS:
                 self._cells.clear()
-            spec = session.options.capture_of(self._spec, value.dtype)
+            detached = run.info.grad and not torch.is_grad_enabled()
+            spec = session.options.capture_of(self._spec, value.dtype, detached=detached)
             catalog = session.catalog
             variant = session.variants.make(self._place, self._site, value, catalog.specs.add(spec), run.parents)
             number = catalog.variants.add(variant)
@@ -204,6 +208,15 @@ class AskTap:
             self._variants[key] = variant
         self._cell = (*key[:4], variant)
         return variant
+
+
+def _told(error: Exception, value: Tensor) -> Exception:
+    """Why a value can't be kept, where the kind of tensor is the reason; else the error itself."""
+    try:
+        check_copyable(value)
+    except UnsupportedTensorError as reason:
+        return reason
+    return error
 
 
 def spec_of(decision: Decision | None, default: CaptureSpec) -> CaptureSpec | None:

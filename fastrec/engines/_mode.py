@@ -6,7 +6,8 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import torch
@@ -33,6 +34,9 @@ _START = Node(_ORDINARY, None, None, None)
 _RUN_AUTOGRAD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
 
 
+Mode = TypeVar("Mode", bound=TorchFunctionMode)
+
+
 class ThreadState(threading.local):
     """What a thread is doing: the mode of its pass, or a call that is not to be recorded."""
 
@@ -50,6 +54,16 @@ class ThreadState(threading.local):
             self.mode, self.muted = mode, muted
 
 
+def unseen_by_dynamo(cls: type[Mode]) -> type[Mode]:
+    """Let torch.compile run the methods of a mode as they are, where compiled code runs under it."""
+    # What torch.compiler.disable does, which would import torch._dynamo.
+    for method in vars(cls).values():
+        if isinstance(method, FunctionType):
+            method._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return cls
+
+
+@unseen_by_dynamo
 class OpMode(TorchFunctionMode):
     """Where one thread is in one pass."""
 
@@ -293,6 +307,7 @@ class OpMode(TorchFunctionMode):
             node.tap(self.run, value)
 
 
+@unseen_by_dynamo
 class TracingMode(OpMode):
     """A mode that also tells which buffers an op reads, and from which events its inputs came."""
 
@@ -379,6 +394,7 @@ def _leaf_site(site: Site, path: str, index: int) -> Site:
 
 
 
+@unseen_by_dynamo
 class PlainMode(TorchFunctionMode):
     """Changes nothing; modules don't take their fused paths while there is a mode."""
 
