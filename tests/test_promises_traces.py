@@ -161,7 +161,8 @@ def test_target_networks_do_not_report() -> None:
 def test_a_transform_may_call_a_part_of_the_model() -> None:
     model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(3, 4)
     with Recorder(model, keep_op=op("tanh").with_(transform=model[2]), keep_module=True) as first:
-        with Recorder(model, keep_op=True, keep_module=module("1").with_(transform=lambda t: model[2](t) + 0)) as second:
+        keep = module("1").with_(transform=lambda value: model[2](value) + 0)
+        with Recorder(model, keep_op=True, keep_module=keep) as second:
             out = model(x)
     assert [r.ctx.site for r in first.recording] == ["0", "1/tanh", "1", "2", ":out"]
     assert [r.ctx.site for r in second.recording] == ["0/linear", "1/tanh", "1", "2/linear"]
