@@ -61,13 +61,10 @@ class RecorderOptions(msgspec.Struct, frozen=True, kw_only=True):
         """How a value is copied that a predicate keeps without saying how."""
         return self.capture.with_changes({"keep_grad": True}) if self.train_mode else self.capture
 
-    def capture_of(self, spec: CaptureSpec, dtype: torch.dtype, *, detached: bool = False) -> CaptureSpec:
-        """The spec for a very value: train_mode keeps gradients only where there can be some.
-
-        ``detached``: the model itself has switched gradients off around the value, in a pass that began with them on.
-        """
+    def capture_of(self, spec: CaptureSpec, dtype: torch.dtype) -> CaptureSpec:
+        """The spec for values of a very dtype: train_mode keeps gradients only where there can be some."""
         trains = self.train_mode and spec.keep_grad and spec == self.default_capture
-        if trains and (detached or not (dtype.is_floating_point or dtype.is_complex)):
+        if trains and not (dtype.is_floating_point or dtype.is_complex):
             return spec.with_changes({"keep_grad": False, "save_gradient": False})
         return spec
 

@@ -114,8 +114,7 @@ class KeepTap:
                 return None
             if len(self._cells) >= MOST_CELLS:
                 self._cells.clear()
-            detached = run.info.grad and not torch.is_grad_enabled()
-            spec = session.options.capture_of(self._spec, value.dtype, detached=detached)
+            spec = session.options.capture_of(self._spec, value.dtype)
             catalog = session.catalog
             variant = session.variants.make(self._place, self._site, value, catalog.specs.add(spec), run.parents)
             number = catalog.variants.add(variant)
