@@ -29,6 +29,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only --benchmark-json=.benchmarks/last.json
 	$(BIN)/python -m benchmarks.costs .benchmarks/costs.json
 	$(BIN)/python -m benchmarks.report .benchmarks/last.json .benchmarks/costs.json
+	$(BIN)/python -m benchmarks.figures
 
 # The versions exclude each other, so each gets a folder of its own; --no-deps keeps them from bringing another torch.
 bench-reference: $(addprefix .benchmarks/torchlens-,2.15.0 2.36.1)
