@@ -34,6 +34,6 @@ bench: $(INSTALLED)
 # The versions exclude each other, so each gets a folder of its own; --no-deps keeps them from bringing another torch.
 bench-reference: $(addprefix .benchmarks/torchlens-,2.15.0 2.36.1)
 
-.benchmarks/torchlens-%: $(INSTALLED)
+.benchmarks/torchlens-%: | $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ torchlens==$*
 	$(BIN)/python -m pip install --quiet --upgrade --target $@ graphviz ipython
