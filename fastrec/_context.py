@@ -219,6 +219,8 @@ class RecordContext(msgspec.Struct, eq=False):
         return tuple(found)
 
     def __getattr__(self, name: str) -> Any:
+        if name in FIELDS:  # its property raised, and says why
+            return vars(RecordContext)[name].fget(self)
         raise ContextFieldError(f"a context has no field {name!r}; {near(name, FIELDS)}")
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:

@@ -162,11 +162,10 @@ class Session:
 
     def _keeps_failed(self, run: PassRun, error: BaseException) -> bool:
         """Flag a pass that an exception left; False: nothing of it is kept."""
-        if isinstance(error, Halt):
+        if isinstance(error, Halt) and error is run.error:  # another recorder's halt is an exception like any other
             run.info.outcome = "halted"
             self.catalog.halted[run.info.index] = error.reason
-            if error is run.error:
-                self._drop(run, run.stop)
+            self._drop(run, run.stop)
             return True
         if self.options.on_forward_error == "keep":
             run.info.outcome = "failed"
