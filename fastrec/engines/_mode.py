@@ -28,6 +28,8 @@ _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 _push: Callable[[TorchFunctionMode], None] = torch._C._push_on_torch_function_stack
 _pop: Callable[[], object] = torch._C._pop_torch_function_stack
 _depth: Callable[[], int] = torch._C._len_torch_function_stack
+_mode_at: Callable[[int], TorchFunctionMode] = torch._C._get_function_stack_at
+_depth: Callable[[], int] = torch._C._len_torch_function_stack
 _ORDINARY = Site("", "op", "", "")
 
 _START = Node(_ORDINARY, None, None, None)
@@ -67,7 +69,7 @@ def unseen_by_dynamo(cls: type[Mode]) -> type[Mode]:
 class OpMode(TorchFunctionMode):
     """Where one thread is in one pass."""
 
-    def __init__(self, listener: Listener, thread: ThreadState) -> None:
+    def __init__(self, listener: Listener, thread: ThreadState, *, may_rest: bool) -> None:
         super().__init__()
         self.listener = listener
         self.thread = thread
@@ -75,6 +77,8 @@ class OpMode(TorchFunctionMode):
         self._skipped: set[Any] = set()  # functions that are no event
         self.run: Any = None
         self.grown = 0
+        self.on = False  # on the stack of modes
+        self.may_rest = may_rest
         self._opening: Any = None  # the composite whose inside is about to run
         self._tally: Tally | None = None
         self._tally_at: Node | None = None
@@ -93,11 +97,11 @@ class OpMode(TorchFunctionMode):
             else:
                 self.spread(following, out, args)
             return out
+        if func in self._skipped:
+            return func(*args, **kwargs) if kwargs else func(*args)
         return self._look_up(func, args, kwargs or {})
 
     def _look_up(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func in self._skipped:
-            return func(*args, **kwargs)
         if func is self._opening:
             return self._run_opened(func, args, kwargs)
         node = self.node
@@ -108,16 +112,27 @@ class OpMode(TorchFunctionMode):
             return self._open(following, func, args, kwargs)
         node.following = following
         out = func(*args, **kwargs)
-        self._arrive(following, out, args)
+        self.arrive(following, out, args)
         return out
 
     def watch(self) -> None:
         """Be asked about every op of this thread."""
         _push(self)
+        self.on = True
 
     def unwatch(self) -> None:
         """Be asked no more."""
         _pop()
+        self.on = False
+
+    def rest(self) -> bool:
+        """Be asked no more for a while; False where that can't be, because a later mode stands before this one."""
+        depth = _depth()
+        if not depth or _mode_at(depth - 1) is not self:
+            return False
+        _pop()
+        self.on = False
+        return True
 
     def begin(self, run: Any, root: Node) -> None:
         """A pass begins at a root of the trie."""
@@ -235,7 +250,7 @@ class OpMode(TorchFunctionMode):
                 self._tally_at = before
             self.node = before
             self.run.parents = parents
-        self._arrive(node, out, args)
+        self.arrive(node, out, args)
         return out
 
     def _run_opened(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -254,7 +269,7 @@ class OpMode(TorchFunctionMode):
             self._opening = None
             _put(before)
 
-    def _arrive(self, node: Node, out: Any, args: tuple[Any, ...]) -> None:
+    def arrive(self, node: Node, out: Any, args: tuple[Any, ...]) -> None:
         """An op returned."""
         if type(out) is Tensor:
             self.node = node
@@ -285,6 +300,9 @@ class OpMode(TorchFunctionMode):
         self.follow(before, node)
         return node
 
+    def returned_hidden(self, entered: Node, out: Any) -> None:
+        """A module returned of whose inside nothing was seen."""
+
     def raised(self, entered: Node) -> None:
         """An exception left a module: close its frame, for the user's code may catch it and go on."""
         before, step = self.node, Raised(entered.depth - 1)
@@ -312,7 +330,7 @@ class TracingMode(OpMode):
     """A mode that also tells which buffers an op reads, and from which events its inputs came."""
 
     def __init__(self, listener: Listener, thread: ThreadState, *, parents: bool) -> None:
-        super().__init__(listener, thread)
+        super().__init__(listener, thread, may_rest=False)
         self._parents = parents
         self._labels: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._buffers: dict[int, tuple[Tensor, str]] = {}
@@ -369,15 +387,23 @@ class TracingMode(OpMode):
                 found.append(held[1])
         return tuple(found)
 
+    def returned_hidden(self, entered: Node, out: Any) -> None:
+        assert entered.known is not None
+        self._remember(entered.known.name, f":{entered.number}", out)
+
     def produced(self, node: Node, out: Any) -> None:
         """Remember which event a value came from."""
-        for path, value in leaves(out):
-            self._labels[id(value)] = (weakref.ref(value), node.label + path)
+        self._remember(node.label, "", out)
+
+    def _remember(self, name: str, ending: str, out: Any) -> None:
+        if self._parents:
+            for path, value in leaves(out):
+                self._labels[id(value)] = (weakref.ref(value), f"{name}{path}{ending}")
 
 
 def _feed(tap: Tap, run: Any, value: Tensor) -> None:
-    """Feed a tap whose own operations no mode must see: this one may be on the stack, and those of others."""
-    if _depth():
+    """Feed a tap whose own operations nobody must see: a mode on the stack, or the class of the value."""
+    if _depth() or type(value) is not Tensor:
         with torch._C.DisableTorchFunction():
             tap(run, value)
     else:

@@ -13,6 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fastrec._sites import Frame
 from fastrec.engines._fused import may_fuse
+from fastrec.engines._simple import only_calls_others, runs_one_op
 
 _TRANSPARENT = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _WRAPPERS = (DistributedDataParallel, DataParallel)
@@ -25,7 +26,7 @@ class Known:
     One that is replaced by another of its class stays what it is, with the other module.
     """
 
-    __slots__ = ("address", "aliases", "frame", "layer_type", "may_fuse", "module", "name")
+    __slots__ = ("address", "aliases", "frame", "layer_type", "may_fuse", "module", "name", "only_calls", "runs_one_op")
 
     def __init__(self, module: nn.Module, address: str) -> None:
         self.module = module
@@ -35,6 +36,8 @@ class Known:
         self.frame = Frame(address, type(unwrapped(module)).__name__)
         self.layer_type = self.frame.module_type.lower().replace("_", "")
         self.may_fuse = may_fuse(module)
+        self.only_calls = only_calls_others(module)
+        self.runs_one_op = runs_one_op(module)
 
     @property
     def input_prefix(self) -> str:

@@ -23,6 +23,7 @@ from fastrec.engines._fused import is_fused_now, layer_types_in
 from fastrec.engines._leaves import argument_leaves
 from fastrec.engines._mode import OpMode, PlainMode, ThreadState, TracingMode, off_stack
 from fastrec.engines._modules import Known, ModuleTable, unwrapped
+from fastrec.engines._simple import GLOBAL_HOOKS
 from fastrec.engines._supported import check_roots, keep_out_of_compiling, runs_compiled
 from fastrec.engines._trie import Node, Source
 
@@ -121,6 +122,8 @@ class EagerEngine:
         known_modules = self._table.known
         thread = self._thread
         outermost, enter, run_apart, call_other = self._outermost, self._enter, self._run_apart, self._call_other
+        watches = self._ops
+        hooks, pre_hooks, backward_hooks, backward_pre_hooks = GLOBAL_HOOKS
 
         def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: C901
             mode = thread.mode
@@ -138,6 +141,29 @@ class EagerEngine:
             mode.node = entered
             if entered.spread:
                 mode.feed_arguments(entered, args, kwargs)
+            straight = None
+            turned = False
+            if entered.quiet:
+                # What a hook does, or a forward that the user put in place, has to be seen.
+                if (
+                    module._forward_hooks
+                    or module._forward_pre_hooks
+                    or module._backward_hooks
+                    or module._backward_pre_hooks
+                    or hooks
+                    or pre_hooks
+                    or backward_hooks
+                    or backward_pre_hooks
+                    or "forward" in module.__dict__
+                ):
+                    turned = watch_again(mode)
+                elif mode.on:
+                    turned = mode.rest()
+                    straight = entered.straight if turned else None
+                else:
+                    straight = entered.straight
+            elif watches and not mode.on:
+                turned = watch_again(mode)
             try:
                 if entered.apart or module._compiled_call_impl is not None:
                     out = run_apart(mode, entered, call, module, args, kwargs)
@@ -146,8 +172,14 @@ class EagerEngine:
                 else:
                     out = call(module, *args, **kwargs)
             except BaseException:
+                if turned:
+                    turn_back(mode)
                 mode.raised(entered)
                 raise
+            if turned:
+                turn_back(mode)
+            if straight is not None:
+                mode.arrive(straight, out, args)
             left = mode.node.left or mode.leave(entered)
             mode.node = left
             if left.spread:
@@ -200,7 +232,7 @@ class EagerEngine:
             mode = (
                 TracingMode(self._listener, thread, parents=self._parents)
                 if self._sources or self._parents
-                else OpMode(self._listener, thread)
+                else OpMode(self._listener, thread, may_rest=self._ops)
             )
         thread.spare = None
         thread.mode = mode
@@ -244,6 +276,8 @@ class EagerEngine:
         compiled = scripted or runs_compiled(known.module)
         entered = mode.enter(known, step, sealed=fused or compiled)
         self._called.add(known.frame)
+        if entered is not None:
+            entered.quiet = known.only_calls and mode.may_rest
         if entered is not None and (fused or compiled):
             inside = self._keeps_inside(known, entered.site.frames)
             entered.hidden = compiled or not inside
@@ -283,7 +317,9 @@ class EagerEngine:
     ) -> Any:
         """Run a module that is no ordinary one."""
         if entered.hidden or module._compiled_call_impl is not None:
-            return self._hidden(mode, call, module, args, kwargs)
+            out = self._hidden(mode, call, module, args, kwargs)
+            mode.returned_hidden(entered, out)
+            return out
         with PlainMode():  # something inside is kept, so the fused path must not be taken though no ops are observed
             return _plain(call, module, args, kwargs)
 
@@ -291,7 +327,12 @@ class EagerEngine:
         """Run a module that belongs to no root inside of a pass; its ops are those of the module that calls it."""
         if runs_compiled(module):
             return self._hidden(mode, call, module, args, kwargs)
-        return _plain(call, module, args, kwargs)
+        turned = self._ops and watch_again(mode)
+        try:
+            return _plain(call, module, args, kwargs)
+        finally:
+            if turned:
+                turn_back(mode)
 
     def _hidden(self, mode: OpMode, call: Call | None, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module as one event: without the mode, which would change how it computes."""
@@ -314,6 +355,22 @@ class EagerEngine:
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, FastrecWarning, stacklevel=4)
+
+
+def watch_again(mode: OpMode) -> bool:
+    """Let a mode that rests watch again; whether it did rest."""
+    if mode.on:
+        return False
+    mode.watch()
+    return True
+
+
+def turn_back(mode: OpMode) -> None:
+    """Let a mode that was turned on or off for one module be as it was before."""
+    if mode.on:
+        mode.unwatch()
+    else:
+        mode.watch()
 
 
 def _root(name: str) -> Node:

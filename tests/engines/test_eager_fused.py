@@ -132,6 +132,12 @@ def test_two_recorders_leave_the_fused_path_alone(x: Tensor) -> None:
         assert [(r.ctx.label, r.ctx.op_index, r.ctx.event_index) for r in rec.recording] == 2 * [("linear_1", 0, 4)]
 
 
+def test_what_comes_from_a_module_that_is_not_looked_into_has_it_as_parent(x: Tensor) -> None:
+    model = nn.Sequential(layer(), nn.Linear(8, 8))
+    recording = record(model, x, keep_op=op("linear") & ~inside("0"), keep_module="1", track_parents=True)
+    assert [r.ctx.parent_labels for r in recording] == [("0:1",), ("linear_1",)]
+
+
 def test_numbers_outside_are_the_same_whether_the_inside_is_seen(x: Tensor) -> None:
     model = nn.Sequential(layer(), nn.Linear(8, 8), nn.ReLU())
     with pytest.warns(FastrecWarning, match=WARNING):

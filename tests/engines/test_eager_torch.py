@@ -227,6 +227,23 @@ def test_what_backward_hooks_add_to_a_pass_is_recorded() -> None:
     assert same_bits(recording[""][0].activation, out) and len(recording["linear_1"]) == 1
 
 
+def test_a_subclass_of_tensor_does_not_notice_the_recorder() -> None:
+    class Logs(torch.Tensor):
+        names: list[str] = []
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            cls.names.append(func.__name__)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    model, x = mlp(), torch.randn(2, 4).as_subclass(Logs)
+    out = model(x)
+    before, Logs.names = Logs.names, []
+    recording = record(model, x, **EVERYTHING)
+    assert Logs.names == before
+    assert torch.equal(recording[""][0].activation, out.as_subclass(Tensor))
+
+
 def test_functional_call_passes_are_recorded() -> None:
     model, x = mlp(), torch.randn(3, 4)
     weights = {name: torch.ones_like(parameter) for name, parameter in model.named_parameters()}
@@ -341,7 +358,7 @@ def test_a_function_that_must_compile_in_one_piece_fails_loudly() -> None:
     torch._dynamo.reset()
     function = torch.compile(lambda y: y.sin() + 1, backend="eager", fullgraph=True)
     model, x = Calls(lambda m, x: function(m.lin(x)).relu()), torch.randn(3, 4)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="fastrec"), Recorder(model, keep_op=True):
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="OpMode"), Recorder(model, keep_op=True):
         model(x)
 
 
