@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -164,7 +165,7 @@ MODELS: dict[str, Any] = {
     "user mode": lambda: Calls(lambda m, x: _under_mode(m, x)),
     "default device": lambda: Calls(lambda m, x: _on_device(m, x)),
     "complex": lambda: Calls(lambda m, x: (torch.view_as_complex(m.lin(x).view(-1, 2)).conj() * 2j).imag),
-    "jit script": lambda: Calls(lambda m, x: _scripted(m.lin(x)) + 1),
+    "jit script": lambda: Calls(lambda m, x: _scripted()(m.lin(x)) + 1),
 }
 
 
@@ -194,15 +195,15 @@ def _on_device(m: Calls, x: Tensor) -> Tensor:
         return torch.zeros(4) + m.lin(x) + nn.functional.normalize(x)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def scripted() -> None:
+def _plus_one(x: Tensor) -> Tensor:
+    return x.relu() + 1
+
+
+@cache
+def _scripted() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        globals()["_scripted"] = torch.jit.script(lambda_free)
-
-
-def lambda_free(x: Tensor) -> Tensor:
-    return x.relu() + 1
+        return torch.jit.script(_plus_one)
 
 
 @pytest.mark.parametrize("name", MODELS)
