@@ -27,7 +27,6 @@ _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 # What entering and leaving a TorchFunctionMode does.
 _push: Callable[[TorchFunctionMode], None] = torch._C._push_on_torch_function_stack
 _pop: Callable[[], object] = torch._C._pop_torch_function_stack
-_depth: Callable[[], int] = torch._C._len_torch_function_stack
 _mode_at: Callable[[int], TorchFunctionMode] = torch._C._get_function_stack_at
 _depth: Callable[[], int] = torch._C._len_torch_function_stack
 _ORDINARY = Site("", "op", "", "")
@@ -298,6 +297,9 @@ class OpMode(TorchFunctionMode):
             node.tap = self.listener.tap(node, node.site)
         before.left = node
         self.follow(before, node)
+        if entered.known.runs_one_op and self.may_rest and before.parent is entered and before.opens is None:
+            entered.straight = before
+            entered.quiet = True
         return node
 
     def returned_hidden(self, entered: Node, out: Any) -> None:

@@ -26,7 +26,10 @@ class Known:
     One that is replaced by another of its class stays what it is, with the other module.
     """
 
-    __slots__ = ("address", "aliases", "frame", "layer_type", "may_fuse", "module", "name", "only_calls", "runs_one_op")
+    __slots__ = (
+        *("address", "aliases", "frame", "kind", "layer_type", "may_fuse", "module", "name", "only_calls"),
+        "runs_one_op",
+    )
 
     def __init__(self, module: nn.Module, address: str) -> None:
         self.module = module
@@ -36,6 +39,7 @@ class Known:
         self.frame = Frame(address, type(unwrapped(module)).__name__)
         self.layer_type = self.frame.module_type.lower().replace("_", "")
         self.may_fuse = may_fuse(module)
+        self.kind = type(module)
         self.only_calls = only_calls_others(module)
         self.runs_one_op = runs_one_op(module)
 
@@ -52,7 +56,7 @@ class ModuleTable:
         self.known: dict[int, Known] = {}
         self._foreign: dict[int, weakref.ref[nn.Module]] = {}
         self._lock = threading.Lock()
-        self.moved = False  # whether a scan has found a module at another address than before
+        self.moved = False  # whether a scan has found a module at another address, or with other children
         self.scan()
 
     def scan(self) -> None:
@@ -69,6 +73,9 @@ class ModuleTable:
         for key, (module, addresses) in found.items():
             known = self.known.get(key) or gone.get((addresses[0], type(module))) or Known(module, addresses[0])
             known.module = module
+            only_calls = only_calls_others(module)
+            self.moved |= known.only_calls and not only_calls
+            known.only_calls = only_calls
             aliases = [address for address in addresses if address != known.address]
             if aliases != known.aliases:
                 known.aliases = aliases

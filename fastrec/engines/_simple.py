@@ -1,7 +1,7 @@
 """Modules of torch of which it is known which ops they run, so that nobody has to watch them.
 
-A function mode is the dearest part of watching: torch asks it about every op. Where a module runs one op and returns its
-value, that value tells the same, and where a module only calls others, there is nothing to see.
+A function mode is the dearest part of watching: torch asks it about every op. Where a module runs one op and returns
+its value, that value tells the same, and where a module only calls others, there is nothing to see.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ _ONE_OP: tuple[type[nn.Module], ...] = (
     nn.Softplus,
     nn.Tanh,
 )
-_FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in (*_ONE_OP, nn.Sequential)}
+_FORWARDS: dict[type[nn.Module], Any] = {nn.Sequential: nn.Sequential.forward}
+for _kind in _ONE_OP:
+    _FORWARDS[_kind] = _kind.forward
 
 # Torch keeps these objects for good, and only fills and empties them.
 GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
@@ -59,10 +61,12 @@ def runs_one_op(module: nn.Module) -> bool:
 
 def only_calls_others(module: nn.Module) -> bool:
     """Whether a module runs no op of its own."""
-    return type(module) is nn.Sequential and _is_torchs_own(module)
+    # A module whose class has a __call__ of its own does what it likes before its call is seen.
+    calls = {type(child).__call__ for child in module._modules.values() if child is not None}
+    return type(module) is nn.Sequential and _is_torchs_own(module) and calls <= {nn.Module.__call__}
 
 
 def _is_torchs_own(module: nn.Module) -> bool:
     # By the very class: a subclass, and so a parametrised module, does what it likes.
-    kind = type(module)
+    kind: type[nn.Module] = type(module)
     return kind in _FORWARDS and kind.forward is _FORWARDS[kind]

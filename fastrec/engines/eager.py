@@ -155,6 +155,7 @@ class EagerEngine:
                     or backward_hooks
                     or backward_pre_hooks
                     or "forward" in module.__dict__
+                    or module.__class__ is not entered.known.kind  # type: ignore[union-attr]  # parametrised
                 ):
                     turned = watch_again(mode)
                 elif mode.on:
