@@ -1,0 +1,40 @@
+"""Recording to files: the contract, the life of a file, and what may go wrong."""
+
+from pathlib import Path
+
+import pytest
+from contracts.sink import Rig, SinkContract
+
+from fastrec._contracts import Sink, Source
+from fastrec.sinks import HDF5Sink
+from fastrec.sinks._hdf5_source import HDF5Source
+
+
+def source_of(rig: Rig) -> Source:
+    assert isinstance(rig.sink, HDF5Sink)
+    return HDF5Source(rig.sink.path)
+
+
+class TestHDF5SinkContractWhileItGrows(SinkContract):
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> None:
+        self.folder = tmp_path
+
+    def make(self) -> Sink:
+        return HDF5Sink(self.folder / "run.h5")
+
+    def read(self, rig: Rig) -> Source:
+        assert isinstance(rig.sink, HDF5Sink)
+        rig.sink.flush()
+        return source_of(rig)
+
+
+class TestHDF5SinkContractOnceFinished(TestHDF5SinkContractWhileItGrows):
+    def read(self, rig: Rig) -> Source:
+        rig.ledger.close()
+        return source_of(rig)
+
+
+class TestHDF5SinkContractInManySegments(TestHDF5SinkContractOnceFinished):
+    def make(self) -> Sink:
+        return HDF5Sink(self.folder / "run.h5", segment_bytes=1 << 20, flush_seconds=0.01, block_bytes=4096)
