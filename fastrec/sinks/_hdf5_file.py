@@ -13,7 +13,8 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
 from fastrec._errors import DamagedFileError
-from fastrec.sinks._hdf5_layout import FORMAT, VERSION, Extent, SegmentMap, read_rows, write_rows
+from fastrec.sinks._hdf5_layout import FORMAT, TRAILER, VERSION, Extent, SegmentMap, read_rows, write_rows
+from fastrec.sinks._hdf5_log import signed
 
 CHUNK_BYTES = 1024 * 1024
 _SAME = "float64 float32 float16 uint8 uint16 uint32 uint64 int8 int16 int32 int64 bool complex64 complex128".split()
@@ -61,6 +62,9 @@ def shrink(path: str, used: Mapping[str, int]) -> None:
         for name, rows in used.items():
             if rows < file[name].shape[0]:
                 file[name].resize(rows, axis=0)
+        file.flush()
+        found = _map_of(file)
+    _add_trailer(path, found)
 
 
 def rewrite(source: int, old: SegmentMap, wanted: Sequence[Wanted], path: str, *, durable: bool) -> None:
@@ -73,6 +77,7 @@ def rewrite(source: int, old: SegmentMap, wanted: Sequence[Wanted], path: str, *
             for first in range(0, one.rows, step):
                 count = min(step, one.rows - first)
                 write_rows(target, new.sets[one.name], first, read_rows(source, old.sets[one.name], first, count))
+        _add_trailer(path, new)
         if durable:
             os.fdatasync(target)
     finally:
@@ -103,6 +108,13 @@ def type_of(dtype: Any) -> h5t.TypeID:
     if dtype == "complex32":
         return h5t.py_create(np.dtype([("r", "<f2"), ("i", "<f2")]))
     return h5t.py_create(np.dtype(np.uint8))
+
+
+def _add_trailer(path: str, found: SegmentMap) -> None:
+    """Tell behind the end of the HDF5 file what lies where; any tool that changes the file drops it."""
+    entry = signed(msgspec.json.encode(found))
+    with open(path, "ab") as file:
+        file.write(entry + TRAILER.pack(len(entry), FORMAT.encode()))
 
 
 def _make(file: Any, one: Wanted, exact: bool) -> None:
@@ -147,6 +159,8 @@ def _extent(name: str, made: Any) -> Extent:
     if made.chunks[1:] != made.shape[1:] or made.shuffle or made.fletcher32 or made.scaleoffset:
         raise DamagedFileError(f"the data set {name!r} has chunks or filters that this reader does not know")
     chunk = int(made.chunks[0])
+    if space.get_num_chunks() < -(-rows // chunk):
+        raise DamagedFileError(f"the data set {name!r} lacks chunks")
     offsets = [-1] * -(-rows // chunk)
 
     def found(info: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from fastrec._errors import DamagedFileError
 
 FORMAT = "fastrec"
 VERSION = 1
+TRAILER = struct.Struct("<Q8s")
 
 PASSES, RECORDS, MARKS, LOG, LATE = "passes", "records", "marks", "log", "late"
 

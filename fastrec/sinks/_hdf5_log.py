@@ -20,8 +20,18 @@ _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 def line(kind: str, number: int, content: Any) -> bytes:
     """One entry, as it is written."""
-    text = _encode([kind, number, content])
+    return signed(_encode([kind, number, content]))
+
+
+def signed(text: bytes) -> bytes:
+    """A line of JSON with its checksum in front."""
     return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def checked(text: bytes) -> bytes | None:
+    """The JSON of a line, None where its checksum does not fit."""
+    fits = len(text) > 9 and text[8:9] == b" " and b"%08x" % zlib.crc32(text[9:]) == text[:8]
+    return text[9:] if fits else None
 
 
 class CatalogLog:
@@ -89,11 +99,12 @@ class Log:
         """Take in the log of one segment, up to its first line that is not whole; the bytes of the whole ones."""
         end = 0
         for text in data.tobytes().split(b"\n"):
-            if len(text) < 10 or text[8:9] != b" " or b"%08x" % zlib.crc32(text[9:]) != text[:8]:
+            entry = checked(text)
+            if entry is None:
                 break
             end += len(text) + 1
             try:
-                kind, number, content = msgspec.json.decode(text[9:], type=tuple[str, int, msgspec.Raw])
+                kind, number, content = msgspec.json.decode(entry, type=tuple[str, int, msgspec.Raw])
                 self._add(segment, kind, number, content)
             except (msgspec.DecodeError, ValueError, TypeError, AttributeError) as error:
                 raise DamagedFileError(f"the log holds an entry that makes no sense: {error}") from error

@@ -46,7 +46,7 @@ class Paths:
 
     def forget(self, number: int) -> None:
         """Remove what a segment only needed while it grew; the map last, which makes the rest readable."""
-        for path in (self.growing(number), self.part(number), self.map(number)):
+        for path in (self.growing(number), self.part(number), self.map(number) + ".part", self.map(number)):
             if os.path.exists(path):
                 os.unlink(path)
 

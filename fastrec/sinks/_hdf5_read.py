@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import Any
 
 import msgspec
@@ -12,8 +13,20 @@ import numpy.typing as npt
 from fastrec._contracts import OUTCOMES
 from fastrec._errors import DamagedFileError, RecordingFileError, RecordingNotFoundError
 from fastrec.sinks._hdf5_file import map_of
-from fastrec.sinks._hdf5_layout import LOG, MARKS, PASSES, RECORDS, TABLES, VERSION, Bytes, SegmentMap, read_rows
-from fastrec.sinks._hdf5_log import Log
+from fastrec.sinks._hdf5_layout import (
+    FORMAT,
+    LOG,
+    MARKS,
+    PASSES,
+    RECORDS,
+    TABLES,
+    TRAILER,
+    VERSION,
+    Bytes,
+    SegmentMap,
+    read_rows,
+)
+from fastrec.sinks._hdf5_log import Log, checked
 from fastrec.sinks._hdf5_paths import Paths
 
 PIECE = 1 << 16
@@ -29,9 +42,11 @@ class ReadFile:
         # Opened before its map is read: a segment that is finished meanwhile stays the file that the map speaks of.
         try:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except (IsADirectoryError, PermissionError) as error:
+        except PermissionError as error:
             raise RecordingFileError(f"{path!r} can't be read: {error.strerror}") from error
-        self.map = _map_beside(path, map_path) if growing else map_of(path)
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            raise RecordingFileError(f"{path!r} can't be read: it is no plain file")
+        self.map = _map_beside(path, map_path) if growing else _trailer(self._file) or map_of(path)
         self._check()
 
     def __del__(self) -> None:
@@ -96,7 +111,8 @@ class ReadFile:
             chunks = -(-extent.rows // extent.chunk_rows) if extent.chunk_rows > 0 else -1
             if extent.rows < 0 or extent.row_bytes < 0 or chunks > len(extent.offsets) or chunks < 0:
                 raise DamagedFileError(f"{self.path!r}: the data set {name!r} makes no sense")
-            if extent.offsets and not 0 <= min(extent.offsets) <= max(extent.offsets) <= size:
+            piece = min(extent.chunk_rows, extent.rows) * extent.row_bytes
+            if chunks and not 0 <= min(extent.offsets) <= max(extent.offsets) <= size - piece:
                 raise DamagedFileError(f"{self.path!r}: {name!r} lies past the end of the file; was it copied whole?")
 
 
@@ -108,13 +124,15 @@ def find_files(path: str | os.PathLike[str]) -> list[ReadFile]:
             found = _opened(paths)
         except FileNotFoundError:  # it was finished, and has another name now
             continue
-        if found is not None:
+        if found:
             return found
+        if paths.segments():
+            raise RecordingNotFoundError(f"the recording at {paths.path!r} has only begun, and nothing was flushed yet")
         break
     raise RecordingNotFoundError(f"there is no recording at {paths.path!r}")
 
 
-def _opened(paths: Paths) -> list[ReadFile] | None:
+def _opened(paths: Paths) -> list[ReadFile]:
     if os.path.exists(paths.path):
         return [ReadFile(paths.path, growing=False)]
     there = paths.segments()
@@ -126,23 +144,36 @@ def _opened(paths: Paths) -> list[ReadFile] | None:
             found.append(ReadFile(paths.growing(number), growing=True, map_path=paths.map(number)))
         if found and [file.number for file in found] != list(range(len(found))):
             raise DamagedFileError(f"segment {len(found) - 1} of {paths.path!r} is missing, or another took its place")
-    if found:
-        return found
-    if there:
-        raise RecordingNotFoundError(f"the recording at {paths.path!r} has only begun, and nothing was flushed yet")
-    return None
+    return found
 
 
 def _map_beside(path: str, map_path: str) -> SegmentMap:
     with open(map_path, "rb") as file:
         text = file.read()
-    try:
-        found = msgspec.json.decode(text, type=SegmentMap)
-    except msgspec.DecodeError:
+    entry = checked(text.rstrip(b"\n"))
+    if entry is None:  # damaged; the file itself may well be whole
         return map_of(path)
+    found = msgspec.json.decode(entry, type=SegmentMap)
     if found.version != VERSION:
         raise DamagedFileError(f"{path!r} has version {found.version}; this fastrec reads {VERSION}")
     return found
+
+
+def _trailer(file: int) -> SegmentMap | None:
+    """The map behind the end of a finished file, which spares looking at its structure; None where there is none."""
+    size = os.fstat(file).st_size
+    last = os.pread(file, TRAILER.size, max(0, size - TRAILER.size))
+    if len(last) < TRAILER.size:
+        return None
+    length, mark = TRAILER.unpack(last)
+    if mark.rstrip(b"\0") != FORMAT.encode():
+        return None
+    start = size - TRAILER.size - length
+    entry = checked(os.pread(file, length, start).rstrip(b"\n")) if start >= 0 else None
+    if entry is None:
+        raise DamagedFileError("the end of the file, which tells what lies where, is damaged")
+    found = msgspec.json.decode(entry, type=SegmentMap)
+    return found if found.version == VERSION else None
 
 
 class Contents:

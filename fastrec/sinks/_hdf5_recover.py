@@ -41,10 +41,11 @@ def recover_files(path: str | os.PathLike[str], to: str | os.PathLike[str] | Non
             part = target.part(file.number)
             rewrite(file.descriptor, file.map, _used(contents, file), part, durable=True)
             os.replace(part, final)
-            if to is None:
-                source.forget(file.number)
         elif to is not None:
             shutil.copyfile(file.path, final)
+    if to is None:
+        for number in source.segments():  # also one that had only begun
+            source.forget(number)
     made = HDF5Source(target.path)
     steps = sum(len(steps.numbers) for steps in made.steps())
     lost = _lost(contents) if grew else "nothing"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fastrec.sinks._hdf5_file import Wanted, create, name_of, rewrite, shrink
 from fastrec.sinks._hdf5_layout import LATE, LOG, TABLES, Bytes, DataInfo, write_rows
+from fastrec.sinks._hdf5_log import signed
 from fastrec.sinks._hdf5_paths import Paths
 from fastrec.sinks._hdf5_staging import Place, StagedBlock
 
@@ -43,7 +44,7 @@ class Segment:
         self._names = {int(one.attributes["number"]): one.name for one in self._wanted if "number" in one.attributes}
         self._path = paths.growing(number)
         self._map = create(self._path, number, self._wanted)
-        _write_map(paths.map(number), msgspec.json.encode(self._map))
+        _write_map(paths.map(number), signed(msgspec.json.encode(self._map)))
         self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         self._reserved: dict[str, int] = {}
         self.used = dict.fromkeys(self._map.sets, 0)
