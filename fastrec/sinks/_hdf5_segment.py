@@ -18,6 +18,8 @@ from fastrec.sinks._hdf5_staging import Place, StagedBlock
 MOST_DATA_SETS = 512
 LARGEST_ROW = 1 << 30  # a chunk of HDF5 is less than 4 GiB; larger values lie among the late ones
 MOST_DIMENSIONS = 31
+MOST_TOLD = 2048
+"""What the log says of one data set takes less than so many bytes."""
 MOST_REWRITTEN = 128 << 20
 """A file of up to so many bytes is written anew when it is finished; a larger one keeps holes where it had room."""
 
@@ -49,9 +51,14 @@ class Segment:
         self._reserved: dict[str, int] = {}
         self.used = dict.fromkeys(self._map.sets, 0)
         self.seen: dict[int, DataInfo] = {}  # the data that has a place here
+        self._told_later = 0  # bytes of the log that are kept for what it has to say of that data
 
     def place(self, block: StagedBlock) -> Place | None:
         """Room for the rows of a block that are not settled elsewhere; None where there is none."""
+        untold = sum(number not in self.seen for number in block.stage.data) * MOST_TOLD
+        if not self.has_room({LOG: self._told_later + untold}):
+            return None
+        self._told_later += untold
         firsts = []
         for number, maker in zip(block.stage.data, block.stage.makers, strict=True):
             first = self._reserve(number, maker.nbytes, block.count - block.cut)
@@ -151,7 +158,7 @@ def _planned(infos: Sequence[DataInfo], needs: Needs, nbytes: int) -> list[Wante
         wanted[name] = Wanted(name, _dtype(info), _shape(info), rows, _attributes(info, number))
     late = sum(_row_bytes(infos[n]) * rows + 64 for n, rows in needs.rows.items() if n not in chosen)
     wanted[LATE] = Wanted(LATE, "uint8", (), max(nbytes // 4, 2 * late))
-    wanted[LOG] = Wanted(LOG, "uint8", (), max(nbytes // 64, 4 * needs.tables.get(LOG, 0)))
+    wanted[LOG] = Wanted(LOG, "uint8", (), max(nbytes // 64, 4 * needs.tables.get(LOG, 0)) + 2 * MOST_TOLD * len(infos))
     for table, dtype in TABLES.items():
         wanted[table] = Wanted(table, dtype, (), max(nbytes // 256, 2 * needs.tables.get(table, 0)))
     return list(wanted.values())

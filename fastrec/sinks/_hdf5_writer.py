@@ -194,9 +194,12 @@ class Writer:
 
     def _lines(self, batch: Batch | None) -> bytes:
         self._pending += b"".join(self._log.lines())
+        return self._pending + self._data_lines() + (b"" if batch is None else batch.lines(self._catalog))
+
+    def _data_lines(self) -> bytes:
+        """What the log of this segment does not say yet of the data that has a place in it."""
         new = {} if self._segment is None else self._segment.seen
-        data = b"".join(line("data", number, info) for number, info in new.items() if number not in self._told)
-        return self._pending + data + (b"" if batch is None else batch.lines(self._catalog))
+        return b"".join(line("data", number, info) for number, info in new.items() if number not in self._told)
 
     def _place(self, block: StagedBlock, batch: Batch | None = None) -> Place:
         while block.place is None:
@@ -210,6 +213,8 @@ class Writer:
         number = 0
         if self._segment is not None:
             number = self._segment.number + 1
+            # A later segment may speak of values that lie in this one.
+            self._segment.append(LOG, self._data_lines())
             self._segment.seal(self._paths.sealed(number - 1), durable=self._options.durable)
             self.segments_sealed += 1
             self._segment = None
@@ -238,7 +243,7 @@ class Writer:
         }
         self._pending = line("session", 0, session)
         tables = {} if batch is None else self._sizes(batch)
-        tables[LOG] = len(self._lines(batch)) + 400 * len(rows)
+        tables[LOG] = len(self._lines(batch))
         needs = Needs(rows, weights, tables)
         self._segment = Segment(self._paths, number, self.infos, needs, self._options.room())
         return self._segment
@@ -284,8 +289,9 @@ class Writer:
     def _finish(self) -> None:
         """Give the last segment the name that the recording has."""
         segment = self._segment or self._roll(None)
-        if self._pending:
-            segment.append(LOG, self._lines(None))
+        lines = self._lines(None)
+        if segment.has_room({LOG: len(lines)}):
+            segment.append(LOG, lines)
         final = self._paths.path if segment.number == 0 else self._paths.sealed(segment.number)
         self._segment = None
         segment.seal(final, durable=self._options.durable)
