@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install demo test lint bench
+.PHONY: install demo test lint bench bench-reference
 
 install: $(INSTALLED)
 
@@ -27,3 +27,13 @@ test: lint
 bench: $(INSTALLED)
 	mkdir -p .benchmarks
 	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only --benchmark-json=.benchmarks/last.json
+	$(BIN)/python -m benchmarks.costs .benchmarks/costs.json
+	$(BIN)/python -m benchmarks.report .benchmarks/last.json .benchmarks/costs.json
+	$(BIN)/python -m benchmarks.figures
+
+# The versions exclude each other, so each gets a folder of its own; --no-deps keeps them from bringing another torch.
+bench-reference: $(addprefix .benchmarks/torchlens-,2.15.0 2.36.1)
+
+.benchmarks/torchlens-%: | $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ torchlens==$*
+	$(BIN)/python -m pip install --quiet --upgrade --target $@ graphviz ipython

@@ -63,6 +63,15 @@ class CaptureSpec(msgspec.Struct, frozen=True, kw_only=True):
             except RuntimeError as error:
                 raise OptionError(f"CaptureSpec(device={self.device!r}): {error}") from None
 
+        self._check_there_is_a_tensor()
+
+    def _check_there_is_a_tensor(self) -> None:
+        for name in ("keep_grad", "save_gradient", "transform"):
+            if not self.save_activation and getattr(self, name):
+                raise OptionError(
+                    f"CaptureSpec(save_activation=False) keeps no tensor, so {name} says nothing; drop one of the two"
+                )
+
     def __repr__(self) -> str:
         shown = [
             f"{name}={getattr(self, name)!r}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from time import perf_counter
 from typing import Any, Generic, TypeVar
 
@@ -16,10 +16,12 @@ T = TypeVar("T")
 class Interned(Generic[T]):
     """A list in which equal items have one number; items are only ever added."""
 
-    def __init__(self) -> None:
+    def __init__(self, items: Iterable[T] = ()) -> None:
         self.items: list[T] = []
         self._numbers: dict[Hashable, int] = {}
         self._lock = threading.Lock()
+        for item in items:
+            self.add(item)
 
     def add(self, item: T) -> int:
         """The number of an item, which is added if it is new."""
@@ -37,11 +39,15 @@ class Interned(Generic[T]):
     def __len__(self) -> int:
         return len(self.items)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Interned, (list(self.items),))  # a lock can't be pickled
+
 
 class Catalog:
     """Sites, variants, capture specs, entries and phases by number, and the header of the session.
 
-    ``began`` is when the session began, on the clock of ``time.perf_counter``. ``halted`` holds the reason by pass index; ``failures`` the collected predicate failures.
+    ``began`` is when the session began, on the clock of ``time.perf_counter``. ``halted`` holds the reason by pass
+    index; ``failures`` the collected predicate failures.
     """
 
     def __init__(self, header: dict[str, Any] | None = None) -> None:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from fastrec._contracts import Engine
 from fastrec._errors import FastrecWarning, near
 from fastrec._plan import Plan
 from fastrec._session import Session
-from fastrec._sites import Frame
 from fastrec.predicates._base import Matched
 
 
-def warn_about_nothing(session: Session, plan: Plan, frames: Sequence[Frame]) -> None:
+def warn_about_nothing(session: Session, plan: Plan, engine: Engine) -> None:
     """Warn where no pass ran, or where a glob matched nothing that did."""
-    for message in _complaints(session, plan, frames):
+    for message in _complaints(session, plan, engine):
         warnings.warn(message, FastrecWarning, stacklevel=3)
 
 
-def _complaints(session: Session, plan: Plan, frames: Sequence[Frame]) -> Iterable[str]:
+def _complaints(session: Session, plan: Plan, engine: Engine) -> Iterable[str]:
     if not len(session.catalog.entries):
         yield (
             "no pass was recorded: the model was not called inside of the block, or only in another process, inside "
             "of compiled code, or while the recorder was paused"
         )
         return
+    frames, called = engine.frames(), engine.called()
     known: dict[Matched, tuple[str, set[str]]] = {
         "op": ("op type that ran", session.seen_layer_types),
         "module": ("module address", {a for frame in frames for a in (frame.module_address, *frame.aliases)}),
@@ -38,5 +39,5 @@ def _complaints(session: Session, plan: Plan, frames: Sequence[Frame]) -> Iterab
             matched = sorted(filter(matches, names))
             if not matched:
                 yield f"{option}: {pattern!r} matched no {told}; {near(pattern, sorted(names))}"
-            elif what == "module" and session.seen_addresses.isdisjoint(matched):
+            elif what == "module" and called.isdisjoint(matched):
                 yield f"{option}: {pattern!r} matched {matched[0]!r}, which was not called in any pass"

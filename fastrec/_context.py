@@ -34,7 +34,7 @@ class RecentEvent(msgspec.Struct, frozen=True):
     module_type: str
 
 
-class RecordContext:
+class RecordContext(msgspec.Struct, eq=False):
     """One event: which op or module, where, after what, with what shape.
 
     >>> import torch, fastrec
@@ -61,23 +61,12 @@ class RecordContext:
         sample_id, step, phase: what the user said about the pass; step is None in a phase without marks.
     """
 
-    __slots__ = ("_catalog", "_info", "_site", "_step", "_time", "_variant")
-
     _catalog: Catalog
-    _info: PassInfo
     _site: Site
-    _step: int | None
-    _time: float
     _variant: Variant
-
-    def __init__(self, catalog: Catalog, variant: Variant, info: PassInfo, time: float, step: int | None) -> None:
-        put = object.__setattr__
-        put(self, "_catalog", catalog)
-        put(self, "_variant", variant)
-        put(self, "_site", catalog.sites.items[variant.site])
-        put(self, "_info", info)
-        put(self, "_time", time)
-        put(self, "_step", step)
+    _info: PassInfo
+    _time: float
+    _step: int | None
 
     @property
     def kind(self) -> str:
@@ -230,6 +219,8 @@ class RecordContext:
         return tuple(found)
 
     def __getattr__(self, name: str) -> Any:
+        if name in FIELDS:  # its property raised, and says why
+            return vars(RecordContext)[name].fget(self)
         raise ContextFieldError(f"a context has no field {name!r}; {near(name, FIELDS)}")
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
@@ -237,9 +228,6 @@ class RecordContext:
 
     def __delattr__(self, name: str) -> NoReturn:
         raise ContextFieldError(f"a context is frozen; {name!r} can't be deleted")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (RecordContext, (self._catalog, self._variant, self._info, self._time, self._step))
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.tensor_shape)) or "scalar"
@@ -283,6 +271,9 @@ PATH_FIELDS = frozenset(
 
 LEAF_FIELDS = frozenset({"site", "output_index", "input_output_address"})
 """The structural fields that differ between the leaves of a nested value."""
+
+PASS_FIELDS = frozenset({"pass_index", "entry", "entry_pass", "phase", "sample_id", "step", "grad_enabled"})
+"""The fields that are the same for all events of a pass, while it runs."""
 
 TENSOR_FIELDS = frozenset({"tensor_shape", "tensor_dtype", "tensor_device", "tensor_requires_grad"})
 """The fields that only the value tells."""

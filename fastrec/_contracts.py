@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -112,6 +112,12 @@ class Engine(Protocol):
     def frames(self) -> Sequence[Frame]:
         """The modules that it knows, for messages."""
 
+    def called(self) -> Set[str]:
+        """The addresses of those that were called, for messages."""
+
+    def unseen(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a function in this thread of which nothing is recorded, whatever part of the model it calls."""
+
     def close(self) -> None:
         """Stop, and leave nothing behind."""
 
@@ -192,8 +198,14 @@ class Source(Protocol):
 
     catalog: Catalog
 
+    def n_passes(self) -> int:
+        """How many passes ended, those that kept nothing included."""
+
     def passes(self) -> npt.NDArray[Any]:
-        """One row per finished pass, of ``PASS_DTYPE``, in order of ``pass_index``; ``started`` since the session began."""
+        """One row per pass that kept something or ended badly, of ``PASS_DTYPE``, in order of ``pass_index``.
+
+        ``started`` is in seconds since the session began.
+        """
 
     def records(self) -> npt.NDArray[Any]:
         """One row per record, of ``RECORD_DTYPE``, in order of (pass, event); row -1 where no tensor was kept."""

@@ -102,13 +102,10 @@ class RowMaker:
 class Rows:
     """Room for values of one layout, one below the other in one tensor."""
 
-    __slots__ = ("_arrive_from", "_values", "_writer", "nbytes", "origin")
+    __slots__ = ("_arrive_from", "_values", "nbytes", "origin")
 
     def __init__(self, values: Tensor, maker: RowMaker) -> None:
         self._values = values
-        # Writing through an alias with a version counter of its own: what was read from here may be saved
-        # for a backward pass, which must not fail because a later row was written.
-        self._writer = values.data
         self._arrive_from = maker.arrive_from
         self.nbytes = maker.nbytes
         self.origin = values.data_ptr() if maker.is_flat else 0
@@ -117,10 +114,14 @@ class Rows:
         """Copy a value to a place."""
         with torch._C.DisableTorchFunction():
             # detach() keeps the copy out of autograd; copy_ resolves strides and lazy negation or conjugation.
-            self._writer[place].copy_(value.detach(), non_blocking=self._arrive_from is not None)
+            self._values[place].copy_(value.detach(), non_blocking=self._arrive_from is not None)
 
     def read(self) -> Tensor:
-        """All rows, through a version counter that no other reader's in-place writes move."""
+        """All rows, through an alias with a version counter of its own.
+
+        What was read may be saved for a backward pass, which must not fail because a later row was written, or because
+        another reader wrote into his.
+        """
         if self._arrive_from is not None:
             # Copies from the device are issued without waiting, so waiting is due here, once for all of them.
             torch.cuda.synchronize(self._arrive_from)
@@ -207,6 +208,8 @@ class RowCopier:
         self._places.give_back(self._blocks[row >> ROW_BITS], row)
 
     def _append_slowly(self, value: Tensor) -> int:
+        if value.__class__ is not Tensor:
+            check_copyable(value)  # the first value of this layout was, this one may be a shard or a fake
         block, row = self._places.take()
         try:
             block.parts["activation"].write(row - block.first, value)

@@ -59,7 +59,7 @@ class Decider:
         if event.info.index in self.halted or not self._is_asked(event):
             return _NOT_KEPT
         outcome = self._kept(event, value)
-        halt = self._plan.halt
+        halt = self._plan.halt_at(event.site.kind)
         if halt != NEVER and event.info.index not in self.halted:
             stops = self._ask(halt, event)
             if isinstance(stops, PredicateFailure):

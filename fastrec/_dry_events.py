@@ -51,11 +51,11 @@ class Event(NamedTuple):
     @property
     def ctx(self) -> RecordContext:
         """The event as a record of it would tell it: nobody marks a step in a dry run."""
-        return RecordContext(self.catalog, self.variant, self.info, self.time, None)
+        return RecordContext(self.catalog, self.site, self.variant, self.info, self.time, None)
 
     def asked(self, info: PassInfo) -> RecordContext:
         """What a predicate looks at while a pass runs, this one or another in which the same happens."""
-        return RecordContext(self.catalog, self.variant, info, self.time, info.step)
+        return RecordContext(self.catalog, self.site, self.variant, info, self.time, info.step)
 
     @property
     def nbytes(self) -> int:

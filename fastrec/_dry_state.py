@@ -19,10 +19,7 @@ def restored(roots: Iterable[nn.Module]) -> Iterator[None]:
     modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
     training = [module.training for module in modules]
     buffers = [
-        (module, name, buffer)
-        for module in modules
-        for name, buffer in module._buffers.items()
-        if buffer is not None
+        (module, name, buffer) for module in modules for name, buffer in module._buffers.items() if buffer is not None
     ]
     contents = {id(buffer): (buffer, buffer.detach().clone()) for _, _, buffer in buffers if not is_lazy(buffer)}
     parameters = list(dict.fromkeys(p for module in modules for p in module._parameters.values() if p is not None))

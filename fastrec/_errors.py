@@ -22,8 +22,11 @@ class UnsupportedModelError(FastrecError, TypeError):
     """The model, or the way it runs, cannot be recorded by this engine."""
 
 
-class UnsupportedTensorError(FastrecError, TypeError):
-    """A selected tensor is of a kind of which no right copy can be made."""
+class UnsupportedTensorError(FastrecError, ValueError):
+    """A selected tensor is of a kind of which no right copy can be made.
+
+    No TypeError, because torch's operators take one for a refusal of their operands.
+    """
 
 
 class GradientError(FastrecError, RuntimeError):

@@ -8,8 +8,9 @@ from typing import Literal
 import msgspec
 
 from fastrec._context import RecordContext
-from fastrec._contracts import Predicate
+from fastrec._contracts import Context, Decision, Predicate
 from fastrec._errors import FastrecWarning, PredicateError
+from fastrec._sites import Site
 
 MOST_COLLECTED = 100
 
@@ -20,6 +21,27 @@ class PredicateFailure(msgspec.Struct, frozen=True):
     predicate: str
     context: RecordContext
     error: str
+
+
+class Failing:
+    """What is left of a predicate that raised when it was settled for a place: it raises there at each event."""
+
+    reads = frozenset({"site"})  # it tells at each event
+
+    def __init__(self, predicate: Predicate, error: Exception) -> None:
+        self._predicate = predicate
+        self._error = error
+
+    def narrow(self, site: Site) -> Failing:
+        """It stays as it is."""
+        return self
+
+    def decide(self, ctx: Context) -> Decision:
+        """Raise what the predicate raised."""
+        raise self._error
+
+    def __repr__(self) -> str:
+        return repr(self._predicate)
 
 
 class PredicateFailures:

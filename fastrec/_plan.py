@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastrec._context import LEAF_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
-from fastrec._contracts import Place, Tap
+from fastrec._context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
+from fastrec._contracts import Place, Predicate, Tap
 from fastrec._errors import OptionError
+from fastrec._failures import Failing
 from fastrec._options import RecorderOptions
 from fastrec._sites import Kind, PassInfo, Site
-from fastrec._taps import AskTap, KeepTap, spec_of
-from fastrec.predicates import ALWAYS, NEVER
+from fastrec._taps import AskTap, KeepTap, Question, spec_of
+from fastrec.predicates import NEVER
 from fastrec.predicates._base import Constant, PredicateBase, settled
 from fastrec.predicates._edge import normalise
+from fastrec.predicates._modules import Inside, Module, ModuleInput, ModuleType
+from fastrec.predicates._passes import Entry, Every, First, GradEnabled, Phase
 
 if TYPE_CHECKING:
     from fastrec._session import Session
@@ -25,6 +28,10 @@ _NO_TENSOR = ((), "float32", "cpu", False)
 _NO_PASS = PassInfo(index=0, entry=0, entry_pass=0, phase=0, grad=False, started=0.0)
 
 
+_NAMES_MODULES = (Module, ModuleType)
+_OF_ANY_EVENT = (Inside, ModuleInput, Every, First, Phase, Entry, GradEnabled)
+
+
 class Plan:
     """The normalised predicates of a session; opening one that can keep nothing is an OptionError."""
 
@@ -32,7 +39,12 @@ class Plan:
         self.keep_op = normalise(options.keep_op, option="keep_op")
         self.keep_module = normalise(options.keep_module, option="keep_module")
         self.halt = normalise(options.halt, option="keep_op") if options.halt is not None else NEVER
+        leaves = list(self.halt.leaves())
+        self._halts_at_modules = any(isinstance(leaf, _NAMES_MODULES) for leaf in leaves) and all(
+            isinstance(leaf, (*_NAMES_MODULES, *_OF_ANY_EVENT)) for leaf in leaves
+        )
         self.sources = options.include_source_events
+        self._questions: dict[Predicate, Question] = {}
         for needed in (self.keep_op.history, self.keep_module.history):
             if needed > options.history_size:
                 raise OptionError(
@@ -73,28 +85,45 @@ class Plan:
         """Which predicate is asked about events of a kind."""
         return self.keep_module if kind in MODULE_KINDS else self.keep_op
 
+    def halt_at(self, kind: Kind) -> PredicateBase:
+        """The halt predicate that is asked about events of a kind; one that only speaks of modules means their ends."""
+        return NEVER if kind in OP_KINDS and self._halts_at_modules else self.halt
+
     def may_keep(self, site: Site) -> bool:
         """Whether something could be kept at a site, before its value has been seen."""
-        for predicate in (self.predicate(site.kind), self.halt):
-            if predicate != NEVER and (predicate.reads & LEAF_FIELDS or predicate.narrow(site) != NEVER):
+        for predicate in (self.predicate(site.kind), self.halt_at(site.kind)):
+            if predicate != NEVER and (predicate.reads & LEAF_FIELDS or _narrow(predicate, site) != NEVER):
                 return True
         return False
 
     def tap(self, session: Session, place: Place, site: Site) -> Tap | None:
         """The tap for a leaf of a place: none, one that keeps, or one that asks."""
         rest = self._settle(session, self.predicate(site.kind), place, site)
-        halt = self._settle(session, self.halt, place, site)
+        halt = self._settle(session, self.halt_at(site.kind), place, site)
         if halt == NEVER:
             if rest == NEVER:
                 return None
             if isinstance(rest, Constant):
                 spec = spec_of(rest.decision, session.default)
                 return None if spec is None else KeepTap(session, place, site, spec)
-        return AskTap(session, place, site, rest, None if halt == NEVER else halt)
+        return AskTap(session, place, site, self._question(rest), None if halt == NEVER else halt)
 
-    def _settle(self, session: Session, predicate: PredicateBase, place: Place, site: Site) -> PredicateBase:
-        rest = predicate.narrow(site)
-        if rest.reads and rest.reads <= _SETTLED_BY_PATH:
+    def _question(self, rest: Predicate) -> Question:
+        if not rest.reads <= PASS_FIELDS:
+            return Question(rest)
+        return self._questions.setdefault(rest, Question(rest))
+
+    def _settle(self, session: Session, predicate: PredicateBase, place: Place, site: Site) -> Predicate:
+        rest = _narrow(predicate, site)
+        if isinstance(rest, PredicateBase) and rest.reads and rest.reads <= _SETTLED_BY_PATH:
             variant = session.variants.of(place, site, _NO_TENSOR, 0, None)
-            return settled(rest.decide(RecordContext(session.catalog, variant, _NO_PASS, 0.0, None)))
+            return settled(rest.decide(RecordContext(session.catalog, site, variant, _NO_PASS, 0.0, None)))
         return rest
+
+
+def _narrow(predicate: PredicateBase, site: Site) -> PredicateBase | Failing:
+    try:
+        return predicate.narrow(site)
+    # Narrowing may ask the user's code, which may raise anything.
+    except Exception as error:
+        return Failing(predicate, error)

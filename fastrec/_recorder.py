@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from fastrec._options import RecorderOptions, options_of
 from fastrec._plan import Plan
 from fastrec._recording import Recording
 from fastrec._seeds import seeded
-from fastrec._session import Session
+from fastrec._session import PhaseBlock, Session
 from fastrec._sinks_of import TeeSink, sinks_of
 from fastrec._steps import step_columns
 from fastrec.engines import EagerEngine
@@ -95,18 +95,25 @@ class Recorder:
         sink = self._sinks[0] if len(self._sinks) == 1 else TeeSink(self._sinks)
         self._session = Session(self.options, self._plan, sink, self._catalog, self._ram)
         self._engine = self._make_engine()
-        self._engine.open(self._roots, self._session)
+        self._session.unseen = self._engine.unseen
+        try:
+            self._engine.open(self._roots, self._session)
+        except BaseException:
+            self._session.ledger.close()
+            raise
         self._state = "open"
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if os.getpid() != self._pid:  # a forked child leaves the block too; the session is its parent's
+            return
         session, self._state = self._open(), "closed"
         self._engine.close()
         self._catalog.failures = session.failures.collected
         session.ledger.close()
         if error is None:
             session.failures.warn()
-            warn_about_nothing(session, self._plan, self._engine.frames())
+            warn_about_nothing(session, self._plan, self._engine)
 
     def log(
         self,
@@ -149,12 +156,10 @@ class Recorder:
         Raises StepError for columns that are no numbers.
         """
         session = self._open()
-        values = step_columns(columns)
-        session.ledger.mark(*session.mark(), values)
+        session.mark(step_columns(columns))
         session.retain(steps=True)
 
-    @contextmanager
-    def phase(self, name: str | Callable[[str], str]) -> Iterator[None]:
+    def phase(self, name: str | Callable[[str], str]) -> AbstractContextManager[None]:
         """Name a stretch of the run: passes that begin inside of the block belong to this phase.
 
         >>> import torch, fastrec
@@ -174,15 +179,7 @@ class Recorder:
         session = self._open()
         if not (isinstance(name, str) or callable(name)):
             raise OptionError(f"phase({name!r}): give a name, such as 'rollout', or a function entry -> name")
-        before = session.phase, session.phase_of
-        if isinstance(name, str):
-            session.phase, session.phase_of = session.catalog.phases.add(name), None
-        else:
-            session.phase_of = name
-        try:
-            yield
-        finally:
-            session.phase, session.phase_of = before
+        return PhaseBlock(session, name)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -252,7 +249,9 @@ class Recorder:
                 "of its own in the child"
             )
         if self._session is None or self._state != "open":
-            raise SessionError(f"this recorder is {self._state}; use it inside of its `with Recorder(...) as rec:` block")
+            raise SessionError(
+                f"this recorder is {self._state}; use it inside of its `with Recorder(...) as rec:` block"
+            )
         return self._session
 
     def _root(self, name: str | None) -> nn.Module:
@@ -275,8 +274,8 @@ class Recorder:
 
 
 def args_of(input_args: Any) -> tuple[Any, ...]:
-    """Positional arguments: a tuple or list of them, or a single one."""
-    return tuple(input_args) if isinstance(input_args, tuple | list) else (input_args,)
+    """Positional arguments: a tuple or list of them, or a single one; a named tuple is a single one."""
+    return tuple(input_args) if type(input_args) in (tuple, list) else (input_args,)
 
 
 def roots_of(model: Any) -> dict[str, nn.Module]:

@@ -72,8 +72,8 @@ class Recording:
 
     @property
     def n_passes(self) -> int:
-        """How many passes ended, those without records included."""
-        return len(self._view.passes)
+        """How many passes ended, those without records included; of a selection, those with records."""
+        return self._view.n_passes
 
     def __len__(self) -> int:
         return len(self._view)
@@ -205,7 +205,8 @@ class Recording:
     def iter_pass(self, pass_index: int) -> Iterator[ActivationRecord]:
         """The records of one pass."""
         mask = self._view.passes["pass_index"] == pass_index
-        if not mask.any():
+        # A pass that kept nothing has no row of its own, but it is one of those that are counted.
+        if not mask.any() and (pass_index < 0 or self.n_passes == len(self._view.passes)):
             known = self._view.passes["pass_index"]
             told = f"there are passes {known.min()} to {known.max()}" if len(known) else "there are none"
             raise RecordKeyError(f"there is no pass {pass_index!r} here; {told}")

@@ -107,7 +107,7 @@ class _Phase:
         """All episodes, environment by environment."""
         for env in range(self.done.shape[1]):
             only = self.reset_only[:, env]
-            ends = np.flatnonzero(self.done[:, env] & ~only).tolist()
+            ends = np.flatnonzero(self.done[:, env]).tolist()
             start = 0
             for end in [*ends, len(self.done) - 1]:
                 start += bool(start < len(only) and only[start])

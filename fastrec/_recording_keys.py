@@ -47,8 +47,7 @@ def _variants(view: View, form: str, key: str) -> frozenset[int]:
         return frozenset(kind for kind in view.kinds if view.variant(kind).label == key)
     if form == "module":
         return _of_sites(view, lambda site: site.kind == "module_exit" and site.module_address == key)
-    exact = _of_sites(view, lambda site: site.name == key)
-    return exact or _of_sites(view, lambda site: base_name(site) == key)
+    return _of_sites(view, lambda site: key in (site.name, base_name(site)))
 
 
 def _of_sites(view: View, wanted: Callable[[Site], bool]) -> frozenset[int]:

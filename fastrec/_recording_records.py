@@ -41,7 +41,14 @@ class ActivationRecord:
     def ctx(self) -> RecordContext:
         """What the predicate could look at."""
         catalog = self._source.catalog
-        return RecordContext(catalog, catalog.variants[self._variant], self._info, self._time, self._step)
+        return RecordContext(
+            catalog,
+            catalog.site_of(self._variant),
+            catalog.variants[self._variant],
+            self._info,
+            self._time,
+            self._step,
+        )
 
     @property
     def spec(self) -> CaptureSpec:

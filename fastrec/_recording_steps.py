@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -18,12 +18,12 @@ DONE = ("terminated", "truncated", "done")
 RESET_ONLY = "reset_only"
 
 
-class Steps(Mapping[str, Array]):
-    """The steps that were marked by ``rec.step(**columns)``, one row each, in order; a mapping of their columns.
+class Steps:
+    """The steps that were marked by ``rec.step(**columns)``: one row each, in order of their marks.
 
-    ``phase`` and ``step`` tell which step a row is. A column has shape [steps] or [steps, envs]; it is a masked array
-    where some step was marked without it. With ``autoreset="next_step"`` the column ``reset_only`` marks the rows in
-    which an environment, having ended before, was only reset.
+    ``phase`` and ``step`` tell which step a row is; ``steps["reward"]`` is a column, of shape [steps] or
+    [steps, envs], and a masked array where some step was marked without it. With ``autoreset="next_step"`` the column
+    ``reset_only`` marks the rows in which an environment, having ended before, was only reset.
     """
 
     def __init__(self, tables: Sequence[PhaseSteps], names: Sequence[str]) -> None:
@@ -45,15 +45,12 @@ class Steps(Mapping[str, Array]):
         return np.concatenate(numbers)[self._order] if numbers else np.empty(0, np.int64)
 
     @property
-    def columns(self) -> Mapping[str, Array]:
+    def columns(self) -> dict[str, Array]:
         """All columns by name."""
-        return self
+        return {name: self[name] for name in self}
 
     def __len__(self) -> int:
         return len(self._order)
-
-    def __bool__(self) -> bool:
-        return len(self) > 0
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys(name for table in self.tables for name in table.columns))

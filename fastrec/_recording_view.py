@@ -23,6 +23,7 @@ class View:
         self.source = source
         self.catalog = source.catalog
         self.passes = source.passes() if passes is None else passes
+        self.n_passes = source.n_passes() if passes is None else len(passes)
         self._at = at
 
     @cached_property
@@ -71,7 +72,9 @@ class View:
 
     def take(self, chosen: Mask | Integers) -> View:
         """Some of the records; all passes stay."""
-        return View(self.source, self.passes, self.at[chosen])
+        view = View(self.source, self.passes, self.at[chosen])
+        view.n_passes = self.n_passes
+        return view
 
     def of_passes(self, mask: Mask) -> View:
         """Some of the passes, with their records."""

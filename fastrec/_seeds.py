@@ -27,7 +27,9 @@ def seeded(seed: int | None) -> Iterator[None]:
 def random_state_restored() -> Iterator[None]:
     """Leave the random state of torch, numpy and Python after the block as it was before."""
     state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    # By default it would start CUDA for a model on the CPU, and warn where there are several devices.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices):
         try:
             yield
         finally:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
-from collections.abc import Callable
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from time import perf_counter
 from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from fastrec._capture import CaptureSpec
@@ -36,6 +37,10 @@ class _Call(threading.local):
     sample_id: str | int | None = None
 
 
+def _directly(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
 class Session:
     """What engines and taps talk to while a recorder is open."""
 
@@ -49,13 +54,14 @@ class Session:
         self.variants = VariantMaker(catalog, options.history_size, observed=plan.watches_ops)
         self.default = options.default_capture
         self.failures = PredicateFailures(on_error=options.on_predicate_error)
+        self.unseen: Callable[..., Any] = _directly  # runs a function of which the engine sees nothing
+        self._pid = os.getpid()
         self.call = _Call()
         self.own_calls = 0  # of the recorder itself that are under way in any thread; without, `call` need not be read
         self.columns: dict[int, Column] = {}
         self.attached: set[int] = set()
         self.passes_attached = 0
         self.seen_layer_types: set[str] = set()
-        self.seen_addresses: set[str] = set()
         self.phase = catalog.phases.add("")
         self.phase_of: Callable[[str], str] | None = None
         self.paused = 0
@@ -83,8 +89,6 @@ class Session:
         """The tap of a place; the engine asks once."""
         if site.kind == "op":
             self.seen_layer_types.add(site.layer_type)
-        for frame in site.frames:
-            self.seen_addresses.update((frame.module_address, *frame.aliases))
         return self.plan.tap(self, place, site)
 
     def may_keep(self, site: Site) -> bool:
@@ -118,14 +122,35 @@ class Session:
         info = run.info
         info.duration = perf_counter() - info.started
         info.step = self._marks.get(info.phase, 0)
-        if error is not None and not self._keeps_failed(run, error):
+        if os.getpid() != self._pid:  # the pass went on in a forked child, which shares no sink with its parent
             return False
-        self.ledger.commit(info, run.variants, run.rows, run.times)
+        if error is None and run.error is None:
+            self._commit(run)
+            return False
+        return self._end_badly(run, error)
+
+    def _commit(self, run: PassRun) -> None:
+        self.ledger.commit(run.info, run.variants, run.rows, run.times)
         if self.attached:
             self._count_attached(run)
         if self._retains_passes and not self._marks:
             self.retain(steps=False)
-        if info.outcome != "halted":
+
+    def _end_badly(self, run: PassRun, error: BaseException | None) -> bool:
+        """The end of a pass that an exception left, or in which the model swallowed what a tap raised."""
+        info = run.info
+        if isinstance(error, Halt) and isinstance(run.error, Halt):
+            error = run.error  # what the model's own code does on its way out may halt again
+        swallowed = run.error if error is None else None
+        failure = error or swallowed
+        assert failure is not None
+        if self._keeps_failed(run, failure):
+            self._commit(run)
+        elif swallowed is None:
+            return False
+        if swallowed is not None and info.outcome != "halted":
+            raise swallowed
+        if info.outcome != "halted" or swallowed is not None:
             return False
         if not (run.logged or self.options.returns_none):
             raise SessionError(
@@ -137,17 +162,23 @@ class Session:
 
     def _keeps_failed(self, run: PassRun, error: BaseException) -> bool:
         """Flag a pass that an exception left; False: nothing of it is kept."""
-        if isinstance(error, Halt):
+        if isinstance(error, Halt) and error is run.error:  # another recorder's halt is an exception like any other
             run.info.outcome = "halted"
             self.catalog.halted[run.info.index] = error.reason
+            self._drop(run, run.stop)
             return True
         if self.options.on_forward_error == "keep":
             run.info.outcome = "failed"
             return True
-        for variant, row in zip(run.variants, run.rows, strict=True):
+        self._drop(run, 0)
+        return False
+
+    def _drop(self, run: PassRun, start: int) -> None:
+        """Forget the records of a pass from one on."""
+        for variant, row in zip(run.variants[start:], run.rows[start:], strict=True):
             if variant in self.columns:
                 self.columns[variant].discard(row)
-        return False
+        del run.variants[start:], run.rows[start:], run.times[start:]
 
     def ask(self, predicate: Predicate, ctx: RecordContext) -> CaptureSpec | None:
         """What a rest says about an event, as a spec; errors of the user's function are told with the event."""
@@ -161,10 +192,10 @@ class Session:
     def ask_halt(self, predicate: Predicate, ctx: RecordContext) -> None:
         """Stop the pass if the halt predicate says so."""
         if self.ask(predicate, ctx) is not None:
-            raise Halt(f"{predicate!r} matched {ctx.label!r} ({ctx.site})")
+            raise Halt(f"{self.plan.halt!r} matched {ctx.label!r} ({ctx.site})")
 
-    def mark(self) -> tuple[int, int]:
-        """Close the current step of the current phase; the phase and the step's number."""
+    def mark(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Close the current step of the current phase."""
         if self.phase_of is not None:
             raise SessionError(
                 "a function names the phase of each pass here, so a step could be of any phase; mark it inside of "
@@ -172,8 +203,9 @@ class Session:
             )
         phase = self.phase
         step = self._marks.get(phase, 0)
+        self.ledger.mark(phase, step, columns)
+        # Only now: a mark that the sink refuses is none, and must leave no gap in the numbers.
         self._marks[phase] = step + 1
-        return phase, step
 
     def retain(self, *, steps: bool) -> None:
         """Let RAM keep the last steps or passes only, if that was asked for."""
@@ -202,7 +234,9 @@ class Session:
         """The phase of a pass, as the user's function names it."""
         name = phase_of(entry)
         if not isinstance(name, str):
-            raise OptionError(f"the function given to rec.phase returned {name!r} for the entry {entry!r}; return a name")
+            raise OptionError(
+                f"the function given to rec.phase returned {name!r} for the entry {entry!r}; return a name"
+            )
         return self.catalog.phases.add(name)
 
     def _count_attached(self, run: PassRun) -> None:
@@ -217,3 +251,23 @@ class Session:
             )
 
 
+class PhaseBlock:
+    """A block in which passes belong to a phase.
+
+    No generator: one that integrations enter by hand and drop would end the phase when it is collected, at any time.
+    """
+
+    def __init__(self, session: Session, name: str | Callable[[str], str]) -> None:
+        self._session = session
+        self._name = name
+
+    def __enter__(self) -> None:
+        session, name = self._session, self._name
+        self._before = session.phase, session.phase_of
+        if isinstance(name, str):
+            session.phase, session.phase_of = session.catalog.phases.add(name), None
+        else:
+            session.phase_of = name
+
+    def __exit__(self, *_: object) -> None:
+        self._session.phase, self._session.phase_of = self._before

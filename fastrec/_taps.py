@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from fastrec._capture import CaptureSpec
-from fastrec._context import RecordContext
+from fastrec._context import PASS_FIELDS, RecordContext
 from fastrec._contracts import Decision, Place, Predicate
+from fastrec._errors import UnsupportedTensorError
+from fastrec._recording_limits import check_copyable
 from fastrec._run import PassRun
 from fastrec._sites import Site, Variant
 
@@ -26,6 +29,29 @@ _interpreter = torch._C._functorch.peek_interpreter_stack
 
 def _no_tensor(value: Tensor) -> int:
     return -1
+
+
+# Looking at a value is an op to every mode on the stack: this recorder's own around a module, or another's.
+_modes = torch._C._len_torch_function_stack
+_are_off = torch._C._is_torch_function_all_disabled
+_no_modes = torch._C.DisableTorchFunction
+
+
+NOT_ASKED: Any = object()
+
+
+class Question:
+    """A rest, with whether its answer is the same for all events of a pass; one object for all places that ask it."""
+
+    __slots__ = ("once_a_pass", "rest")
+
+    def __init__(self, rest: Predicate) -> None:
+        self.rest = rest
+        self.once_a_pass = rest.reads <= PASS_FIELDS
+
+    def ask(self, session: Session, ctx: RecordContext) -> CaptureSpec | None:
+        """What it says of an event."""
+        return session.ask(self.rest, ctx)
 
 
 Cell = tuple[Any, Any, Any, Any, bool, int, Callable[[Tensor], Any]]
@@ -47,29 +73,35 @@ class KeepTap:
         self._cell = _NO_CELL
 
     def __call__(self, run: PassRun, value: Tensor) -> None:
+        if _modes() and not _are_off():
+            with _no_modes():
+                return self(run, value)
         # Read as one, because other threads turn to other cells.
         shape, dtype, requires_grad, device, on_cpu, variant, append = self._cell
-        if (
-            value.shape != shape
-            or value.dtype is not dtype
-            or value.requires_grad is not requires_grad
-            or not (value.is_cpu if on_cpu else value.device == device)
-            or run.parents is not None
-        ):
-            cell = self._meet(run, value)
-            if cell is None:
-                return
-            variant, append = cell[-2:]
         try:
+            if (
+                value.shape != shape
+                or value.dtype is not dtype
+                or value.requires_grad is not requires_grad
+                or not (value.is_cpu if on_cpu else value.device == device)
+                or run.parents is not None
+            ):
+                cell = self._meet(run, value)
+                if cell is None:
+                    return None
+                variant, append = cell[-2:]
             row = append(value)
-        except RuntimeError:
-            if _interpreter() is None:
-                raise
-            self._session.warn_transformed(self._site)
-            return
+        except Exception as error:
+            if isinstance(error, RuntimeError) and _interpreter() is not None:
+                self._session.warn_transformed(self._site)
+                return None
+            error = _told(error, value)
+            run.fail(error)
+            raise error
         run.rows.append(row)
         run.variants.append(variant)
         run.times.append(perf_counter())
+        return None
 
     def _meet(self, run: PassRun, value: Tensor) -> Cell | None:
         """Turn to values of another shape, dtype or device than the last one's; None: can't be kept."""
@@ -89,7 +121,8 @@ class KeepTap:
             append = _no_tensor
             if spec.save_activation:
                 column = session.columns[number] = session.sink.column(number, value)
-                append = column.append
+                # A transform may call a part of the model, which is no event then.
+                append = column.append if spec.transform is None else partial(session.unseen, column.append)
             if spec.keep_grad:
                 session.attached.add(number)
             # Whether it is on the CPU is a quicker question than what its device is.
@@ -103,44 +136,86 @@ class KeepTap:
 class AskTap:
     """Asks a rest about each value of one leaf of one place, and keeps what it says."""
 
-    __slots__ = ("_halt", "_keepers", "_place", "_rest", "_session", "_site", "_variants")
+    __slots__ = ("_cell", "_halt", "_keeper", "_keepers", "_place", "_question", "_session", "_site", "_variants")
 
-    def __init__(self, session: Session, place: Place, site: Site, rest: Predicate, halt: Predicate | None) -> None:
+    def __init__(
+        self, session: Session, place: Place, site: Site, question: Question, halt: Predicate | None
+    ) -> None:
         self._session = session
         self._place = place
         self._site = site
-        self._rest = rest
+        self._question = question
         self._halt = halt
+        self._keeper: tuple[CaptureSpec | None, KeepTap | None] = (None, None)
         self._keepers: dict[CaptureSpec, KeepTap] = {}
+        self._cell: tuple[Any, Any, Any, Any, Variant | None] = (None, None, None, None, None)
         self._variants: dict[Any, Variant] = {}
 
     def __call__(self, run: PassRun, value: Tensor) -> None:
-        session = self._session
-        ctx = self._context(run, value)
-        spec = session.ask(self._rest, ctx)
-        if spec is not None:
-            keeper = self._keepers.get(spec)
-            if keeper is None:
-                keeper = self._keepers[spec] = KeepTap(session, self._place, self._site, spec)
-            keeper(run, value)
-        if self._halt is not None:
-            session.ask_halt(self._halt, ctx)
+        if _modes() and not _are_off():
+            with _no_modes():
+                return self(run, value)
+        question = self._question
+        try:
+            spec = run.settled.get(question, NOT_ASKED)
+            if spec is NOT_ASKED:
+                spec = question.ask(self._session, self._context(run, value))
+                if question.once_a_pass:
+                    run.settled[question] = spec
+            if spec is not None:
+                known, keeper = self._keeper
+                if spec is not known:
+                    keeper = self._keepers.get(spec) or KeepTap(self._session, self._place, self._site, spec)
+                    self._keepers[spec] = keeper
+                    self._keeper = spec, keeper
+                keeper(run, value)  # type: ignore[misc]
+            if self._halt is not None:
+                self._session.ask_halt(self._halt, self._context(run, value))
+        except BaseException as error:
+            run.fail(error)
+            raise
+        return None
 
     def _context(self, run: PassRun, value: Tensor) -> RecordContext:
-        key = (value.shape, value.dtype, value.device, value.requires_grad, run.parents)
+        shape, dtype, requires_grad, device, variant = self._cell
+        if (
+            value.shape != shape
+            or value.dtype is not dtype
+            or value.requires_grad is not requires_grad
+            or value.device != device
+            or run.parents is not None
+        ):
+            variant = self._meet(run, value)
+        info = run.info
+        session = self._session
+        return RecordContext(
+            session.catalog,
+            self._site,
+            variant,  # type: ignore[arg-type]
+            info,
+            perf_counter() - info.started,
+            info.step,
+        )
+
+    def _meet(self, run: PassRun, value: Tensor) -> Variant:
+        key = (value.shape, value.dtype, value.requires_grad, value.device, run.parents)
         variant = self._variants.get(key)
         if variant is None:
             if len(self._variants) >= MOST_CELLS:
                 self._variants.clear()
             variant = self._session.variants.make(self._place, self._site, value, 0, run.parents)
             self._variants[key] = variant
-        return RecordContext(
-            self._session.catalog,
-            variant,
-            run.info,
-            perf_counter() - run.info.started,
-            run.info.step,
-        )
+        self._cell = (*key[:4], variant)
+        return variant
+
+
+def _told(error: Exception, value: Tensor) -> Exception:
+    """Why a value can't be kept, where the kind of tensor is the reason; else the error itself."""
+    try:
+        check_copyable(value)
+    except UnsupportedTensorError as reason:
+        return reason
+    return error
 
 
 def spec_of(decision: Decision | None, default: CaptureSpec) -> CaptureSpec | None:

@@ -82,7 +82,7 @@ def event(  # noqa: PLR0913
         recent_ops=tuple(before),
     )
     info = PassInfo(entry_pass, catalog.entries.add(entry), entry_pass, catalog.phases.add(phase), grad, 0.0)
-    return RecordContext(catalog, variant, info, 0.0, None)
+    return RecordContext(catalog, catalog.sites[variant.site], variant, info, 0.0, None)
 
 
 def site_of(ctx: RecordContext) -> Site:

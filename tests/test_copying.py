@@ -5,11 +5,12 @@ import pytest
 import torch
 from contracts.sink import assert_same
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from fastrec._capture import CaptureSpec
 from fastrec._copying import Block, Layout, Places, RowCopier, RowMaker, kept_dtype, parts_of, watch_gradient
-from fastrec._errors import OptionError
+from fastrec._errors import OptionError, UnsupportedTensorError
 
 
 class Seen(TorchFunctionMode):
@@ -69,6 +70,30 @@ def test_discarded_rows_are_used_again() -> None:
     assert column.append(torch.full((2,), 7.0)) == rows[1]
     assert [value_at(blocks, row)[0].item() for row in rows] == [0.0, 7.0, 2.0]
     assert column.append(torch.zeros(2)) == 1 << 20
+
+
+def test_a_row_whose_copy_failed_is_used_again() -> None:
+    column, blocks = column_for(torch.zeros(3), rows=1)
+    with pytest.raises(RuntimeError):
+        column.append(torch.zeros(8)[::2])
+    assert column.append(torch.ones(3)) == 0 and len(blocks) == 1
+
+
+def test_a_fake_among_plain_values_is_refused() -> None:
+    column, _ = column_for(torch.zeros(3))
+    with FakeTensorMode():
+        fake = torch.zeros(3)
+    with pytest.raises(UnsupportedTensorError, match="FakeTensor"):
+        column.append(fake)
+
+
+def test_growing_is_the_only_long_way_of_a_plain_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, found = [], RowCopier._append_slowly
+    monkeypatch.setattr(RowCopier, "_append_slowly", lambda self, value: [slow.append(0), found(self, value)][1])
+    column, _ = column_for(torch.zeros(3), rows=10)
+    for _ in range(100):
+        column.append(torch.zeros(3))
+    assert len(slow) == 9
 
 
 def test_places_are_handed_out_once_even_while_growing() -> None:

@@ -119,6 +119,12 @@ def test_what_is_kept_with_several_captures_is_counted_by_each() -> None:
     assert f"{(500 * 64 + 100 * 32) / 1024:.1f} KiB per 1,000 passes" in dry.summary()
 
 
+def test_values_of_other_shapes_are_counted_apart() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4), nn.Tanh())
+    dry = dry_run(model, torch.zeros(2, 4), keep_op=op("tanh") & every(2) & shape(2, 8))
+    assert f"{500 * 64 / 1024:.1f} KiB per 1,000 passes" in dry.summary()
+
+
 def test_the_frame_has_a_row_per_event() -> None:
     def keep_op(ctx: RecordContext) -> Any:
         if ctx.layer_type == "linear":

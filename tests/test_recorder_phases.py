@@ -46,11 +46,23 @@ def test_a_phase_ends_with_its_block_also_when_an_exception_leaves_it() -> None:
     assert [r.ctx.phase for r in rec.recording] == [""]
 
 
+def test_a_phase_that_was_entered_by_hand_and_dropped_does_not_end_another_one() -> None:
+    net, x = agent(), torch.zeros(1, 4)
+    with Recorder(net, keep_op="linear") as rec:
+        by_hand = rec.phase("by hand")
+        by_hand.__enter__()
+        with rec.phase("block"):
+            del by_hand
+            net["actor"](x)
+        net["actor"](x)
+    assert [r.ctx.phase for r in rec.recording] == ["block", "by hand"]
+
+
 def test_what_is_no_phase_is_refused() -> None:
     net = agent()
     with Recorder(net, keep_op="linear") as rec:
         with pytest.raises(FastrecError, match=r"phase\(3\): give a name, such as 'rollout', or a function"):
-            rec.phase(3).__enter__()  # type: ignore[arg-type]
+            rec.phase(3)  # type: ignore[arg-type]
         with rec.phase(lambda entry: None):  # type: ignore[arg-type, return-value]
             with pytest.raises(FastrecError, match="returned None for the entry 'actor'; return a name"):
                 net["actor"](torch.zeros(1, 4))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastrec import FastrecError
+from fastrec import FastrecError, Recorder
 from fastrec._steps import step_columns
 
 
@@ -38,3 +38,16 @@ def test_columns_are_copies(given: np.ndarray | torch.Tensor) -> None:
 def test_what_is_no_number_per_environment_is_refused(given: object) -> None:
     with pytest.raises(FastrecError, match=r"(?s)step\(reward=.*give a number, a bool, or an array with one per env"):
         step_columns({"reward": given})
+
+
+def test_a_mark_that_is_refused_leaves_no_gap() -> None:
+    model = torch.nn.Linear(2, 2)
+    with Recorder(model, keep_op="linear") as rec:
+        for reward in ([1.0, 2.0], 3.0, [3.0, 4.0]):
+            model(torch.zeros(1, 2))
+            if isinstance(reward, float):
+                with pytest.raises(FastrecError, match="give it one shape within a phase"):
+                    rec.step(reward=reward)
+            else:
+                rec.step(reward=reward)
+    assert [record.ctx.step for record in rec.recording] == [0, 1, 1]

@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 Call = Callable[..., Any]
 Layer = Callable[[Call | None], Call]
 """Makes the wrapper of one recorder around what is called next; None stands for the module's own call."""
+
+
+class Muting(Protocol):
+    """What a recorder knows of the current thread."""
+
+    def mute(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a function of which nothing is recorded."""
 
 
 class ModuleCalls:
@@ -22,27 +29,32 @@ class ModuleCalls:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._layers: list[Layer] = []
+        self._layers: dict[Layer, Muting] = {}
         self._original: Call | None = None
         self._fork_watched = False
 
-    def add(self, layer: Layer) -> None:
-        """Wrap module calls in one more layer."""
+    def add(self, layer: Layer, thread: Muting) -> None:
+        """Wrap module calls in one more layer, that can be told to record nothing in a thread."""
         with self._lock:
             if not self._layers:
                 self._original = nn.Module.__call__
                 if not self._fork_watched:
                     os.register_at_fork(after_in_child=self._clear)
                     self._fork_watched = True
-            self._layers.append(layer)
+            self._layers[layer] = thread
             self._install()
 
     def remove(self, layer: Layer) -> None:
         """Take a layer away again; the last one leaves the class as it was."""
         with self._lock:
             if layer in self._layers:
-                self._layers.remove(layer)
+                del self._layers[layer]
                 self._install()
+
+    def threads(self) -> list[Muting]:
+        """What all recorders know of the current thread."""
+        with self._lock:
+            return list(self._layers.values())
 
     def _install(self) -> None:
         original = self._original

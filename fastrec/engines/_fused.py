@@ -16,7 +16,7 @@ _FUSED_FORWARDS = frozenset(kind.forward for kind in _FUSED)
 
 def may_fuse(module: nn.Module) -> bool:
     """Whether a module is one that has a fused path, with torch's own forward."""
-    return type(module).forward in _FUSED_FORWARDS
+    return isinstance(module, _FUSED) and type(module).forward in _FUSED_FORWARDS
 
 
 def is_fused_now(module: nn.Module) -> bool:

@@ -6,7 +6,8 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import torch
@@ -26,10 +27,16 @@ _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 # What entering and leaving a TorchFunctionMode does.
 _push: Callable[[TorchFunctionMode], None] = torch._C._push_on_torch_function_stack
 _pop: Callable[[], object] = torch._C._pop_torch_function_stack
+_depth: Callable[[], int] = torch._C._len_torch_function_stack
+_mode_at: Callable[[int], TorchFunctionMode] = torch._C._get_function_stack_at
+_depth: Callable[[], int] = torch._C._len_torch_function_stack
 _ORDINARY = Site("", "op", "", "")
 
 _START = Node(_ORDINARY, None, None, None)
 _RUN_AUTOGRAD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
+
+
+Mode = TypeVar("Mode", bound=TorchFunctionMode)
 
 
 class ThreadState(threading.local):
@@ -49,10 +56,20 @@ class ThreadState(threading.local):
             self.mode, self.muted = mode, muted
 
 
+def unseen_by_dynamo(cls: type[Mode]) -> type[Mode]:
+    """Let torch.compile run the methods of a mode as they are, where compiled code runs under it."""
+    # What torch.compiler.disable does, which would import torch._dynamo.
+    for method in vars(cls).values():
+        if isinstance(method, FunctionType):
+            method._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return cls
+
+
+@unseen_by_dynamo
 class OpMode(TorchFunctionMode):
     """Where one thread is in one pass."""
 
-    def __init__(self, listener: Listener, thread: ThreadState) -> None:
+    def __init__(self, listener: Listener, thread: ThreadState, *, may_rest: bool) -> None:
         super().__init__()
         self.listener = listener
         self.thread = thread
@@ -60,6 +77,9 @@ class OpMode(TorchFunctionMode):
         self._skipped: set[Any] = set()  # functions that are no event
         self.run: Any = None
         self.grown = 0
+        self.on = False  # on the stack of modes
+        self.may_rest = may_rest
+        self._opening: Any = None  # the composite whose inside is about to run
         self._tally: Tally | None = None
         self._tally_at: Node | None = None
 
@@ -77,11 +97,13 @@ class OpMode(TorchFunctionMode):
             else:
                 self.spread(following, out, args)
             return out
+        if func in self._skipped:
+            return func(*args, **kwargs) if kwargs else func(*args)
         return self._look_up(func, args, kwargs or {})
 
     def _look_up(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func in self._skipped:
-            return func(*args, **kwargs)
+        if func is self._opening:
+            return self._run_opened(func, args, kwargs)
         node = self.node
         following = node.edges.get(func)
         if following is None:
@@ -90,16 +112,27 @@ class OpMode(TorchFunctionMode):
             return self._open(following, func, args, kwargs)
         node.following = following
         out = func(*args, **kwargs)
-        self._arrive(following, out, args)
+        self.arrive(following, out, args)
         return out
 
     def watch(self) -> None:
         """Be asked about every op of this thread."""
         _push(self)
+        self.on = True
 
     def unwatch(self) -> None:
         """Be asked no more."""
         _pop()
+        self.on = False
+
+    def rest(self) -> bool:
+        """Be asked no more for a while; False where that can't be, because a later mode stands before this one."""
+        depth = _depth()
+        if not depth or _mode_at(depth - 1) is not self:
+            return False
+        _pop()
+        self.on = False
+        return True
 
     def begin(self, run: Any, root: Node) -> None:
         """A pass begins at a root of the trie."""
@@ -122,7 +155,7 @@ class OpMode(TorchFunctionMode):
         for index, (path, value) in enumerate(found):
             tap = self._leaf_tap(node, path, index) if path else node.tap
             if tap is not None:
-                tap(run, value)
+                _feed(tap, run, value)
 
     def _leaf_tap(self, node: Node, path: str, index: int) -> Tap | None:
         if node.spread is None:
@@ -139,7 +172,7 @@ class OpMode(TorchFunctionMode):
         """Feed the value of a module that returned."""
         if type(out) is Tensor:
             if node.tap is not None:
-                node.tap(self.run, out)
+                _feed(node.tap, self.run, out)
         else:
             self.feed(node, leaves(out))
 
@@ -210,18 +243,33 @@ class OpMode(TorchFunctionMode):
         self.follow(before, inside)
         self.node = inside
         try:
-            with self:
-                out = opened(func)(*args, **kwargs)
+            out = self._run_under(func, args, kwargs) if _depth() else self._run_opened(func, args, kwargs)
         finally:
             if self._tally is not None and self._tally_at is self.node:
                 self._tally.close_to(before.depth)
                 self._tally_at = before
             self.node = before
             self.run.parents = parents
-        self._arrive(node, out, args)
+        self.arrive(node, out, args)
         return out
 
-    def _arrive(self, node: Node, out: Any, args: tuple[Any, ...]) -> None:
+    def _run_opened(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._opening = None
+        with self:
+            return opened(func)(*args, **kwargs)
+
+    def _run_under(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a composite under the other modes of this thread, each of which sees it as one op too."""
+        before = _modes()
+        self._opening = func
+        _put([self, *before])
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self._opening = None
+            _put(before)
+
+    def arrive(self, node: Node, out: Any, args: tuple[Any, ...]) -> None:
         """An op returned."""
         if type(out) is Tensor:
             self.node = node
@@ -252,6 +300,9 @@ class OpMode(TorchFunctionMode):
         self.follow(before, node)
         return node
 
+    def returned_hidden(self, entered: Node, out: Any) -> None:
+        """A module returned of whose inside nothing was seen."""
+
     def raised(self, entered: Node) -> None:
         """An exception left a module: close its frame, for the user's code may catch it and go on."""
         before, step = self.node, Raised(entered.depth - 1)
@@ -274,11 +325,12 @@ class OpMode(TorchFunctionMode):
             node.tap(self.run, value)
 
 
+@unseen_by_dynamo
 class TracingMode(OpMode):
     """A mode that also tells which buffers an op reads, and from which events its inputs came."""
 
     def __init__(self, listener: Listener, thread: ThreadState, *, parents: bool) -> None:
-        super().__init__(listener, thread)
+        super().__init__(listener, thread, may_rest=False)
         self._parents = parents
         self._labels: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._buffers: dict[int, tuple[Tensor, str]] = {}
@@ -294,7 +346,7 @@ class TracingMode(OpMode):
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in self._skipped or op_facts(func) is None or _graph_task() != -1:
+        if func is self._opening or func in self._skipped or op_facts(func) is None or _graph_task() != -1:
             return super().__torch_function__(func, types, args, kwargs)
         read = [value for _, value in leaves((args, kwargs or {}))]
         for value in read:
@@ -335,10 +387,27 @@ class TracingMode(OpMode):
                 found.append(held[1])
         return tuple(found)
 
+    def returned_hidden(self, entered: Node, out: Any) -> None:
+        assert entered.known is not None
+        self._remember(entered.known.name, f":{entered.number}", out)
+
     def produced(self, node: Node, out: Any) -> None:
         """Remember which event a value came from."""
-        for path, value in leaves(out):
-            self._labels[id(value)] = (weakref.ref(value), node.label + path)
+        self._remember(node.label, "", out)
+
+    def _remember(self, name: str, ending: str, out: Any) -> None:
+        if self._parents:
+            for path, value in leaves(out):
+                self._labels[id(value)] = (weakref.ref(value), f"{name}{path}{ending}")
+
+
+def _feed(tap: Tap, run: Any, value: Tensor) -> None:
+    """Feed a tap whose own operations nobody must see: a mode on the stack, or the class of the value."""
+    if _depth() or type(value) is not Tensor:
+        with torch._C.DisableTorchFunction():
+            tap(run, value)
+    else:
+        tap(run, value)
 
 
 def _leaf_site(site: Site, path: str, index: int) -> Site:
@@ -351,6 +420,7 @@ def _leaf_site(site: Site, path: str, index: int) -> Site:
 
 
 
+@unseen_by_dynamo
 class PlainMode(TorchFunctionMode):
     """Changes nothing; modules don't take their fused paths while there is a mode."""
 
@@ -372,11 +442,11 @@ def off_stack(mode: TorchFunctionMode) -> Iterator[None]:
 
 
 def _modes() -> list[TorchFunctionMode]:
-    return [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
+    return [torch._C._get_function_stack_at(i) for i in range(_depth())]
 
 
 def _put(modes: list[TorchFunctionMode]) -> None:
-    for _ in range(torch._C._len_torch_function_stack()):
+    for _ in range(_depth()):
         _pop()
     for mode in modes:
         _push(mode)

@@ -13,6 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fastrec._sites import Frame
 from fastrec.engines._fused import may_fuse
+from fastrec.engines._simple import only_calls_others, runs_one_op
 
 _TRANSPARENT = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _WRAPPERS = (DistributedDataParallel, DataParallel)
@@ -25,7 +26,7 @@ class Known:
     One that is replaced by another of its class stays what it is, with the other module.
     """
 
-    __slots__ = ("address", "aliases", "frame", "layer_type", "may_fuse", "module", "name")
+    __slots__ = ("address", "aliases", "frame", "layer_type", "may_fuse", "module", "name", "only_calls", "runs_one_op")
 
     def __init__(self, module: nn.Module, address: str) -> None:
         self.module = module
@@ -35,6 +36,8 @@ class Known:
         self.frame = Frame(address, type(unwrapped(module)).__name__)
         self.layer_type = self.frame.module_type.lower().replace("_", "")
         self.may_fuse = may_fuse(module)
+        self.only_calls = only_calls_others(module)
+        self.runs_one_op = runs_one_op(module)
 
     @property
     def input_prefix(self) -> str:
@@ -49,6 +52,7 @@ class ModuleTable:
         self.known: dict[int, Known] = {}
         self._foreign: dict[int, weakref.ref[nn.Module]] = {}
         self._lock = threading.Lock()
+        self.moved = False  # whether a scan has found a module at another address than before
         self.scan()
 
     def scan(self) -> None:
@@ -60,6 +64,7 @@ class ModuleTable:
         for key, known in list(self.known.items()):
             if key not in found or known.address not in found[key][1]:
                 del self.known[key]
+                self.moved |= key in found
                 gone[known.address, type(known.module)] = known
         for key, (module, addresses) in found.items():
             known = self.known.get(key) or gone.get((addresses[0], type(module))) or Known(module, addresses[0])
@@ -132,11 +137,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
         if isinstance(module, _WRAPPERS):
             module = module.module
             continue
-        inner = None if _TRANSPARENT.isdisjoint(module._modules) else _inner(module)
+        inner = None if _TRANSPARENT.isdisjoint(module._modules.keys()) else _inner(module)
         if inner is None:
             return module
         module = inner
 
 
 def _inner(module: nn.Module) -> nn.Module | None:
-    return next((module._modules[name] for name in _TRANSPARENT if module._modules.get(name) is not None), None)
+    return next((child for name, child in module._modules.items() if name in _TRANSPARENT and child), None)

@@ -20,8 +20,16 @@ def runs_compiled(module: nn.Module) -> bool:
         return False
     if is_compiled_wrapper(module) or module._compiled_call_impl is not None:
         return True
-    forward: Any = module.__dict__.get("forward", type(module).forward)
+    forward: Any = module.__dict__.get("forward") or getattr(type(module), "forward", None)
     return "_torchdynamo_orig_callable" in getattr(forward, "__dict__", {})
+
+
+def keep_out_of_compiling() -> bool:
+    """Have torch.compile step over this package, whose mode it meets where a compiled function is called in a pass."""
+    rules = sys.modules.get("torch._dynamo.trace_rules")
+    if rules is not None:
+        rules.add("fastrec")
+    return rules is not None
 
 
 def check_roots(roots: Mapping[str, nn.Module]) -> None:

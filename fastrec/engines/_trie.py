@@ -70,9 +70,11 @@ class Node(Place):
         "module",
         "opens",
         "parent",
+        "quiet",
         "sealed",
         "spread",
         "step",
+        "straight",
         "tap",
     )
 
@@ -93,6 +95,8 @@ class Node(Place):
         self.leaf_taps: dict[str, Tap | None] | None = None
         self.opens: Node | None = None  # the start of a composite's inside, where something may be kept there
         self.sealed = False  # a module whose inside doesn't count outside
+        self.quiet = False  # a module that runs no op, or none but one that is known
+        self.straight: Node | None = None  # that op
         self.apart = False  # a module that does not run like others
         self.hidden = False  # a module that runs without the mode, as one event
         self.depth = 0  # how many frames are open after this event

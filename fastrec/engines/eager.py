@@ -8,7 +8,8 @@ extensions that bypass torch's dispatch of Python functions.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from fastrec.engines._fused import is_fused_now, layer_types_in
 from fastrec.engines._leaves import argument_leaves
 from fastrec.engines._mode import OpMode, PlainMode, ThreadState, TracingMode, off_stack
 from fastrec.engines._modules import Known, ModuleTable, unwrapped
-from fastrec.engines._supported import check_roots, runs_compiled
+from fastrec.engines._simple import GLOBAL_HOOKS
+from fastrec.engines._supported import check_roots, keep_out_of_compiling, runs_compiled
 from fastrec.engines._trie import Node, Source
 
 LARGEST_TRIE = 50_000
@@ -56,6 +58,8 @@ class EagerEngine:
         self._grown = 0
         self._warned: set[str] = set()
         self._kept_inside: dict[Any, bool] = {}
+        self._called: set[Frame] = set()
+        self._kept_out = False
 
     def open(self, roots: Mapping[str, nn.Module], listener: Listener) -> None:
         """Begin to watch the roots, in every thread."""
@@ -63,15 +67,30 @@ class EagerEngine:
         self._table = ModuleTable(roots)
         self._listener = listener
         self._layer = self._make_layer
-        MODULE_CALLS.add(self._layer)
+        MODULE_CALLS.add(self._layer, self._thread)
 
     def close(self) -> None:
         """Stop watching; passes that still run in other threads are no longer seen."""
         MODULE_CALLS.remove(self._layer)
+        # The trie may be large, and a recorder outlives its block for as long as somebody reads from it.
+        self._thread.spare = None
+        self._root = _root("")
+        self._regions.clear()
 
     def frames(self) -> list[Frame]:
         """The modules that it knows, for messages."""
         return self._table.frames()
+
+    def called(self) -> set[str]:
+        """The addresses of the modules that were called, for messages."""
+        return {a for f in self._called for a in (f.module_address, *f.aliases)}
+
+    def unseen(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a function in this thread of which nothing is recorded, by other recorders neither."""
+        call = partial(function, *args)
+        for thread in MODULE_CALLS.threads():
+            call = partial(thread.mute, call, (), {})
+        return call()
 
     def enter_region(self, name: str) -> OpMode | None:
         """Make what this thread runs from now on one pass; None where the listener does not record it."""
@@ -103,6 +122,8 @@ class EagerEngine:
         known_modules = self._table.known
         thread = self._thread
         outermost, enter, run_apart, call_other = self._outermost, self._enter, self._run_apart, self._call_other
+        watches = self._ops
+        hooks, pre_hooks, backward_hooks, backward_pre_hooks = GLOBAL_HOOKS
 
         def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: C901
             mode = thread.mode
@@ -120,6 +141,29 @@ class EagerEngine:
             mode.node = entered
             if entered.spread:
                 mode.feed_arguments(entered, args, kwargs)
+            straight = None
+            turned = False
+            if entered.quiet:
+                # What a hook does, or a forward that the user put in place, has to be seen.
+                if (
+                    module._forward_hooks
+                    or module._forward_pre_hooks
+                    or module._backward_hooks
+                    or module._backward_pre_hooks
+                    or hooks
+                    or pre_hooks
+                    or backward_hooks
+                    or backward_pre_hooks
+                    or "forward" in module.__dict__
+                ):
+                    turned = watch_again(mode)
+                elif mode.on:
+                    turned = mode.rest()
+                    straight = entered.straight if turned else None
+                else:
+                    straight = entered.straight
+            elif watches and not mode.on:
+                turned = watch_again(mode)
             try:
                 if entered.apart or module._compiled_call_impl is not None:
                     out = run_apart(mode, entered, call, module, args, kwargs)
@@ -128,8 +172,14 @@ class EagerEngine:
                 else:
                     out = call(module, *args, **kwargs)
             except BaseException:
+                if turned:
+                    turn_back(mode)
                 mode.raised(entered)
                 raise
+            if turned:
+                turn_back(mode)
+            if straight is not None:
+                mode.arrive(straight, out, args)
             left = mode.node.left or mode.leave(entered)
             mode.node = left
             if left.spread:
@@ -175,12 +225,14 @@ class EagerEngine:
 
     def _begin(self, run: Any, root: Node) -> OpMode:
         thread = self._thread
+        if not self._kept_out:
+            self._kept_out = keep_out_of_compiling()
         mode = thread.spare
         if mode is None:
             mode = (
                 TracingMode(self._listener, thread, parents=self._parents)
                 if self._sources or self._parents
-                else OpMode(self._listener, thread)
+                else OpMode(self._listener, thread, may_rest=self._ops)
             )
         thread.spare = None
         thread.mode = mode
@@ -194,11 +246,12 @@ class EagerEngine:
         thread.mode = None
         thread.spare = mode
         run, mode.run = mode.run, None
-        if mode.grown:
+        if mode.grown or self._table.moved:
             self._grown += mode.grown
             mode.grown = 0
-            if self._grown > LARGEST_TRIE:
-                self._grown = 0
+            # A module that moved would be taken for what it was on the paths that are known.
+            if self._grown > LARGEST_TRIE or self._table.moved:
+                self._grown, self._table.moved = 0, False
                 self._root = _root("")
                 self._regions.clear()
         return self._listener.end(run, error)
@@ -219,8 +272,12 @@ class EagerEngine:
 
     def _grow(self, mode: OpMode, known: Known, step: Any) -> Node | None:
         fused = step is not known and step[1]
-        compiled = runs_compiled(known.module)
+        scripted = isinstance(known.module, torch.jit.ScriptModule)
+        compiled = scripted or runs_compiled(known.module)
         entered = mode.enter(known, step, sealed=fused or compiled)
+        self._called.add(known.frame)
+        if entered is not None:
+            entered.quiet = known.only_calls and mode.may_rest
         if entered is not None and (fused or compiled):
             inside = self._keeps_inside(known, entered.site.frames)
             entered.hidden = compiled or not inside
@@ -228,7 +285,8 @@ class EagerEngine:
             if inside and compiled:
                 self._warn(
                     known.address,
-                    f"{known.name!r} is compiled and runs inside of an eager model: the ops inside of it are not seen",
+                    f"{known.name!r} is {'a ScriptModule' if scripted else 'compiled'} and runs inside of an eager "
+                    "model: the ops inside of it are not seen",
                 )
             elif inside:
                 self._warn(
@@ -259,7 +317,9 @@ class EagerEngine:
     ) -> Any:
         """Run a module that is no ordinary one."""
         if entered.hidden or module._compiled_call_impl is not None:
-            return self._hidden(mode, call, module, args, kwargs)
+            out = self._hidden(mode, call, module, args, kwargs)
+            mode.returned_hidden(entered, out)
+            return out
         with PlainMode():  # something inside is kept, so the fused path must not be taken though no ops are observed
             return _plain(call, module, args, kwargs)
 
@@ -267,7 +327,12 @@ class EagerEngine:
         """Run a module that belongs to no root inside of a pass; its ops are those of the module that calls it."""
         if runs_compiled(module):
             return self._hidden(mode, call, module, args, kwargs)
-        return _plain(call, module, args, kwargs)
+        turned = self._ops and watch_again(mode)
+        try:
+            return _plain(call, module, args, kwargs)
+        finally:
+            if turned:
+                turn_back(mode)
 
     def _hidden(self, mode: OpMode, call: Call | None, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Run a module as one event: without the mode, which would change how it computes."""
@@ -290,6 +355,22 @@ class EagerEngine:
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, FastrecWarning, stacklevel=4)
+
+
+def watch_again(mode: OpMode) -> bool:
+    """Let a mode that rests watch again; whether it did rest."""
+    if mode.on:
+        return False
+    mode.watch()
+    return True
+
+
+def turn_back(mode: OpMode) -> None:
+    """Let a mode that was turned on or off for one module be as it was before."""
+    if mode.on:
+        mode.unwatch()
+    else:
+        mode.watch()
 
 
 def _root(name: str) -> Node:

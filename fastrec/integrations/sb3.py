@@ -37,14 +37,15 @@ class RecordCallback(BaseCallback):
             ``reward`` (what the algorithm gets, before it adds the value of a truncated episode's last observation),
             ``terminated`` and ``truncated``.
         bootstrap: values of the last observations of truncated episodes, and of the observations after a rollout.
-        eval: passes that other callbacks make, such as EvalCallback.
+        eval: passes that other callbacks make after a step, such as EvalCallback.
         train: the updates.
 
     An off-policy algorithm explores without asking the policy (before ``learning_starts``, DQN with probability
     epsilon): such a step is marked like any other, and no pass belongs to it.
 
     In a list of callbacks it has to be the last one, for it tells by that where the others end. Learning is not
-    changed by it.
+    changed by it. Stable-Baselines3 tells no callback of an exception: where one leaves ``learn`` and is caught inside
+    of the block, name what follows with ``rec.phase(...)``.
 
     Arguments:
         rec: an open recorder with ``autoreset="same_step"``, which is how these environments reset.

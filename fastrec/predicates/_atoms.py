@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fastrec._context import STRUCTURAL_FIELDS
@@ -14,7 +13,7 @@ from fastrec.predicates._base import ALWAYS, NEVER, Leaf, Matched, Pattern, Pred
 from fastrec.predicates._views import KindView, SiteView, Unsettled
 
 
-class Atom(Leaf):
+class Atom(Leaf, frozen=True):
     """A leaf that answers yes or no, and is settled as soon as the fields that it reads are known.
 
     Its ``decide`` reads first what is known early, so that it is settled as early as it can be.
@@ -64,8 +63,7 @@ class Globs:
         return ", ".join(map(repr, self.patterns))
 
 
-@dataclass(frozen=True, repr=False)
-class GlobAtom(Atom):
+class GlobAtom(Atom, frozen=True):
     """An atom that matches globs against one kind of name."""
 
     name: ClassVar[str]

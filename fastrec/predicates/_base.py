@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
+
+import msgspec
 
 from fastrec._capture import CaptureSpec
 from fastrec._context import FIELDS
@@ -27,8 +28,7 @@ Pattern = tuple[Matched, str, Callable[[str], bool]]
 """What a glob is matched against, the glob, and whether it matches a name."""
 
 
-@dataclass(frozen=True, repr=False)
-class PredicateBase(ABC):
+class PredicateBase(msgspec.Struct, frozen=True):
     """A question about one event, that can be joined with others and settled once per site.
 
     >>> from fastrec.predicates import every, op
@@ -119,7 +119,7 @@ class PredicateBase(ABC):
         )
 
 
-class Leaf(PredicateBase):
+class Leaf(PredicateBase, frozen=True):
     """A predicate that is not joined from others."""
 
     @property
@@ -135,7 +135,7 @@ class Leaf(PredicateBase):
         yield self
 
 
-class Joined(PredicateBase):
+class Joined(PredicateBase, frozen=True):
     """A predicate made of others."""
 
     @property
@@ -143,8 +143,7 @@ class Joined(PredicateBase):
         return NOTHING.union(*(leaf.reads for leaf in self.leaves()))
 
 
-@dataclass(frozen=True, repr=False)
-class Constant(Leaf):
+class Constant(Leaf, frozen=True):
     """A settled predicate: its ``decision`` is the same for every event."""
 
     decision: Answer
@@ -182,8 +181,7 @@ def settled(decision: Answer) -> Constant:
     return Constant(decision)
 
 
-@dataclass(frozen=True, repr=False)
-class Opaque(Leaf):
+class Opaque(Leaf, frozen=True):
     """Any function of the context: nothing is known of it, so it is asked at every event."""
 
     function: Callable[[Any], Any]
@@ -201,8 +199,7 @@ class Opaque(Leaf):
         return function_text(self.function)
 
 
-@dataclass(frozen=True, repr=False)
-class Several(Joined):
+class Several(Joined, frozen=True):
     """Parts side by side."""
 
     parts: tuple[PredicateBase, ...]
@@ -216,8 +213,7 @@ class Several(Joined):
             yield from part.leaves()
 
 
-@dataclass(frozen=True, repr=False)
-class And(Several):
+class And(Several, frozen=True):
     """Keeps what all parts keep; of what they say about how, the right one wins."""
 
     def decide(self, ctx: Context) -> Answer:
@@ -243,8 +239,7 @@ class And(Several):
         return " & ".join(_within(part, Or) for part in self.parts)
 
 
-@dataclass(frozen=True, repr=False)
-class Or(Several):
+class Or(Several, frozen=True):
     """Keeps what any part keeps; the first that keeps says how."""
 
     def decide(self, ctx: Context) -> Answer:
@@ -268,8 +263,7 @@ class Or(Several):
         return " | ".join(map(repr, self.parts))
 
 
-@dataclass(frozen=True, repr=False)
-class Not(Joined):
+class Not(Joined, frozen=True):
     """Keeps what its part doesn't."""
 
     part: PredicateBase
@@ -293,8 +287,7 @@ class Not(Joined):
         return f"~{_within(self.part, And, Or)}"
 
 
-@dataclass(frozen=True, repr=False)
-class With(Joined):
+class With(Joined, frozen=True):
     """Keeps what its part keeps, with some fields of the capture changed."""
 
     part: PredicateBase

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, cast
 
 from fastrec._contracts import Context
@@ -12,8 +11,7 @@ from fastrec.predicates._atoms import Atom, GlobAtom, Globs, count_of, globs_of
 from fastrec.predicates._base import Matched
 
 
-@dataclass(frozen=True, repr=False)
-class Op(GlobAtom):
+class Op(GlobAtom, frozen=True):
     """See ``op``."""
 
     name = "op"
@@ -24,8 +22,7 @@ class Op(GlobAtom):
         return ctx.kind == "op" and ctx.layer_type in self.globs
 
 
-@dataclass(frozen=True, repr=False)
-class KindOf(Atom):
+class KindOf(Atom, frozen=True):
     """See ``kind``."""
 
     kinds: tuple[Kind, ...]
@@ -38,8 +35,7 @@ class KindOf(Atom):
         return f"kind({', '.join(map(repr, self.kinds))})"
 
 
-@dataclass(frozen=True, repr=False)
-class After(GlobAtom):
+class After(GlobAtom, frozen=True):
     """See ``after``."""
 
     within: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
@@ -14,8 +13,7 @@ from fastrec.predicates._atoms import GlobAtom, Globs, globs_of
 from fastrec.predicates._base import Matched
 
 
-@dataclass(frozen=True, repr=False)
-class Module(GlobAtom):
+class Module(GlobAtom, frozen=True):
     """See ``module``."""
 
     name = "module"
@@ -29,8 +27,7 @@ class Module(GlobAtom):
         return _reached(self.globs, ctx.module_stack[-1:])
 
 
-@dataclass(frozen=True, repr=False)
-class ModuleInput(GlobAtom):
+class ModuleInput(GlobAtom, frozen=True):
     """See ``module_input``."""
 
     name = "module_input"
@@ -41,8 +38,7 @@ class ModuleInput(GlobAtom):
         return ctx.kind == "module_enter" and _reached(self.globs, ctx.module_stack[-1:])
 
 
-@dataclass(frozen=True, repr=False)
-class ModuleType(GlobAtom):
+class ModuleType(GlobAtom, frozen=True):
     """See ``module_type``."""
 
     name = "module_type"
@@ -56,8 +52,7 @@ class ModuleType(GlobAtom):
         return class_name != "" and class_name in self.globs
 
 
-@dataclass(frozen=True, repr=False)
-class Inside(GlobAtom):
+class Inside(GlobAtom, frozen=True):
     """See ``inside``."""
 
     name = "inside"

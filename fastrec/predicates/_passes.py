@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from fastrec._contracts import Context
@@ -10,8 +9,7 @@ from fastrec.predicates._atoms import Atom, GlobAtom, count_of, globs_of
 from fastrec.predicates._base import Matched
 
 
-@dataclass(frozen=True, repr=False)
-class Every(Atom):
+class Every(Atom, frozen=True):
     """See ``every``."""
 
     n: int
@@ -24,8 +22,7 @@ class Every(Atom):
         return f"every({self.n})"
 
 
-@dataclass(frozen=True, repr=False)
-class First(Atom):
+class First(Atom, frozen=True):
     """See ``first``."""
 
     n: int
@@ -38,8 +35,7 @@ class First(Atom):
         return f"first({self.n})"
 
 
-@dataclass(frozen=True, repr=False)
-class Phase(GlobAtom):
+class Phase(GlobAtom, frozen=True):
     """See ``phase``."""
 
     name = "phase"
@@ -50,8 +46,7 @@ class Phase(GlobAtom):
         return ctx.phase in self.globs
 
 
-@dataclass(frozen=True, repr=False)
-class Entry(GlobAtom):
+class Entry(GlobAtom, frozen=True):
     """See ``entry``."""
 
     name = "entry"
@@ -62,8 +57,7 @@ class Entry(GlobAtom):
         return ctx.entry in self.globs
 
 
-@dataclass(frozen=True, repr=False)
-class GradEnabled(Atom):
+class GradEnabled(Atom, frozen=True):
     """See ``grad_enabled``."""
 
     reads = frozenset({"grad_enabled"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from fastrec._context import STRUCTURAL_FIELDS
@@ -15,8 +14,7 @@ from fastrec.predicates._printing import function_text
 from fastrec.predicates._views import KindView, SiteView, StructuralView
 
 
-@dataclass(frozen=True, repr=False)
-class Structural(Leaf):
+class Structural(Leaf, frozen=True):
     """See ``structural``."""
 
     function: Callable[[Any], Any]

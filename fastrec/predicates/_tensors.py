@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import EllipsisType
 from typing import cast
 
@@ -18,8 +17,7 @@ Size = int | None
 DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
 
-@dataclass(frozen=True, repr=False)
-class Shape(Atom):
+class Shape(Atom, frozen=True):
     """See ``shape``. ``tail`` is what follows the Ellipsis, None without one."""
 
     head: tuple[Size, ...]
@@ -39,8 +37,7 @@ class Shape(Atom):
         return f"shape({', '.join(map(literal, dims))})"
 
 
-@dataclass(frozen=True, repr=False)
-class Dtype(Atom):
+class Dtype(Atom, frozen=True):
     """See ``dtype``."""
 
     dtypes: tuple[torch.dtype, ...]

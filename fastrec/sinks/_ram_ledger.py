@@ -35,11 +35,17 @@ class RAMLedger:
         self._steps = StepTable()
         self._retained: tuple[int, bool] | None = None
         self._trim_at = 0
+        self._empty = 0  # passes that ended well and kept nothing
 
     def commit(
         self, info: PassInfo, variants: Sequence[int], rows: Sequence[int], times: Sequence[float]
     ) -> None:
         """A pass ended: its records in event order, times on the clock of ``info.started``."""
+        if not rows and info.outcome == "ok":
+            # A run without end in which a predicate keeps nothing must not fill the memory with passes.
+            with self._lock:
+                self._empty += 1
+            return
         self._ended.append((info, variants, rows, times))
         if len(self._ended) >= MOST_UNPACKED:
             with self._lock:
@@ -56,18 +62,16 @@ class RAMLedger:
     def source(self) -> RAMSource:
         """The passes that ended so far; later ones do not change it."""
         with self._lock:
-            self._pack()
             self._trim()
-            blocks = dict(self._pool.blocks)
-            return RAMSource(self._catalog, self._table.copy(), (), blocks, self._steps.read())
+            table, ended = self._table.copy() if self._table else _NOTHING, list(self._ended)
+            blocks, steps = dict(self._pool.blocks), self._steps.read()
+            return RAMSource(self._catalog, table, ended, blocks, steps, self._empty)
 
     def take(self) -> RAMSource:
         """The passes that ended so far, which are forgotten here."""
         with self._lock:
             self._pool.largest = SMALL_BLOCK
-            if self._retained is not None:
-                self._pack()
-                self._trim()
+            self._trim()
             # Called after every pass of a training loop: what is empty is not touched.
             table, ended, steps = _NOTHING, self._drain(), _NO_STEPS
             if self._table:
@@ -77,18 +81,20 @@ class RAMLedger:
                 self._steps.drop()
             rows = [row for entry in ended for row in entry[2]]
             blocks = self._pool.release(chain(table.rows, rows) if table else rows)
-            return RAMSource(self._catalog, table, ended, blocks, steps)
+            empty, self._empty = self._empty, 0
+            return RAMSource(self._catalog, table, ended, blocks, steps, empty)
 
     def trim(self, most: int, *, steps: bool) -> None:
         """Forget all but the last passes; or of each phase the last steps, or passes where it has no steps."""
         with self._lock:
             self._pool.largest = SMALL_BLOCK
             self._retained = (most, steps)
+            self._empty = 0
             # Each trim looks at all that is kept, so it waits until a share of that has come in anew.
             if len(self._table) + len(self._ended) >= self._trim_at:
-                self._pack()
                 self._trim()
-                self._trim_at = len(self._table) + len(self._table) // 4 + 1
+                kept = len(self._table) + len(self._ended)
+                self._trim_at = kept + kept // 4 + 1
 
     def _drain(self) -> list[Entry]:
         # Other threads may append meanwhile, which the length that was read first leaves for the next time.
@@ -98,38 +104,44 @@ class RAMLedger:
         self._table.add(self._drain())
 
     def _trim(self) -> None:
+        """Forget exactly what need not be kept."""
         if self._retained is None:
             return
         most, steps = self._retained
-        passes = self._table.read_passes()
-        if steps:
-            kept = _of_last_steps(passes, self._steps.marked(), most)
-            self._steps.drop(most)
+        marked = self._steps.marked() if steps else None
+        if self._table:
+            self._pack()
+            kept = np.array(_kept(self._table.told(), most, marked), np.bool_)
+            if not kept.all():
+                self._table, dropped = self._table.split(kept)
+                self._pool.release(dropped)
         else:
-            kept = _last(passes, most)
-        if not kept.all():
-            self._table, dropped = self._table.split(kept)
-            self._pool.release(dropped)
+            ended = self._drain()
+            few = _kept([(entry[0].index, entry[0].phase, entry[0].step) for entry in ended], most, marked)
+            self._ended.extendleft(entry for entry, stays in zip(ended[::-1], few[::-1], strict=True) if stays)
+            self._pool.release(row for entry, stays in zip(ended, few, strict=True) if not stays for row in entry[2])
+        if steps:
+            self._steps.drop(most)
 
 
 _NOTHING = Table()
 _NO_STEPS: Sequence[PhaseSteps] = ()
 
 
-def _last(passes: npt.NDArray[Any], most: int) -> npt.NDArray[np.bool_]:
-    index = passes["pass_index"]
-    if len(index) <= most:
-        return np.ones(len(index), np.bool_)
-    kept: npt.NDArray[np.bool_] = index >= np.partition(index, -most)[-most]
-    return kept
+def _kept(passes: Sequence[tuple[int, int, int]], most: int, marked: Mapping[int, int] | None) -> list[bool]:
+    """Which passes, told by index, phase and step, are among the last; of each phase where marks are given."""
+    if marked is None:
+        first = _first_of([index for index, _, _ in passes], most)
+        return [index >= first for index, _, _ in passes]
+    without: dict[int, list[int]] = {}
+    for index, phase, _ in passes:
+        if phase not in marked:
+            without.setdefault(phase, []).append(index)
+    firsts = {phase: _first_of(indices, most) for phase, indices in without.items()}
+    return [
+        step >= marked[phase] - most if phase in marked else index >= firsts[phase] for index, phase, step in passes
+    ]
 
 
-def _of_last_steps(passes: npt.NDArray[Any], marked: Mapping[int, int], most: int) -> npt.NDArray[np.bool_]:
-    kept = np.ones(len(passes), np.bool_)
-    for phase in np.unique(passes["phase"]).tolist():
-        here = np.flatnonzero(passes["phase"] == phase)
-        if phase in marked:
-            kept[here] = passes["step"][here] >= marked[phase] - most
-        else:
-            kept[here] = _last(passes[here], most)
-    return kept
+def _first_of(indices: list[int], most: int) -> int:
+    return sorted(indices)[-most] if len(indices) > most else -1

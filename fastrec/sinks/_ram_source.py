@@ -28,16 +28,22 @@ class RAMSource:
         ended: Sequence[Entry],
         blocks: Mapping[int, Block],
         steps: Sequence[PhaseSteps],
+        empty: int,
     ) -> None:
         self.catalog = catalog
         self._table = table
         self._ended = ended
         self._blocks = blocks
         self._steps = steps
+        self._empty = empty
         self._read: tuple[npt.NDArray[Any], npt.NDArray[Any], Mapping[int, str | int]] | None = None
 
+    def n_passes(self) -> int:
+        """How many passes ended, those that kept nothing included."""
+        return len(self.passes()) + self._empty
+
     def passes(self) -> npt.NDArray[Any]:
-        """One row per finished pass, of ``PASS_DTYPE``, in order of ``pass_index``."""
+        """One row per pass that kept something or ended badly, of ``PASS_DTYPE``, in order of ``pass_index``."""
         return self._sorted()[0]
 
     def records(self) -> npt.NDArray[Any]:

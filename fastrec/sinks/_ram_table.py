@@ -83,6 +83,13 @@ class Table:
         new.samples = {index: sample for index, sample in self.samples.items() if index in indices}
         return new, np.frombuffer(self.rows, np.int64)[~records].tolist()
 
+    def told(self) -> list[tuple[int, int, int]]:
+        """The index, phase and step of each pass."""
+        passes = self.read_passes()
+        return list(
+            zip(passes["pass_index"].tolist(), passes["phase"].tolist(), passes["step"].tolist(), strict=True)
+        )
+
     def read_passes(self) -> npt.NDArray[Any]:
         """The passes as an array of ``PASS_DTYPE``, in the order in which they ended."""
         return np.frombuffer(bytes(self.passes), PASS_DTYPE)

@@ -1,12 +1,13 @@
 """Vectorised Gymnasium environments: rows line up with steps and episodes, however the environments reset."""
 
+import sys
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from torch import nn
 
@@ -133,3 +134,23 @@ def test_a_single_environment_refuses_autoreset() -> None:
     rec = Recorder(policy_net(), keep_op="tanh", autoreset="same_step")
     with pytest.raises(fastrec.FastrecError, match="open the recorder without autoreset="):
         RecordEnvSteps(gymnasium.make("CartPole-v1"), rec)
+
+
+def test_steps_are_marked_only_while_the_recorder_is_open() -> None:
+    env = RecordEnvSteps(gymnasium.make("CartPole-v1"), Recorder(policy_net(), keep_op="tanh"))
+    env.reset(seed=0)
+    with pytest.raises(fastrec.FastrecError, match="use it inside of its `with"):
+        env.step(0)
+
+
+# Gymnasium makes its processes the way that the platform is used to.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.skipif(sys.platform == "win32", reason="starts processes")
+def test_environments_in_other_processes_that_are_made_within_the_block() -> None:
+    policy = policy_net()
+    with Recorder(policy, keep_op="tanh", autoreset="next_step") as rec:
+        envs = AsyncVectorEnv([lambda: gymnasium.make("CartPole-v1", max_episode_steps=7)] * 2)
+        _, told = roll_out(RecordSteps(RecordEpisodeStatistics(envs), rec), policy, 30)
+        envs.close()
+    assert len(told) > 4
+    assert ended(rec.recording) == told

@@ -1,0 +1,23 @@
+"""Who takes part: one file each, with a NAME and the same function ``watching(case)``."""
+
+from __future__ import annotations
+
+from benchmarks.contestants import (
+    bare,
+    fastrec_eager_module,
+    fastrec_eager_op,
+    fastrec_lambda,
+    fastrec_nothing,
+    hooks,
+)
+
+CONTESTANTS = {
+    "bare": bare,
+    "bare again": bare,
+    "hooks": hooks,
+    "op": fastrec_eager_op,
+    "module": fastrec_eager_module,
+    "lambda": fastrec_lambda,
+    "nothing": fastrec_nothing,
+}
+"""By the keys that results are stored under; the bare pass takes part twice, which shows the noise."""

@@ -1,0 +1,15 @@
+"""The eager engine with a built-in op predicate."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from benchmarks.contestants._watch import Watch, recording
+from benchmarks.models import Case
+
+NAME = "fastrec, keep_op"
+KEEPS = True
+
+
+def watching(case: Case) -> AbstractContextManager[Watch]:
+    return recording(case, keep_op=case.layer_type)
