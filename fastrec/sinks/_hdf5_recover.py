@@ -49,7 +49,7 @@ def recover_files(path: str | os.PathLike[str], to: str | os.PathLike[str] | Non
     made = HDF5Source(target.path)
     steps = sum(len(steps.numbers) for steps in made.steps())
     lost = _lost(contents) if grew else "nothing"
-    return Recovered(target.path, len(made.passes()), len(made.records()), steps, lost)
+    return Recovered(target.path, made.n_passes(), len(made.records()), steps, lost)
 
 
 def _lost(contents: Contents) -> str:

@@ -38,8 +38,12 @@ class HDF5Source:
         self.catalog = self._contents.log.catalog
         self._layouts: dict[tuple[int, int], tuple[tuple[int, ...], torch.dtype, int]] = {}
 
+    def n_passes(self) -> int:
+        """How many passes ended, those that kept nothing included."""
+        return len(self._contents.passes)
+
     def passes(self) -> npt.NDArray[Any]:
-        """One row per finished pass, of ``PASS_DTYPE``, in order of ``pass_index``."""
+        """One row per pass that kept something or ended badly, of ``PASS_DTYPE``, in order of ``pass_index``."""
         return self._sorted[0]
 
     def records(self) -> npt.NDArray[Any]:
@@ -88,6 +92,7 @@ class HDF5Source:
     @cached_property
     def _sorted(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         raw = self._contents.passes
+        raw = raw[(raw["count"] > 0) | (raw["outcome"] != 0)]
         order = np.argsort(raw["pass_index"], kind="stable")
         passes = np.zeros(len(raw), PASS_DTYPE)
         for name in PASS_DTYPE.names or ():

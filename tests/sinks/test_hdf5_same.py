@@ -33,8 +33,8 @@ class Agent(nn.Module):
 def assert_equal(found: Recording, expected: Recording) -> None:
     """All that can be read of two recordings is the same."""
     assert len(found) == len(expected) and found.n_passes == expected.n_passes
-    assert [found._view.info(i) for i in range(found.n_passes)] == [
-        expected._view.info(i) for i in range(found.n_passes)
+    assert [found._view.info(i) for i in range(len(found._view.passes))] == [
+        expected._view.info(i) for i in range(len(expected._view.passes))
     ]
     for one, other in zip(found, expected, strict=True):
         assert one._time == other._time and one._info == other._info and one._step == other._step
