@@ -7,6 +7,8 @@ from fastrec._dry_run import dry_run as dry_run
 from fastrec._errors import FastrecError as FastrecError
 from fastrec._errors import FastrecWarning as FastrecWarning
 from fastrec._halt import halt as halt
+from fastrec._load import load as load
+from fastrec._load import recover as recover
 from fastrec._oneshot import record as record
 from fastrec._recorder import Recorder as Recorder
 from fastrec._recording import ActivationRecord as ActivationRecord

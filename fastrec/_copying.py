@@ -34,7 +34,7 @@ _MEMCPY_BYTES = 256 * 1024
 
 # PYFUNCTYPE keeps the GIL: giving it up and taking it back would cost more than the copy, and would let
 # another thread write into the value in between.
-_memcpy = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
+memcpy = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
     ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
 )
 
@@ -199,7 +199,7 @@ class RowCopier:
             next_row, stop, origin, nbytes = self._room
             row = next_row()
             if row < stop:
-                _memcpy(origin + row * nbytes, start, nbytes)
+                memcpy(origin + row * nbytes, start, nbytes)
                 return row
         return self._append_slowly(value)
 

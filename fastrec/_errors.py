@@ -60,6 +60,22 @@ class MissingExtraError(FastrecError, ImportError):
     """An optional dependency is not installed."""
 
 
+class RecordingExistsError(FastrecError, FileExistsError):
+    """A recording would be written over another file."""
+
+
+class RecordingNotFoundError(FastrecError, FileNotFoundError):
+    """There is no recording at this path."""
+
+
+class RecordingFileError(FastrecError, OSError):
+    """A recording's file can't be written or read: the disk is full, the folder read-only, or the like."""
+
+
+class DamagedFileError(FastrecError, ValueError):
+    """A file is no recording, or not all of one."""
+
+
 class FastrecWarning(UserWarning):
     """Something that is not an error, but that changes what a recording holds."""
 

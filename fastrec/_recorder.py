@@ -22,7 +22,7 @@ from fastrec._session import PhaseBlock, Session
 from fastrec._sinks_of import TeeSink, sinks_of
 from fastrec._steps import step_columns
 from fastrec.engines import EagerEngine
-from fastrec.sinks import RAMSink
+from fastrec.sinks import HDF5Sink, RAMSink
 
 
 class Recorder:
@@ -43,7 +43,7 @@ class Recorder:
             types as a string or list of strings (globs), or True for all ops.
         keep_module: which module events to keep: the same, strings being module addresses (their outputs).
         capture: how kept values are copied, a CaptureSpec.
-        sink: where records go, a sink or a list of sinks; default RAM.
+        sink: where records go: a path that ends in .h5 or .hdf5, a sink, or a list of them; default RAM.
         engine: "auto" or "eager", or an engine object.
         history_size: how many recent events and ops a context shows; default 8.
         include_source_events: inputs of a pass and buffers that are read become events.
@@ -208,6 +208,13 @@ class Recorder:
         else:
             self._engine.leave_region(token, None)
 
+    def flush(self) -> None:
+        """Return once the passes that ended are in the files of this session, safe if the process is killed."""
+        self._open()
+        for sink in self._sinks:
+            if isinstance(sink, HDF5Sink):
+                sink.flush()
+
     @property
     def recording(self) -> Recording:
         """What has been recorded so far: a pass appears when it ends."""
@@ -258,8 +265,10 @@ class Recorder:
 
     def _in_ram(self, what: str) -> RAMSink:
         if self._ram is None:
+            files = [sink.path for sink in self._sinks if isinstance(sink, HDF5Sink)]
+            load = f"read it with fastrec.load({files[0]!r}), or add RAM, " if files else "add RAM, "
             raise SessionError(
-                f"{what} reads from RAM, and this session writes elsewhere only; add sink=[RAMSink(), ...]"
+                f"{what} reads from RAM, and this session writes elsewhere only; {load}sink=[RAMSink(), ...]"
             )
         return self._ram
 

@@ -13,7 +13,7 @@ from fastrec._catalog import Catalog
 from fastrec._contracts import Column, Ledger, Sink
 from fastrec._errors import OptionError
 from fastrec._sites import PassInfo
-from fastrec.sinks import RAMSink
+from fastrec.sinks import HDF5Sink, RAMSink
 
 
 class _TeeColumn:
@@ -65,14 +65,11 @@ def sinks_of(option: Any) -> list[Sink]:
     if option is None:
         return [RAMSink()]
     if isinstance(option, str | PathLike):
-        raise OptionError(
-            f"sink={option!r}: this version records into RAM only; leave sink out, or give an object with the "
-            "methods open and column"
-        )
+        return [HDF5Sink(option)]
     if isinstance(option, list | tuple):
         if not option:
             raise OptionError("sink=[]: give at least one sink, or leave it out to record into RAM")
         return [sink for one in option for sink in sinks_of(one)]
     if not (callable(getattr(option, "open", None)) and callable(getattr(option, "column", None))):
-        raise OptionError(f"sink={option!r}: give a sink such as fastrec.sinks.RAMSink(), or a list of sinks")
+        raise OptionError(f"sink={option!r}: give a path such as 'run.h5', a sink, or a list of them")
     return [option]

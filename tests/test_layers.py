@@ -20,7 +20,7 @@ LAYERS = {
     "parts": "predicates predicates.* engines engines.* sinks sinks.*".split(),
     "assembly": [
         *"_options _plan _run _taps _variants _failures _steps _seeds _sinks_of _session _closing".split(),
-        *("_recorder", "_oneshot", "_dry_*", ""),
+        *("_recorder", "_oneshot", "_load", "_dry_*", ""),
     ],
     "slow path": "graph graph.*".split(),
     "edges": "integrations integrations.* __main__ _cli".split(),

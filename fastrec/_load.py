@@ -1,0 +1,57 @@
+"""Recordings from files."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from fastrec._recording import Recording
+
+if TYPE_CHECKING:
+    from fastrec.sinks._hdf5_recover import Recovered
+
+
+def load(path: str | PathLike[str]) -> Recording:
+    """Read a recording from its file, finished or not: what was flushed when it is opened.
+
+    >>> import torch, fastrec
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+    >>> with fastrec.Recorder(model, keep_op="tanh", sink="run.h5") as rec:
+    ...     for _ in range(3):
+    ...         out = model(torch.ones(5, 4))
+    >>> fastrec.load("run.h5").stack("tanh_1").shape
+    torch.Size([3, 5, 8])
+
+    Arguments:
+        path: the path that the recorder was given, also where the recording has several files by now, is still being
+            written, or was left by a process that was killed.
+
+    Values are read when they are asked for, onto the CPU. Raises RecordingNotFoundError where there is no recording,
+    DamagedFileError where a file is none, or not all of one.
+    """
+    # h5py takes longer to import than the rest of fastrec.
+    from fastrec.sinks._hdf5_source import HDF5Source
+
+    return Recording(HDF5Source(path))
+
+
+def recover(path: str | PathLike[str], to: str | PathLike[str] | None = None) -> Recovered:
+    """Finish the file of a recording whose process was killed, and say what is not in it.
+
+    >>> import torch, fastrec
+    >>> model = torch.nn.Linear(4, 2)
+    >>> with fastrec.Recorder(model, keep_op="linear", sink="linear.h5") as rec:
+    ...     out = model(torch.ones(5, 4))
+    >>> fastrec.recover("linear.h5", to="copy.h5")
+    Recovered(path='copy.h5', passes=1, records=1, steps=0, lost='nothing')
+
+    Arguments:
+        path: the path that the recorder was given.
+        to: where to write finished files, the ones that are there left alone; by default they are finished in place.
+
+    ``load`` reads such a recording as it is; other tools need a finished one. Don't use it on a recording that is
+    still being written. Raises what ``load`` does, and RecordingExistsError where there is something at ``to``.
+    """
+    from fastrec.sinks._hdf5_recover import recover_files
+
+    return recover_files(path, to)

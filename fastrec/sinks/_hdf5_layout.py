@@ -1,0 +1,130 @@
+"""Where the rows of a segment lie in its file, and what the rows of its tables are."""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from fastrec._errors import DamagedFileError
+
+FORMAT = "fastrec"
+VERSION = 1
+TRAILER = struct.Struct("<Q8s")
+
+PASSES, RECORDS, MARKS, LOG, LATE = "passes", "records", "marks", "log", "late"
+
+# The last byte of a row tells that it was written to its end: bytes reach a file in their order.
+PASS_ROW = np.dtype(
+    [
+        ("pass_index", "<i8"),
+        ("entry", "<i4"),
+        ("entry_pass", "<i8"),
+        ("phase", "<i4"),
+        ("grad", "u1"),
+        ("outcome", "u1"),
+        ("step", "<i8"),
+        ("started", "<f8"),
+        ("duration", "<f8"),
+        ("first", "<i8"),
+        ("count", "<i8"),
+        ("ok", "u1"),
+    ]
+)
+RECORD_ROW = np.dtype(
+    [
+        ("variant", "<i4"),
+        ("time", "<f8"),
+        ("segment", "<i4"),
+        ("data", "<i4"),
+        ("row", "<i8"),
+        ("transformed_segment", "<i4"),
+        ("transformed_data", "<i4"),
+        ("transformed_row", "<i8"),
+    ]
+)
+MARK_ROW = np.dtype([("phase", "<i4"), ("segment", "<i4"), ("data", "<i4"), ("row", "<i8"), ("ok", "u1")])
+TABLES = {PASSES: PASS_ROW, RECORDS: RECORD_ROW, MARKS: MARK_ROW}
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Extent(msgspec.Struct, frozen=True):
+    """One data set in a file: so many rows of so many bytes, in chunks at these offsets."""
+
+    row_bytes: int
+    rows: int
+    chunk_rows: int
+    offsets: list[int]
+
+    def pieces(self, first: int, count: int) -> list[tuple[int, int, int]]:
+        """The (offset in the file, first byte, end byte) of rows, chunk by chunk."""
+        if first < 0 or count < 0 or first + count > self.rows:
+            raise DamagedFileError(f"rows {first} to {first + count} were asked for, and there are {self.rows}")
+        found, done = [], 0
+        while done < count:
+            chunk, inside = divmod(first + done, self.chunk_rows)
+            rows = min(count - done, self.chunk_rows - inside)
+            start = self.offsets[chunk] + inside * self.row_bytes
+            found.append((start, done * self.row_bytes, (done + rows) * self.row_bytes))
+            done += rows
+        return found
+
+
+class SegmentMap(msgspec.Struct, frozen=True):
+    """All data sets of one segment, by name."""
+
+    format: str
+    version: int
+    segment: int
+    sets: dict[str, Extent]
+
+
+class DataInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the rows of a data set are: one part of the values of a site, or the columns of steps.
+
+    ``name`` is the data set in this segment; ``late`` holds what came when the segment had its structure already.
+    """
+
+    name: str
+    part: str
+    shape: tuple[int, ...]
+    dtype: str
+    site: int = -1
+    spec: int = -1
+    phase: int = -1
+    columns: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
+
+    def step_dtype(self) -> np.dtype[Any]:
+        """The rows of steps, as numpy reads them."""
+        fixed: list[Any] = [("step", "<i8"), ("order", "<i8")]
+        return np.dtype(fixed + [(f"column:{name}", dtype, shape) for name, dtype, shape in self.columns])
+
+
+def write_rows(file: int, extent: Extent, first: int, data: Bytes) -> None:
+    """Put rows where they belong; what a signal or a full disk cut short goes on, or is an OSError."""
+    if not extent.row_bytes:
+        return
+    view = data.reshape(-1).data
+    for offset, start, stop in extent.pieces(first, len(view) // extent.row_bytes):
+        while start < stop:
+            written = os.pwrite(file, view[start:stop], offset)
+            start, offset = start + written, offset + written
+
+
+def read_rows(file: int, extent: Extent, first: int, count: int, out: Bytes | None = None) -> Bytes:
+    """Rows of a data set, as bytes; a file that ends too early is a DamagedFileError."""
+    pieces = extent.pieces(first, count)
+    data = np.empty(count * extent.row_bytes, np.uint8) if out is None else out
+    view = data.data
+    for offset, start, stop in pieces:
+        while start < stop:
+            got = os.preadv(file, [view[start:stop]], offset)
+            if not got:
+                raise DamagedFileError("the file ends before its data; it was cut off, or not copied whole")
+            start, offset = start + got, offset + got
+    return data

@@ -1,0 +1,156 @@
+"""The log of a segment: sites, variants, specs and the like, one line of JSON each, with a checksum in front."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import torch
+
+from fastrec._capture import CaptureSpec
+from fastrec._catalog import Catalog, Interned
+from fastrec._errors import DamagedFileError, SessionError
+from fastrec._sites import Site, Variant
+from fastrec.sinks._hdf5_layout import Bytes, DataInfo
+
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
+
+
+def line(kind: str, number: int, content: Any) -> bytes:
+    """One entry, as it is written."""
+    return signed(_encode([kind, number, content]))
+
+
+def signed(text: bytes) -> bytes:
+    """A line of JSON with its checksum in front."""
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def checked(text: bytes) -> bytes | None:
+    """The JSON of a line, None where its checksum does not fit."""
+    fits = len(text) > 9 and text[8:9] == b" " and b"%08x" % zlib.crc32(text[9:]) == text[:8]
+    return text[9:] if fits else None
+
+
+class CatalogLog:
+    """The entries of a catalog that a segment does not have yet."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._tables: list[tuple[str, Interned[Any]]] = [
+            ("entry", catalog.entries),
+            ("phase", catalog.phases),
+            ("site", catalog.sites),
+            ("spec", catalog.specs),
+            ("variant", catalog.variants),
+        ]
+        self._done = [0] * len(self._tables)
+
+    def restart(self) -> None:
+        """A new segment has none of them."""
+        self._done = [0] * len(self._tables)
+
+    def lines(self) -> Iterator[bytes]:
+        """What was added since the last call."""
+        # Variants name the others, so their number is read first.
+        lengths = [len(table) for _, table in reversed(self._tables)][::-1]
+        for i, (kind, table) in enumerate(self._tables):
+            for number in range(self._done[i], lengths[i]):
+                item = table[number]
+                yield line(kind, number, _told(item) if kind == "spec" else item)
+        self._done = lengths
+
+
+class StoredTransform:
+    """Stands for a transform that a file can't hold: its name, to be read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, value: torch.Tensor) -> torch.Tensor:
+        raise SessionError(f"the transform {self.name} was applied while recording; a file keeps its name alone")
+
+    def __repr__(self) -> str:
+        return f"<transform {self.name}>"
+
+
+def _told(spec: CaptureSpec) -> dict[str, Any]:
+    fields = {name: getattr(spec, name) for name in CaptureSpec.__struct_fields__}
+    if spec.dtype is not None:
+        fields["dtype"] = str(spec.dtype).removeprefix("torch.")
+    if spec.device is not None:
+        fields["device"] = str(torch.device(spec.device))
+    if spec.transform is not None:
+        fields["transform"] = getattr(spec.transform, "__qualname__", None) or repr(spec.transform)
+    return fields
+
+
+class Log:
+    """What the logs of the segments say, put together."""
+
+    def __init__(self) -> None:
+        self.catalog = Catalog()
+        self.facts: dict[str, Any] = {}
+        self.samples: dict[int, str | int] = {}
+        self.data: dict[tuple[int, int], DataInfo] = {}
+
+    def read(self, segment: int, data: Bytes) -> int:
+        """Take in the log of one segment, up to its first line that is not whole; the bytes of the whole ones."""
+        end = 0
+        for text in data.tobytes().split(b"\n"):
+            entry = checked(text)
+            if entry is None:
+                break
+            end += len(text) + 1
+            try:
+                kind, number, content = msgspec.json.decode(entry, type=tuple[str, int, msgspec.Raw])
+                self._add(segment, kind, number, content)
+            except (msgspec.DecodeError, ValueError, TypeError, AttributeError) as error:
+                raise DamagedFileError(f"the log holds an entry that makes no sense: {error}") from error
+        return end
+
+    def _add(self, segment: int, kind: str, number: int, content: msgspec.Raw) -> None:
+        catalog = self.catalog
+        tables: dict[str, tuple[Interned[Any], Any]] = {
+            "site": (catalog.sites, Site),
+            "variant": (catalog.variants, Variant),
+            "entry": (catalog.entries, str),
+            "phase": (catalog.phases, str),
+        }
+        if kind in tables:
+            table, made_of = tables[kind]
+            _put(table, number, msgspec.json.decode(content, type=made_of))
+        elif kind == "spec" and number >= len(catalog.specs):
+            _put(catalog.specs, number, _spec_of(msgspec.json.decode(content, type=dict[str, Any])))
+        elif kind == "data":
+            self.data[segment, number] = msgspec.json.decode(content, type=DataInfo)
+        elif kind == "sample":
+            self.samples[number] = msgspec.json.decode(content, type=str | int)
+        elif kind == "halted":
+            catalog.halted[number] = msgspec.json.decode(content, type=str)
+        elif kind == "session":
+            self.facts = msgspec.json.decode(content, type=dict[str, Any])
+            catalog.header = self.facts["header"]
+
+
+def _put(table: Interned[Any], number: int, item: Any) -> None:
+    """Each segment tells all of it again, so most is known."""
+    if table.add(item) != number:
+        raise DamagedFileError(f"entry {number} of the log, {item!r:.80}, is not where it belongs")
+
+
+def _spec_of(fields: dict[str, Any]) -> CaptureSpec:
+    if fields["dtype"] is not None:
+        fields["dtype"] = torch_dtype_of(fields["dtype"])
+    if fields["transform"] is not None:
+        fields["transform"] = StoredTransform(fields["transform"])
+    return CaptureSpec(**fields)
+
+
+def torch_dtype_of(name: str) -> torch.dtype:
+    """A dtype by its name; anything else is a DamagedFileError."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise DamagedFileError(f"{name!r} is no dtype that this torch knows")
+    return found

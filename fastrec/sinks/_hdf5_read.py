@@ -1,0 +1,218 @@
+"""Finding the files of a recording, finished or not, and what they hold that was written to its end."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from fastrec._contracts import OUTCOMES
+from fastrec._errors import DamagedFileError, RecordingFileError, RecordingNotFoundError
+from fastrec.sinks._hdf5_file import map_of
+from fastrec.sinks._hdf5_layout import (
+    FORMAT,
+    LOG,
+    MARKS,
+    PASSES,
+    RECORDS,
+    TABLES,
+    TRAILER,
+    VERSION,
+    Bytes,
+    SegmentMap,
+    read_rows,
+)
+from fastrec.sinks._hdf5_log import Log, checked
+from fastrec.sinks._hdf5_paths import Paths
+
+PIECE = 1 << 16
+
+
+class ReadFile:
+    """One segment, open for reading."""
+
+    def __init__(self, path: str, *, growing: bool, map_path: str = "") -> None:
+        self.path = path
+        self.growing = growing
+        self._file = -1
+        # Opened before its map is read: a segment that is finished meanwhile stays the file that the map speaks of.
+        try:
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except PermissionError as error:
+            raise RecordingFileError(f"{path!r} can't be read: {error.strerror}") from error
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            raise RecordingFileError(f"{path!r} can't be read: it is no plain file")
+        self.map = _map_beside(path, map_path) if growing else _trailer(self._file) or map_of(path)
+        self._check()
+
+    def __del__(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+
+    @property
+    def number(self) -> int:
+        return self.map.segment
+
+    @property
+    def descriptor(self) -> int:
+        return self._file
+
+    def rows(self, name: str, first: int, count: int, out: Bytes | None = None) -> Bytes:
+        """Rows of a data set, as bytes."""
+        if name not in self.map.sets:
+            raise DamagedFileError(f"{self.path!r} lacks the data set {name!r}")
+        try:
+            return read_rows(self._file, self.map.sets[name], first, count, out)
+        except DamagedFileError as error:
+            raise DamagedFileError(f"{self.path!r}, {name!r}: {error}") from None
+        except OSError as error:
+            raise RecordingFileError(f"{self.path!r} can't be read: {error.strerror}") from error
+
+    def table(self, name: str) -> npt.NDArray[Any]:
+        """The rows of a table that were written to their end."""
+        pieces, total = [], self.map.sets[name].rows
+        for first in range(0, total, PIECE):
+            piece = self.rows(name, first, min(PIECE, total - first)).view(TABLES[name])
+            whole = piece["ok"] == 1
+            if whole.all():
+                pieces.append(piece)
+                continue
+            if not self.growing:
+                raise DamagedFileError(f"{self.path!r}: a row of {name!r} was not written to its end")
+            pieces.append(piece[: int(np.argmin(whole))])
+            break
+        return np.concatenate(pieces) if pieces else np.empty(0, TABLES[name])
+
+    def log(self, into: Log) -> int:
+        """Take in the log; how many bytes of it count."""
+        total = self.map.sets[LOG].rows
+        data = self.rows(LOG, 0, min(PIECE, total))
+        while self.growing and data.size < total and data[-1]:
+            data = np.concatenate([data, self.rows(LOG, data.size, min(2 * data.size, total - data.size))])
+        if not self.growing:
+            data = self.rows(LOG, 0, total)
+        end = into.read(self.number, data)
+        if not self.growing and end < total:
+            raise DamagedFileError(f"{self.path!r}: the log is damaged after {end} of {total} bytes")
+        return end
+
+    def _check(self) -> None:
+        for name in (LOG, *TABLES):
+            if name not in self.map.sets:
+                raise DamagedFileError(f"{self.path!r} lacks the data set {name!r}")
+        size = os.fstat(self._file).st_size
+        for name, extent in self.map.sets.items():
+            if name in TABLES and extent.row_bytes != TABLES[name].itemsize:
+                raise DamagedFileError(f"{self.path!r}: the rows of {name!r} have {extent.row_bytes} bytes")
+            chunks = -(-extent.rows // extent.chunk_rows) if extent.chunk_rows > 0 else -1
+            if extent.rows < 0 or extent.row_bytes < 0 or chunks > len(extent.offsets) or chunks < 0:
+                raise DamagedFileError(f"{self.path!r}: the data set {name!r} makes no sense")
+            piece = min(extent.chunk_rows, extent.rows) * extent.row_bytes
+            if chunks and not 0 <= min(extent.offsets) <= max(extent.offsets) <= size - piece:
+                raise DamagedFileError(f"{self.path!r}: {name!r} lies past the end of the file; was it copied whole?")
+
+
+def find_files(path: str | os.PathLike[str]) -> list[ReadFile]:
+    """The segments of a recording, in order."""
+    paths = Paths(path)
+    for _ in range(8):
+        try:
+            found = _opened(paths)
+        except FileNotFoundError:  # it was finished, and has another name now
+            continue
+        if found:
+            return found
+        if paths.segments():
+            raise RecordingNotFoundError(f"the recording at {paths.path!r} has only begun, and nothing was flushed yet")
+        break
+    raise RecordingNotFoundError(f"there is no recording at {paths.path!r}")
+
+
+def _opened(paths: Paths) -> list[ReadFile]:
+    if os.path.exists(paths.path):
+        return [ReadFile(paths.path, growing=False)]
+    there = paths.segments()
+    found = []
+    for number in sorted(there):
+        if paths.sealed(number) in there[number]:
+            found.append(ReadFile(paths.sealed(number), growing=False))
+        elif paths.map(number) in there[number]:
+            found.append(ReadFile(paths.growing(number), growing=True, map_path=paths.map(number)))
+        if found and [file.number for file in found] != list(range(len(found))):
+            raise DamagedFileError(f"segment {len(found) - 1} of {paths.path!r} is missing, or another took its place")
+    return found
+
+
+def _map_beside(path: str, map_path: str) -> SegmentMap:
+    with open(map_path, "rb") as file:
+        text = file.read()
+    entry = checked(text.rstrip(b"\n"))
+    if entry is None:  # damaged; the file itself may well be whole
+        return map_of(path)
+    found = msgspec.json.decode(entry, type=SegmentMap)
+    if found.version != VERSION:
+        raise DamagedFileError(f"{path!r} has version {found.version}; this fastrec reads {VERSION}")
+    return found
+
+
+def _trailer(file: int) -> SegmentMap | None:
+    """The map behind the end of a finished file, which spares looking at its structure; None where there is none."""
+    size = os.fstat(file).st_size
+    last = os.pread(file, TRAILER.size, max(0, size - TRAILER.size))
+    if len(last) < TRAILER.size:
+        return None
+    length, mark = TRAILER.unpack(last)
+    if mark.rstrip(b"\0") != FORMAT.encode():
+        return None
+    start = size - TRAILER.size - length
+    entry = checked(os.pread(file, length, start).rstrip(b"\n")) if start >= 0 else None
+    if entry is None:
+        raise DamagedFileError("the end of the file, which tells what lies where, is damaged")
+    found = msgspec.json.decode(entry, type=SegmentMap)
+    return found if found.version == VERSION else None
+
+
+class Contents:
+    """The passes, records and steps of all segments, checked to fit together; ``used`` are the rows that count."""
+
+    def __init__(self, files: list[ReadFile]) -> None:
+        self.files = {file.number: file for file in files}
+        self.log = Log()
+        self.used: dict[int, dict[str, int]] = {}
+        passes, records, marks, first = [], [], [], 0
+        for file in files:
+            end = file.log(self.log)
+            own = file.table(PASSES)
+            count = int(own["count"].sum()) if (own["count"] >= 0).all() else -1
+            if count < 0 or not np.array_equal(own["first"], np.cumsum(own["count"]) - own["count"]):
+                raise DamagedFileError(f"{file.path!r}: the passes do not have the records one after the other")
+            own["first"] += first
+            first += count
+            passes.append(own)
+            records.append(file.rows(RECORDS, 0, count).view(TABLES[RECORDS]))
+            marks.append(file.table(MARKS))
+            self.used[file.number] = {LOG: end, PASSES: len(own), RECORDS: count, MARKS: len(marks[-1])}
+        self.passes, self.records, self.marks = (np.concatenate(tables) for tables in (passes, records, marks))
+        self._check()
+
+    def _check(self) -> None:
+        catalog = self.log.catalog
+        for name, values, known in (
+            ("variant", self.records["variant"], len(catalog.variants)),
+            ("entry", self.passes["entry"], len(catalog.entries)),
+            ("phase", self.passes["phase"], len(catalog.phases)),
+            ("phase", self.marks["phase"], len(catalog.phases)),
+            ("outcome", self.passes["outcome"], len(OUTCOMES)),
+        ):
+            if len(values) and not 0 <= values.min() <= values.max() < known:
+                raise DamagedFileError(f"a row names the {name} {values.max()}, and there are {known}")
+        for variant in catalog.variants.items:
+            if not (0 <= variant.site < len(catalog.sites) and 0 <= variant.spec < len(catalog.specs)):
+                raise DamagedFileError(f"the variant {variant.label!r} names a site or spec that is not there")
+        for key, info in self.log.data.items():
+            if min(info.shape, default=0) < 0:
+                raise DamagedFileError(f"the data {key} has the shape {info.shape}")

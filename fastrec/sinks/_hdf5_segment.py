@@ -1,0 +1,194 @@
+"""One file of a recording while it is written: its room is made ahead, so its structure never changes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from fastrec.sinks._hdf5_file import Wanted, create, name_of, rewrite, shrink
+from fastrec.sinks._hdf5_layout import LATE, LOG, TABLES, Bytes, DataInfo, write_rows
+from fastrec.sinks._hdf5_log import signed
+from fastrec.sinks._hdf5_paths import Paths
+from fastrec.sinks._hdf5_staging import Place, StagedBlock
+
+MOST_DATA_SETS = 512
+LARGEST_ROW = 1 << 30  # a chunk of HDF5 is less than 4 GiB; larger values lie among the late ones
+MOST_DIMENSIONS = 31
+MOST_TOLD = 2048
+"""What the log says of one data set takes less than so many bytes."""
+MOST_REWRITTEN = 128 << 20
+"""A file of up to so many bytes is written anew when it is finished; a larger one keeps holes where it had room."""
+
+
+class Needs(msgspec.Struct):
+    """What a new segment has to have room for: rows of its tables, and of each data set that is worth one.
+
+    ``rows`` are needed at once, ``weights`` the bytes that came of late, by number of the data.
+    """
+
+    rows: Mapping[int, int]
+    weights: Mapping[int, int]
+    tables: Mapping[str, int]
+
+
+class Segment:
+    """Hands out places for blocks of rows, and puts bytes there."""
+
+    def __init__(self, paths: Paths, number: int, infos: Sequence[DataInfo], needs: Needs, nbytes: int) -> None:
+        self.number = number
+        self._paths = paths
+        self._infos = infos
+        self._wanted = _planned(infos, needs, nbytes)
+        self._names = {int(one.attributes["number"]): one.name for one in self._wanted if "number" in one.attributes}
+        self._path = paths.growing(number)
+        self._map = create(self._path, number, self._wanted)
+        _write_map(paths.map(number), signed(msgspec.json.encode(self._map)))
+        self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        self._reserved: dict[str, int] = {}
+        self.used = dict.fromkeys(self._map.sets, 0)
+        self.seen: dict[int, DataInfo] = {}  # the data that has a place here
+        self._told_later = 0  # bytes of the log that are kept for what it has to say of that data
+
+    def place(self, block: StagedBlock) -> Place | None:
+        """Room for the rows of a block that are not settled elsewhere; None where there is none."""
+        untold = sum(number not in self.seen for number in block.stage.data) * MOST_TOLD
+        if not self.has_room({LOG: self._told_later + untold}):
+            return None
+        self._told_later += untold
+        firsts = []
+        for number, maker in zip(block.stage.data, block.stage.makers, strict=True):
+            first = self._reserve(number, maker.nbytes, block.count - block.cut)
+            if first is None:
+                return None
+            start, stride = first
+            firsts.append((start - block.cut * stride, stride))
+        for number in block.stage.data:
+            if number not in self.seen:
+                self.seen[number] = msgspec.structs.replace(self._infos[number], name=self._names.get(number, LATE))
+        return Place(self.number, firsts)
+
+    def put(self, number: int, first: tuple[int, int], start: int, rows: Bytes) -> None:
+        """Write rows of a block, the first of them at its place ``start``."""
+        at = first[0] + start * first[1]
+        if not rows.size:
+            return
+        if at >= 0:
+            self._write(self._names[number], at, rows, len(rows))
+        else:
+            self._write(LATE, -1 - at, rows, rows.size)
+
+    def has_room(self, wanted: Mapping[str, int]) -> bool:
+        """Whether the tables can take so many rows more."""
+        return all(self.used[name] + rows <= self._map.sets[name].rows for name, rows in wanted.items())
+
+    def append(self, table: str, rows: npt.NDArray[np.void] | bytes) -> None:
+        """Write rows behind those that a table has."""
+        data = np.frombuffer(rows if isinstance(rows, bytes) else rows.tobytes(), np.uint8)
+        if data.size:
+            self._write(table, self.used[table], data, len(rows))
+
+    def sync(self) -> None:
+        """Wait until the disk has what was written."""
+        os.fdatasync(self._file)
+
+    def seal(self, path: str, *, durable: bool) -> None:
+        """Make a finished file of it, of its real size, and give it its name."""
+        real = sum(self.used[name] * extent.row_bytes for name, extent in self._map.sets.items())
+        if real > MOST_REWRITTEN or not self._rewritten(path, durable):
+            shrink(self._path, self.used)
+            if durable:
+                self.sync()
+            os.replace(self._path, path)
+        self.leave()
+        self._paths.forget(self.number)
+
+    def leave(self) -> None:
+        """Let go of the file as it is."""
+        os.close(self._file)
+
+    def _rewritten(self, path: str, durable: bool) -> bool:
+        wanted = [msgspec.structs.replace(one, rows=self.used[one.name]) for one in self._wanted]
+        part = self._paths.part(self.number)
+        try:
+            rewrite(self._file, self._map, wanted, part, durable=durable)
+        except OSError:  # no room for a second copy, so the first is cut down in its place
+            if os.path.exists(part):
+                os.unlink(part)
+            return False
+        os.replace(part, path)
+        return True
+
+    def _reserve(self, number: int, nbytes: int, rows: int) -> tuple[int, int] | None:
+        if not nbytes:
+            return -1, 0
+        name = self._names.get(number)
+        if name is not None:
+            start = self._reserved.get(name, 0)
+            if start + rows <= self._map.sets[name].rows:
+                self._reserved[name] = start + rows
+                return start, 1
+        start = -(-self._reserved.get(LATE, 0) // 64) * 64
+        if start + rows * nbytes > self._map.sets[LATE].rows:
+            return None
+        self._reserved[LATE] = start + rows * nbytes
+        return -1 - start, -nbytes
+
+    def _write(self, name: str, first: int, data: Bytes, rows: int) -> None:
+        write_rows(self._file, self._map.sets[name], first, data)
+        self.used[name] = max(self.used[name], first + rows)
+
+
+def _planned(infos: Sequence[DataInfo], needs: Needs, nbytes: int) -> list[Wanted]:
+    """The data sets of a segment: those that hold most of what came of late, each with its share of the room."""
+    chosen = sorted(needs.weights, key=lambda number: -needs.weights[number])[:MOST_DATA_SETS]
+    chosen = [n for n in chosen if 0 < needs.weights[n] and _row_bytes(infos[n]) <= LARGEST_ROW]
+    chosen = sorted(n for n in chosen if len(infos[n].shape) <= MOST_DIMENSIONS)
+    total = sum(needs.weights[number] for number in chosen)
+    wanted: dict[str, Wanted] = {}
+    for number in chosen:
+        info = infos[number]
+        share = max(nbytes * needs.weights[number] // total, nbytes // (8 * len(chosen)))
+        rows = max(min(share // _row_bytes(info), nbytes // 256), 2 * needs.rows.get(number, 0), 1)
+        folder, _, plain = info.name.partition("/")
+        name = name_of(folder, plain, wanted)
+        wanted[name] = Wanted(name, _dtype(info), _shape(info), rows, _attributes(info, number))
+    late = sum(_row_bytes(infos[n]) * rows + 64 for n, rows in needs.rows.items() if n not in chosen)
+    wanted[LATE] = Wanted(LATE, "uint8", (), max(nbytes // 4, 2 * late))
+    wanted[LOG] = Wanted(LOG, "uint8", (), max(nbytes // 64, 4 * needs.tables.get(LOG, 0)) + 2 * MOST_TOLD * len(infos))
+    for table, dtype in TABLES.items():
+        wanted[table] = Wanted(table, dtype, (), max(nbytes // 256, 2 * needs.tables.get(table, 0)))
+    return list(wanted.values())
+
+
+def _row_bytes(info: DataInfo) -> int:
+    if info.part == "step":
+        return info.step_dtype().itemsize
+    size = {"bfloat16": 2, "complex32": 4}.get(info.dtype) or (
+        1 if info.dtype.startswith("float8") else np.dtype(info.dtype).itemsize
+    )
+    return size * int(np.prod(info.shape, dtype=np.int64))
+
+
+def _dtype(info: DataInfo) -> object:
+    return info.step_dtype() if info.part == "step" else info.dtype
+
+
+def _shape(info: DataInfo) -> tuple[int, ...]:
+    return () if info.part == "step" else info.shape
+
+
+def _attributes(info: DataInfo, number: int) -> dict[str, str]:
+    return {"number": str(number), "part": info.part, "torch_dtype": info.dtype}
+
+
+def _write_map(path: str, data: bytes) -> None:
+    """Put the map in place whole: without it nothing in a growing file counts."""
+    with open(path + ".part", "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fdatasync(file.fileno())
+    os.replace(path + ".part", path)

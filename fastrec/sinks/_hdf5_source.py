@@ -1,0 +1,226 @@
+"""What files hold up to a moment, to be read."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastrec._contracts import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
+from fastrec._copying import aside
+from fastrec._errors import DamagedFileError
+from fastrec.sinks._hdf5_layout import LATE, Bytes, DataInfo
+from fastrec.sinks._hdf5_log import torch_dtype_of
+from fastrec.sinks._hdf5_read import Contents, find_files
+from fastrec.sinks._steps import StepTable
+
+Integers = npt.NDArray[np.int64]
+
+PREFIX = {"activation": "", "transformed_activation": "transformed_"}
+SPAN = 16 << 20
+"""So many bytes are read at once where some of the rows are not asked for."""
+
+
+class HDF5Source:
+    """The passes that were flushed when it was opened; values are read when they are asked for."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._contents = Contents(find_files(path))
+        self._files = self._contents.files
+        self._raw = self._contents.records
+        self.catalog = self._contents.log.catalog
+        self._layouts: dict[tuple[int, int], tuple[tuple[int, ...], torch.dtype, int]] = {}
+
+    def n_passes(self) -> int:
+        """How many passes ended, those that kept nothing included."""
+        return len(self._contents.passes)
+
+    def passes(self) -> npt.NDArray[Any]:
+        """One row per pass that kept something or ended badly, of ``PASS_DTYPE``, in order of ``pass_index``."""
+        return self._sorted[0]
+
+    def records(self) -> npt.NDArray[Any]:
+        """One row per record, of ``RECORD_DTYPE``, in order of (pass, event)."""
+        return self._sorted[1]
+
+    def steps(self) -> Sequence[PhaseSteps]:
+        """The marked steps, of each phase that has some."""
+        return self._steps
+
+    def sample_id(self, pass_index: int) -> str | int | None:
+        """The sample id that a pass was logged with."""
+        return self._contents.log.samples.get(pass_index)
+
+    def value(self, variant: int, row: int, part: Part) -> Tensor | None:
+        """One part of a record, None where it has no such part."""
+        prefix = PREFIX.get(part)
+        if row < 0 or prefix is None or self._raw[prefix + "data"][row] < 0:
+            return None
+        return self._read(np.array([row]), prefix)[0]
+
+    def values(self, variants: Integers, rows: Integers, part: Part) -> Sequence[Tensor]:
+        """The values of many records in their order, each with its records in front; as few tensors as possible."""
+        prefix = PREFIX.get(part)
+        missing = rows < 0
+        if prefix is not None:
+            missing |= self._raw[prefix + "data"][rows] < 0
+        if prefix is None or missing.any():
+            raise KeyError(0 if prefix is None else int(np.argmax(missing)))
+        keys, inverse = self._keys(rows, prefix)
+        numbers: dict[Any, int] = {}
+        layouts = np.array([numbers.setdefault(self._layout(key)[:2], len(numbers)) for key in keys], np.int64)[inverse]
+        edges = [0, *(np.flatnonzero(np.diff(layouts)) + 1).tolist(), len(rows)]
+        return [self._read(rows[start:stop], prefix) for start, stop in zip(edges, edges[1:], strict=False)]
+
+    def nbytes(self, variants: Integers, rows: Integers) -> Integers:
+        """The bytes that each record's tensors take."""
+        total = np.zeros(len(rows), np.int64)
+        for prefix in PREFIX.values():
+            kept = np.flatnonzero(rows >= 0)
+            kept = kept[self._raw[prefix + "data"][rows[kept]] >= 0]
+            keys, inverse = self._keys(rows[kept], prefix)
+            total[kept] += np.array([self._layout(key)[2] for key in keys], np.int64)[inverse]
+        return total
+
+    @cached_property
+    def _sorted(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        raw = self._contents.passes
+        raw = raw[(raw["count"] > 0) | (raw["outcome"] != 0)]
+        order = np.argsort(raw["pass_index"], kind="stable")
+        passes = np.zeros(len(raw), PASS_DTYPE)
+        for name in PASS_DTYPE.names or ():
+            passes[name] = raw[name][order]
+        count = passes["count"]
+        first = np.cumsum(count) - count
+        at = np.repeat(passes["first"] - first, count) + np.arange(count.sum())
+        passes["first"] = first
+        records = np.empty(len(at), RECORD_DTYPE)
+        records["variant"], records["time"] = self._raw["variant"][at], self._raw["time"][at]
+        records["row"] = np.where((self._raw["data"][at] < 0) & (self._raw["transformed_data"][at] < 0), -1, at)
+        return passes, records
+
+    @cached_property
+    def _steps(self) -> list[PhaseSteps]:
+        marks = self._contents.marks
+        rows, infos = self._step_rows()
+        found: list[PhaseSteps] = []
+        for phase in dict.fromkeys(marks["phase"].tolist()):
+            here = np.flatnonzero(marks["phase"] == phase)
+            numbers = set(marks["data"][here].tolist())
+            if len(numbers) > 1:
+                return self._steps_one_by_one(rows, infos)
+            number = numbers.pop()
+            own = np.concatenate([rows[key] for key in sorted(rows) if key[1] == number])
+            columns = {name: own[f"column:{name}"].copy() for name, _, _ in infos[number].columns}
+            found.append(PhaseSteps(phase, own["step"].copy(), own["order"].copy(), columns, {}))
+        return found
+
+    def _step_rows(self) -> tuple[dict[tuple[int, int], npt.NDArray[Any]], dict[int, DataInfo]]:
+        """The rows of all marks in order, by segment and data."""
+        marks = self._contents.marks
+        rows: dict[tuple[int, int], npt.NDArray[Any]] = {}
+        infos: dict[int, DataInfo] = {}
+        for segment, number in np.unique(marks[["segment", "data"]]).tolist():
+            key = segment, number
+            infos[number] = info = self._info(key)
+            try:
+                dtype = info.step_dtype()
+            except (TypeError, ValueError) as error:
+                raise DamagedFileError(f"the columns of steps {info.columns} make no sense") from error
+            at = marks["row"][(marks["segment"] == segment) & (marks["data"] == number)]
+            out = np.empty((len(at), dtype.itemsize), np.uint8)
+            self._fill(out, key, info, at)
+            rows[key] = out.reshape(-1).view(dtype)
+        return rows, infos
+
+    def _steps_one_by_one(
+        self, rows: dict[tuple[int, int], npt.NDArray[Any]], infos: dict[int, DataInfo]
+    ) -> list[PhaseSteps]:
+        """Steps of which some have other columns than others."""
+        marks = [(int(row["order"]), key[1], row) for key, own in rows.items() for row in own]
+        table = StepTable()
+        for _, number, row in sorted(marks, key=lambda mark: mark[0]):
+            columns = {name: np.array(row[f"column:{name}"]) for name, _, _ in infos[number].columns}
+            table.mark(infos[number].phase, int(row["step"]), columns)
+        return table.read()
+
+    def _keys(self, rows: Integers, prefix: str) -> tuple[list[tuple[int, int]], Integers]:
+        """The different (segment, data) of rows, and which of them each row has."""
+        raw = self._raw[rows]
+        together = (raw[prefix + "segment"].astype(np.int64) << 32) | raw[prefix + "data"]
+        found, inverse = np.unique(together, return_inverse=True)
+        return [(key >> 32, key & 0xFFFFFFFF) for key in found.tolist()], inverse
+
+    def _layout(self, key: tuple[int, int]) -> tuple[tuple[int, ...], torch.dtype, int]:
+        """The shape, dtype and bytes of the values in a data set."""
+        found = self._layouts.get(key)
+        if found is None:
+            info = self._info(key)
+            dtype = torch_dtype_of(info.dtype)
+            found = self._layouts[key] = info.shape, dtype, dtype.itemsize * math.prod(info.shape)
+        return found
+
+    def _info(self, key: tuple[int, int]) -> DataInfo:
+        if key not in self._contents.log.data or key[0] not in self._files:
+            raise DamagedFileError(f"a record lies in data {key[1]} of segment {key[0]}, which is not here")
+        return self._contents.log.data[key]
+
+    def _read(self, rows: Integers, prefix: str) -> Tensor:
+        """Values of one layout as one tensor."""
+        keys, inverse = self._keys(rows, prefix)
+        shape, dtype, nbytes = self._layout(keys[0])
+        raw = self._raw[prefix + "row"][rows]
+        self._check_size(keys, raw, inverse, nbytes)
+        out = np.empty((len(rows), nbytes), np.uint8)
+        if nbytes:
+            edges = [0, *(np.flatnonzero(np.diff(inverse)) + 1).tolist(), len(rows)]
+            for start, stop in zip(edges, edges[1:], strict=False):
+                key = keys[inverse[start]]
+                self._fill(out[start:stop], key, self._info(key), raw[start:stop])
+        with aside():
+            if not nbytes:
+                return torch.empty((len(rows), *shape), dtype=dtype)
+            return torch.from_numpy(out.reshape(-1)).view(dtype).reshape(len(rows), *shape)
+
+    def _check_size(self, keys: list[tuple[int, int]], raw: Integers, inverse: Integers, nbytes: int) -> None:
+        """Before memory is taken for values: the file has to be as large as they are said to be."""
+        for i, key in enumerate(keys):
+            name = self._info(key).name
+            extent = self._files[key[0]].map.sets.get(name)
+            in_set = raw[inverse == i] >= 0
+            if extent is None or (in_set.any() and extent.row_bytes != nbytes):
+                raise DamagedFileError(f"the data set {name!r} does not hold values of {nbytes} bytes")
+            late = self._files[key[0]].map.sets.get(LATE)
+            if not in_set.all() and nbytes and (late is None or late.rows < nbytes):
+                raise DamagedFileError(f"the data set {LATE!r} does not hold values of {nbytes} bytes")
+
+    def _fill(self, out: Bytes, key: tuple[int, int], info: DataInfo, raw: Integers) -> None:
+        """Read rows of one data set; those before 0 are bytes of the late ones."""
+        file, nbytes = self._files[key[0]], out.shape[1]
+        most = max(1, SPAN // nbytes)
+        for start in range(0, len(raw), most):
+            part, into = raw[start : start + most], out[start : start + most]
+            low, high = int(part.min()), int(part.max())
+            flat = into.reshape(-1)
+            if low < 0:
+                if len(part) == 1 or (np.diff(part) == -nbytes).all():
+                    file.rows(LATE, -1 - int(part[0]), flat.size, flat)
+                    continue
+            elif high - low + 1 == len(part) and (np.diff(part) == 1).all():
+                file.rows(info.name, low, len(part), flat)
+                continue
+            elif high - low < 4 * len(part):
+                into[:] = file.rows(info.name, low, high - low + 1).reshape(-1, nbytes)[part - low]
+                continue
+            for row, one in zip(part.tolist(), into, strict=True):
+                if row < 0:
+                    file.rows(LATE, -1 - row, nbytes, one)
+                else:
+                    file.rows(info.name, row, 1, one)

@@ -1,0 +1,236 @@
+"""Files that are none, or not all of one: a typed error, never a crash, never a value that was not recorded."""
+
+import shutil
+from pathlib import Path
+from random import Random
+
+import h5py
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+import fastrec
+from fastrec import FastrecError, Recorder
+from fastrec._errors import (
+    DamagedFileError,
+    OptionError,
+    RecordingExistsError,
+    RecordingFileError,
+    RecordingNotFoundError,
+    SessionError,
+)
+from fastrec.sinks import HDF5Sink
+from fastrec.sinks._hdf5_layout import SegmentMap
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("finished") / "run.h5"
+    recorded(HDF5Sink(path)).__exit__(None, None, None)
+    return path
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("growing") / "run.h5"
+    recorded(HDF5Sink(path, segment_bytes=1 << 20)).flush()
+    copy = tmp_path_factory.mktemp("killed")
+    for name in path.parent.iterdir():
+        shutil.copyfile(name, copy / name.name)
+    return copy / "run.h5"
+
+
+def recorded(sink: HDF5Sink) -> Recorder:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh())
+    rec = Recorder(model, keep_op=True, keep_module=True, sink=sink).__enter__()
+    for i in range(20):
+        rec.log(torch.full((2, 3), float(i)), sample_id=f"s{i}")
+        rec.step(reward=float(i))
+    return rec
+
+
+def read_all(path: Path) -> None:
+    """Look at everything that a recording has."""
+    recording = fastrec.load(path)
+    assert len(list(recording)) == len(recording)
+    for record in recording:
+        _ = record.activation, record.transformed_activation, record.ctx.sample_id, repr(record)
+    for key in recording.sites:
+        recording.stack(f"site:{key}")
+    recording.summary()
+    assert len(recording.steps) >= 0
+
+
+def refused_or_read(path: Path) -> bool:
+    try:
+        read_all(path)
+    except FastrecError:
+        return False
+    return True
+
+
+def test_a_file_that_is_cut_off_is_told(finished: Path, tmp_path: Path) -> None:
+    whole, path = finished.read_bytes(), tmp_path / "cut.h5"
+    for size in (0, 1, 100, 2048, len(whole) // 2):
+        path.write_bytes(whole[:size])
+        with pytest.raises(DamagedFileError, match="can't be opened as HDF5|end of the file|ends before"):
+            read_all(path)
+
+
+def test_a_growing_file_that_is_cut_off_is_told(growing: Path, tmp_path: Path) -> None:
+    for name in growing.parent.iterdir():
+        shutil.copyfile(name, tmp_path / name.name)
+    with (tmp_path / "run.00000.h5.tmp").open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(DamagedFileError, match="past the end of the file"):
+        read_all(tmp_path / "run.h5")
+    with pytest.raises(DamagedFileError, match="past the end of the file"):
+        fastrec.recover(tmp_path / "run.h5")
+
+
+def test_flipped_bits_are_told_or_harmless(finished: Path, growing: Path, tmp_path: Path) -> None:
+    random = Random(0)
+    whole, mapped = finished.read_bytes(), (growing.parent / "run.00000.h5.tmp.map").read_bytes()
+    shutil.copyfile(growing.parent / "run.00000.h5.tmp", tmp_path / "grow.00000.h5.tmp")
+    outcomes = set()
+    for _ in range(150):
+        for original, path, name in (
+            (whole, tmp_path / "flipped.h5", tmp_path / "flipped.h5"),
+            (mapped, tmp_path / "grow.00000.h5.tmp.map", tmp_path / "grow.h5"),
+        ):
+            data = bytearray(original)
+            for _ in range(random.choice([1, 1, 30])):
+                # Without the mark at its end it would be up to HDF5 itself what becomes of a damaged file.
+                data[random.randrange(len(data) - 16)] ^= 1 << random.randrange(8)
+            path.write_bytes(data)
+            outcomes.add(refused_or_read(name))
+    assert outcomes == {True, False}
+
+
+def test_rows_that_make_no_sense_are_told(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.h5"
+    changes = [
+        ("passes", "count", 1 << 60),
+        ("passes", "count", -1),
+        ("passes", "phase", 99),
+        ("passes", "outcome", 77),
+        ("passes", "ok", 0),
+        ("records", "variant", -2),
+        ("records", "variant", 1 << 30),
+        ("records", "data", 12345),
+        ("records", "segment", 5),
+        ("records", "row", 1 << 40),
+        ("records", "row", -(1 << 40)),
+        ("marks", "data", 0),
+        ("marks", "row", 1 << 50),
+    ]
+    for table, field, value in changes:
+        shutil.copyfile(finished, path)
+        with h5py.File(path, "r+") as file:
+            rows = file[table][:]
+            rows[field][3] = value
+            file[table][:] = rows
+        with pytest.raises(DamagedFileError):
+            read_all(path)
+
+
+def test_files_of_other_programs_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "other.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.zeros(3)
+    with pytest.raises(DamagedFileError, match="no recording of fastrec"):
+        fastrec.load(path)
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(DamagedFileError, match="can't be opened as HDF5"):
+        fastrec.load(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(RecordingFileError, match="it is no plain file"):
+        fastrec.load(path)
+
+
+def test_a_newer_version_is_told(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "newer.h5"
+    shutil.copyfile(finished, path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["version"] = 99
+    with pytest.raises(DamagedFileError, match="has version 99; this fastrec reads 1"):
+        fastrec.load(path)
+
+
+def test_a_missing_segment_is_told(tmp_path: Path) -> None:
+    sink = HDF5Sink(tmp_path / "run.h5", segment_bytes=1 << 20)
+    with Recorder(torch.nn.Identity(), keep_module=True, sink=sink) as rec:
+        for i in range(9):
+            rec.log(torch.full((300_000,), float(i)))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names[0] == "run.00000.h5" and len(names) >= 2
+    assert fastrec.load(tmp_path / "run.h5").stack("module:")[:, 0].tolist() == list(range(9))
+    (tmp_path / "run.00000.h5").unlink()
+    with pytest.raises(DamagedFileError, match="segment 0 of .* is missing"):
+        fastrec.load(tmp_path / "run.h5")
+
+
+def test_nothing_is_written_over(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    shutil.copyfile(finished, path)
+    with pytest.raises(RecordingExistsError, match=r"run.h5' exists; give another path, or HDF5Sink\(.*overwrite=True"):
+        recorded(HDF5Sink(path))
+    assert path.read_bytes() == finished.read_bytes()
+    first = recorded(HDF5Sink(path, overwrite=True))
+    with pytest.raises(RecordingExistsError, match="run.00000.h5.tmp' exists"):
+        recorded(HDF5Sink(path))
+    first.__exit__(None, None, None)
+    with pytest.raises(RecordingExistsError, match="exists; give another path to recover to"):
+        fastrec.recover(path, to=path)
+
+
+def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RecordingNotFoundError, match="there is no recording at '.*run.h5'"):
+        fastrec.load(tmp_path / "run.h5")
+    rec = recorded(HDF5Sink(tmp_path / "run.h5", flush_seconds=1000))
+    with pytest.raises(RecordingNotFoundError, match="has only begun, and nothing was flushed yet"):
+        fastrec.load(tmp_path / "run.h5")
+    rec.__exit__(None, None, None)
+
+
+def test_a_session_that_only_writes_a_file_says_how_to_read_it(tmp_path: Path) -> None:
+    rec = recorded(HDF5Sink(tmp_path / "run.h5"))
+    with pytest.raises(SessionError, match=r"read it with fastrec.load\('.*run.h5'\), or add RAM"):
+        _ = rec.recording
+    rec.__exit__(None, None, None)
+
+
+def test_recovering_elsewhere_leaves_the_files_alone(growing: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in growing.parent.iterdir()}
+    found = fastrec.recover(growing, to=tmp_path / "whole.h5")
+    assert (found.passes, found.steps) == (20, 20)
+    assert "what ran after pass 19" in found.lost
+    assert {path.name: path.read_bytes() for path in growing.parent.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.h5"]
+    read_all(tmp_path / "whole.h5")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"block_bytes": 0}, "block_bytes=0.: give a whole number of bytes from 1 up"),
+        ({"flush_seconds": 0}, "flush_seconds=0.: give a number of seconds above 0"),
+        ({"durable": 1}, "durable=1.: give True or False"),
+        ({"blocks": 1}, "the options are block_bytes"),
+    ],
+)
+def test_options_that_do_not_fit_are_told(options: dict[str, object], told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        HDF5Sink("run.h5", **options)
+
+
+def test_a_path_has_to_say_that_it_is_hdf5() -> None:
+    with pytest.raises(OptionError, match="has to end in .h5 or .hdf5"):
+        HDF5Sink("run.zip")
+
+
+def test_the_map_is_plain_json(growing: Path) -> None:
+    text = (growing.parent / "run.00000.h5.tmp.map").read_bytes()
+    assert msgspec.json.decode(text[9:], type=SegmentMap).segment == 0

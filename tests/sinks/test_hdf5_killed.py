@@ -1,0 +1,243 @@
+"""What was reported flushed is there, whatever happens to the process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from sinks import killed
+
+import fastrec
+from fastrec import Recorder, Recording
+from fastrec._errors import RecordingFileError, RecordingNotFoundError
+from fastrec.sinks import HDF5Sink
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(path: Path, seed: int, code: str = "") -> "subprocess.Popen[str]":
+    command = [sys.executable, *(("-c", code) if code else ("-m", "sinks.killed")), str(path), str(seed)]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def last_flushed(told: str) -> int:
+    whole = [line.split() for line in told[: told.rfind("\n") + 1].splitlines() if line.startswith(killed.FLUSHED)]
+    return int(whole[-1][1]) if whole else -1
+
+
+def check(recording: Recording, flushed: int) -> None:
+    """Every pass that was flushed is there bit for bit, and none that is there is wrong."""
+    assert recording.n_passes > flushed
+    source = recording._source
+    passes, records = source.passes(), source.records()
+    assert passes["pass_index"].tolist() == list(range(len(passes)))
+    at = np.repeat(passes["pass_index"], passes["count"])
+    catalog = source.catalog
+    for variant in np.unique(records["variant"]).tolist():
+        here = np.flatnonzero(records["variant"] == variant)
+        name = catalog.site_of(variant).name
+        pieces = source.values(records["variant"][here].astype(np.int64), records["row"][here], "activation")
+        values = torch.cat([*pieces])
+        part = int(name.split(".")[1]) / 64 if name.startswith("parts") else 0.0
+        expected = torch.from_numpy(at[here]).float().reshape(-1, 1, 1) + part
+        assert torch.equal(values, expected.expand_as(values))
+        assert {killed.rows_of(index) for index in at[here].tolist()} == {values.shape[1]}
+    for index, count in enumerate(passes["count"].tolist()):
+        assert count == min(40, 2 + index // 20) + 1
+    steps = recording.steps
+    if flushed >= 0:
+        numbers = steps["number"]
+        assert len(numbers) > flushed and numbers.tolist() == list(range(len(numbers)))
+        assert steps["both"].tolist() == [[n, -n] for n in numbers.tolist()]
+
+
+def kill_and_check(folder: Path, seed: int) -> str:
+    path = folder / f"{seed}.h5"
+    process = start(path, seed)
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    time.sleep(Random(-seed).choice([0.02, 0.3, 1.5]) * Random(seed).random())
+    process.send_signal(signal.SIGKILL if seed % 4 else signal.SIGTERM)
+    told, errors = process.communicate()
+    assert not errors, errors
+    flushed = last_flushed(first + told)
+    state = "finished" if path.exists() else "growing"
+    check(fastrec.load(path), flushed)
+    found = fastrec.recover(path)
+    check(fastrec.load(path), flushed)
+    assert found.passes > flushed
+    assert not [name for name in os.listdir(folder) if name.startswith(f"{seed}.") and not name.endswith(".h5")]
+    for name in os.listdir(folder):
+        with h5py.File(folder / name, "r") as file:
+            assert file.attrs["format"] == "fastrec"
+        os.unlink(folder / name)
+    return state
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_killed_process_loses_nothing_that_was_flushed(tmp_path: Path, seed: int) -> None:
+    kill_and_check(tmp_path, seed)
+
+
+@pytest.mark.slow
+def test_hundreds_of_killed_processes_lose_nothing_that_was_flushed(tmp_path: Path) -> None:
+    states = [kill_and_check(tmp_path, seed) for seed in range(1000, 1300)]
+    assert set(states) == {"growing", "finished"}
+
+
+CODE = """
+import os, sys, torch, fastrec
+from fastrec.sinks import HDF5Sink
+model = torch.nn.Linear(3, 3)
+with fastrec.Recorder(model, keep_op="linear", sink=HDF5Sink(sys.argv[1])) as rec:
+    for i in range(100):
+        model(torch.zeros(2, 3))
+        if i == 49:
+            rec.flush()
+    {end}
+"""
+
+
+def run(path: Path, end: str) -> "subprocess.Popen[str]":
+    process = start(path, 0, CODE.format(end=end))
+    process.communicate()
+    return process
+
+
+def test_a_process_that_exits_at_once_loses_nothing_that_was_flushed(tmp_path: Path) -> None:
+    assert run(tmp_path / "run.h5", "os._exit(3)").returncode == 3
+    assert fastrec.load(tmp_path / "run.h5").n_passes >= 50
+
+
+@pytest.mark.parametrize("end", ["raise SystemError", "sys.exit(1)", "raise KeyboardInterrupt"])
+def test_a_loop_left_by_an_exception_loses_nothing(tmp_path: Path, end: str) -> None:
+    assert run(tmp_path / "run.h5", end).returncode != 0
+    assert os.listdir(tmp_path) == ["run.h5"]
+    assert fastrec.load(tmp_path / "run.h5").n_passes == 100
+
+
+def test_a_recorder_that_is_never_closed_does_not_keep_the_process(tmp_path: Path) -> None:
+    code = CODE.replace("with fastrec", "rec = fastrec").replace(" as rec:", ".__enter__()").replace("\n    ", "\n")
+    process = start(tmp_path / "run.h5", 0, code.replace("\n    rec.flush", "\n        rec.flush").format(end="pass"))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != -signal.SIGSEGV, errors
+
+
+FULL = """
+import resource, signal, sys, torch, fastrec
+from fastrec.sinks import HDF5Sink
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+model = torch.nn.Identity()
+rec = fastrec.Recorder(model, keep_module=True, sink=HDF5Sink(sys.argv[1], flush_seconds=0.05))
+limit = 40_000_000
+flushed = 0
+try:
+    with rec:
+        model(torch.zeros(1))
+        rec.flush()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        for i in range(1, 1000):
+            model(torch.full((100_000,), float(i)))
+            rec.flush()
+            flushed = i
+except fastrec.FastrecError as error:
+    assert isinstance(error, OSError), error
+    print(error)
+print("flushed", flushed)
+"""
+
+
+def test_a_limit_for_files_is_told_and_leaves_what_was_flushed(tmp_path: Path) -> None:
+    process = start(tmp_path / "run.h5", 0, FULL)
+    told, errors = process.communicate()
+    assert (process.returncode, errors) == (0, "")
+    assert "the recording stopped: [Errno 27] File too large" in told
+    flushed = last_flushed(told)
+    values = [record.activation for record in fastrec.load(tmp_path / "run.h5")]
+    assert len(values) > flushed
+    for i, value in enumerate(values[1:], 1):
+        assert value is not None and torch.equal(value, torch.full((100_000,), float(i)))
+
+
+def test_a_file_fits_the_limit_that_is_there_at_its_start(tmp_path: Path) -> None:
+    code = FULL.replace("        resource", "        # resource").replace("1000", "300")
+    early = "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n    with rec"
+    process = start(tmp_path / "run.h5", 0, code.replace("    with rec", early))
+    told, errors = process.communicate()
+    assert (process.returncode, errors) == (0, "")
+    assert "stopped" not in told
+    assert fastrec.load(tmp_path / "run.h5").n_passes == 300
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_flushed() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounts a small file system, which takes root")
+    folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", folder], capture_output=True).returncode:
+        folder.rmdir()
+        pytest.skip("may not mount here")
+    try:
+        process = start(folder / "run.h5", 0, FULL.replace("        resource", "        # resource"))
+        told, errors = process.communicate()
+        assert (process.returncode, errors) == (0, "")
+        assert "No space left on device" in told
+        recording = fastrec.load(folder / "run.h5")
+        assert recording.n_passes > last_flushed(told) > 0
+        assert recording[-1].activation is not None
+        del recording
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+        folder.rmdir()
+
+
+def test_a_folder_that_can_not_be_written_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(RecordingFileError, match="can't be written: No such file or directory"):
+        Recorder(torch.nn.Linear(2, 2), keep_op="linear", sink=HDF5Sink(tmp_path / "none" / "run.h5")).__enter__()
+    with pytest.raises(RecordingFileError, match="can't be written"):
+        Recorder(torch.nn.Linear(2, 2), keep_op="linear", sink="/proc/run.h5").__enter__()
+
+
+def test_what_stopped_the_writer_is_raised_once_more_only_if_nobody_saw_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = torch.nn.Identity()
+    monkeypatch.setattr("fastrec.sinks._hdf5_layout.os.pwrite", _no_space)
+    with pytest.raises(RecordingFileError, match="No space left"):
+        with Recorder(model, keep_module=True, sink=tmp_path / "run.h5"):
+            model(torch.zeros(2))
+    with pytest.raises(RecordingNotFoundError, match="there is no recording at"):
+        fastrec.load(tmp_path / "other.h5")
+
+
+def _no_space(*_: object) -> int:
+    raise OSError(28, "No space left on device")
+
+
+def test_memory_that_waits_for_the_disk_is_bounded_even_within_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = os.pwrite
+
+    def slowly(*given: object) -> int:
+        time.sleep(0.001)
+        return written(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("fastrec.sinks._hdf5_layout.os.pwrite", slowly)
+    model, most = torch.nn.Identity(), 0
+    sink = HDF5Sink(tmp_path / "run.h5", queue_bytes=1 << 20)
+    with Recorder(model, keep_module=True, sink=sink) as rec:
+        with rec.region():
+            for i in range(300):
+                model(torch.full((50_000,), float(i)))
+                most = max(most, sink.statistics()["bytes_waiting"])
+    assert (1 << 20) <= most <= 2 << 20
+    assert sink.statistics()["waits"] > 0
+    assert fastrec.load(tmp_path / "run.h5").stack("module:")[:, 0].tolist() == list(range(300))
