@@ -1,0 +1,241 @@
+"""Modules of torch that seem to do one thing are recorded right when they do more."""
+
+import copy
+import types
+from typing import Any
+
+import pytest
+import torch
+from contracts.engine import EVERYTHING
+from naive import assert_same_events, events_of, naive_events, seeded
+from torch import Tensor, nn
+
+from fastrec import Recorder
+from fastrec.predicates import every, op
+
+
+def simple() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(4, 4), nn.Tanh(), nn.Dropout(0.2), nn.LayerNorm(4), nn.Sequential(nn.ReLU(True), nn.Linear(4, 4))
+    )
+
+
+def hook_after(model: nn.Sequential) -> None:
+    model[0].register_forward_hook(lambda module, args, out: out.exp() + 1)
+
+
+def hook_before(model: nn.Sequential) -> None:
+    model[1].register_forward_pre_hook(lambda module, args: (args[0].sin(),))
+
+
+def hook_with_kwargs(model: nn.Sequential) -> None:
+    model[3].register_forward_hook(lambda module, args, kwargs, out: out * 2, with_kwargs=True)
+
+
+def hook_on_the_container(model: nn.Sequential) -> None:
+    model[4].register_forward_hook(lambda module, args, out: out.neg())
+
+
+def backward_hook(model: nn.Sequential) -> None:
+    model[1].register_full_backward_hook(lambda module, grad_in, grad_out: None)
+
+
+def forward_replaced(model: nn.Sequential) -> None:
+    model[1].forward = lambda x: x.tanh() + x.cos()
+
+
+def forward_of_the_container_replaced(model: nn.Sequential) -> None:
+    model[4].forward = types.MethodType(lambda self, x: self[1](self[0](x).sin()), model[4])
+
+
+def parametrized(model: nn.Sequential) -> None:
+    nn.utils.parametrizations.weight_norm(model[0])
+
+
+def old_weight_norm(model: nn.Sequential) -> None:
+    nn.utils.weight_norm(model[0])
+
+
+def subclass(model: nn.Sequential) -> None:
+    class Doubles(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * 2) * 2
+
+    model[0] = Doubles(4, 4)
+
+
+def own_call(model: nn.Sequential) -> None:
+    class Calls(nn.Linear):
+        def __call__(self, x: Tensor) -> Tensor:
+            return super().__call__(x * 2).cos()
+
+    model[0] = Calls(4, 4)
+
+
+def own_sequential(model: nn.Sequential) -> None:
+    class Adds(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + x
+
+    model[4] = Adds(nn.ReLU(), nn.Linear(4, 4))
+
+
+def weight_of_a_subclass(model: nn.Sequential) -> None:
+    class Tagged(torch.Tensor):
+        pass
+
+    model[0].weight = nn.Parameter(model[0].weight.detach().as_subclass(Tagged), requires_grad=False)
+
+
+def fails_inside(model: nn.Sequential) -> None:
+    class Catches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Sequential(nn.Linear(4, 4), nn.Linear(3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                return self.lin(x)
+            except RuntimeError:
+                return x.sin() + self.lin[0](x)
+
+    model[2] = Catches()
+
+
+def not_a_module(model: nn.Sequential) -> None:
+    class Lists(nn.Sequential):
+        def __iter__(self) -> Any:
+            return iter([lambda x: x.cos(), *self._modules.values()])
+
+    model[4] = Lists(nn.ReLU())
+
+
+def passed_through(model: nn.Sequential) -> None:
+    model[2] = nn.Dropout(0.0)
+    model[4] = nn.Sequential()
+
+
+def circular(model: nn.Sequential) -> None:
+    model[2] = nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular"), nn.Flatten())
+
+
+def max_norm(model: nn.Sequential) -> None:
+    class Embeds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(4, 4, max_norm=0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.table((x > 0).long().sum(1) % 4)
+
+    model[2] = Embeds()
+
+
+CHANGES = [
+    *(hook_after, hook_before, hook_with_kwargs, hook_on_the_container, forward_replaced),
+    *(forward_of_the_container_replaced, parametrized, subclass, own_call, own_sequential, weight_of_a_subclass),
+    *(fails_inside, not_a_module, passed_through, circular, max_norm),
+]
+
+KEEPS: dict[str, dict[str, Any]] = {
+    "everything": EVERYTHING,
+    "two types": {"keep_op": ["tanh", "linear"]},
+    "tanh": {"keep_op": "tanh"},
+    "sometimes": {"keep_op": op("linear", "relu", "sin", "cos", "add", "mul", "neg", "exp") & (every(1) | op("x"))},
+    "opaque": {"keep_op": lambda ctx: True},
+    "modules": {"keep_module": True, "keep_op": "relu"},
+}
+
+
+@pytest.mark.filterwarnings("ignore::fastrec.FastrecWarning", "ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("change", [lambda model: None, *CHANGES, old_weight_norm], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("late", [False, True])
+def test_what_is_changed_about_a_simple_module_is_seen(change: Any, keep: str, late: bool) -> None:
+    model, x = simple(), torch.randn(3, 4)
+    twin, before = copy.deepcopy(model), copy.deepcopy(model)
+    torch.manual_seed(2)
+    change(twin)
+    if not late:
+        torch.manual_seed(2)
+        change(model)
+    with Recorder(model, **KEEPS[keep]) as rec:
+        for _ in range(2):
+            with seeded():
+                model(x)
+        if late:
+            torch.manual_seed(2)
+            change(model)
+        for _ in range(2):
+            with seeded():
+                model(x)
+
+    def expect(which: nn.Module) -> list[Any]:
+        with seeded():
+            return [event for event in naive_events(which, lambda: which(x)) if _kept(event, keep)]
+
+    for number in range(4):
+        if late and change is own_call and number == 2:
+            continue  # what such a class does in __call__ is only seen once the module is known
+        which = before if late and number < 2 else twin
+        found, expected = events_of(rec.recording, number), expect(which)
+        if late and change in (parametrized,):  # it changes the class, which is read once
+            for event in (*found, *expected):
+                event.layer_type = event.layer_type.removeprefix("parametrized")
+        assert_same_events(found, expected)
+
+
+def _kept(event: Any, keep: str) -> bool:
+    if keep == "everything":
+        return True
+    if keep == "modules":
+        return event.kind == "module_exit" or (event.kind == "op" and event.layer_type == "relu")
+    if event.kind != "op":
+        return False
+    if keep == "sometimes":
+        return event.layer_type in ("linear", "relu", "sin", "cos", "add", "mul", "neg", "exp")
+    return keep == "opaque" or event.layer_type in {"tanh": ("tanh",), "two types": ("tanh", "linear")}[keep]
+
+
+class _Spy(torch.overrides.TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("keep", ["everything", "tanh", "opaque"])
+def test_modes_of_others_see_what_they_see_without_a_recorder(keep: str) -> None:
+    model, x = simple().eval(), torch.randn(3, 4)
+    seen = []
+    for recorded in (False, True):
+        with _Spy() as spy:
+            if recorded:
+                with Recorder(model, **KEEPS[keep]) as rec:
+                    spy.seen.clear()
+                    model(x), model(x)
+                    seen.append(list(spy.seen))
+            else:
+                model(x), model(x)
+                seen.append(list(spy.seen))
+    assert [name for name in seen[1] if name != "__get__"] == [name for name in seen[0] if name != "__get__"]
+    assert len(rec.recording) >= 2
+
+
+@pytest.mark.parametrize("first", ["everything", "tanh", "modules"])
+@pytest.mark.parametrize("second", ["two types", "tanh", "opaque"])
+def test_recorders_of_simple_modules_do_not_hide_ops_from_each_other(first: str, second: str) -> None:
+    model, x = simple().eval(), torch.randn(3, 4)
+    alone = []
+    for keep in (first, second):
+        with Recorder(model, **KEEPS[keep]) as rec:
+            model(x), model(x)
+        alone.append(rec.recording)
+    with Recorder(model, **KEEPS[first]) as one, Recorder(model, **KEEPS[second]) as two:
+        model(x), model(x)
+    for together, apart in zip((one.recording, two.recording), alone, strict=True):
+        for number in range(2):
+            assert_same_events(events_of(together, number, inside=True), events_of(apart, number, inside=True))
