@@ -267,6 +267,8 @@ class EagerEngine:
         step: Any = (known, is_fused_now(module)) if known.may_fuse else known
         entered = node.edges.get(step) or self._grow(mode, known, step)
         if not known.may_fuse and entered is not None:
+            if entered.module is not None and entered.module is not module and known.runs_one_op:
+                entered.quiet, entered.straight = False, None  # another one of its class may run more ops
             entered.module = module
             node.entered = entered
         return entered

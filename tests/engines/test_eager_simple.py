@@ -116,7 +116,8 @@ def passed_through(model: nn.Sequential) -> None:
 
 
 def circular(model: nn.Sequential) -> None:
-    model[2] = nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular"), nn.Flatten())
+    convolution = nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular")
+    model[2] = nn.Sequential(nn.Unflatten(1, (1, 4)), convolution, nn.Flatten())
 
 
 def max_norm(model: nn.Sequential) -> None:
@@ -195,6 +196,19 @@ def _kept(event: Any, keep: str) -> bool:
     if keep == "sometimes":
         return event.layer_type in ("linear", "relu", "sin", "cos", "add", "mul", "neg", "exp")
     return keep == "opaque" or event.layer_type in {"tanh": ("tanh",), "two types": ("tanh", "linear")}[keep]
+
+
+def test_a_module_that_is_replaced_by_one_that_runs_more_ops() -> None:
+    model = nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 1, 3, padding=1), nn.Flatten())
+    x = torch.randn(3, 4)
+    with torch.no_grad(), Recorder(model, **EVERYTHING) as rec:
+        for number in range(4):
+            if number == 2:
+                model[1] = nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular")
+            model(x)
+            found = [event.site for event in events_of(rec.recording, number) if event.kind == "op"]
+            pad = ["1/pad"] if number >= 2 else []
+            assert found == ["0/unflatten", *pad, "1/conv1d", "2/flatten"]
 
 
 class _Spy(torch.overrides.TorchFunctionMode):
