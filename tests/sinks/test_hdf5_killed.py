@@ -87,7 +87,7 @@ def test_a_killed_process_loses_nothing_that_was_flushed(tmp_path: Path, seed: i
     kill_and_check(tmp_path, seed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_hundreds_of_killed_processes_lose_nothing_that_was_flushed(tmp_path: Path) -> None:
     states = [kill_and_check(tmp_path, seed) for seed in range(1000, 1300)]
     assert set(states) == {"growing", "finished"}
