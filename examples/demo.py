@@ -1,9 +1,10 @@
-"""Record the hidden layers of an actor-critic during a vectorised CartPole rollout: ``make demo``.
+"""Record the hidden layers of an actor-critic during a vectorised CartPole rollout into a file: ``make demo``.
 
 The loop is an ordinary one. What fastrec adds is the ``with`` line and ``rec.step``.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import fastrec
 from fastrec import Recorder, Recording
 from fastrec.predicates import after, op
+from fastrec.sinks import HDF5Sink
 
 ENVS = 8
 
@@ -32,7 +35,7 @@ class ActorCritic(nn.Module):
         return torch.softmax(self.actor(hidden), dim=-1), self.critic(hidden)
 
 
-def main(steps: int) -> None:
+def main(steps: int, path: str) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # a small policy is quicker without threads
     policy = ActorCritic()
@@ -46,6 +49,7 @@ def main(steps: int) -> None:
         keep_module=["hidden1", "hidden2"],  # the outputs of two layers
         keep_op=op("softmax") & after("linear"),  # a functional op, which no hook can see
         autoreset="next_step",  # how these environments reset
+        sink=HDF5Sink(path, overwrite=True),  # or nothing, to record into RAM
     ) as rec:
         for step in progress(steps):
             seen[step] = obs
@@ -55,9 +59,11 @@ def main(steps: int) -> None:
             obs, reward, terminated, truncated, _ = envs.step(action.numpy())
             rec.step(reward=reward, terminated=terminated, truncated=truncated)
 
-    show_what_was_kept(rec.recording)
-    show_that_steps_line_up(rec.recording, policy, seen)
-    show_that_episodes_line_up(rec.recording, envs)
+    recording = fastrec.load(path)
+    print(f"\n{path} holds {os.path.getsize(path) / 2**20:.1f} MiB")
+    show_what_was_kept(recording)
+    show_that_steps_line_up(recording, policy, seen)
+    show_that_episodes_line_up(recording, envs)
 
 
 def show_what_was_kept(recording: Recording) -> None:
@@ -105,4 +111,6 @@ def progress(steps: int) -> Iterator[int]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=4000, help="steps of each of the environments (default 4000)")
-    main(parser.parse_args().steps)
+    parser.add_argument("--file", default="rollout.h5", help="the file to record into (default rollout.h5)")
+    given = parser.parse_args()
+    main(given.steps, given.file)

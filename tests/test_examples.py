@@ -11,8 +11,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(scope="module")
-def printed() -> str:
-    command = [sys.executable, "-W", "error", EXAMPLES / "demo.py", "--steps", "150"]
+def printed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("demo") / "rollout.h5"
+    command = [sys.executable, "-W", "error", EXAMPLES / "demo.py", "--steps", "150", "--file", file]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
