@@ -163,7 +163,7 @@ def test_recorders_on_one_model_open_and_close_while_threads_run() -> None:
         try:
             for _ in range(10):
                 with Recorder(model, **EVERYTHING) as rec:
-                    while rec.recording.n_passes < 5:
+                    while rec.recording.n_passes < 5 and not stop.is_set():
                         pass
                 for number in sorted({record.ctx.pass_index for record in rec.recording.select(entry="")}):
                     events = events_of(rec.recording, number)
