@@ -145,6 +145,9 @@ class Block:
         self.gradients: dict[int, Tensor] = {}
 
 
+_FULL = Block(0, 0)
+
+
 class Places:
     """Hands out one row after the other, and asks for a new block when one is full.
 
@@ -172,6 +175,9 @@ class Places:
                     self.block = self._more()
             block = self.block
             row = block.next_row()
+        if block.stop - block.first == 1 and self.block is block:
+            # Full now. Held until the next value comes, it would keep that one from using the same memory, still warm.
+            self.block = _FULL
         return block, row
 
     def give_back(self, block: Block, row: int) -> None:
