@@ -28,9 +28,11 @@ class Interned(Generic[T]):
         number = self._numbers.get(item)
         if number is None:
             with self._lock:
-                number = self._numbers.setdefault(item, len(self.items))
-                if number == len(self.items):
+                number = self._numbers.get(item)
+                if number is None:
+                    number = len(self.items)
                     self.items.append(item)
+                    self._numbers[item] = number  # last, for others look here without the lock
         return number
 
     def __getitem__(self, number: int) -> T:

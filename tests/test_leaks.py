@@ -59,7 +59,7 @@ NOTHING: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", NOTHING)
 def test_passes_that_keep_nothing_cost_no_memory(name: str) -> None:
     model, x = Tiny(), torch.ones(1)
-    passes = PASSES if name in ("another type", "another module") else PASSES // 10
+    passes = PASSES if name == "another type" else PASSES // 10
     with torch.no_grad(), Recorder(model, **NOTHING[name]) as rec:
 
         def run(count: int) -> None:
@@ -87,7 +87,7 @@ def test_failed_paused_and_popped_passes_cost_no_memory() -> None:
                     model(torch.ones(2))
                     rec.pop()
 
-        assert growth(run, 6_000) < 60_000
+        assert growth(run, 2_000) < 60_000
 
 
 def test_retained_passes_bound_the_memory() -> None:
@@ -182,12 +182,12 @@ def test_modules_that_are_made_anew_are_let_go() -> None:
 def test_closed_recorders_leave_no_tensors_behind() -> None:
     model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), torch.ones(1, 4)
     counts = []
-    for turn in range(40):
+    for turn in range(20):
         with Recorder(model, keep_op=True, keep_module=True, train_mode=True) as rec:
             model(x).sum().backward()
             assert len(rec.recording) == 5
         del rec
-        if turn in (10, 39):
+        if turn in (8, 19):
             gc.collect()
             counts.append(sum(issubclass(type(each), Tensor) for each in gc.get_objects()))
     assert counts[1] <= counts[0]

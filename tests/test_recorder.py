@@ -482,7 +482,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"on_forward_error": "ignore"}, "choose one of 'drop', 'keep'"),
     ({"engine": "egaer"}, "engine='egaer': "),
     ({"returns_none": True}, "returns_none=True only goes with halt="),
-    ({"sink": 3}, "sink=3: give a sink such as fastrec.sinks.RAMSink()"),
+    ({"sink": 3}, "sink=3: give a path such as 'run.h5', a sink, or a list of them"),
     ({"sink": []}, "sink=[]: give at least one sink"),
     ({"keep_op": 3}, "keep_op got 3 (int); give a predicate, a function of the context"),
     ({"keep_op": False}, "keep_op=False keeps nothing"),

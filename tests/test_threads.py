@@ -13,6 +13,7 @@ from naive import Event, assert_same_events, events_of, naive_events
 from torch import Tensor, nn
 
 from fastrec import FastrecError, Recorder
+from fastrec._catalog import Interned
 from fastrec.predicates import every, module
 
 THREADS, PASSES = 8, 200
@@ -163,15 +164,17 @@ def test_recorders_on_one_model_open_and_close_while_threads_run() -> None:
         try:
             for _ in range(10):
                 with Recorder(model, **EVERYTHING) as rec:
-                    while rec.recording.n_passes < 5 and not stop.is_set():
+                    while rec.recording.n_passes < 5:
                         pass
                 for number in sorted({record.ctx.pass_index for record in rec.recording.select(entry="")}):
                     events = events_of(rec.recording, number)
                     assert events[0].site == ":in[0]" and events[-1].site == ":out", [e.site for e in events]
         finally:
-            stop.set()
+            watching.pop()
+            if not watching:
+                stop.set()
 
-    call = nn.Module.__call__
+    call, watching = nn.Module.__call__, [1, 2]
     with torch.no_grad():
         together(act, act, watch, watch)
     assert nn.Module.__call__ is call
@@ -259,6 +262,19 @@ def test_popping_while_threads_act_hands_over_each_pass_once() -> None:
         together(actors, pop)
         popped.extend(record.activation[0].item() for record in rec.pop())
     assert sorted(popped) == [float(n) for n in range(800)]
+
+
+def test_a_number_of_the_catalog_is_given_out_with_its_item() -> None:
+    for _ in range(20):
+        interned: Interned[int] = Interned()
+
+        def add() -> None:
+            for item in range(300):
+                number = interned.add(item)
+                assert interned[number] == item
+
+        together(*[add] * 4)
+        assert sorted(interned.items) == list(range(300))
 
 
 def test_a_region_inside_of_another_is_refused() -> None:
