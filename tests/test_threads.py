@@ -4,6 +4,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -265,15 +266,14 @@ def test_popping_while_threads_act_hands_over_each_pass_once() -> None:
 
 
 def test_a_number_of_the_catalog_is_given_out_with_its_item() -> None:
+    def add(interned: Interned[int]) -> None:
+        for item in range(300):
+            number = interned.add(item)
+            assert interned[number] == item
+
     for _ in range(20):
         interned: Interned[int] = Interned()
-
-        def add() -> None:
-            for item in range(300):
-                number = interned.add(item)
-                assert interned[number] == item
-
-        together(*[add] * 4)
+        together(*[partial(add, interned)] * 4)
         assert sorted(interned.items) == list(range(300))
 
 
