@@ -34,10 +34,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def growing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("growing") / "run.h5"
-    recorded(HDF5Sink(path, segment_bytes=1 << 20)).flush()
+    rec = recorded(HDF5Sink(path, segment_bytes=1 << 20))
+    rec.flush()
     copy = tmp_path_factory.mktemp("killed")
     for name in path.parent.iterdir():
         shutil.copyfile(name, copy / name.name)
+    rec.__exit__(None, None, None)
     return copy / "run.h5"
 
 
@@ -164,6 +166,7 @@ def test_a_missing_segment_is_told(tmp_path: Path) -> None:
     with Recorder(torch.nn.Identity(), keep_module=True, sink=sink) as rec:
         for i in range(9):
             rec.log(torch.full((300_000,), float(i)))
+            rec.flush()  # what waits together may go into one segment
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names[0] == "run.00000.h5" and len(names) >= 2
     assert fastrec.load(tmp_path / "run.h5").stack("module:")[:, 0].tolist() == list(range(9))
