@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import torch
 
 from fastrec._capture import CaptureSpec
-from fastrec._contracts import Engine, Predicate, Sink
 from fastrec._errors import OptionError, near
-
-Selection = Predicate | Callable[[Any], Any] | str | list[str] | tuple[str, ...] | bool | None
-"""What ``keep_op`` and ``keep_module`` take."""
 
 
 class RecorderOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,10 +70,6 @@ class RecorderOptions(msgspec.Struct, frozen=True, kw_only=True):
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise OptionError(f"{name}={value!r}: give a whole number from {least} up")
-
-
-SinkOption = str | Path | Sink | list[Sink] | None
-EngineOption = str | Engine
 
 
 def options_of(given: dict[str, Any]) -> RecorderOptions:
