@@ -237,6 +237,14 @@ class RecordContext(msgspec.Struct, eq=False):
         )
 
 
+class PredicateFailure(msgspec.Struct, frozen=True):
+    """A predicate that raised: which, at which event, and what."""
+
+    predicate: str
+    context: RecordContext
+    error: str
+
+
 FIELDS: tuple[str, ...] = tuple(n for n, v in vars(RecordContext).items() if isinstance(v, property))
 """The names of all fields of a context."""
 

@@ -5,22 +5,13 @@ from __future__ import annotations
 import warnings
 from typing import Literal
 
-import msgspec
-
+from fastrec._context import PredicateFailure as PredicateFailure
 from fastrec._context import RecordContext
 from fastrec._contracts import Context, Decision, Predicate
 from fastrec._errors import FastrecWarning, PredicateError
 from fastrec._sites import Site
 
 MOST_COLLECTED = 100
-
-
-class PredicateFailure(msgspec.Struct, frozen=True):
-    """A predicate that raised: which, at which event, and what."""
-
-    predicate: str
-    context: RecordContext
-    error: str
 
 
 class Failing:

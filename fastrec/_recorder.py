@@ -109,7 +109,6 @@ class Recorder:
             return
         session, self._state = self._open(), "closed"
         self._engine.close()
-        self._catalog.failures = session.failures.collected
         session.ledger.close()
         if error is None:
             session.failures.warn()

@@ -50,10 +50,11 @@ class Session:
         self.sink = sink
         self._ram = ram
         self.catalog = catalog
+        self.failures = PredicateFailures(on_error=options.on_predicate_error)
+        catalog.failures = self.failures.collected
         self.ledger: Ledger = sink.open(catalog)
         self.variants = VariantMaker(catalog, options.history_size, observed=plan.watches_ops)
         self.default = options.default_capture
-        self.failures = PredicateFailures(on_error=options.on_predicate_error)
         self.unseen: Callable[..., Any] = _directly  # runs a function of which the engine sees nothing
         self._pid = os.getpid()
         self.call = _Call()

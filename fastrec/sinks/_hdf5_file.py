@@ -13,7 +13,7 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
 from fastrec._errors import DamagedFileError
-from fastrec.sinks._hdf5_layout import FORMAT, TRAILER, VERSION, Extent, SegmentMap, read_rows, write_rows
+from fastrec.sinks._hdf5_layout import FORMAT, TRAILER, VERSION, Extent, Identity, SegmentMap, read_rows, write_rows
 from fastrec.sinks._hdf5_log import signed
 
 CHUNK_BYTES = 1024 * 1024
@@ -30,10 +30,12 @@ class Wanted(msgspec.Struct):
     attributes: Mapping[str, str] = {}
 
 
-def create(path: str, segment: int, wanted: Sequence[Wanted], *, exact: bool = False) -> SegmentMap:
+def create(path: str, identity: Identity, wanted: Sequence[Wanted], *, exact: bool = False) -> SegmentMap:
     """Make a file with room for all its rows; ``exact``: of no more rows, each data set in one piece."""
     with h5py.File(path, "w", libver="earliest", locking=False) as file:
-        file.attrs["format"], file.attrs["version"], file.attrs["segment"] = FORMAT, VERSION, segment
+        file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
+        for name, value in msgspec.structs.asdict(identity).items():
+            file.attrs[name] = value
         for group in ("data", "steps"):
             file.create_group(group)
         for one in wanted:
@@ -69,7 +71,7 @@ def shrink(path: str, used: Mapping[str, int]) -> None:
 
 def rewrite(source: int, old: SegmentMap, wanted: Sequence[Wanted], path: str, *, durable: bool) -> None:
     """A file of the same rows at the same places, without the room that was not used."""
-    new = create(path, old.segment, wanted, exact=True)
+    new = create(path, old.identity, wanted, exact=True)
     target = os.open(path, os.O_RDWR)
     try:
         for one in wanted:
@@ -141,7 +143,8 @@ def _map_of(file: Any) -> SegmentMap:
             sets[name] = _extent(name, item)
 
     file.visititems(visit)
-    return SegmentMap(FORMAT, VERSION, int(file.attrs["segment"]), sets)
+    numbers = [int(file.attrs[name]) for name in Identity.__struct_fields__[1:]]
+    return SegmentMap(FORMAT, VERSION, Identity(str(file.attrs["run"]), *numbers), sets)
 
 
 def _extent(name: str, made: Any) -> Extent:

@@ -16,7 +16,8 @@ FORMAT = "fastrec"
 VERSION = 1
 TRAILER = struct.Struct("<Q8s")
 
-PASSES, RECORDS, MARKS, LOG, LATE = "passes", "records", "marks", "log", "late"
+PASSES, RECORDS, MARKS, CHECKS = "passes", "records", "marks", "checks"
+LOG, LATE, COUNTERS = "log", "late", "counters"
 
 # The last byte of a row tells that it was written to its end: bytes reach a file in their order.
 PASS_ROW = np.dtype(
@@ -48,7 +49,14 @@ RECORD_ROW = np.dtype(
     ]
 )
 MARK_ROW = np.dtype([("phase", "<i4"), ("segment", "<i4"), ("data", "<i4"), ("row", "<i8"), ("ok", "u1")])
-TABLES = {PASSES: PASS_ROW, RECORDS: RECORD_ROW, MARKS: MARK_ROW}
+# Which rows a checksum is of: `data` as in the log, or one of `CHECKED`; a row before 0 counts bytes of the late ones.
+CHECK_ROW = np.dtype([("data", "<i4"), ("row", "<i8"), ("count", "<i8"), ("checksum", "<u4"), ("ok", "u1")])
+TABLES = {PASSES: PASS_ROW, RECORDS: RECORD_ROW, MARKS: MARK_ROW, CHECKS: CHECK_ROW}
+CHECKED = {RECORDS: -1, PASSES: -2, MARKS: -3}
+# Two rows, written in turn, so that one of them is whole at any time: the one with the higher `written`.
+COUNTERS_ROW = np.dtype(
+    [("written", "<u8"), ("empty", "<i8"), ("begun", "<i8"), ("closed", "u1"), ("checksum", "<u4")]
+)
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -75,13 +83,35 @@ class Extent(msgspec.Struct, frozen=True):
         return found
 
 
+class Identity(msgspec.Struct, frozen=True):
+    """What a file is part of, as its attributes tell.
+
+    ``run`` is the same in all files of a recording. ``session`` counts the recorders that continued it, ``segment`` its
+    files. ``rank`` is -1 where the process has none.
+    """
+
+    run: str
+    session: int
+    segment: int
+    rank: int
+    pid: int
+
+    def of_segment(self, number: int) -> Identity:
+        """Another file of the same session."""
+        return msgspec.structs.replace(self, segment=number)
+
+
 class SegmentMap(msgspec.Struct, frozen=True):
     """All data sets of one segment, by name."""
 
     format: str
     version: int
-    segment: int
+    identity: Identity
     sets: dict[str, Extent]
+
+    @property
+    def segment(self) -> int:
+        return self.identity.segment
 
 
 class DataInfo(msgspec.Struct, frozen=True, omit_defaults=True):

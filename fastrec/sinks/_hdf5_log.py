@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -11,8 +11,9 @@ import torch
 
 from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog, Interned
+from fastrec._context import PredicateFailure, RecordContext
 from fastrec._errors import DamagedFileError, SessionError
-from fastrec._sites import Site, Variant
+from fastrec._sites import PassInfo, Site, Variant
 from fastrec.sinks._hdf5_layout import Bytes, DataInfo
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
@@ -38,12 +39,13 @@ class CatalogLog:
     """The entries of a catalog that a segment does not have yet."""
 
     def __init__(self, catalog: Catalog) -> None:
-        self._tables: list[tuple[str, Interned[Any]]] = [
+        self._tables: list[tuple[str, Interned[Any] | list[Any]]] = [
             ("entry", catalog.entries),
             ("phase", catalog.phases),
             ("site", catalog.sites),
             ("spec", catalog.specs),
             ("variant", catalog.variants),
+            ("failure", catalog.failures),
         ]
         self._done = [0] * len(self._tables)
 
@@ -53,12 +55,12 @@ class CatalogLog:
 
     def lines(self) -> Iterator[bytes]:
         """What was added since the last call."""
-        # Variants name the others, so their number is read first.
+        # Failures and variants name the others, so their number is read first.
         lengths = [len(table) for _, table in reversed(self._tables)][::-1]
         for i, (kind, table) in enumerate(self._tables):
             for number in range(self._done[i], lengths[i]):
                 item = table[number]
-                yield line(kind, number, _told(item) if kind == "spec" else item)
+                yield line(kind, number, _TOLD[kind](item) if kind in _TOLD else item)
         self._done = lengths
 
 
@@ -84,6 +86,28 @@ def _told(spec: CaptureSpec) -> dict[str, Any]:
     if spec.transform is not None:
         fields["transform"] = getattr(spec.transform, "__qualname__", None) or repr(spec.transform)
     return fields
+
+
+class _Failure(msgspec.Struct):
+    """A predicate's failure as it is written: the event may be one of which no record was kept."""
+
+    predicate: str
+    error: str
+    site: Site
+    variant: Variant
+    info: PassInfo
+    time: float
+    step: int | None
+
+
+def _failure(failure: PredicateFailure) -> _Failure:
+    ctx = failure.context
+    return _Failure(
+        failure.predicate, failure.error, ctx._site, ctx._variant, ctx._info, ctx._time, ctx._step
+    )
+
+
+_TOLD: dict[str, Callable[[Any], Any]] = {"spec": _told, "failure": _failure}
 
 
 class Log:
@@ -129,6 +153,10 @@ class Log:
             self.samples[number] = msgspec.json.decode(content, type=str | int)
         elif kind == "halted":
             catalog.halted[number] = msgspec.json.decode(content, type=str)
+        elif kind == "failure" and number >= len(catalog.failures):
+            made = msgspec.json.decode(content, type=_Failure)
+            ctx = RecordContext(catalog, made.site, made.variant, made.info, made.time, made.step)
+            catalog.failures.append(PredicateFailure(made.predicate, ctx, made.error))
         elif kind == "session":
             self.facts = msgspec.json.decode(content, type=dict[str, Any])
             catalog.header = self.facts["header"]

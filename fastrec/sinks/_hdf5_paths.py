@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import glob
 import os
 import re
+import socket
+import string
+
+from torch import distributed
+from torch.utils.data import get_worker_info
 
 from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError
 
 SUFFIXES = (".h5", ".hdf5")
+FIELDS = ("rank", "pid", "worker", "host")
 
 
 class Paths:
@@ -44,27 +52,108 @@ class Paths:
                 found.setdefault(int(match[1]), []).append(path)
         return found
 
+    def files(self) -> list[str]:
+        """All files that exist of this recording."""
+        there = [self.path] if os.path.lexists(self.path) else []
+        return there + [path for paths in self.segments().values() for path in paths]
+
     def forget(self, number: int) -> None:
         """Remove what a segment only needed while it grew; the map last, which makes the rest readable."""
         for path in (self.growing(number), self.part(number), self.map(number) + ".part", self.map(number)):
             if os.path.exists(path):
                 os.unlink(path)
 
-    def claim(self, *, overwrite: bool) -> None:
-        """Make sure that nothing is written over, and that something can be written here."""
-        there = [self.path] if os.path.lexists(self.path) else []
-        there += [path for paths in self.segments().values() for path in paths]
-        if there and not overwrite:
-            raise RecordingExistsError(
-                f"{there[0]!r} exists; give another path, or HDF5Sink({self.path!r}, overwrite=True)"
-            )
-        for path in there:
-            if os.path.isdir(path):
-                raise RecordingExistsError(f"{path!r} is a folder; give the path of a file")
-            os.unlink(path)
+    def writer(self) -> str | None:
+        """A file that some recorder, or another program, has open at this moment to write it."""
+        return next((path for path in self.files() if path.endswith(".tmp") and _is_locked(path)), None)
+
+    def claim(self, number: int, *, locking: bool) -> int:
+        """Begin a segment that nobody else has begun, and lock it; the descriptor that holds the lock."""
+        path = self.growing(number)
         try:
-            os.close(os.open(self.growing(0), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
         except FileExistsError:
             raise RecordingExistsError(f"another recorder has just begun to write {self.path!r}") from None
         except OSError as error:
             raise RecordingFileError(f"{self.path!r} can't be written: {error.strerror}") from error
+        if locking:
+            try:
+                lock(file, path)
+            except BaseException:
+                os.close(file)
+                os.unlink(path)
+                raise
+        return file
+
+
+def lock(file: int, path: str) -> None:
+    """Let others know that a file is being written: HDF5 then opens it to be read, and not to be changed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise RecordingFileError(
+                f"{path!r} lies in a file system that has no locks; give HDF5Sink(..., locking=False), and see to it "
+                "yourself that no two processes write the same recording"
+            ) from error
+        raise RecordingExistsError(f"{path!r} is being changed by another program") from error
+
+
+def _is_locked(path: str) -> bool:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no locks here
+        return False
+    finally:
+        os.close(file)
+    return False
+
+
+def rank() -> int:
+    """The rank of this process, -1 where it has none."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank()
+    told = os.environ.get("RANK", "")
+    return int(told) if told.isdecimal() else -1
+
+
+def expanded(pattern: str | os.PathLike[str]) -> str:
+    """A path in which {rank}, {pid}, {worker} and {host} are those of this process."""
+    path = os.fspath(pattern)
+    if "{" not in path and "}" not in path:
+        return _checked(path)
+    try:
+        fields = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(path)]
+    except ValueError as error:
+        raise OptionError(f"the path {path!r} makes no sense as a pattern: {error}; write a brace as two") from None
+    for name, spec, conversion in fields:
+        if name is not None and (name not in FIELDS or spec or conversion):
+            raise OptionError(
+                f"the path {path!r} has the field {{{name}}}; there are {', '.join(f'{{{f}}}' for f in FIELDS)}, as "
+                "they are; write a brace as two"
+            )
+    worker = get_worker_info()
+    return _checked(
+        path.format(
+            rank=max(0, rank()),
+            pid=f"{os.getpid():07d}",  # five digits would look like the number of a segment
+            worker=worker.id if worker is not None else 0,
+            host=re.sub(r"[^\w-]", "-", socket.gethostname()),
+        )
+    )
+
+
+def _checked(path: str) -> str:
+    stem, suffix = os.path.splitext(path)
+    if suffix in SUFFIXES and re.fullmatch(r".*\.\d{5}", stem, re.DOTALL):
+        raise OptionError(
+            f"{path!r} is how a part of {stem[:-6] + suffix!r} would be called; give a name whose end is not a dot and "
+            "five digits"
+        )
+    return path

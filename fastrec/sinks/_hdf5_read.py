@@ -12,8 +12,12 @@ import numpy.typing as npt
 
 from fastrec._contracts import OUTCOMES
 from fastrec._errors import DamagedFileError, RecordingFileError, RecordingNotFoundError
+from fastrec.sinks._hdf5_checks import Counters, read_counters
 from fastrec.sinks._hdf5_file import map_of
 from fastrec.sinks._hdf5_layout import (
+    CHECKS,
+    COUNTERS,
+    COUNTERS_ROW,
     FORMAT,
     LOG,
     MARKS,
@@ -87,6 +91,10 @@ class ReadFile:
             break
         return np.concatenate(pieces) if pieces else np.empty(0, TABLES[name])
 
+    def counters(self) -> Counters:
+        """What its session had counted when it was written last."""
+        return read_counters(self.rows(COUNTERS, 0, self.map.sets[COUNTERS].rows))
+
     def log(self, into: Log) -> int:
         """Take in the log; how many bytes of it count."""
         total = self.map.sets[LOG].rows
@@ -101,12 +109,13 @@ class ReadFile:
         return end
 
     def _check(self) -> None:
-        for name in (LOG, *TABLES):
+        rows = {name: dtype.itemsize for name, dtype in (*TABLES.items(), (COUNTERS, COUNTERS_ROW))}
+        for name in (LOG, *rows):
             if name not in self.map.sets:
                 raise DamagedFileError(f"{self.path!r} lacks the data set {name!r}")
         size = os.fstat(self._file).st_size
         for name, extent in self.map.sets.items():
-            if name in TABLES and extent.row_bytes != TABLES[name].itemsize:
+            if extent.row_bytes != rows.get(name, extent.row_bytes):
                 raise DamagedFileError(f"{self.path!r}: the rows of {name!r} have {extent.row_bytes} bytes")
             chunks = -(-extent.rows // extent.chunk_rows) if extent.chunk_rows > 0 else -1
             if extent.rows < 0 or extent.row_bytes < 0 or chunks > len(extent.offsets) or chunks < 0:
@@ -183,8 +192,15 @@ class Contents:
         self.files = {file.number: file for file in files}
         self.log = Log()
         self.used: dict[int, dict[str, int]] = {}
-        passes, records, marks, first = [], [], [], 0
+        self.counters = [Counters()]
+        passes, records, marks, first, before = [], [], [], 0, files[0].map.identity
         for file in files:
+            identity = file.map.identity
+            if identity.run != before.run or identity.session not in (before.session, before.session + 1):
+                raise DamagedFileError(f"{file.path!r} does not go on where the file before it ended")
+            if identity.session != before.session:
+                self.counters.append(Counters())
+            before = identity
             end = file.log(self.log)
             own = file.table(PASSES)
             count = int(own["count"].sum()) if (own["count"] >= 0).all() else -1
@@ -195,9 +211,16 @@ class Contents:
             passes.append(own)
             records.append(file.rows(RECORDS, 0, count).view(TABLES[RECORDS]))
             marks.append(file.table(MARKS))
-            self.used[file.number] = {LOG: end, PASSES: len(own), RECORDS: count, MARKS: len(marks[-1])}
+            self.counters[-1] = file.counters()
+            used = {LOG: end, PASSES: len(own), RECORDS: count, MARKS: len(marks[-1])}
+            self.used[file.number] = {**used, COUNTERS: file.map.sets[COUNTERS].rows, CHECKS: len(file.table(CHECKS))}
         self.passes, self.records, self.marks = (np.concatenate(tables) for tables in (passes, records, marks))
         self._check()
+
+    @property
+    def n_empty(self) -> int:
+        """How many passes ended well and kept nothing, which have no rows."""
+        return sum(counters.empty for counters in self.counters)
 
     def _check(self) -> None:
         catalog = self.log.catalog

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastrec._errors import RecordingExistsError
 from fastrec.sinks._hdf5_file import Wanted, rewrite
-from fastrec.sinks._hdf5_layout import LATE, LOG, TABLES
+from fastrec.sinks._hdf5_layout import CHECKS, COUNTERS, COUNTERS_ROW, LATE, LOG, TABLES
 from fastrec.sinks._hdf5_paths import Paths
 from fastrec.sinks._hdf5_read import Contents, ReadFile, find_files
 from fastrec.sinks._hdf5_source import PREFIX, HDF5Source
@@ -84,9 +84,19 @@ def _used(contents: Contents, file: ReadFile) -> list[Wanted]:
                 used[LATE] = max(used[LATE], -1 - int(rows.min()) + nbytes)
     for name in (LATE, LOG):
         wanted[name] = Wanted(name, "uint8", (), 0)
-    for name, row in TABLES.items():
+    for name, row in (*TABLES.items(), (COUNTERS, COUNTERS_ROW)):
         wanted[name] = Wanted(name, row, (), 0)
+    _keep_checked(contents, file, used)
     return [msgspec.structs.replace(one, rows=used.get(name, 0)) for name, one in wanted.items()]
+
+
+def _keep_checked(contents: Contents, file: ReadFile, used: dict[str, int]) -> None:
+    """What a checksum is of stays, so that it can be checked."""
+    names = {number: info.name for (segment, number), info in contents.log.data.items() if segment == file.number}
+    for data, row, count, _, _ in file.table(CHECKS).tolist():
+        if data in names:
+            name, first = (LATE, -1 - row) if row < 0 else (names[data], row)
+            used[name] = max(used.get(name, 0), first + count)
 
 
 def _check_free(target: Paths) -> None:

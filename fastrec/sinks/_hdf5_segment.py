@@ -9,10 +9,24 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from fastrec.sinks._hdf5_checks import check_rows
 from fastrec.sinks._hdf5_file import Wanted, create, name_of, rewrite, shrink
-from fastrec.sinks._hdf5_layout import LATE, LOG, TABLES, Bytes, DataInfo, write_rows
+from fastrec.sinks._hdf5_layout import (
+    CHECKED,
+    CHECKS,
+    COUNTERS,
+    COUNTERS_ROW,
+    LATE,
+    LOG,
+    TABLES,
+    Bytes,
+    DataInfo,
+    Identity,
+    write_rows,
+)
 from fastrec.sinks._hdf5_log import signed
-from fastrec.sinks._hdf5_paths import Paths
+from fastrec.sinks._hdf5_options import HDF5Options
+from fastrec.sinks._hdf5_paths import Paths, lock
 from fastrec.sinks._hdf5_staging import Place, StagedBlock
 
 MOST_DATA_SETS = 512
@@ -38,27 +52,32 @@ class Needs(msgspec.Struct):
 class Segment:
     """Hands out places for blocks of rows, and puts bytes there."""
 
-    def __init__(self, paths: Paths, number: int, infos: Sequence[DataInfo], needs: Needs, nbytes: int) -> None:
-        self.number = number
+    def __init__(
+        self, paths: Paths, identity: Identity, infos: Sequence[DataInfo], needs: Needs, options: HDF5Options
+    ) -> None:
+        self.number = number = identity.segment
         self._paths = paths
         self._infos = infos
-        self._wanted = _planned(infos, needs, nbytes)
+        self._wanted = _planned(infos, needs, options.room())
         self._names = {int(one.attributes["number"]): one.name for one in self._wanted if "number" in one.attributes}
         self._path = paths.growing(number)
-        self._map = create(self._path, number, self._wanted)
-        _write_map(paths.map(number), signed(msgspec.json.encode(self._map)))
+        self._map = create(self._path, identity, self._wanted)
         self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        if options.locking:
+            lock(self._file, self._path)
+        _write_map(paths.map(number), signed(msgspec.json.encode(self._map)))
         self._reserved: dict[str, int] = {}
         self.used = dict.fromkeys(self._map.sets, 0)
         self.seen: dict[int, DataInfo] = {}  # the data that has a place here
         self._told_later = 0  # bytes of the log that are kept for what it has to say of that data
+        self._checks: list[npt.NDArray[np.void]] = []
+        self._checked_later = 0  # rows of checksums that are kept for blocks that have places
 
     def place(self, block: StagedBlock) -> Place | None:
         """Room for the rows of a block that are not settled elsewhere; None where there is none."""
         untold = sum(number not in self.seen for number in block.stage.data) * MOST_TOLD
-        if not self.has_room({LOG: self._told_later + untold}):
+        if not self.has_room({LOG: self._told_later + untold, CHECKS: len(block.stage.data)}):
             return None
-        self._told_later += untold
         firsts = []
         for number, maker in zip(block.stage.data, block.stage.makers, strict=True):
             first = self._reserve(number, maker.nbytes, block.count - block.cut)
@@ -66,6 +85,8 @@ class Segment:
                 return None
             start, stride = first
             firsts.append((start - block.cut * stride, stride))
+        self._told_later += untold
+        self._checked_later += len(block.stage.data)
         for number in block.stage.data:
             if number not in self.seen:
                 self.seen[number] = msgspec.structs.replace(self._infos[number], name=self._names.get(number, LATE))
@@ -81,26 +102,53 @@ class Segment:
         else:
             self._write(LATE, -1 - at, rows, rows.size)
 
+    def check(self, number: int, first: tuple[int, int], start: int, rows: Bytes) -> None:
+        """Note the checksum of rows of a block that were written."""
+        if rows.size:
+            at = first[0] + start * first[1]
+            self._checks.append(check_rows(number, at, len(rows) if at >= 0 else rows.size, rows))
+
+    def written(self, block: StagedBlock) -> None:
+        """A block that had a place was written whole, and its checksum noted."""
+        self._checked_later -= len(block.stage.data)
+
+    def write_checks(self) -> None:
+        """Write the checksums that were noted."""
+        if self._checks:
+            self.append(CHECKS, np.concatenate(self._checks))
+            self._checks = []
+
+    def count(self, row: Bytes, written: int) -> None:
+        """Write the counters, in the place of those before the last ones."""
+        self._write(COUNTERS, written % 2, row, 1)
+
     def has_room(self, wanted: Mapping[str, int]) -> bool:
         """Whether the tables can take so many rows more."""
-        return all(self.used[name] + rows <= self._map.sets[name].rows for name, rows in wanted.items())
+        kept = {CHECKS: len(self._checks) + self._checked_later}
+        return all(
+            self.used[name] + kept.get(name, 0) + rows <= self._map.sets[name].rows for name, rows in wanted.items()
+        )
 
-    def append(self, table: str, rows: npt.NDArray[np.void] | bytes) -> None:
-        """Write rows behind those that a table has."""
+    def append(self, table: str, rows: npt.NDArray[np.void] | bytes) -> int:
+        """Write rows behind those that a table has; the number of the first."""
         data = np.frombuffer(rows if isinstance(rows, bytes) else rows.tobytes(), np.uint8)
+        first = self.used[table]
         if data.size:
-            self._write(table, self.used[table], data, len(rows))
+            self._write(table, first, data, len(rows))
+            if table in CHECKED:
+                self._checks.append(check_rows(CHECKED[table], first, len(rows), data))
+        return first
 
     def sync(self) -> None:
         """Wait until the disk has what was written."""
         os.fdatasync(self._file)
 
-    def seal(self, path: str, *, durable: bool) -> None:
+    def seal(self, path: str, options: HDF5Options) -> None:
         """Make a finished file of it, of its real size, and give it its name."""
         real = sum(self.used[name] * extent.row_bytes for name, extent in self._map.sets.items())
-        if real > MOST_REWRITTEN or not self._rewritten(path, durable):
+        if real > MOST_REWRITTEN or not self._rewritten(path, options.durable):
             shrink(self._path, self.used)
-            if durable:
+            if options.durable:
                 self.sync()
             os.replace(self._path, path)
         self.leave()
@@ -108,7 +156,9 @@ class Segment:
 
     def leave(self) -> None:
         """Let go of the file as it is."""
-        os.close(self._file)
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
 
     def _rewritten(self, path: str, durable: bool) -> bool:
         wanted = [msgspec.structs.replace(one, rows=self.used[one.name]) for one in self._wanted]
@@ -160,7 +210,8 @@ def _planned(infos: Sequence[DataInfo], needs: Needs, nbytes: int) -> list[Wante
     wanted[LATE] = Wanted(LATE, "uint8", (), max(nbytes // 4, 2 * late))
     wanted[LOG] = Wanted(LOG, "uint8", (), max(nbytes // 64, 4 * needs.tables.get(LOG, 0)) + 2 * MOST_TOLD * len(infos))
     for table, dtype in TABLES.items():
-        wanted[table] = Wanted(table, dtype, (), max(nbytes // 256, 2 * needs.tables.get(table, 0)))
+        wanted[table] = Wanted(table, dtype, (), max(nbytes // 256, 2 * needs.tables.get(table, 0) + 4 * len(infos)))
+    wanted[COUNTERS] = Wanted(COUNTERS, COUNTERS_ROW, (), 2)
     return list(wanted.values())
 
 

@@ -40,7 +40,7 @@ class HDF5Source:
 
     def n_passes(self) -> int:
         """How many passes ended, those that kept nothing included."""
-        return len(self._contents.passes)
+        return len(self._contents.passes) + self._contents.n_empty
 
     def passes(self) -> npt.NDArray[Any]:
         """One row per pass that kept something or ended badly, of ``PASS_DTYPE``, in order of ``pass_index``."""

@@ -7,6 +7,9 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 from torch import Tensor, uint8
@@ -14,6 +17,7 @@ from torch import Tensor, uint8
 from fastrec._contracts import Part
 from fastrec._copying import MOST_ROWS, ROW_BITS, RowMaker, Rows, aside, memcpy
 from fastrec._errors import RecordingFileError, SessionError
+from fastrec._recording_limits import check_copyable
 from fastrec.sinks._hdf5_layout import Bytes
 
 FIRST_BLOCK = 16 * 1024
@@ -32,11 +36,12 @@ class Place:
 class StagedBlock:
     """Memory for some rows of one stage, and how far they are on their way.
 
-    ``settled`` rows belong to a pass that ended or was dropped; ``top`` is the place after the last of them.
+    ``settled`` rows belong to a pass that ended or was dropped; ``top`` is the place after the last of them. Rows up to
+    ``checked`` are in the segment with a checksum, and those before ``cut`` in an earlier one.
     """
 
-    __slots__ = ("cut", "first", "last", "memory", "next_done", "next_row", "number", "place", "settled", "stage",
-                 "stop", "top", "values")  # fmt: skip
+    __slots__ = ("checked", "cut", "first", "last", "memory", "next_done", "next_row", "number", "place", "settled",
+                 "stage", "stop", "top", "values")  # fmt: skip
 
     def __init__(self, number: int, count: int, stage: Stage, values: list[Rows], memory: list[Bytes]) -> None:
         self.number = number
@@ -49,7 +54,8 @@ class StagedBlock:
         self.values = values
         self.memory = memory
         self.place: Place | None = None
-        self.cut = 0  # rows before this are settled in an earlier segment
+        self.cut = 0
+        self.checked = 0
         self.settled = 0
         self.top = 0
 
@@ -62,31 +68,50 @@ class Pool:
     """All blocks that are not settled, and those that wait to be written, of which there is a limit in bytes."""
 
     def __init__(self, block_bytes: int, queue_bytes: int) -> None:
-        self.block_bytes = block_bytes
         self.queue_bytes = queue_bytes
         self.blocks: dict[int, StagedBlock] = {}
         self.stages: list[Stage] = []
         self.changed = threading.Condition()
         self.full: deque[StagedBlock] = deque()
         self.discarded: deque[int] = deque()
-        self.queued = 0
-        self.waited = 0
+        self.queued = self.most_queued = self.written_bytes = 0
+        self.waited, self.waited_seconds = 0, 0.0
         self.error: Exception | None = None
         self.told = False
+        self._block_bytes = block_bytes
         self._number = itertools.count().__next__
         self._pid = os.getpid()
         self._free_bytes = 0
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a copy in a forked child, where no thread writes and any lock may be held for ever."""
+        return os.getpid() != self._pid
+
+    def exclusively(self, lock: AbstractContextManager[Any]) -> AbstractContextManager[Any]:
+        """A lock, but where nobody would ever give it back."""
+        return nullcontext() if self.is_forked else lock
+
+    def check_is_own(self) -> None:
+        """Raise in a forked child."""
+        if self.is_forked:
+            raise SessionError(
+                "a forked process can't write to the file of its parent; open a recorder of its own in the child, "
+                "with a sink such as HDF5Sink('run.{pid}.h5')"
+            )
+
+    def most_rows(self, nbytes: int) -> int:
+        """How many rows of so many bytes a block may have: all stages together stay below half of the limit."""
+        share = self.queue_bytes // (2 * max(1, len(self.stages)))
+        return max(1, min(min(self._block_bytes, share) // max(1, nbytes), MOST_ROWS))
+
     def make(self, stage: Stage, count: int) -> StagedBlock:
         """A block for a stage, once not too much waits to be written."""
-        if os.getpid() != self._pid:
-            raise SessionError(
-                "a forked process can't write to the file of its parent; open a recorder of its own in the child"
-            )
+        if self.is_forked:  # what is put there is seen by nobody
+            return StagedBlock(self._number(), count, stage, *stage.room(count))
         with self.changed:
             if self.queued > self.queue_bytes and not self.error:
-                self.waited += 1
-                self.changed.wait_for(lambda: self.queued <= self.queue_bytes or self.error is not None)
+                self.wait_until(lambda: self.queued <= self.queue_bytes)
             self.check()
             kept = stage.free.pop() if stage.free and stage.free[-1][0] == count else None
             if kept:
@@ -96,10 +121,20 @@ class Pool:
         self.blocks[block.number] = block
         return block
 
+    def wait_until(self, done: Callable[[], bool]) -> None:
+        """Let the loop wait for the writer, which is counted."""
+        began = perf_counter()
+        self.waited += 1
+        self.changed.wait_for(lambda: done() or self.error is not None)
+        self.waited_seconds += perf_counter() - began
+
     def hand_over(self, block: StagedBlock) -> None:
         """All rows of a block are there: it can be written."""
+        if self.is_forked:
+            return
         with self.changed:
             self.queued += block.count * block.stage.nbytes
+            self.most_queued = max(self.most_queued, self.queued)
             self.full.append(block)
             self.changed.notify_all()
 
@@ -108,6 +143,7 @@ class Pool:
         stage, nbytes = block.stage, block.count * block.stage.nbytes
         with self.changed:
             self.queued -= nbytes
+            self.written_bytes += nbytes
             if self._free_bytes + nbytes <= self.queue_bytes and block.count == stage.next_count:
                 stage.free.append((block.count, block.values, block.memory))
                 self._free_bytes += nbytes
@@ -136,7 +172,7 @@ class Stage:
         self.data = data
         self.nbytes = sum(maker.nbytes for maker in makers)
         self.free: list[tuple[int, list[Rows], list[Bytes]]] = []
-        self.next_count = max(1, min(FIRST_BLOCK // max(1, self.nbytes), MOST_ROWS))
+        self.next_count = min(max(1, FIRST_BLOCK // max(1, self.nbytes)), pool.most_rows(self.nbytes))
         self.taken = 0  # rows of all blocks but the current one
         self._pool = pool
         self._lock = threading.Lock()
@@ -148,11 +184,10 @@ class Stage:
         block = self.block
         row = block.next_row()
         while row >= block.stop:
-            with self._lock:
+            with self._pool.exclusively(self._lock):
                 if self.block is block:
                     self.taken += block.count
-                    most = max(1, min(self._pool.block_bytes // max(1, self.nbytes), MOST_ROWS))
-                    self.next_count = min(2 * self.next_count, most)
+                    self.next_count = min(2 * self.next_count, self._pool.most_rows(self.nbytes))
                     self.block = self._pool.make(self, self.next_count)
             block = self.block
             row = block.next_row()
@@ -214,6 +249,8 @@ class StagedCopier:
         self._pool.discarded.append(row)
 
     def _append_slowly(self, value: Tensor) -> int:
+        if value.__class__ is not Tensor:
+            check_copyable(value)  # the first value of this layout was, this one may be a shard or a fake
         row = self._stage.put([value])
         if self._room[1] < self._stage.block.stop:
             self._use(self._stage.block)

@@ -3,54 +3,21 @@
 from __future__ import annotations
 
 import os
-import resource
 import threading
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog
-from fastrec._contracts import Column, Ledger, Part
-from fastrec._copying import Layout, RowMaker, check_copyable, parts_of
-from fastrec._errors import GradientError, OptionError, SessionError, StepError
-from fastrec._sites import PassInfo
-from fastrec.sinks._hdf5_layout import DataInfo
-from fastrec.sinks._hdf5_paths import Paths
-from fastrec.sinks._hdf5_staging import Pool, Stage, StagedCopier
-
-
-class HDF5Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How a file is written; ``HDF5Sink`` describes each option."""
-
-    block_bytes: int = 1 << 20
-    queue_bytes: int = 64 << 20
-    segment_bytes: int = 1 << 30
-    flush_seconds: float = 1.0
-    durable: bool = False
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least in (("block_bytes", 1), ("queue_bytes", 1), ("segment_bytes", 1 << 20)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise OptionError(f"HDF5Sink({name}={value!r}): give a whole number of bytes from {least} up")
-        for name in ("durable", "overwrite"):
-            if not isinstance(getattr(self, name), bool):
-                raise OptionError(f"HDF5Sink({name}={getattr(self, name)!r}): give True or False")
-        seconds = self.flush_seconds
-        if type(seconds) not in (int, float) or not 0 < seconds < 1e6:
-            raise OptionError(f"HDF5Sink(flush_seconds={seconds!r}): give a number of seconds above 0")
-
-    def room(self) -> int:
-        """The bytes that one file has room for, within the limit that this process has for the size of a file."""
-        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        return self.segment_bytes if limit < 0 else max(1 << 16, min(self.segment_bytes, limit // 4))
+from fastrec._contracts import Column, Ledger
+from fastrec._copying import Layout, check_copyable
+from fastrec._errors import GradientError, OptionError, SessionError
+from fastrec.sinks._hdf5_ledger import FileLedger
+from fastrec.sinks._hdf5_options import HDF5Options
+from fastrec.sinks._hdf5_parts import StagedParts
+from fastrec.sinks._hdf5_paths import Paths, expanded
+from fastrec.sinks._hdf5_staging import Pool, StagedCopier
 
 
 class HDF5Sink:
@@ -65,14 +32,24 @@ class HDF5Sink:
     torch.Size([1, 2, 8])
 
     Arguments:
-        path: a path that ends in .h5 or .hdf5. A recording that is longer than one file has room for is written to
+        path: a path that ends in .h5 or .hdf5, in which {rank}, {pid}, {worker} (of a DataLoader) and {host} are those
+            of the process that opens the session. A recording that is longer than one file has room for is written to
             run.00000.h5, run.00001.h5 and so on; ``fastrec.load("run.h5")`` finds them.
-        block_bytes: how many bytes of one site are handed over at once.
-        queue_bytes: how many bytes may wait to be written before the loop waits.
-        segment_bytes: how many bytes of values one file has room for.
-        flush_seconds: a pass that ended so long ago is safe if the process is killed.
-        durable: flushing waits until the disk has it, so that it is safe if the machine loses power.
+        block_bytes: how many bytes of one site are handed over at once, at most; default 1 MiB.
+        queue_bytes: how many bytes may wait to be written before the loop waits; default 64 MiB. Blocks that are being
+            filled take half of it at most, or one value of each site if that is more, and blocks that are kept to be
+            used again as much once more.
+        segment_bytes: how many bytes of values one file has room for; default 1 GiB.
+        flush_seconds: a pass that ended so long ago is safe if the process is killed; default 1.
+        flush_rows: flush in the background whenever so many more records were kept; default never.
+        durable: flushing waits until the disk has it (fsync), so that it is safe if the machine loses power.
+        compression: "gzip", "lzf", "zstd" or "lz4" (the last two need the extra fastrec[zstd]), or with a level, as in
+            "gzip:4". A file is compressed when it is finished; while it grows it takes the room of its values.
+        dtype: a floating dtype to cast floating values to, unless their capture names one.
         overwrite: remove an earlier recording of the same name, instead of refusing to write over it.
+        append: continue an earlier recording of the same name, if there is one: pass indices and steps go on where it
+            ended. Its files are kept as they are; run.h5 becomes run.00000.h5.
+        locking: lock the file that is being written, so that no other recorder or HDF5 program changes it.
 
     Raises OptionError for options that do not fit. When the session opens: RecordingExistsError where there is a
     recording, RecordingFileError where none can be written. What stops the writer (a full disk) is raised as a
@@ -80,7 +57,8 @@ class HDF5Sink:
     """
 
     def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
-        self._paths = Paths(path)
+        self._pattern = os.fspath(path)
+        self._paths = Paths(expanded(path))
         try:
             self.options = HDF5Options(**options)
         except TypeError:
@@ -101,7 +79,8 @@ class HDF5Sink:
         """A session begins."""
         if self._ledger is not None:
             raise SessionError("this HDF5Sink already belongs to a session; give each recorder a sink of its own")
-        self._paths.claim(overwrite=self.options.overwrite)
+        self._paths = Paths(expanded(self._pattern))  # of this process, which need not be the one that made the sink
+        self._pool = Pool(self.options.block_bytes, self.options.queue_bytes)
         self._catalog = catalog
         self._ledger = FileLedger(self._pool, self._paths, catalog, self.options)
         return self._ledger
@@ -117,6 +96,7 @@ class HDF5Sink:
                 "gradients can't be kept by a file; add RAM, sink=[RAMSink(), ...], or leave keep_grad and "
                 "save_gradient out"
             )
+        spec = self._on_disk(spec, value)
         layout = Layout.of(value)
         key = (found.site, found.spec, layout)
         with self._lock:
@@ -136,139 +116,26 @@ class HDF5Sink:
             raise SessionError("this HDF5Sink belongs to no session yet; open one with Recorder(..., sink=sink)")
         self._ledger.flush()
 
-    def statistics(self) -> dict[str, int]:
-        """How many passes are safe, bytes that wait to be written, and how often the loop waited for the disk."""
-        passes = self._ledger.writer.passes_flushed if self._ledger is not None else 0
-        return {"passes_flushed": passes, "bytes_waiting": self._pool.queued, "waits": self._pool.waited}
+    def statistics(self) -> dict[str, int | float]:
+        """What is safe, what waits, and how much the loop had to wait for the disk.
 
+        ``passes_flushed`` and ``records_flushed`` are in the file; ``bytes_waiting`` of full blocks are not, of
+        ``most_bytes_waiting`` at worst; ``bytes_written`` went there in full blocks. The loop waited ``waits`` times,
+        ``seconds_waited`` together.
+        """
+        pool, writer = self._pool, self._ledger.writer if self._ledger is not None else None
+        return {
+            "passes_flushed": writer.passes_flushed if writer else 0,
+            "records_flushed": writer.records_flushed if writer else 0,
+            "bytes_waiting": pool.queued,
+            "most_bytes_waiting": pool.most_queued,
+            "bytes_written": pool.written_bytes,
+            "waits": pool.waited,
+            "seconds_waited": pool.waited_seconds,
+        }
 
-class StagedParts:
-    """Stages what a spec makes of each value; also a column itself, for transforms."""
-
-    def __init__(self, ledger: FileLedger, pool: Pool, site: int, number: int, spec: CaptureSpec) -> None:
-        self._ledger = ledger
-        self._pool = pool
-        self._site = site
-        self._number = number
-        self._spec = spec
-        self._lock = threading.Lock()
-        self._stages: dict[tuple[tuple[Part, Layout], ...], Stage] = {}
-
-    def append(self, value: Tensor) -> int:
-        """Keep what the spec makes of a value; its row."""
-        parts = parts_of(value, self._spec)
-        stage = self.stage({part: Layout.of(tensor) for part, tensor in parts.items()})
-        return stage.put(list(parts.values()))
-
-    def discard(self, row: int) -> None:
-        """Forget a row."""
-        self._pool.discarded.append(row)
-
-    def stage(self, layouts: Mapping[Part, Layout]) -> Stage:
-        """Where parts of these layouts go."""
-        key = tuple(layouts.items())
-        stage = self._stages.get(key)
-        if stage is None:
-            with self._lock:
-                stage = self._stages.get(key)
-                if stage is None:
-                    stage = self._stages[key] = self._made(layouts)
-        return stage
-
-    def _made(self, layouts: Mapping[Part, Layout]) -> Stage:
-        on_host = self._spec.with_changes({"device": "cpu"})
-        makers = [RowMaker(layout, on_host) for layout in layouts.values()]
-        infos = [
-            DataInfo(
-                name=f"data/{self._ledger.site_name(self._site)}",
-                part=part,
-                shape=maker.shape,
-                dtype=str(maker.dtype).removeprefix("torch."),
-                site=self._site,
-                spec=self._number,
-            )
-            for part, maker in zip(layouts, makers, strict=True)
-        ]
-        return Stage(self._pool, list(layouts), makers, self._ledger.register(infos))
-
-
-class FileLedger:
-    """Takes down passes and steps for the writer."""
-
-    def __init__(self, pool: Pool, paths: Paths, catalog: Catalog, options: HDF5Options) -> None:
-        # h5py takes longer to import than the rest of fastrec, and who records into RAM needs none of it.
-        from fastrec.sinks._hdf5_writer import MOST_ENDED, Writer
-
-        self._most = MOST_ENDED
-        self._pool = pool
-        self._catalog = catalog
-        self._lock = threading.Lock()
-        self._marks = 0
-        self._shapes: dict[tuple[int, str], tuple[int, ...]] = {}
-        self._stages: dict[tuple[Any, ...], tuple[Stage, np.dtype[Any]]] = {}
-        self.writer = Writer(pool, paths, catalog, options)
-
-    def commit(
-        self, info: PassInfo, variants: Sequence[int], rows: Sequence[int], times: Sequence[float]
-    ) -> None:
-        """A pass ended: its records in event order, times on the clock of ``info.started``."""
-        if self._pool.error is not None:
-            self._pool.check()
-        self.writer.ended.append((info, variants, rows, times))
-        if len(self.writer.ended) >= self._most:
-            self.writer.wake()
-
-    def mark(self, phase: int, step: int, columns: Mapping[str, npt.NDArray[Any]]) -> None:
-        """A step was marked."""
-        self._pool.check()
-        for name, value in columns.items():
-            known = self._shapes.setdefault((phase, name), value.shape)
-            if known != value.shape:
-                raise StepError(
-                    f"the step column {name!r} has shape {value.shape} now and had {known} before; "
-                    "give it one shape within a phase, and name other stretches of the run with rec.phase(...)"
-                )
-        with self._lock:
-            stage, dtype = self._stage(phase, columns)
-            row = np.zeros(1, dtype)
-            row["step"], row["order"] = step, self._marks
-            for name, value in columns.items():
-                row[f"column:{name}"] = value
-            self._marks += 1
-            self.writer.marks.append((phase, stage.put([torch.from_numpy(row.view(np.uint8))])))
-
-    def flush(self) -> None:
-        """Everything so far reaches the file."""
-        self._pool.check()
-        self.writer.flush()
-
-    def close(self) -> None:
-        """The session ended: the file is finished."""
-        told = self._pool.told
-        self.writer.close()
-        if not told:
-            self._pool.check()
-
-    def site_name(self, site: int) -> str:
-        """The name of a site."""
-        return self._catalog.sites[site].name
-
-    def register(self, infos: Sequence[DataInfo]) -> list[int]:
-        """Numbers for data that was not known before."""
-        with self._pool.changed:
-            first = len(self.writer.infos)
-            self.writer.infos += infos
-        return list(range(first, first + len(infos)))
-
-    def _stage(self, phase: int, columns: Mapping[str, npt.NDArray[Any]]) -> tuple[Stage, np.dtype[Any]]:
-        key = (phase, *((name, value.dtype, value.shape) for name, value in columns.items()))
-        found = self._stages.get(key)
-        if found is None:
-            described = tuple((name, value.dtype.str, value.shape) for name, value in columns.items())
-            name = f"steps/{self._catalog.phases[phase]}"
-            info = DataInfo(name=name, part="step", shape=(), dtype="", phase=phase, columns=described)
-            dtype = info.step_dtype()
-            layout = Layout((dtype.itemsize,), torch.uint8, torch.device("cpu"))
-            stage = Stage(self._pool, ["step"], [RowMaker(layout, CaptureSpec())], self.register([info]))
-            found = self._stages[key] = stage, dtype
-        return found
+    def _on_disk(self, spec: CaptureSpec, value: Tensor) -> CaptureSpec:
+        """The spec with the dtype that this file has for values of which it names none."""
+        if self.options.dtype is None or spec.dtype is not None or not value.is_floating_point():
+            return spec
+        return spec.with_changes({"dtype": self.options.dtype})
