@@ -103,6 +103,33 @@ class Listener(Protocol):
         """A pass ended, with the exception that left it if there was one; True: the call returns None instead."""
 
 
+class Performer(Listener, Protocol):
+    """A listener that runs the ops itself, and so sees what goes into them."""
+
+    def perform(self, place: Place, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an op that happens at a place; its value."""
+
+    def compose(
+        self, place: Place, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inside: Callable[[], Any]
+    ) -> Any:
+        """Run a composite, which performs the ops inside of it; its value."""
+
+    def glance(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a function that is no event, such as ``bool(x)``; its value."""
+
+    def enter(self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module is called."""
+
+    def leave(self, place: Place, out: Any) -> None:
+        """A module returned."""
+
+    def hidden(self, place: Place, module: nn.Module, out: Any) -> None:
+        """A module returned of whose inside nothing was seen; ``leave`` follows."""
+
+    def raised(self, depth: int) -> None:
+        """An exception left all modules but the outermost so many."""
+
+
 class Engine(Protocol):
     """How events are obtained."""
 
@@ -251,4 +278,3 @@ PASS_DTYPE = np.dtype(
 )
 RECORD_DTYPE = np.dtype([("variant", "i4"), ("row", "i8"), ("time", "f8")])
 OUTCOMES: tuple[Literal["ok", "failed", "halted"], ...] = ("ok", "failed", "halted")
-

@@ -32,7 +32,7 @@ _depth: Callable[[], int] = torch._C._len_torch_function_stack
 _ORDINARY = Site("", "op", "", "")
 
 _START = Node(_ORDINARY, None, None, None)
-_RUN_AUTOGRAD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
+RUN_AUTOGRAD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
 
 
 Mode = TypeVar("Mode", bound=TorchFunctionMode)
@@ -212,21 +212,28 @@ class OpMode(TorchFunctionMode):
         if _graph_task() != -1:  # autograd runs a part of the forward pass again
             return func(*args, **kwargs)
         before = self.node
-        facts = op_facts(func)
-        if facts is None:
-            if func in _RUN_AUTOGRAD:  # what it calls again (checkpointing) is no event either
+        node = self.make(func)
+        if node is None:
+            if func in RUN_AUTOGRAD:  # what it calls again (checkpointing) is no event either
                 return self.thread.mute(func, args, kwargs)
             self._skipped.add(func)
             return func(*args, **kwargs)
-        tally = self.tally()
-        node = tally.op(facts, before, func)
-        if facts.composite and self._may_open(node, facts, func):
-            node.opens = tally.inside(before, facts)
-        self._add_tapped(node)
         out = self._look_up(func, args, kwargs)
         if self.node is node:
             self.follow(before, node)
         return out
+
+    def make(self, func: Any) -> Node | None:
+        """Grow the trie by an op that runs now; None for a function that is no event."""
+        before = self.node
+        facts = op_facts(func)
+        if facts is None:
+            return None
+        tally = self.tally()
+        node = tally.op(facts, before, func)
+        if facts.composite and self._may_open(node, facts, func):
+            node.opens = tally.inside(before, facts)
+        return self._add_tapped(node)
 
     def _may_open(self, node: Node, facts: OpFacts, func: Any) -> bool:
         prefix = node.site.name
@@ -418,8 +425,6 @@ def _leaf_site(site: Site, path: str, index: int) -> Site:
     if site.kind == "module_exit" and path.startswith(".") and not name.endswith(":out"):
         name += ":out"  # `a.b` is the address of a module, so a field of a value has to look different
     return msgspec.structs.replace(site, name=name + path, output_index=index, output_address=path)
-
-
 
 
 @unseen_by_dynamo

@@ -10,12 +10,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from fastrec._contracts import Listener
+from fastrec._contracts import Listener, Performer
 from fastrec._errors import FastrecWarning, SessionError
 from fastrec._sites import Frame, Site
 from fastrec.engines._calls import MODULE_CALLS, Call
@@ -23,6 +23,7 @@ from fastrec.engines._fused import is_fused_now, layer_types_in
 from fastrec.engines._leaves import argument_leaves
 from fastrec.engines._mode import OpMode, PlainMode, ThreadState, TracingMode, off_stack
 from fastrec.engines._modules import Known, ModuleTable, unwrapped
+from fastrec.engines._performing import PerformingMode
 from fastrec.engines._simple import GLOBAL_HOOKS
 from fastrec.engines._supported import check_roots, keep_out_of_compiling, runs_compiled
 from fastrec.engines._trie import Node, Source
@@ -46,12 +47,16 @@ class EagerEngine:
         ops: observe ops; without, only modules are seen, at less cost.
         sources: inputs and buffers that are read become events.
         parents: follow which event each value came from.
+        performs: the listener is a Performer, which runs the ops itself.
     """
 
-    def __init__(self, *, ops: bool = True, sources: bool = False, parents: bool = False) -> None:
+    def __init__(
+        self, *, ops: bool = True, sources: bool = False, parents: bool = False, performs: bool = False
+    ) -> None:
         self._ops = ops or sources or parents
         self._sources = sources
         self._parents = parents
+        self._performs = performs
         self._thread = ThreadState()
         self._root = _root("")
         self._regions: dict[str, Node] = {}
@@ -230,17 +235,20 @@ class EagerEngine:
             self._kept_out = keep_out_of_compiling()
         mode = thread.spare
         if mode is None:
-            mode = (
-                TracingMode(self._listener, thread, parents=self._parents)
-                if self._sources or self._parents
-                else OpMode(self._listener, thread, may_rest=self._ops)
-            )
+            mode = self._make_mode()
         thread.spare = None
         thread.mode = mode
         if isinstance(mode, TracingMode) and self._sources:
             mode.watch_buffers(self._buffers())
         mode.begin(run, root)
         return mode
+
+    def _make_mode(self) -> OpMode:
+        if self._performs:
+            return PerformingMode(cast(Performer, self._listener), self._thread)
+        if self._sources or self._parents:
+            return TracingMode(self._listener, self._thread, parents=self._parents)
+        return OpMode(self._listener, self._thread, may_rest=self._ops)
 
     def _end(self, mode: OpMode, error: BaseException | None) -> bool:
         thread = self._thread

@@ -1,0 +1,8 @@
+"""The slow path: the whole graph of a forward pass."""
+
+from fastrec.graph._history import ModelHistory as ModelHistory
+from fastrec.graph._layer import LayerEntry as LayerEntry
+from fastrec.graph._log import get_model_metadata as get_model_metadata
+from fastrec.graph._log import log_forward_pass as log_forward_pass
+from fastrec.graph._operation import Operation as Operation
+from fastrec.graph._stacks import FuncCallLocation as FuncCallLocation

@@ -1,0 +1,356 @@
+"""The listener that builds the raw graph while a forward pass runs."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from time import perf_counter
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastrec._contracts import Place
+from fastrec._ops import op_facts, reads_inplace_flag
+from fastrec._sites import Site
+from fastrec.engines._leaves import argument_leaves, leaves
+from fastrec.graph._arguments import flat, referenced
+from fastrec.graph._random import GeneratorStates
+from fastrec.graph._raw import Call, Capture, Constant, ModuleCall, Op, Parameter, Ref, Stale, Truth
+from fastrec.graph._saving import Saver
+from fastrec.graph._stacks import StackReader
+from fastrec.graph._state import ModelState
+from fastrec.graph._writes import Writes
+
+_ATOMS = frozenset(
+    (int, float, bool, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device, torch.Size)
+)
+# Functions by which Python looks at a value.
+_LOOKS: Mapping[Any, str] = {
+    getattr(Tensor, name): name.strip("_")
+    for name in ("__bool__", "item", "__int__", "__float__", "__index__", "__complex__", "tolist")
+}
+_disabled = torch._C.DisableTorchFunction
+
+
+class Pass:
+    """What the engine hands through a pass."""
+
+    parents: tuple[str, ...] | None = None
+
+
+class GraphListener:
+    """Runs each op of the pass, and notes where its arguments came from."""
+
+    def __init__(self, state: ModelState, capture: Capture, saver: Saver, *, takes_inputs: bool) -> None:
+        self._state = state
+        self._capture = capture
+        self._ops = capture.ops
+        self._saver = saver
+        self._takes_inputs = takes_inputs  # tensors from outside are inputs, for nobody has named the inputs
+        self._rng = GeneratorStates()
+        self._writes = Writes()
+        self._stacks = StackReader()
+        self._values: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # which operation a tensor came from
+        self._refs: list[Ref] = []
+        self._constants: dict[int, tuple[weakref.ref[Tensor], int, Constant]] = {}
+        self._rewritten: dict[int, int] = {}  # buffers that an operation wrote without returning them
+        self._parents: list[int] = []
+        self._parameters: list[Parameter] = []
+        self._module: ModuleCall | None = None
+        self._open: list[tuple[ModuleCall, FrameType]] = []
+        self._numbers: dict[str, int] = {}
+        self.outside: FrameType | None = None  # the frame that runs the pass: where call stacks begin
+
+    # What the engine asks of any listener.
+
+    def tap(self, place: Place, site: Site) -> None:
+        """Nothing is tapped."""
+
+    def may_keep(self, site: Site) -> bool:
+        """All is to be seen."""
+        return True
+
+    def begin(self, entry: str) -> Pass:
+        """A call of a root begins."""
+        return Pass()
+
+    def end(self, run: Pass, error: BaseException | None) -> bool:
+        """A call of a root ended."""
+        return False
+
+    # What it tells a performer.
+
+    def perform(self, place: Place, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an op, and note it if it returns tensors."""
+        reference = self._reference
+        parents: list[int] = []
+        parameters: list[Parameter] = []
+        self._parents, self._parameters = parents, parameters
+        told_args = tuple([a if type(a) in _ATOMS else reference(a) for a in args])
+        told_kwargs = {k: a if type(a) in _ATOMS else reference(a) for k, a in kwargs.items()} if kwargs else kwargs
+        states = self._rng.before(func, kwargs)
+        started = perf_counter()
+        out = func(*args, **kwargs) if kwargs else func(*args)
+        seconds = perf_counter() - started
+        site = place.site
+        facts = op_facts(func)
+        writes = facts is not None and reads_inplace_flag(facts, args, kwargs)
+        value = out
+        if type(out) is not Tensor and out is None and writes and args:
+            value = args[0]
+        if type(value) is not Tensor and next(leaves(value), None) is None:
+            return out
+        call = Call(func, site.func_name, site.layer_type, place.label, site.name)
+        call.args = told_args
+        call.kwargs = told_kwargs
+        call.parameters = tuple(parameters)
+        call.rng = states
+        call.seconds = seconds
+        call.inplace = writes
+        call.stack = self._stack(2)
+        call.autocast = _autocast()
+        with _disabled():
+            self._returned(call, tuple(parents), value, args, kwargs)
+        return out
+
+    def compose(
+        self, place: Place, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inside: Callable[[], Any]
+    ) -> Any:
+        """Run a composite; where nothing inside of it could be seen it is an op like any other."""
+        first = len(self._ops)
+        out = inside()
+        if all(self._producer(value) is not None for _, value in leaves(out)):
+            return out
+        parents: list[int] = []
+        parameters: list[Parameter] = []
+        self._parents, self._parameters = parents, parameters
+        call = Call(func, place.site.func_name, place.site.layer_type, place.label, place.site.name)
+        call.args = tuple(map(self._reference, args))
+        call.kwargs = {key: self._reference(value) for key, value in kwargs.items()}
+        call.parameters = tuple(parameters)
+        call.stack = self._stack(2)
+        inner = tuple(range(first, len(self._ops)))
+        with _disabled():
+            unseen = [value for _, value in leaves(out) if self._producer(value) is None]
+            self._returned(call, tuple(dict.fromkeys((*parents, *inner[-1:]))), unseen, args, kwargs)
+        return out
+
+    def glance(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a function that is no event; note if Python looks at a value, or gets a tensor by another name."""
+        out = func(*args, **kwargs)
+        how = _LOOKS.get(func)
+        if how is not None:
+            producer = self._producer(args[0])
+            if producer is not None:
+                look = Truth(producer, how, out if how != "tolist" else None, self._stack(2), len(self._ops))
+                self._capture.truths.append(look)
+        elif isinstance(out, Tensor) and args and isinstance(args[0], Tensor) and self._producer(out) is None:
+            producer = self._producer(args[0])  # `x.data`: the same values in another tensor
+            if producer is not None:
+                self._bind(out, producer)
+        return out
+
+    def enter(self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module is called."""
+        frame = sys._getframe(2)
+        stack = self._stack(3)  # without the frame that stands for this call
+        site = place.site
+        address = site.frames[-1].module_address
+        call = ModuleCall(address, site.frames[-1].module_type, place.number, self._module, stack)
+        found = []
+        for _, value in argument_leaves(args, kwargs):
+            producer = self._producer(value)
+            if producer is None and self._takes_inputs and not self._open:
+                producer = self._input(value, f"{site.name}").index
+            if producer is not None:
+                found.append(producer)
+        call.entered = tuple(dict.fromkeys(found))
+        self._open.append((call, frame))
+        self._module = call
+        call.ops = len(self._ops)
+        self._capture.module_calls.append(call)
+        call.started = perf_counter()
+
+    def leave(self, place: Place, out: Any) -> None:
+        """A module returned."""
+        call, _ = self._open.pop()
+        self._close(call)
+        produced = [self._producer(value) for _, value in leaves(out)]
+        call.exited = tuple(dict.fromkeys(op for op in produced if op is not None))
+        self._capture.returns.append(call)
+
+    def hidden(self, place: Place, module: nn.Module, out: Any) -> None:
+        """A module of whose inside nothing was seen is one op."""
+        entered = self._open[-1][0]
+        site = place.site
+        call = Call(module, site.func_name, site.layer_type, place.label, f"{site.frames[-1].module_address}/:hidden")
+        call.args = tuple(self._refs[op] for op in entered.entered)
+        call.stack = entered.stack
+        with _disabled():
+            self._returned(call, entered.entered, out, (), {})
+
+    def raised(self, depth: int) -> None:
+        """An exception left modules."""
+        while len(self._open) > depth:
+            self._close(self._open.pop()[0])
+
+    # What whoever makes the pass tells.
+
+    def inputs(self, prefix: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """The pass begins with these arguments."""
+        for path, value in argument_leaves(args, kwargs):
+            if self._producer(value) is None:
+                self._input(value, f"{prefix}{path}")
+
+    def outputs(self, out: Any) -> None:
+        """The pass returned."""
+        for path, value in leaves(out):
+            self._parents = []
+            with _disabled():
+                template = self._tensor(value)
+                call = Call(None, "", "output", "", f":out{path}")
+                call.args = (template,)
+                op = self._add("output", call, tuple(self._parents), value)
+                op.path = path
+                op.address = path
+
+    # Inside.
+
+    def _reference(self, argument: Any) -> Any:
+        if type(argument) is Tensor:
+            return self._tensor(argument)
+        return referenced(argument, self._tensor)
+
+    def _tensor(self, value: Tensor) -> Any:
+        held = self._values.get(id(value))
+        if held is None or held[0]() is not value:
+            return self._source(value)
+        op = held[1]
+        if op not in self._parents:
+            self._parents.append(op)
+        if self._writes:
+            with _disabled():
+                later = self._writes.since(value, op)
+                if later:
+                    self._parents.extend(w for w in later if w not in self._parents)
+                    return Stale(op, later, self._saver.snapshot(value))
+        return self._refs[op]
+
+    def _source(self, value: Tensor) -> Any:
+        """The reference to a tensor that no operation has produced."""
+        parameter = self._state.parameter(value)
+        if parameter is not None:
+            if parameter not in self._parameters:
+                self._parameters.append(parameter)
+            return parameter
+        address = self._state.buffer_address(value)
+        if address is not None:
+            index = self._buffer(value, address).index
+        elif self._takes_inputs and not self._state.holds(value):
+            index = self._input(value, ":in").index
+        else:
+            return self._constant(value)
+        self._parents.append(index)
+        return self._refs[index]
+
+    def _constant(self, value: Tensor) -> Constant:
+        version = 0 if value.is_inference() else value._version
+        held = self._constants.get(id(value))
+        if held is not None and held[0]() is value and held[1] == version:
+            return held[2]
+        with _disabled():
+            shape = () if value.is_nested else tuple(value.shape)
+            constant = Constant(shape, value.dtype, self._saver.snapshot(value))
+        self._constants[id(value)] = (weakref.ref(value), version, constant)
+        return constant
+
+    def _input(self, value: Tensor, site: str) -> Op:
+        op = self._add_source("input", value, site)
+        op.address = site.rpartition(":in")[2]
+        return op
+
+    def _buffer(self, value: Tensor, address: str) -> Op:
+        writer = self._rewritten.pop(id(value), None)
+        op = self._add_source("buffer", value, f"{address}:buffer", () if writer is None else (writer,))
+        op.address = address
+        op.module = self._module
+        return op
+
+    def _add_source(self, kind: Any, value: Tensor, site: str, parents: tuple[int, ...] = ()) -> Op:
+        number = self._numbers[kind] = self._numbers.get(kind, 0) + 1
+        with _disabled():
+            op = self._add(kind, Call(None, "", kind, f"{kind}_{number}", site), parents, value)
+            self._bind(value, op.index)
+        return op
+
+    def _returned(
+        self, call: Call, parents: tuple[int, ...], out: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """An op returned: each tensor in its value is an operation."""
+        if type(out) is Tensor:
+            self._value(call, parents, out)
+            found: Iterable[Tensor] = (out,)
+        else:
+            found = []
+            for index, (path, value) in enumerate(leaves(out)):
+                op = self._value(call, parents, value)
+                if path:
+                    op.path, op.output_index = path, index
+                found.append(value)
+        if call.inplace:
+            self._note_writes(call, found, args, kwargs)
+
+    def _value(self, call: Call, parents: tuple[int, ...], value: Tensor) -> Op:
+        op = self._add("op", call, parents, value)
+        op.module = self._module
+        self._bind(value, op.index)
+        return op
+
+    def _add(self, kind: Any, call: Call, parents: tuple[int, ...], value: Tensor) -> Op:
+        index = len(self._ops)
+        op = Op(index, kind, call, parents, value)
+        self._ops.append(op)
+        self._refs.append(Ref(index))
+        self._saver.save(op, value)
+        return op
+
+    def _bind(self, value: Tensor, op: int) -> None:
+        self._values[id(value)] = (weakref.ref(value), op)
+
+    def _producer(self, value: Any) -> int | None:
+        held = self._values.get(id(value))
+        return held[1] if held is not None and held[0]() is value else None
+
+    def _note_writes(
+        self, call: Call, found: Iterable[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Which memory an op wrote to: its output if that is an argument, and what it writes beside."""
+        given = {id(a) for a in flat((args, dict(kwargs))) if isinstance(a, Tensor)}
+        written = [value for value in found if id(value) in given]
+        for value in written:
+            self._writes.note(value, self._values[id(value)][1])
+        if not written:  # a batch norm returns a new tensor and writes its statistics beside
+            for value in self._state.buffers_among(flat((args, dict(kwargs)))):
+                self._values.pop(id(value), None)
+                self._rewritten[id(value)] = self._ops[-1].index
+
+    def _close(self, call: ModuleCall) -> None:
+        call.seconds = perf_counter() - call.started
+        call.ops = len(self._ops) - call.ops
+        self._module = call.parent
+
+    def _stack(self, depth: int) -> Any:
+        frame = sys._getframe(depth + 1)
+        if self._open:
+            call, stop = self._open[-1]
+            return self._stacks.read(frame, stop, call.stack)
+        return self._stacks.read(frame, self.outside, None)
+
+
+def _autocast() -> tuple[tuple[str, torch.dtype], ...]:
+    if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
+        return ()
+    return tuple((d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d))

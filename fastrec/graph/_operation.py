@@ -1,0 +1,36 @@
+"""One operation of a history."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastrec.graph._operation_call import CallFacts
+from fastrec.graph._operation_modules import ModuleFacts
+from fastrec.graph._operation_relations import RelationFacts
+from fastrec.graph._operation_show import shown
+from fastrec.graph._operation_value import ValueFacts
+
+
+class Operation(ValueFacts, CallFacts, RelationFacts, ModuleFacts):
+    """One operation of a pass: its value, what computed it, and where it stands in the graph and in the modules.
+
+    >>> import torch
+    >>> from fastrec.graph import log_forward_pass
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+    >>> relu = log_forward_pass(model, torch.ones(2, 4))["relu_1_2"]
+    >>> relu.tensor_shape, relu.parent_layers, relu.containing_module_origin
+    ((2, 8), ['linear_1_1'], '1:1')
+
+    Made by a history, read from it by ``history[key]``.
+    """
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return shown(self)
+
+    __repr__ = __str__
+
+    def materialize_activation(self) -> Tensor | None:
+        """The saved value, read from the file where it lies in one."""
+        return self.activation

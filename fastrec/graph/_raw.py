@@ -1,0 +1,170 @@
+"""What the capture of a forward pass leaves behind: calls, the values that they returned, and module calls.
+
+Everything else that a history tells is worked out from this, when somebody asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import CodeType
+from typing import Any, Literal, Optional
+
+import msgspec
+import torch
+from torch import Tensor
+
+OpKind = Literal["op", "input", "buffer", "output"]
+
+Stack = tuple[Optional["Stack"], CodeType, int]
+"""A chain of frames, innermost first: the frames outside, the code, and the instruction in it."""
+
+
+class Ref(msgspec.Struct, frozen=True, gc=False):
+    """In the arguments of a call: the value of an operation, by the operation's index."""
+
+    op: int
+
+
+class Stale(msgspec.Struct, frozen=True):
+    """In the arguments of a call: an operation's value that was written through another view of its memory.
+
+    ``value`` is what it was when the call read it, None where no values are kept; ``written_by`` are the writers.
+    """
+
+    op: int
+    written_by: tuple[int, ...]
+    value: Tensor | None
+
+
+class Parameter(msgspec.Struct, frozen=True, eq=False):
+    """In the arguments of a call: a parameter of the model; the tensor is the model's own."""
+
+    address: str
+    tensor: Tensor
+
+
+class Constant(msgspec.Struct, frozen=True, eq=False):
+    """In the arguments of a call: a tensor that came neither from an operation nor from the model's state.
+
+    ``value`` is a copy, None where no values are kept.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    value: Tensor | None
+
+
+class ModuleCall:
+    """One call of a module: which pass of it, inside of which other call, and what went in and out, by operation.
+
+    ``stack`` is where it was called from; seconds include the calls inside of it.
+    """
+
+    __slots__ = ("address", "entered", "exited", "kind", "number", "ops", "parent", "seconds", "stack", "started")
+
+    def __init__(self, address: str, kind: str, number: int, parent: ModuleCall | None, stack: Stack | None) -> None:
+        self.address = address
+        self.kind = kind
+        self.number = number
+        self.parent = parent
+        self.stack = stack
+        self.entered: tuple[int, ...] = ()
+        self.exited: tuple[int, ...] = ()
+        self.ops = 0  # how many operations ran in it, those inside of its submodules included
+        self.started = 0.0
+        self.seconds = 0.0
+
+    @property
+    def label(self) -> str:
+        """The address with the number of the pass, as in ``features.3:1``."""
+        return f"{self.address}:{self.number}"
+
+
+class Call:
+    """One call of a function: what ran, on what, and in which state of the world.
+
+    ``args`` and ``kwargs`` hold Ref, Stale, Parameter and Constant in place of tensors. ``label`` and ``site`` are
+    those of the fast path. ``rng`` are the states of the random generators before it, by device.
+    """
+
+    __slots__ = (
+        *("args", "autocast", "func", "func_name", "inplace", "kwargs", "label", "layer_type", "parameters", "rng"),
+        *("seconds", "site", "stack"),
+    )
+
+    def __init__(self, func: Callable[..., Any] | None, func_name: str, layer_type: str, label: str, site: str) -> None:
+        self.func = func
+        self.func_name = func_name
+        self.layer_type = layer_type
+        self.label = label
+        self.site = site
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: Mapping[str, Any] = _NOTHING
+        self.parameters: tuple[Parameter, ...] = ()
+        self.rng: Mapping[str, Tensor] = _NOTHING
+        self.seconds = 0.0
+        self.stack: Stack | None = None
+        self.inplace = False
+        self.autocast: tuple[tuple[str, torch.dtype], ...] = ()
+
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+class Op:
+    """One value of the pass: an operation's output, an input, a buffer that was read, or an output of the model.
+
+    ``parents`` are indices of operations. ``path`` and ``output_index`` tell which value of its call it is.
+    ``value`` and ``transformed`` are what was saved of it, ``unsaved`` why nothing could be.
+    """
+
+    __slots__ = (
+        *("address", "call", "device", "dtype", "grad_fn", "index", "kind", "module", "nbytes", "output_index"),
+        *("parents", "path", "requires_grad", "shape", "transformed", "unsaved", "value"),
+    )
+
+    def __init__(self, index: int, kind: OpKind, call: Call, parents: tuple[int, ...], value: Tensor) -> None:
+        self.index = index
+        self.kind: OpKind = kind
+        self.call = call
+        self.parents = parents
+        self.shape: tuple[int, ...] = () if value.is_nested else tuple(value.shape)
+        self.dtype = value.dtype
+        self.device = value.device
+        self.nbytes = 0 if value.is_nested else value.numel() * value.element_size()
+        self.requires_grad = value.requires_grad
+        self.grad_fn = type(value.grad_fn).__name__ if value.grad_fn is not None else None
+        self.module: ModuleCall | None = None
+        self.path = ""
+        self.output_index: int | None = None
+        self.address = ""
+        self.value: Tensor | None = None
+        self.transformed: Tensor | None = None
+        self.unsaved = ""
+
+
+class Truth(msgspec.Struct, frozen=True):
+    """Python looked at a tensor's value: ``bool(x)``, ``x.item()`` and the like.
+
+    ``at`` is how many operations had run by then.
+    """
+
+    op: int
+    how: str
+    value: Any
+    stack: Stack | None
+    at: int
+
+
+class Capture:
+    """A forward pass as it was seen."""
+
+    def __init__(self) -> None:
+        self.ops: list[Op] = []
+        self.module_calls: list[ModuleCall] = []  # in the order in which they began
+        self.returns: list[ModuleCall] = []  # in the order in which they ended
+        self.truths: list[Truth] = []
+        self.gradients: dict[int, Tensor] = {}
+        self.started = 0.0
+        self.ended = 0.0
+        self.seconds = 0.0  # from the call to the history

@@ -1,0 +1,66 @@
+"""The tensors that a model holds: parameters, buffers, and those in plain attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastrec.graph._raw import Parameter
+
+
+class ModelState:
+    """Looks tensors of the model up by identity."""
+
+    def __init__(self, roots: Mapping[str, nn.Module]) -> None:
+        self._parameters: dict[int, Parameter] = {}
+        self._buffers: dict[int, tuple[Tensor, str]] = {}
+        self._attributes: dict[int, Tensor] = {}
+        for root, model in roots.items():
+            for name, module in model.named_modules(prefix=root):
+                self._take(name, module)
+
+    def _take(self, address: str, module: nn.Module) -> None:
+        prefix = f"{address}." if address else ""
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                self._parameters.setdefault(id(parameter), Parameter(prefix + name, parameter))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                self._buffers.setdefault(id(buffer), (buffer, prefix + name))
+        for value in vars(module).values():
+            if isinstance(value, Tensor):
+                self._attributes[id(value)] = value
+
+    def parameter(self, value: Tensor) -> Parameter | None:
+        """The parameter that a tensor is."""
+        found = self._parameters.get(id(value))
+        if found is not None and found.tensor is value:
+            return found
+        if isinstance(value, nn.Parameter):  # made during the pass, or held by nobody that torch knows of
+            return self._parameters.setdefault(id(value), Parameter("", value))
+        return None
+
+    def buffer_address(self, value: Tensor) -> str | None:
+        """The address of the buffer that a tensor is."""
+        found = self._buffers.get(id(value))
+        return found[1] if found is not None and found[0] is value else None
+
+    def buffers_among(self, values: Iterable[Any]) -> Iterator[Tensor]:
+        """Those of some values that are buffers."""
+        return (v for v in values if isinstance(v, Tensor) and self.buffer_address(v) is not None)
+
+    def holds(self, value: Tensor) -> bool:
+        """Whether a tensor is an attribute of a module."""
+        return self._attributes.get(id(value)) is value
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """All parameters, each once."""
+        return list(self._parameters.values())
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """All buffers by address."""
+        return {address: buffer for buffer, address in self._buffers.values()}
