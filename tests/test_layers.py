@@ -20,10 +20,10 @@ LAYERS = {
     "parts": "predicates predicates.* engines engines.* sinks sinks.*".split(),
     "assembly": [
         *"_options _plan _run _taps _variants _failures _steps _seeds _sinks_of _session _closing".split(),
-        *("_recorder", "_oneshot", "_load", "_dry_*", ""),
+        *("_recorder", "_oneshot", "_load", "_dry_*", "files", "files.*", ""),
     ],
     "slow path": "graph graph.*".split(),
-    "edges": "integrations integrations.* __main__ _cli".split(),
+    "edges": "integrations integrations.* __main__ _cli _cli.*".split(),
 }
 # A layer whose folders may not import from each other.
 FOLDERS_APART = {"parts"}

@@ -38,6 +38,14 @@ class HDF5Source:
         self.catalog = self._contents.log.catalog
         self._layouts: dict[tuple[int, int], tuple[tuple[int, ...], torch.dtype, int]] = {}
 
+    def facts(self) -> dict[str, Any]:
+        """What the recorder said of the session."""
+        return self._contents.log.facts
+
+    def paths(self) -> list[tuple[str, bool]]:
+        """The files, and whether each still grows or was left by a process that was killed."""
+        return [(file.path, file.growing) for file in self._files.values()]
+
     def n_passes(self) -> int:
         """How many passes ended, those that kept nothing included."""
         return len(self._contents.passes) + self._contents.n_empty

@@ -1,0 +1,110 @@
+"""What a recording's files say of it, without a look at its values."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from fastrec._contracts import OUTCOMES
+from fastrec._errors import StepError
+from fastrec._recording import Recording
+from fastrec.sinks._hdf5_source import HDF5Source
+
+
+class FileFacts(msgspec.Struct, frozen=True):
+    """One file of a recording: its path, its size, and whether it was finished."""
+
+    path: str
+    nbytes: int
+    finished: bool
+
+
+class Description(msgspec.Struct, frozen=True):
+    """What a recording is and how much it has.
+
+    ``began`` is in seconds since 1970, ``seconds`` from then to the end of the last pass. ``entries`` and ``phases``
+    tell the passes of each that have rows (a pass that kept nothing has none). ``episodes`` is None where the steps do
+    not tell when one ends. ``nbytes`` are those of the values; ``options`` those of the recorder.
+    """
+
+    path: str
+    files: list[FileFacts]
+    finished: bool
+    began: float | None
+    seconds: float
+    passes: int
+    failed: int
+    halted: int
+    entries: dict[str, int]
+    phases: dict[str, int]
+    steps: int
+    step_columns: list[str]
+    episodes: int | None
+    sites: int
+    records: int
+    nbytes: int
+    options: dict[str, Any]
+
+
+def describe(path: str | os.PathLike[str]) -> Description:
+    """Say what a recording is and how much it has.
+
+    >>> import torch, fastrec
+    >>> from fastrec.files import describe
+    >>> model = torch.nn.Linear(4, 2)
+    >>> with fastrec.Recorder(model, keep_op="linear", sink="described.h5") as rec:
+    ...     out = model(torch.ones(5, 4))
+    >>> found = describe("described.h5")
+    >>> found.finished, found.records, found.nbytes, found.options["keep_op"]
+    (True, 1, 40, "op('linear')")
+
+    Arguments:
+        path: the path that the recorder was given.
+
+    Raises what ``fastrec.load`` does.
+    """
+    source = HDF5Source(path)
+    recording = Recording(source)
+    passes, sites = source.passes(), recording.sites
+    facts = source.facts()
+    files = [FileFacts(file, os.path.getsize(file), not growing) for file, growing in source.paths()]
+    return Description(
+        path=os.fspath(path),
+        files=files,
+        finished=all(file.finished for file in files),
+        began=facts.get("began"),
+        seconds=float((passes["started"] + passes["duration"]).max(initial=0)),
+        passes=recording.n_passes,
+        failed=_count(passes, "failed"),
+        halted=_count(passes, "halted"),
+        entries=_counts(passes["entry"], source.catalog.entries.items),
+        phases=_counts(passes["phase"], source.catalog.phases.items),
+        steps=len(recording.steps),
+        step_columns=list(recording.steps),
+        episodes=_episodes(recording),
+        sites=len(sites),
+        records=recording.n_records,
+        nbytes=sum(site.nbytes for site in sites.values()),
+        options=source.catalog.header,
+    )
+
+
+def _count(passes: Any, outcome: Any) -> int:
+    return int((passes["outcome"] == OUTCOMES.index(outcome)).sum())
+
+
+def _counts(numbers: Any, names: list[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for number, count in zip(*np.unique(numbers, return_counts=True), strict=True):
+        found[names[number]] = found.get(names[number], 0) + int(count)
+    return found
+
+
+def _episodes(recording: Recording) -> int | None:
+    try:
+        return len(recording.episodes())
+    except StepError:
+        return None
