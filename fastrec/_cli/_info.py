@@ -34,7 +34,12 @@ def _run(args: argparse.Namespace, output: Output) -> int:
 def _rows(found: Description) -> list[tuple[str, str]]:
     rows = [("files", f"{counted(len(found.files), 'file')}, {told_bytes(sum(file.nbytes for file in found.files))}")]
     if found.began is not None:
-        rows.append(("recorded", f"{datetime.fromtimestamp(found.began):%Y-%m-%d %H:%M:%S}, over {_told(found.seconds)}"))
+        when = datetime.fromtimestamp(found.began)
+        rows.append(("recorded", f"{when:%Y-%m-%d %H:%M:%S}, over {_told(found.seconds)}"))
+    if found.sessions > 1:
+        rows.append(("sessions", f"{found.sessions:,}, one after the other"))
+    if found.rank is not None:
+        rows.append(("rank", str(found.rank)))
     rows.append(("passes", counted(found.passes, "pass", "es") + _ended(found)))
     for name, counts in (("entries", found.entries), ("phases", found.phases)):
         if any(counts):

@@ -25,6 +25,7 @@ class FileFacts(msgspec.Struct, frozen=True):
 class Description(msgspec.Struct, frozen=True):
     """What a recording is and how much it has.
 
+    ``sessions`` counts the recorders that wrote it one after the other, ``rank`` is None where its process had none.
     ``began`` is in seconds since 1970, ``seconds`` from then to the end of the last pass. ``entries`` and ``phases``
     tell the passes of each that have rows (a pass that kept nothing has none). ``episodes`` is None where the steps do
     not tell when one ends. ``nbytes`` are those of the values; ``options`` those of the recorder.
@@ -33,6 +34,9 @@ class Description(msgspec.Struct, frozen=True):
     path: str
     files: list[FileFacts]
     finished: bool
+    rank: int | None
+    pid: int
+    sessions: int
     began: float | None
     seconds: float
     passes: int
@@ -69,12 +73,15 @@ def describe(path: str | os.PathLike[str]) -> Description:
     source = HDF5Source(path)
     recording = Recording(source)
     passes, sites = source.passes(), recording.sites
-    facts = source.facts()
+    facts, identity = source.facts(), source.identity()
     files = [FileFacts(file, os.path.getsize(file), not growing) for file, growing in source.paths()]
     return Description(
         path=os.fspath(path),
         files=files,
         finished=all(file.finished for file in files),
+        rank=identity.rank if identity.rank >= 0 else None,
+        pid=identity.pid,
+        sessions=identity.session + 1,
         began=facts.get("began"),
         seconds=float((passes["started"] + passes["duration"]).max(initial=0)),
         passes=recording.n_passes,

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastrec._contracts import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
 from fastrec._copying import aside
 from fastrec._errors import DamagedFileError
-from fastrec.sinks._hdf5_layout import LATE, Bytes, DataInfo
+from fastrec.sinks._hdf5_layout import LATE, Bytes, DataInfo, Identity
 from fastrec.sinks._hdf5_log import torch_dtype_of
 from fastrec.sinks._hdf5_read import Contents, find_files
 from fastrec.sinks._steps import StepTable
@@ -41,6 +41,10 @@ class HDF5Source:
     def facts(self) -> dict[str, Any]:
         """What the recorder said of the session."""
         return self._contents.log.facts
+
+    def identity(self) -> Identity:
+        """What its last file is part of."""
+        return list(self._files.values())[-1].map.identity
 
     def paths(self) -> list[tuple[str, bool]]:
         """The files, and whether each still grows or was left by a process that was killed."""

@@ -4,7 +4,7 @@ import torch
 
 import fastrec
 from fastrec import Recorder
-from fastrec.sinks import HDF5Sink
+from fastrec.sinks import HDF5Sink, RAMSink
 
 
 class Policy(torch.nn.Module):
@@ -22,11 +22,8 @@ class Policy(torch.nn.Module):
 def rollout(path: str, steps: int = 6, start: int = 0, **options: object) -> fastrec.Recording:
     """Record some steps with two environments to a file; the same recording in RAM."""
     policy = Policy()
-    with (
-        Recorder(policy, keep_module="torso", keep_op="softmax", sink=[fastrec.sinks.RAMSink(), HDF5Sink(path, **options)])
-        as rec,
-        rec.phase("rollout"),
-    ):
+    sinks = [RAMSink(), HDF5Sink(path, **options)]
+    with Recorder(policy, keep_module="torso", keep_op="softmax", sink=sinks) as rec, rec.phase("rollout"):
         for step in range(start, start + steps):
             policy(torch.tensor([[step, 1.0], [-step, -1.0]]))
             rec.step(reward=[step, -step], terminated=[step % 3 == 2, False], truncated=[False, False])

@@ -41,7 +41,7 @@ def test_info_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(found, dict)
     assert (found["finished"], found["passes"], found["records"], found["nbytes"]) == (True, 6, 12, 240)
     assert (found["episodes"], found["phases"], found["step_columns"]) == (
-        4,
+        3,
         {"rollout": 6},
         ["reward", "terminated", "truncated"],
     )
