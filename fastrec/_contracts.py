@@ -254,6 +254,11 @@ class Source(Protocol):
         A KeyError tells the position of the first record that has no such part.
         """
 
+    def layouts(
+        self, rows: npt.NDArray[np.int64], part: Part
+    ) -> tuple[npt.NDArray[np.int64], Sequence[tuple[tuple[int, ...], torch.dtype]]]:
+        """Which layout the values of records have, and the shape and dtype of each; a KeyError as of ``values``."""
+
     def nbytes(self, variants: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The bytes that each record's tensors take."""
 

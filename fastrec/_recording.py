@@ -4,31 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import numpy.typing as npt
-from torch import Tensor
 
-from fastrec._contracts import Part, Source
+from fastrec._contracts import Source
 from fastrec._errors import OptionError, RecordKeyError
 from fastrec._recording_episodes import Episode, episodes_of
-from fastrec._recording_frames import frame_of, numpy_of
+from fastrec._recording_frames import frame_of
 from fastrec._recording_keys import mask_of
 from fastrec._recording_records import ActivationRecord as ActivationRecord
 from fastrec._recording_records import Records
 from fastrec._recording_select import Numbers, names_mask, numbers_mask
 from fastrec._recording_show import html_of, summary_of
 from fastrec._recording_sites import SiteFacts, sites_of
-from fastrec._recording_stack import by_pass, stacked
 from fastrec._recording_steps import Steps, steps_of
+from fastrec._recording_values import Values
 from fastrec._recording_view import View
 
 if TYPE_CHECKING:
     import pandas
 
 
-class Recording:
+class Recording(Values):
     """What was recorded up to a moment: records in order of (pass, event), read one by one or as tensors.
 
     >>> import torch, fastrec
@@ -100,34 +98,6 @@ class Recording:
         if isinstance(key, int | np.integer | slice):
             return self.records[key]
         raise RecordKeyError(f"recording[{key!r}]: give a number, a slice, a module's address, a site or a label")
-
-    def stack(self, key: str, by: Literal["pass"] | None = None, part: Part | None = None) -> Tensor:
-        """The values of a key as one tensor [records, ...], in order of (pass, event).
-
-        >>> import torch, fastrec
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
-        >>> recording = fastrec.record(model, torch.ones(2, 4), keep_op="relu")
-        >>> recording.stack("1/relu").shape, recording.stack("1/relu", by="pass").shape
-        (torch.Size([1, 2, 4]), torch.Size([1, 1, 2, 4]))
-
-        Arguments:
-            key: a module's address, a site or a label.
-            by: "pass" gives [passes, firings, ...], of the passes in which it fired.
-            part: "activation", "transformed_activation" or "gradient"; by default the activation, or the transformed
-                one where the raw value was not kept.
-
-        The result is a view of the memory in which the records lie, where they lie together. Values kept with
-        ``keep_grad`` are stacked attached. Raises RaggedError where shapes, dtypes, leaves or sites differ.
-        """
-        if by not in (None, "pass"):
-            raise OptionError(f"stack(by={by!r}): there is by='pass', or nothing")
-        view = self._at(key)
-        values = stacked(view, key, part)
-        return by_pass(view, values, key) if by == "pass" else values
-
-    def to_numpy(self, key: str, by: Literal["pass"] | None = None) -> npt.NDArray[Any]:
-        """``stack`` as a numpy array; bfloat16 and float8, which numpy lacks, become float32."""
-        return numpy_of(self.stack(key, by))
 
     def last(self, key: str) -> ActivationRecord:
         """The newest record of a key."""
@@ -243,9 +213,6 @@ class Recording:
             f"{self.n_records} record{_s(self.n_records)} of {sites} site{_s(sites)} in {self.n_passes} "
             f"pass{_s(self.n_passes, 'es')}"
         )
-
-    def _at(self, key: str) -> View:
-        return self._view.take(mask_of(self._view, key))
 
     def _derived(self, view: View, table: Steps) -> Recording:
         recording = Recording.__new__(Recording)

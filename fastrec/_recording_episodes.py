@@ -117,14 +117,12 @@ class _Phase:
 
     def values(self, key: str, rows: range, env: int) -> Tensor:
         """What a key's records hold for an environment in consecutive steps."""
-        fired, at, count = self._firings(key)
+        if key not in self._fired:
+            view = self.view.of_passes(self.view.passes["phase"] == self.table.phase)
+            self._fired[key] = firings(view.take(mask_of(view, key)), self.table)
+        fired, at, count = self._fired[key]
         here = slice(rows.start, rows.stop)
-        if (count[here] != 1).any():
-            row = rows.start + int(np.argmax(count[here] != 1))
-            raise StepError(
-                f"{key!r} fired {count[row]} times in step {self.table.numbers[row]}{self._where()}, and an episode "
-                "needs one firing per step; leave other passes out with recording.select(entry=, batch=, grad=, phase=)"
-            )
+        _check_once(count[here], self.table.numbers[here], key, self._where())
         values = stacked(fired.take(at[here]), key)
         if not self.per_env:
             return values[:, 0] if values.ndim > 1 and values.shape[1] == 1 else values
@@ -136,21 +134,38 @@ class _Phase:
             )
         return values[:, env]
 
-    def _firings(self, key: str) -> tuple[View, Integers, Integers]:
-        """The records of a key in these steps; for each step one of them, and how many there are."""
-        if key not in self._fired:
-            view = self.view.of_passes(self.view.passes["phase"] == self.table.phase)
-            view = view.take(mask_of(view, key))
-            rows = view.passes["step"][view.pass_at] - self.table.numbers[0]
-            inside = np.flatnonzero((rows >= 0) & (rows < len(self.table.numbers)))
-            count = np.bincount(rows[inside], minlength=len(self.table.numbers))
-            at = np.zeros(len(self.table.numbers), np.int64)
-            at[rows[inside]] = inside
-            self._fired[key] = view, at, count
-        return self._fired[key]
-
     def _where(self) -> str:
         return f" of phase {self.name!r}" if self.name else ""
+
+
+def firings(view: View, table: PhaseSteps) -> tuple[View, Integers, Integers]:
+    """The records of a phase; for each of its steps one of them, and how many there are."""
+    view = view.of_passes(view.passes["phase"] == table.phase)
+    rows = view.passes["step"][view.pass_at] - table.numbers[0]
+    inside = np.flatnonzero((rows >= 0) & (rows < len(table.numbers)))
+    count = np.bincount(rows[inside], minlength=len(table.numbers))
+    at = np.zeros(len(table.numbers), np.int64)
+    at[rows[inside]] = inside
+    return view, at, count
+
+
+def fired_once(view: View, table: PhaseSteps, key: str) -> View:
+    """The record of each step; a StepError where a step has none or several."""
+    if (np.diff(table.numbers) != 1).any():
+        raise StepError("every step is needed from first to last; select steps by a range, or not at all")
+    name = view.catalog.phases[table.phase]
+    fired, at, count = firings(view, table)
+    _check_once(count, table.numbers, key, f" of phase {name!r}" if name else "")
+    return fired.take(at)
+
+
+def _check_once(count: Integers, numbers: Integers, key: str, where: str) -> None:
+    if (count != 1).any():
+        row = int(np.argmax(count != 1))
+        raise StepError(
+            f"{key!r} fired {count[row]} times in step {numbers[row]}{where}, and one firing per step is needed; "
+            "leave other passes out with recording.select(entry=, batch=, grad=, phase=)"
+        )
 
 
 def episodes_of(view: View, steps: Steps) -> list[Episode]:

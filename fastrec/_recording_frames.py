@@ -78,6 +78,15 @@ def numpy_of(values: Tensor) -> npt.NDArray[Any]:
     return array
 
 
+def filled(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A step column as a plain array: missing numbers are NaN, and make floats of those that have none."""
+    if not isinstance(column, np.ma.MaskedArray):
+        return column
+    data: npt.NDArray[Any] = np.ma.getdata(column)
+    mask = np.ma.getmaskarray(column)
+    return np.where(mask, np.nan, data) if mask.any() else data
+
+
 def _array(values: list[Any]) -> npt.NDArray[Any]:
     if values and all(type(value) is type(values[0]) for value in values) and isinstance(values[0], bool | int):
         return np.array(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,17 @@ from fastrec._contracts import Part
 from fastrec._copying import aside, kept_dtype
 from fastrec._errors import GradientError, OptionError, RaggedError, RecordKeyError
 from fastrec._recording_keys import base_name
-from fastrec._recording_view import View
+from fastrec._recording_view import Integers, View
 
 PARTS: tuple[Part, ...] = ("activation", "transformed_activation", "gradient")
 
 
 def stacked(view: View, key: str, part: Part | None = None) -> Tensor:
     """The values of all records of a view along the first axis, a view of their memory where they lie together."""
-    if part is not None and part not in PARTS:
-        raise OptionError(f"part={part!r}: choose one of {', '.join(map(repr, PARTS))}")
-    _check_alike(view, key)
-    part = part or _default_part(view)
+    part = _part_of(view, part)
+    _check_sites(view, key)
+    for what, of in (("shapes", _shape), ("dtypes", _dtype), ("devices", _device)):
+        _check_alike(view, key, what, of)
     try:
         pieces = view.source.values(view.variants, view.rows, part)
     except KeyError as missing:
@@ -40,6 +41,19 @@ def stacked(view: View, key: str, part: Part | None = None) -> Tensor:
         return torch.cat(list(pieces))
 
 
+def checked_layouts(
+    view: View, key: str, part: Part | None
+) -> tuple[Part, Integers, Sequence[tuple[tuple[int, ...], torch.dtype]]]:
+    """The part that is meant, the layouts that it has at one site, and which of them each record has."""
+    part = _part_of(view, part)
+    _check_sites(view, key)
+    _check_alike(view, key, "devices", _device)
+    try:
+        return part, *view.source.layouts(view.rows, part)
+    except KeyError as missing:
+        raise _missing(view, key, part, missing.args[0]) from None
+
+
 def by_pass(view: View, values: Tensor, key: str) -> Tensor:
     """Stacked values with an axis for the passes and one for the firings in each pass."""
     firings = np.unique(view.pass_at, return_counts=True)[1]
@@ -50,20 +64,28 @@ def by_pass(view: View, values: Tensor, key: str) -> Tensor:
     return values.reshape(len(firings), -1, *values.shape[1:])
 
 
-def _check_alike(view: View, key: str) -> None:
-    kinds = view.kinds
-    sites = {view.site(kind) for kind in kinds}
+def _part_of(view: View, part: Part | None) -> Part:
+    if part is not None and part not in PARTS:
+        raise OptionError(f"part={part!r}: choose one of {', '.join(map(repr, PARTS))}")
+    whole = all(view.spec(kind).save_raw for kind in view.kinds)
+    return part or ("activation" if whole else "transformed_activation")
+
+
+def _check_sites(view: View, key: str) -> None:
+    sites = {view.site(kind) for kind in view.kinds}
     if len({site.name for site in sites}) > 1:
         names = Counter(view.site(kind).name for kind in view.variants.tolist())
         leaves = len({base_name(site) for site in sites}) == 1
         what = "several leaves" if leaves else "values of several sites"
         raise RaggedError(f"{key!r} has {what}: {_counted(names)}; stack one of them")
-    for what, of in (("shapes", _shape), ("dtypes", _dtype), ("devices", _device)):
-        found = {kind: of(view, kind) for kind in kinds}
-        if len(set(found.values())) > 1:
-            counted = Counter(found[kind] for kind in view.variants.tolist())
-            hint = f"recording.select(batch=...).stack({key!r})" if what == "shapes" else "a selection of them"
-            raise RaggedError(f"{key!r} has values of {what} {_counted(counted)}; stack {hint}")
+
+
+def _check_alike(view: View, key: str, what: str, of: Callable[[View, int], Any]) -> None:
+    found = {kind: of(view, kind) for kind in view.kinds}
+    if len(set(found.values())) > 1:
+        counted = Counter(found[kind] for kind in view.variants.tolist())
+        hint = f"recording.select(batch=...).stack({key!r})" if what == "shapes" else "a selection of them"
+        raise RaggedError(f"{key!r} has values of {what} {_counted(counted)}; stack {hint}")
 
 
 def _shape(view: View, kind: int) -> tuple[int, ...]:
@@ -79,10 +101,6 @@ def _dtype(view: View, kind: int) -> str:
 def _device(view: View, kind: int) -> str:
     device = view.spec(kind).device
     return view.variant(kind).device if device is None else str(torch.device(device))
-
-
-def _default_part(view: View) -> Part:
-    return "activation" if all(view.spec(kind).save_raw for kind in view.kinds) else "transformed_activation"
 
 
 def _missing(view: View, key: str, part: Part, position: int) -> Exception:

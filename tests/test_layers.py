@@ -23,14 +23,14 @@ LAYERS = {
         *("_recorder", "_oneshot", "_load", "_dry_*", "files", "files.*", ""),
     ],
     "slow path": "graph graph.*".split(),
-    "edges": "integrations integrations.* __main__ _cli _cli.*".split(),
+    "edges": "integrations integrations.* exports exports.* __main__ _cli _cli.*".split(),
 }
 # A layer whose folders may not import from each other.
 FOLDERS_APART = {"parts"}
 
 OPTIONAL = {
     *("pandas", "tqdm", "gymnasium", "stable_baselines3", "torchrl", "tensordict", "transformers"),
-    *("pytorch_lightning", "lightning", "IPython", "rich", "graphviz"),
+    *("pytorch_lightning", "lightning", "IPython", "rich", "graphviz", "xarray", "datasets", "minari", "safetensors"),
 }
 NOT_LOADED_BY_IMPORT = ["fastrec.graph", "fastrec.integrations", "h5py", "torch._dynamo", *sorted(OPTIONAL)]
 

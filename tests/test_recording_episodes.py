@@ -133,7 +133,7 @@ def test_more_or_less_than_one_firing_per_step_is_told() -> None:
     rig.one_pass(("a", torch.ones(2, 1)), step=2)
     rig.mark(2, terminated=[False] * 2, truncated=[False] * 2)
     episode = recorded(rig).episodes()[0]
-    with pytest.raises(StepError, match=r"'a' fired 2 times in step 2, and an episode needs one firing .*batch="):
+    with pytest.raises(StepError, match=r"'a' fired 2 times in step 2, and one firing per step is needed; .*batch="):
         episode["a"]
     with pytest.raises(StepError, match="'b' fired 0 times in step 0"):
         episode["b"]

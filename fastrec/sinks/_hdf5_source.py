@@ -79,6 +79,12 @@ class HDF5Source:
 
     def values(self, variants: Integers, rows: Integers, part: Part) -> Sequence[Tensor]:
         """The values of many records in their order, each with its records in front; as few tensors as possible."""
+        layouts, _ = self.layouts(rows, part)
+        edges = [0, *(np.flatnonzero(np.diff(layouts)) + 1).tolist(), len(rows)]
+        return [self._read(rows[start:stop], PREFIX[part]) for start, stop in zip(edges, edges[1:], strict=False)]
+
+    def layouts(self, rows: Integers, part: Part) -> tuple[Integers, list[tuple[tuple[int, ...], torch.dtype]]]:
+        """Which layout the values of records have, and the shape and dtype of each."""
         prefix = PREFIX.get(part)
         missing = rows < 0
         if prefix is not None:
@@ -86,10 +92,9 @@ class HDF5Source:
         if prefix is None or missing.any():
             raise KeyError(0 if prefix is None else int(np.argmax(missing)))
         keys, inverse = self._keys(rows, prefix)
-        numbers: dict[Any, int] = {}
-        layouts = np.array([numbers.setdefault(self._layout(key)[:2], len(numbers)) for key in keys], np.int64)[inverse]
-        edges = [0, *(np.flatnonzero(np.diff(layouts)) + 1).tolist(), len(rows)]
-        return [self._read(rows[start:stop], prefix) for start, stop in zip(edges, edges[1:], strict=False)]
+        numbers: dict[tuple[tuple[int, ...], torch.dtype], int] = {}
+        which = [numbers.setdefault(self._layout(key)[:2], len(numbers)) for key in keys]
+        return np.array(which, np.int64)[inverse], list(numbers)
 
     def nbytes(self, variants: Integers, rows: Integers) -> Integers:
         """The bytes that each record's tensors take."""

@@ -85,6 +85,18 @@ class RAMSource:
                 self._run(rows[start:stop], part, start) for start, stop in zip(edges, edges[1:], strict=False)
             ]
 
+    def layouts(self, rows: Integers, part: Part) -> tuple[Integers, list[tuple[tuple[int, ...], torch.dtype]]]:
+        """Which layout the values of records have, and the shape and dtype of each."""
+        # Values of a block have one layout, but each has a gradient of its own, or none.
+        alike = rows if part == "gradient" else rows >> ROW_BITS
+        _, first, inverse = np.unique(alike, return_index=True, return_inverse=True)
+        numbers: dict[tuple[tuple[int, ...], torch.dtype], int] = {}
+        which = np.empty(len(first), np.int64)
+        for i in np.argsort(first).tolist():
+            position = int(first[i])
+            which[i] = numbers.setdefault(self._layout(int(rows[position]), part, position), len(numbers))
+        return which[inverse], list(numbers)
+
     def nbytes(self, variants: Integers, rows: Integers) -> Integers:
         """The bytes that each record's tensors take."""
         numbers, inverse = np.unique(rows >> ROW_BITS, return_inverse=True)
@@ -111,6 +123,20 @@ class RAMSource:
                 passes["first"] = first
             self._read = passes, records, table.samples
         return self._read
+
+    def _layout(self, row: int, part: Part, position: int) -> tuple[tuple[int, ...], torch.dtype]:
+        block = self._blocks.get(row >> ROW_BITS)
+        if block is None:  # row -1: no tensor was kept
+            raise KeyError(position)
+        if part == "gradient" and row in block.gradients:
+            value = block.gradients[row]
+        elif part in block.kept:
+            value = block.kept[part]
+        elif part in block.parts:
+            value = block.parts[part].read()[0]
+        else:
+            raise KeyError(position)
+        return tuple(value.shape), value.dtype
 
     def _run(self, rows: Integers, part: Part, start: int) -> Tensor:
         """The values of rows of one block."""

@@ -129,6 +129,8 @@ def check_source(source: Source, expected: list[tuple[int, str, Tensor]]) -> Non
     for site in {site for _, site, _ in expected}:
         at = np.array([i for i, (_, name, _) in enumerate(expected) if name == site])
         values = [expected[i][2] for i in at]
+        which, layouts = source.layouts(records["row"][at], "activation")
+        assert [layouts[i] for i in which] == [(tuple(value.shape), value.dtype) for value in values]
         if len({value.shape for value in values}) == 1:
             pieces = source.values(records["variant"][at].astype(np.int64), records["row"][at], "activation")
             assert sum(len(piece) for piece in pieces) == len(values)
@@ -240,6 +242,8 @@ class SinkContract(ABC):
         assert [value for _, _, value in kept_in(source)] == [None]
         with pytest.raises(KeyError):
             source.values(np.array([0]), np.array([-1]), "activation")
+        with pytest.raises(KeyError):
+            source.layouts(np.array([-1]), "activation")
         assert source.nbytes(np.array([0]), np.array([-1])).tolist() == [0]
 
     def test_facts_of_passes_come_back(self, rig: Rig) -> None:

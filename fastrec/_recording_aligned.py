@@ -1,0 +1,136 @@
+"""Several keys side by side: record by record, or step by step with the columns of the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastrec._contracts import PhaseSteps
+from fastrec._errors import MissingExtraError, OptionError, RecordKeyError, StepError
+from fastrec._recording_batches import check_together
+from fastrec._recording_episodes import fired_once
+from fastrec._recording_frames import filled, numpy_of
+from fastrec._recording_keys import mask_of
+from fastrec._recording_rows import Rows
+from fastrec._recording_stack import stacked
+from fastrec._recording_steps import Steps
+from fastrec._recording_view import View
+
+if TYPE_CHECKING:
+    import tensordict
+    import xarray
+
+Array = npt.NDArray[Any]
+
+
+class Aligned(msgspec.Struct, frozen=True):
+    """Values whose first axis is the same, and what is known of each place on it.
+
+    ``axis`` is "record" or "step"; ``envs`` is the size of the second axis where it counts environments, else 0.
+    """
+
+    axis: str
+    values: dict[str, Tensor]
+    index: dict[str, Array]
+    columns: dict[str, Array]
+    envs: int = 0
+
+    def dims(self, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+        """The names of the axes of a value or column."""
+        second = "env" if self.envs and shape[1:2] == (self.envs,) else f"{name}_1"
+        return tuple([self.axis, second, *(f"{name}_{i}" for i in range(2, len(shape)))][: len(shape)])
+
+
+def keys_of(view: View, keys: str | Iterable[str] | None) -> list[str]:
+    """The keys that are meant: those given, or the sites of all values."""
+    if isinstance(keys, str):
+        return [keys]
+    found = list(dict.fromkeys(keys)) if keys is not None else sites_with_values(view)
+    if not found:
+        raise RecordKeyError("there is nothing to read: the recording has no values, or no key was given")
+    return found
+
+
+def sites_with_values(view: View) -> list[str]:
+    """The names of the sites of which a tensor was kept."""
+    kept = np.unique(view.variants[view.rows >= 0]).tolist()
+    return list(dict.fromkeys(view.site(kind).name for kind in view.kinds if kind in kept))
+
+
+def view_of(view: View, key: str, keys: str | Iterable[str] | None) -> View:
+    """The records of a key; a name that was taken from the sites means that site."""
+    return view.take(mask_of(view, f"site:{key}" if keys is None else key))
+
+
+def aligned(view: View, steps: Steps, keys: str | Iterable[str] | None, by: Literal["step"] | None) -> Aligned:
+    """The values of keys side by side."""
+    if by not in (None, "step"):
+        raise OptionError(f"by={by!r}: there is by='step', or nothing")
+    views = {key: view_of(view, key, keys) for key in keys_of(view, keys)}
+    return _by_step(views, steps) if by == "step" else _by_record(views)
+
+
+def _by_record(views: Mapping[str, View]) -> Aligned:
+    check_together({key: Rows(view, key, None, None) for key, view in views.items()})
+    first = next(iter(views.values()))
+    infos = [first.info(position) for position in range(len(first.passes))]
+    index = {
+        "pass_index": first.passes["pass_index"][first.pass_at],
+        "step": np.array([_number(first.step_of(info)) for info in infos], np.int64)[first.pass_at],
+        "phase": np.array([first.catalog.phases[info.phase] for info in infos], str)[first.pass_at],
+    }
+    return Aligned("record", {key: stacked(view, key) for key, view in views.items()}, index, {})
+
+
+def _by_step(views: Mapping[str, View], steps: Steps) -> Aligned:
+    table = _only_table(steps, next(iter(views.values())))
+    values = {key: stacked(fired_once(view, table, key), key) for key, view in views.items()}
+    envs = {column.shape[1] for column in table.columns.values() if column.ndim > 1}
+    columns = dict(table.columns)
+    return Aligned("step", values, {"step": table.numbers}, columns, envs.pop() if len(envs) == 1 else 0)
+
+
+def _only_table(steps: Steps, view: View) -> PhaseSteps:
+    if not steps.tables:
+        raise StepError("by='step' needs marked steps, and there are none; call rec.step(...) after env.step")
+    if len(steps.tables) > 1:
+        names = ", ".join(repr(view.catalog.phases[table.phase]) for table in steps.tables)
+        raise StepError(f"there are steps in several phases: {names}; select(phase=...) one of them")
+    return steps.tables[0]
+
+
+def _number(step: int | None) -> int:
+    return -1 if step is None else step
+
+
+def to_xarray(found: Aligned) -> xarray.Dataset:
+    """A data set of named axes."""
+    try:
+        import xarray
+    except ImportError as error:
+        raise MissingExtraError("to_xarray() needs xarray; install it with pip install 'fastrec[xarray]'") from error
+    arrays = {name: numpy_of(values) for name, values in found.values.items()}
+    arrays.update({name: filled(column) for name, column in found.columns.items()})
+    variables = {name: (found.dims(name, array.shape), array) for name, array in arrays.items()}
+    return xarray.Dataset(variables, coords={name: (found.axis, array) for name, array in found.index.items()})
+
+
+def to_tensordict(found: Aligned) -> tensordict.TensorDict:
+    """A tensordict whose batch is the first axis, and the environments where each value has them."""
+    try:
+        import tensordict
+    except ImportError as error:
+        raise MissingExtraError(
+            "to_tensordict() needs tensordict; install it with pip install 'fastrec[tensordict]'"
+        ) from error
+    tensors: dict[str, Any] = {name: values.detach() for name, values in found.values.items()}
+    tensors.update({name: torch.from_numpy(filled(column)) for name, column in found.columns.items()})
+    count = len(next(iter(tensors.values())))
+    together = found.envs and all(tensor.shape[1:2] == (found.envs,) for tensor in tensors.values())
+    return tensordict.TensorDict(tensors, batch_size=[count, found.envs] if together else [count])

@@ -1,0 +1,73 @@
+"""Recordings in the formats of other tools, one file per format.
+
+``EXPORTERS`` names them; each is a function ``exporter(recording, path, *, keys=None, **options)`` that writes to a
+path where nothing is yet, and reads the recording stretch by stretch. ``OPTIONS`` has the structs of their options, and
+``export(recording, path, format, ...)`` is the same by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from fastrec._errors import OptionError, near
+from fastrec._recording import Recording
+from fastrec.exports._contract import Exporter as Exporter
+from fastrec.exports._contract import Keys as Keys
+from fastrec.exports._contract import RowOptions as RowOptions
+from fastrec.exports._d4rl import to_d4rl as to_d4rl
+from fastrec.exports._episodes import TransitionOptions as TransitionOptions
+from fastrec.exports._huggingface import HuggingFaceOptions as HuggingFaceOptions
+from fastrec.exports._huggingface import to_huggingface as to_huggingface
+from fastrec.exports._minari import MinariOptions as MinariOptions
+from fastrec.exports._minari import to_minari as to_minari
+from fastrec.exports._numpy import to_numpy as to_numpy
+from fastrec.exports._robomimic import RobomimicOptions as RobomimicOptions
+from fastrec.exports._robomimic import to_robomimic as to_robomimic
+from fastrec.exports._safetensors import to_safetensors as to_safetensors
+
+EXPORTERS: Mapping[str, Exporter] = {
+    "numpy": to_numpy,
+    "safetensors": to_safetensors,
+    "huggingface": to_huggingface,
+    "minari": to_minari,
+    "d4rl": to_d4rl,
+    "robomimic": to_robomimic,
+}
+OPTIONS: Mapping[str, type[msgspec.Struct]] = {
+    "numpy": RowOptions,
+    "safetensors": RowOptions,
+    "huggingface": HuggingFaceOptions,
+    "minari": MinariOptions,
+    "d4rl": TransitionOptions,
+    "robomimic": RobomimicOptions,
+}
+
+
+def export(
+    recording: Recording, path: str | os.PathLike[str], format: str, *, keys: Keys | None = None, **options: Any
+) -> None:
+    """Write a recording in another format.
+
+    >>> import torch, fastrec
+    >>> from fastrec.exports import export
+    >>> recording = fastrec.record(torch.nn.Linear(4, 2), torch.ones(3, 4), keep_op="linear")
+    >>> export(recording, "activations.safetensors", "safetensors", keys=["linear_1"])
+
+    Arguments:
+        recording: what is written.
+        path: where; there must be nothing yet.
+        format: one of ``EXPORTERS``: "numpy", "safetensors", "huggingface", "minari", "d4rl", "robomimic".
+        keys: addresses, sites or labels, or a mapping from such to the names that they get; by default all sites.
+        options: those of the format, which are described with its function.
+
+    Raises OptionError for a format or an option that there is none of, RecordingExistsError where there is something
+    at the path, and what reading the keys raises.
+    """
+    exporter = EXPORTERS.get(format)
+    if exporter is None:
+        raise OptionError(f"there is no format {format!r}; {near(format, EXPORTERS)}")
+    exporter(recording, path, keys=keys, **options)

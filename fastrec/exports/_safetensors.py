@@ -1,0 +1,84 @@
+"""Safetensors: a header of JSON and the bytes of the tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrec._errors import OptionError
+from fastrec._recording import Recording
+from fastrec._recording_frames import filled
+from fastrec._recording_rows import Rows
+from fastrec.exports._contract import Keys, RowOptions, made_whole, read_options, rows_of, stretches
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def to_safetensors(
+    recording: Recording, path: str | os.PathLike[str], *, keys: Keys | None = None, **options: Any
+) -> None:
+    """One tensor per key, and one per step column, ``steps/<name>``; ``safetensors.torch.load_file`` reads them.
+
+    >>> import torch, fastrec
+    >>> from fastrec.exports import to_safetensors
+    >>> recording = fastrec.record(torch.nn.Linear(4, 2), torch.ones(3, 4), keep_op="linear")
+    >>> to_safetensors(recording, "linear.safetensors")
+
+    Arguments:
+        path: a file, which has to end in .safetensors.
+        keys: see ``export``.
+        by: None or "sample", as in ``Recording.rows``.
+
+    Raises OptionError where a dtype is not one of the format's.
+    """
+    rows = rows_of(recording, keys, read_options("safetensors", RowOptions, options).by)
+    columns = {f"steps/{name}": torch.from_numpy(filled(recording.steps[name])) for name in recording.steps}
+    sources: dict[str, Rows | Tensor] = {**rows, **columns}
+    for name, source in sources.items():
+        if source.dtype not in DTYPES:
+            raise OptionError(f"safetensors has no dtype for {name!r}, which is {source.dtype}")
+    # A tensor has to start at a multiple of its element's size.
+    names = sorted(sources, key=lambda name: -sources[name].dtype.itemsize)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        source = sources[name]
+        start, end = end, end + source.nbytes
+        header[name] = {"dtype": DTYPES[source.dtype], "shape": list(source.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with made_whole(path, ".safetensors") as part, open(part, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            if name in columns:
+                file.write(_bytes_of(columns[name]))
+                continue
+            for some in stretches(rows[name]):
+                file.write(_bytes_of(rows[name][some]))
+
+
+def _bytes_of(values: Tensor) -> bytes:
+    flat = values.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
