@@ -1,6 +1,5 @@
 """Batches and data sets: every row once, in an order that a seed decides, within bounded memory."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +193,3 @@ def test_a_data_set_gives_rows_to_samplers(recordings: list[Recording]) -> None:
         seen = [batch["mul_1"] for batch in loader]
         assert sorted(numbers(seen)) == list(range(ROWS)) and len(seen) == 13
         assert recording.to_dataset("mul_1", by="sample")[-1].tolist() == [ROWS - 1.0] * 4
-
-
-def test_a_data_set_of_a_file_can_be_pickled(recordings: list[Recording]) -> None:
-    dataset = pickle.loads(pickle.dumps(recordings[1].to_dataset("mul_1", by="sample")))
-    assert numbers([torch.stack(dataset.__getitems__([5, 1]))]) == [5, 1]

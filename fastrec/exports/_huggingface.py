@@ -65,6 +65,7 @@ def to_huggingface(
     bfloat16 and float8, which Arrow lacks, become float32. Raises RaggedError where the keys did not fire in the same
     passes.
     """
+    by = read_options("huggingface", HuggingFaceOptions, options).by
     try:
         import datasets
         from datasets.arrow_writer import ArrowWriter
@@ -72,7 +73,7 @@ def to_huggingface(
         raise MissingExtraError(
             "exporting to huggingface needs datasets; install it with pip install 'fastrec[datasets]'"
         ) from error
-    rows = rows_of(recording, keys, read_options("huggingface", HuggingFaceOptions, options).by)
+    rows = rows_of(recording, keys, by)
     check_together(rows)
     features = datasets.Features({name: _feature(datasets, name, own) for name, own in rows.items()})
     edges = stretches(list(rows.values()), STRETCH).tolist()
