@@ -80,6 +80,9 @@ class Run(Protocol):
 
     parents: tuple[str, ...] | None
 
+    def fail(self, error: BaseException) -> None:
+        """Let the pass end with an error, even if the model swallows it."""
+
 
 class Tap(Protocol):
     """The callable that an engine feeds with the values of one site."""
@@ -95,6 +98,9 @@ class Listener(Protocol):
 
     def may_keep(self, site: Site) -> bool:
         """Whether something could be kept at a site that has not been seen yet."""
+
+    def idle(self, taps: Sequence[Tap]) -> Callable[[Any], bool] | None:
+        """A question about a run that begins: whether none of these taps will keep anything; None: one may always."""
 
     def begin(self, entry: str) -> Any:
         """A pass begins; its Run, or None: it is not recorded."""

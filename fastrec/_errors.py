@@ -37,6 +37,10 @@ class SessionError(FastrecError, RuntimeError):
     """The recorder was used outside of its block, or its calls do not fit together."""
 
 
+class BrokenPromiseError(FastrecError, RuntimeError):
+    """A pass ran other ops than the passes before it, which a static engine was promised would not happen."""
+
+
 class ContextFieldError(FastrecError, AttributeError):
     """A context was asked for a field that it does not have."""
 

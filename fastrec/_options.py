@@ -19,6 +19,7 @@ class RecorderOptions(msgspec.Struct, frozen=True, kw_only=True):
     capture: CaptureSpec = CaptureSpec()
     sink: Any = None
     engine: Any = "auto"
+    check_every: int = 1000
     history_size: int = 8
     include_source_events: bool = False
     track_parents: bool = False
@@ -40,13 +41,14 @@ class RecorderOptions(msgspec.Struct, frozen=True, kw_only=True):
         self._check_choice("autoreset", ("next_step", "same_step", None))
         self._check_choice("on_predicate_error", ("raise", "collect"))
         self._check_choice("on_forward_error", ("drop", "keep"))
+        self._check_count("check_every", least=1)
         self._check_count("history_size", least=0)
         if self.retain is not None:
             self._check_count("retain", least=1)
         if self.random_seed is not None:
             self._check_count("random_seed", least=0)
-        if isinstance(self.engine, str) and self.engine not in ("auto", "eager"):
-            raise OptionError(f"engine={self.engine!r}: there are 'auto' and 'eager'")
+        if isinstance(self.engine, str) and self.engine not in ("auto", "eager", "static"):
+            raise OptionError(f"engine={self.engine!r}: there are 'auto', 'eager' and 'static'")
         if self.returns_none and self.halt is None:
             raise OptionError("returns_none=True only goes with halt=..., whose passes return None")
 

@@ -21,7 +21,7 @@ from fastrec._seeds import seeded
 from fastrec._session import PhaseBlock, Session
 from fastrec._sinks_of import TeeSink, sinks_of
 from fastrec._steps import step_columns
-from fastrec.engines import EagerEngine
+from fastrec.engines import EagerEngine, StaticEngine
 from fastrec.sinks import HDF5Sink, RAMSink
 
 
@@ -44,7 +44,8 @@ class Recorder:
         keep_module: which module events to keep: the same, strings being module addresses (their outputs).
         capture: how kept values are copied, a CaptureSpec.
         sink: where records go: a path that ends in .h5 or .hdf5, a sink, or a list of them; default RAM.
-        engine: "auto" or "eager", or an engine object.
+        engine: "auto" or "eager"; "static" where every pass runs the same ops; or an engine object.
+        check_every: after so many passes of an entry the static engine makes one eagerly, to compare; default 1000.
         history_size: how many recent events and ops a context shows; default 8.
         include_source_events: inputs of a pass and buffers that are read become events.
         track_parents: contexts know the labels of the values that an op read.
@@ -235,11 +236,14 @@ class Recorder:
     def _make_engine(self) -> Any:
         if not isinstance(self.options.engine, str):
             return self.options.engine
-        return EagerEngine(
-            ops=self._plan.watches_ops,
-            sources=self.options.include_source_events,
-            parents=self.options.track_parents,
-        )
+        watched = {
+            "ops": self._plan.watches_ops,
+            "sources": self.options.include_source_events,
+            "parents": self.options.track_parents,
+        }
+        if self.options.engine == "static":
+            return StaticEngine(check_every=self.options.check_every, **watched)
+        return EagerEngine(**watched)
 
     def _open(self) -> Session:
         if os.getpid() != self._pid:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -176,6 +176,21 @@ class AskTap:
             raise
         return None
 
+    @property
+    def pass_question(self) -> Question | None:
+        """The question that settles a pass for this tap; None where it may stop the pass, or asks about each event."""
+        return self._question if self._question.once_a_pass and self._halt is None else None
+
+    def keeps_in(self, run: PassRun) -> bool:
+        """What the answer to ``pass_question`` is, for a pass that begins."""
+        question = self._question
+        if question not in run.settled:
+            session, info = self._session, run.info
+            variant = session.variants.of(self._place, self._site, ((), "float32", "cpu", False), 0, None)
+            ctx = RecordContext(session.catalog, self._site, variant, info, 0.0, info.step)
+            run.settled[question] = question.ask(session, ctx)
+        return run.settled[question] is not None
+
     def _context(self, run: PassRun, value: Tensor) -> RecordContext:
         shape, dtype, requires_grad, device, variant = self._cell
         if (
@@ -207,6 +222,22 @@ class AskTap:
             self._variants[key] = variant
         self._cell = (*key[:4], variant)
         return variant
+
+
+def idle_question(taps: Sequence[Any]) -> Callable[[PassRun], bool] | None:
+    """Whether none of some taps keeps anything in a pass that begins; None where that can't be told of all passes."""
+    asked: dict[Question, AskTap] = {}
+    for tap in taps:
+        question = tap.pass_question if isinstance(tap, AskTap) else None
+        if question is None:
+            return None
+        asked.setdefault(question, tap)
+    askers = list(asked.values())
+
+    def is_idle(run: PassRun) -> bool:
+        return not any(tap.keeps_in(run) for tap in askers)
+
+    return is_idle
 
 
 def _told(error: Exception, value: Tensor) -> Exception:

@@ -1,0 +1,121 @@
+"""What the static engine learns from a pass that runs eagerly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastrec._contracts import Listener, Place, Tap
+from fastrec._sites import Site
+from fastrec.engines._leaves import leaves
+from fastrec.engines._mode import ThreadState
+from fastrec.engines._trie import Node
+
+_interpreter = torch._C._functorch.peek_interpreter_stack
+
+Outputs = Mapping[Node, Sequence[tuple["WatchTap", str]]]
+"""By op: the taps of its values, each with the path under which its module returned that very value."""
+
+
+class StaticThread(ThreadState):
+    """What a thread is doing: a pass by a plan, or one that teaches."""
+
+    now: Any = None
+    spare_now: Any = None
+    course: Any = None
+    lesson: Lesson | None = None
+
+    def mute(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a function of which nothing is recorded, calls inside of it included."""
+        now, lesson = self.now, self.lesson
+        self.now = self.lesson = None
+        try:
+            return super().mute(function, args, kwargs)
+        finally:
+            self.now, self.lesson = now, lesson
+
+
+class Lesson:
+    """Watches in one pass which ops gave what their module then returned."""
+
+    def __init__(self) -> None:
+        self.outputs: dict[Node, list[tuple[WatchTap, str]]] = {}
+        self._place: Place | None = None
+        self._seen: list[tuple[WatchTap, Tensor, tuple[int | None, Tensor]]] = []
+        self._strange = False
+
+    def saw(self, watch: WatchTap, value: Tensor) -> None:
+        """An op gave a value; only what the last op gave can be what its module returns next."""
+        if watch.place is not self._place:
+            self._place, self._strange = watch.place, False
+            self._seen.clear()
+        if type(value) is not Tensor or _interpreter() is not None:
+            self._strange = True
+            return
+        self._seen.append((watch, value, (_version(value), _copy(value))))
+
+    def returned(self, left: Node, module: nn.Module, out: Any) -> None:
+        """A module returned, which led to a node."""
+        op = left.parent
+        if left.known is not None and left.known.module is module and op is not None and op is self._place:
+            paths = {id(value): path for path, value in reversed(list(leaves(out)))}
+            is_output = all(id(value) in paths and _is_as_it_was(value, *was) for _, value, was in self._seen)
+            if is_output and not self._strange:
+                self.outputs[op] = [(watch, paths[id(value)]) for watch, value, _ in self._seen]
+        self._place = None
+        self._seen.clear()
+
+
+class WatchTap:
+    """Feeds the listener's tap, and tells the lesson of this thread if there is one."""
+
+    __slots__ = ("inner", "place", "thread")
+
+    def __init__(self, inner: Tap, place: Place, thread: StaticThread) -> None:
+        self.inner = inner
+        self.place = place
+        self.thread = thread
+
+    def __call__(self, run: Any, value: Tensor) -> None:
+        lesson = self.thread.lesson
+        if lesson is not None and self.place.site.kind == "op":
+            lesson.saw(self, value)
+        self.inner(run, value)
+
+
+class WatchingListener:
+    """Stands between the eager engine and its listener."""
+
+    def __init__(self, listener: Listener, thread: StaticThread) -> None:
+        self._listener = listener
+        self._thread = thread
+        self.may_keep = listener.may_keep
+        self.begin = listener.begin
+        self.end = listener.end
+        self.idle = listener.idle
+
+    def tap(self, place: Place, site: Site) -> Tap | None:
+        """The tap of a place, watched."""
+        inner = self._listener.tap(place, site)
+        return None if inner is None else WatchTap(inner, place, self._thread)
+
+
+def _version(value: Tensor) -> int | None:
+    return None if value.is_inference() else value._version
+
+
+def _copy(value: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        return value.detach().clone()
+
+
+def _is_as_it_was(value: Tensor, version: int | None, copy: Tensor) -> bool:
+    if _version(value) != version or value.shape != copy.shape or value.is_complex():
+        return False
+    # To the bit, for numpy and .data write past the version.
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        now, then = (t.detach().contiguous().reshape(-1) for t in (value, copy))
+        return torch.equal(now.view(torch.uint8), then.view(torch.uint8)) if now.numel() else True

@@ -1,0 +1,201 @@
+"""What there is to do in a pass of which it is known how it runs: one step for each module call that matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from fastrec._contracts import Tap
+from fastrec.engines._static_lesson import Outputs, WatchTap
+from fastrec.engines._trie import LEAVE, Node, Raised, Source
+
+CALM, STEP, PLAIN, HIDDEN = range(4)
+"""How a module is called: as torch calls one without hooks, as a step, by a ``_call_impl`` of its own, or muted."""
+
+_CALL_IMPL = nn.Module._call_impl
+
+
+class Step:
+    """One call of a module, and what is taken from it.
+
+    ``taps`` are fed with what the call returns, where it is a single tensor; ``ops`` with what the last op gave, by the
+    path under which the module returned it. A ``watched`` step runs as the eager engine runs it; a ``plain`` one has
+    nothing but ``taps``.
+    """
+
+    __slots__ = (
+        *("after", "entered", "hidden", "inside", "left", "module", "ops", "plain", "takes_in", "takes_out", "taps"),
+        "watched",
+    )
+
+    def __init__(self, entered: Node) -> None:
+        assert entered.known is not None
+        self.module: nn.Module = entered.known.module
+        self.entered = entered
+        self.left: Node | None = None
+        self.ops: Sequence[tuple[WatchTap, str]] = ()
+        self.taps: tuple[Tap, ...] = ()
+        self.takes_in = bool(taps_of(entered))
+        self.takes_out = False
+        self.watched = False
+        self.inside = False  # of a watched step, which sees to it
+        self.hidden = entered.hidden
+        self.plain = False
+        self.after: Step = self
+
+    @property
+    def matters(self) -> bool:
+        """Whether there is anything to take."""
+        return self.takes_in or self.takes_out or self.watched or bool(self.ops)
+
+    def settle(self) -> None:
+        """Work out the quick way."""
+        self.plain = not (self.takes_in or self.watched or self.hidden)
+        taps = [watch.inner for watch, path in self.ops if not path]
+        if self.takes_out and self.left is not None and self.left.tap is not None:
+            taps += taps_of(self.left)[:1]
+        self.taps = tuple(taps)
+
+
+class Plan:
+    """The steps of all passes that run alike, which end at the node ``final`` of the trie.
+
+    ``whole`` passes run eagerly from beginning to end, because something is kept outside of any step. ``idle`` tells
+    of a run that begins whether nothing can be kept in it; None where that can't be told.
+    """
+
+    def __init__(self, final: Node, outputs: Outputs, idle: Callable[[Sequence[Tap]], Callable[[Any], bool] | None]):
+        path = path_to(final)
+        calls = _Calls(path, outputs)
+        self.final = final
+        self.end = _end()
+        self.modules: dict[int, int] = {}
+        self.idle_modules: dict[int, int] = {}
+        self._steps = calls.steps
+        self.look_again()
+        self.first = calls.chain(self.modules, self.end)
+        self.whole = calls.whole or (self.first.watched and self.first.entered is path[0])
+        self.idle = idle(calls.taps)
+
+    def look_again(self) -> None:
+        """Take in modules that others of their class have replaced."""
+        kinds: dict[int, int] = {}
+        idle: dict[int, int] = {}
+        for step in self._steps:
+            assert step.entered.known is not None
+            step.module = step.entered.known.module  # held here, so that nothing else gets its id
+            key = id(step.module)
+            calm = HIDDEN if step.hidden else CALM if type(step.module)._call_impl is _CALL_IMPL else PLAIN
+            idle[key] = calm
+            if not step.inside:
+                kinds[key] = STEP if step.matters or kinds.get(key) == STEP else calm
+        self.modules, self.idle_modules = kinds, idle
+
+
+def path_to(final: Node) -> list[Node]:
+    """The nodes from the first event of a pass to a later one."""
+    path = []
+    node: Node | None = final
+    while node is not None and node.parent is not None:
+        path.append(node)
+        node = node.parent
+    return path[::-1]
+
+
+def taps_of(node: Node) -> list[Tap]:
+    """The listener's taps of a value and of its leaves."""
+    found = [node.tap, *(node.leaf_taps or {}).values()]
+    return [tap.inner for tap in found if isinstance(tap, WatchTap)]
+
+
+def _taps_inside(node: Node) -> list[Tap]:
+    """Those of a composite's inside, on whatever path."""
+    found = taps_of(node)
+    for below in (*node.edges.values(), *([node.opens] if node.opens else [])):
+        found += _taps_inside(below)
+    return found
+
+
+def _end() -> Step:
+    step = Step.__new__(Step)
+    step.module = nn.Module()  # which nobody calls
+    step.after = step
+    step.watched = False
+    return step
+
+
+class _Calls:
+    """The module calls of a path as steps, and all taps on it."""
+
+    def __init__(self, path: Sequence[Node], outputs: Outputs) -> None:
+        self.whole = False
+        self.steps: list[Step] = []
+        self.taps: list[Tap] = []
+        self._outputs = outputs
+        self._open: list[Step] = []
+        self._inside: dict[Step, list[Step]] = {}
+        following: list[Node | None] = [*path[1:], None]
+        for node, after in zip(path, following, strict=True):
+            self._add(node, after)
+        for step in self.steps:
+            step.settle()
+            for inner in self._inside[step] if step.watched else ():
+                inner.inside = True
+
+    def chain(self, kinds: Mapping[int, int], end: Step) -> Step:
+        """The first of the steps, each of which leads to the next: all calls of the modules that matter somewhere."""
+        chained = [step for step in self.steps if not step.inside and kinds[id(step.module)] == STEP]
+        after = end
+        for step in reversed(chained):
+            step.after = after
+            after = step
+        return after
+
+    def _add(self, node: Node, after: Node | None) -> None:
+        taps = taps_of(node)
+        self.taps += taps
+        if isinstance(node.step, Raised):
+            while len(self._open) + 1 > node.step.depth:
+                self._open.pop()
+        elif isinstance(node.step, Source):
+            self.whole = True
+        elif node.step is LEAVE:
+            step = self._open.pop()
+            step.left, step.takes_out = node, bool(taps)
+            if taps:
+                self._unfuse()
+        elif node.site.kind == "module_enter":
+            self._enter(Step(node))
+        elif taps or node.opens is not None:
+            self._op(node, after)
+
+    def _enter(self, step: Step) -> None:
+        if step.takes_in:
+            self._unfuse()
+        for around in self._open:
+            self._inside[around].append(step)
+        self.steps.append(step)
+        self._inside[step] = []
+        self._open.append(step)
+
+    def _op(self, node: Node, after: Node | None) -> None:
+        self._unfuse()
+        if not self._open:
+            self.whole = True
+            return
+        step = self._open[-1]
+        is_output = node.opens is None and after is not None and after.step is LEAVE and node in self._outputs
+        if is_output:
+            step.ops = self._outputs[node]
+        else:
+            step.watched = True
+        if node.opens is not None:
+            self.taps += _taps_inside(node.opens)
+
+    def _unfuse(self) -> None:
+        """Something is kept inside of the open modules: where it would compute with a fused kernel, one is watched."""
+        for step in self._open:
+            assert step.entered.known is not None
+            step.watched |= step.entered.known.may_fuse

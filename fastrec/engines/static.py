@@ -1,0 +1,424 @@
+"""The static engine: the user's promise that every pass runs the same ops, as with DDP's ``static_graph``.
+
+The first passes run as those of the eager engine, and show where what is kept appears. Later passes touch only the
+module calls that it can be taken from. Now and then a pass runs eagerly again, to see whether the promise is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from fastrec._contracts import Listener
+from fastrec._errors import BrokenPromiseError, SessionError
+from fastrec.engines._calls import Call
+from fastrec.engines._fused import is_fused_now
+from fastrec.engines._leaves import leaves
+from fastrec.engines._mode import OpMode
+from fastrec.engines._modules import Known
+from fastrec.engines._simple import GLOBAL_HOOKS
+from fastrec.engines._static_lesson import Lesson, Outputs, StaticThread, WatchingListener
+from fastrec.engines._static_plan import CALM, HIDDEN, STEP, Plan, Step, path_to
+from fastrec.engines._supported import runs_compiled
+from fastrec.engines._trie import Node
+from fastrec.engines.eager import EagerEngine, _plain
+
+MOST_LESSONS = 8
+"""Passes that may run differently at first (caches are filled, lazy modules made) before the promise is broken."""
+
+_graph_task = torch._C._current_graph_task_id
+_interpreter = torch._C._functorch.peek_interpreter_stack
+_tracing = torch._C._get_tracing_state
+
+
+class Now:
+    """Where a thread is in a pass that runs by a plan."""
+
+    __slots__ = ("course", "mode", "modules", "plan", "run", "step")
+
+    course: Course
+    mode: OpMode
+    modules: Mapping[int, int]
+    plan: Plan
+    run: Any
+    step: Step
+
+
+class Course:
+    """What is known of the passes of one entry that run in the same circumstances."""
+
+    __slots__ = ("called", "last", "left", "outputs", "plan", "tries")
+
+    def __init__(self, called: str) -> None:
+        self.called = called
+        self.forget()
+
+    def forget(self) -> None:
+        """Learn anew."""
+        self.plan: Plan | None = None
+        self.last: Node | None = None
+        self.outputs: Outputs = {}
+        self.tries = 0
+        self.left = 0
+
+
+class StaticEngine(EagerEngine):
+    """Watches the first passes eagerly, then takes what is kept from the module calls where it appears.
+
+    Arguments:
+        check_every: after so many passes by plan, one runs eagerly and is compared with it.
+        ops, sources, parents: as for ``EagerEngine``; with sources or parents all passes run eagerly.
+    """
+
+    _thread: StaticThread
+
+    def __init__(
+        self, *, check_every: int = 1000, ops: bool = True, sources: bool = False, parents: bool = False
+    ) -> None:
+        super().__init__(ops=ops, sources=sources, parents=parents)
+        self._thread = StaticThread()
+        self._check_every = check_every
+        self._courses: dict[Any, Course] = {}
+        self._whole = sources or parents
+        self._open = False
+
+    def open(self, roots: Mapping[str, nn.Module], listener: Listener) -> None:
+        """Begin to watch the roots, in every thread."""
+        self._open = True
+        super().open(roots, listener)
+        self._direct = listener
+        self._listener = WatchingListener(listener, self._thread)
+        self._fusing = [known.module for known in self._table.known.values() if known.may_fuse]
+
+    def close(self) -> None:
+        """Stop watching; passes that still run in other threads are no longer seen."""
+        self._open = False
+        super().close()
+        self._thread.spare_now = None
+        self._courses.clear()
+
+    def enter_region(self, name: str) -> Any:
+        """Make what this thread runs from now on one pass; None where the listener does not record it."""
+        thread = self._thread
+        if thread.now is not None:
+            raise SessionError(
+                "a region can't begin inside of a pass or of another region of the same recorder and thread; "
+                "end the one before, or open the region around the outermost call"
+            )
+        course = self._course(("", name), name, training=False)
+        if self._must_learn(course):
+            self._begin_lesson(course)
+            token = super().enter_region(name)
+            if token is None:
+                thread.course = thread.lesson = None
+            return token
+        run = self._direct.begin(name)
+        if run is None:
+            return None
+        return self._begin_by_plan(course, run)
+
+    def leave_region(self, token: Any, error: BaseException | None) -> bool:
+        """End the region's pass; whether the listener takes the exception as its own."""
+        if isinstance(token, Now):
+            return self._end_by_plan(token, error)
+        return super().leave_region(token, error)
+
+    # In one piece, because each function more costs every module call.
+    def _make_layer(self, call: Call | None) -> Call:  # noqa: C901
+        """The wrapper of module calls; ``call`` is what comes next, None the module itself."""
+        eager = super()._make_layer(call)
+        known_modules = self._table.known
+        thread = self._thread
+        outermost, step_aside = self._outermost_or_learn, self._step_aside
+        watch, take = self._watch, self._take
+        hooks, pre_hooks, backward_hooks, backward_pre_hooks = GLOBAL_HOOKS
+
+        def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: C901
+            now = thread.now
+            if now is None:
+                if thread.mode is None:
+                    known = known_modules.get(id(module))
+                    if known is None or thread.muted:
+                        return _plain(call, module, args, kwargs)
+                    return outermost(__call__, eager, call, known, args, kwargs)
+                out = eager(module, *args, **kwargs)
+                if thread.lesson is not None:
+                    thread.lesson.returned(thread.mode.node, module, out)
+                return out
+            kind = now.modules.get(id(module))
+            if kind == STEP:
+                step = now.step
+                if step.module is not module or not step.plain or _graph_task() != -1:
+                    return step_aside(now, eager, call, module, args, kwargs)
+                now.step = step.after
+            elif kind != CALM:
+                return step_aside(now, eager, call, module, args, kwargs)
+            if not (
+                module._forward_hooks
+                or module._forward_pre_hooks
+                or module._backward_hooks
+                or module._backward_pre_hooks
+                or hooks
+                or pre_hooks
+                or backward_hooks
+                or backward_pre_hooks
+                or module._compiled_call_impl is not None
+            ):
+                # What torch's own call does with a module that has no hooks.
+                out = module.forward(*args, **kwargs) if call is None else call(module, *args, **kwargs)
+            elif kind == STEP and step.ops:
+                now.step = step  # a hook may return or write something else than the op gave
+                return watch(now, eager, module, args, kwargs)
+            else:
+                out = _plain(call, module, args, kwargs)
+            if kind == STEP:
+                if out.__class__ is Tensor:
+                    run = now.run
+                    for tap in step.taps:
+                        tap(run, out)
+                else:
+                    take(now, step, out)
+            return out
+
+        return __call__
+
+    def _outermost_or_learn(
+        self, layer: Call, eager: Call, call: Call | None, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A call into a root from outside: a pass, by its plan if there is one."""
+        module = known.module
+        if _graph_task() != -1:  # autograd runs a part of an earlier forward pass again
+            return _plain(call, module, args, kwargs)
+        course = self._course(id(module), known.name, training=module.training)
+        if self._must_learn(course) or _interpreter() is not None or _tracing() is not None:
+            self._begin_lesson(course)
+            try:
+                return self._outermost(layer, call, known, args, kwargs)
+            finally:
+                self._thread.course = self._thread.lesson = None
+        run = self._direct.begin(known.address)
+        if run is None:
+            return self._thread.mute(_plain, (call, module, args, kwargs), {})
+        now = self._begin_by_plan(course, run)
+        try:
+            out = layer(module, *args, **kwargs)
+        except BaseException as error:
+            if not self._end_by_plan(now, error):
+                raise
+            return None
+        self._end_by_plan(now, None)
+        return out
+
+    def _course(self, entry: Any, called: str, *, training: bool) -> Course:
+        """What is known of passes like the one that begins."""
+        key: tuple[Any, ...] = (entry, training, torch.is_grad_enabled())
+        if self._fusing:
+            key = (*key, *map(is_fused_now, self._fusing))
+        course = self._courses.get(key)
+        return course or self._courses.setdefault(key, Course(called))
+
+    def _must_learn(self, course: Course) -> bool:
+        return course.left <= 0 or self._whole
+
+    def _begin_lesson(self, course: Course) -> None:
+        if self._whole:
+            return
+        self._thread.course = course
+        if course.plan is None or not course.plan.whole:
+            self._thread.lesson = Lesson()
+
+    def _begin_by_plan(self, course: Course, run: Any) -> Now:
+        """A pass begins that runs by its plan."""
+        thread, plan = self._thread, course.plan
+        assert plan is not None
+        course.left -= 1
+        now: Now | None = thread.spare_now
+        thread.spare_now = None
+        if now is None:
+            now = Now()
+            now.mode = OpMode(self._listener, thread, may_rest=self._ops)
+        now.course, now.plan, now.run = course, plan, run
+        if plan.idle is not None and plan.idle(run):
+            now.modules, now.step = plan.idle_modules, plan.end
+        else:
+            now.modules, now.step = plan.modules, plan.first
+        thread.now = now
+        return now
+
+    def _end_by_plan(self, now: Now, error: BaseException | None) -> bool:
+        thread = self._thread
+        thread.now = None
+        run, step, plan = now.run, now.step, now.plan
+        now.run = None
+        thread.spare_now = now
+        if error is None and step is not plan.end and self._open:
+            run.fail(self._broken(now.course, f"{_name(step)!r} was not called"))
+        return self._direct.end(run, error)
+
+    def _end(self, mode: OpMode, error: BaseException | None) -> bool:
+        """The end of a pass that ran eagerly."""
+        thread = self._thread
+        course, lesson = thread.course, thread.lesson
+        thread.course = thread.lesson = None
+        if course is not None and error is None and mode.run.error is None:
+            self._learn(course, lesson, mode)
+        return super()._end(mode, error)
+
+    def _learn(self, course: Course, lesson: Lesson | None, mode: OpMode) -> None:
+        final = mode.node
+        if self._table.moved:
+            self._courses.clear()
+            return
+        if course.last is not final:
+            if course.last is not None and _start(course.last) is not _start(final):  # the trie has been made anew
+                course.forget()
+            course.tries += 1
+            if course.last is not None and (course.plan is not None or course.tries > MOST_LESSONS):
+                mode.run.fail(self._broken(course, _difference(course.last, final)))
+                return
+            course.last = final
+            course.outputs = lesson.outputs if lesson else {}
+            return
+        if lesson is not None:
+            agreed = {op: out for op, out in lesson.outputs.items() if course.outputs.get(op) == out}
+            course.plan = Plan(final, agreed, self._direct.idle)
+            course.outputs = agreed
+        assert course.plan is not None
+        course.left = 0 if course.plan.whole else self._check_every
+
+    def _step_aside(
+        self, now: Now, eager: Call, call: Call | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A call in a pass by plan that is not as simple as most are."""
+        kind = now.modules.get(id(module))
+        if _graph_task() != -1 or kind == HIDDEN:  # autograd runs a part of the forward pass again, or it is one event
+            return self._thread.mute(_plain, (call, module, args, kwargs), {})
+        if kind is None:
+            if not (self._table.known.get(id(module)) or self._table.find_late(module)):
+                return self._call_stranger(call, module, args, kwargs)
+            idle = now.modules is now.plan.idle_modules
+            now.plan.look_again()
+            now.modules = now.plan.idle_modules if idle else now.plan.modules
+            kind = now.modules.get(id(module))
+        step = now.step
+        if kind is None or (kind == STEP and step.module is not module):
+            self._refuse(now, module)
+        if kind != STEP:
+            return _plain(call, module, args, kwargs)
+        if step.watched or (step.ops and _has_hooks(module)):
+            return self._watch(now, eager, module, args, kwargs)
+        now.step = step.after
+        if step.takes_in:
+            now.mode.run = now.run
+            now.mode.feed_arguments(step.entered, args, kwargs)
+        if step.hidden:
+            out = self._thread.mute(_plain, (call, module, args, kwargs), {})
+        else:
+            out = _plain(call, module, args, kwargs)
+        self._take(now, step, out)
+        return out
+
+    def _call_stranger(
+        self, call: Call | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run a module that belongs to no root."""
+        if runs_compiled(module):
+            return self._thread.mute(_plain, (call, module, args, kwargs), {})
+        return _plain(call, module, args, kwargs)
+
+    def _take(self, now: Now, step: Step, out: Any) -> None:
+        """Feed the taps of what a module returned."""
+        if type(out) is Tensor:
+            for tap in step.taps:
+                tap(now.run, out)
+            return
+        mode = now.mode
+        mode.run = now.run
+        found = dict(leaves(out))
+        paths = [path for _, path in step.ops]
+        if step.takes_out and step.left is not None:
+            paths += [path for path, tap in (step.left.leaf_taps or {}).items() if tap is not None]
+        for path in paths:
+            if path not in found:
+                error = self._broken(now.course, f"{_name(step)!r} returned no tensor at {path!r}")
+                now.run.fail(error)
+                raise error
+        for watch, path in step.ops:
+            watch.inner(now.run, found[path])
+        if step.takes_out and step.left is not None:
+            mode.feed(step.left, found.items())
+
+    def _watch(
+        self, now: Now, eager: Call, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run one module call as the eager engine does."""
+        step, thread, mode = now.step, self._thread, now.mode
+        before = step.entered.parent
+        assert before is not None
+        now.step = step.after
+        mode.begin(now.run, before)
+        thread.now, thread.mode = None, mode
+        if self._ops:
+            mode.watch()
+        try:
+            out = eager(module, *args, **kwargs)
+        finally:
+            if self._ops:
+                mode.unwatch()
+            thread.now, thread.mode = now, None
+            node = mode.node
+        if node is not step.left:
+            error = self._broken(now.course, _difference(step.left or step.entered, node))
+            now.run.fail(error)
+            raise error
+        return out
+
+    def _refuse(self, now: Now, module: nn.Module) -> NoReturn:
+        known = self._table.known.get(id(module))
+        called = known.name if known else type(module).__name__
+        expected = "no more call was" if now.step is now.plan.end else f"that of {_name(now.step)!r} was"
+        error = self._broken(now.course, f"{called!r} was called, where {expected} expected")
+        now.run.fail(error)
+        raise error
+
+    def _broken(self, course: Course, what: str) -> BrokenPromiseError:
+        course.forget()
+        return BrokenPromiseError(
+            f"a pass of {course.called!r} ran other ops than the passes before it: {what}. engine='static' is the "
+            "promise that every pass runs the same ops; use engine='eager' for this model"
+        )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or any(GLOBAL_HOOKS))
+
+
+def _name(step: Step) -> str:
+    return _site(step.entered)
+
+
+def _site(node: Node) -> str:
+    known = node.known
+    if known is None:
+        return node.site.name
+    return known.name if node.site.kind == "module_exit" else f"{known.address}:in"
+
+
+def _start(node: Node) -> Node:
+    while node.parent is not None:
+        node = node.parent
+    return node
+
+
+def _difference(expected: Node, found: Node) -> str:
+    """The first event in which two passes differ."""
+    was, now = path_to(expected), path_to(found)
+    for one, other in zip(was, now, strict=False):
+        if one is not other:
+            return f"{_site(other)!r} came where {_site(one)!r} was expected"
+    if len(now) > len(was):
+        return f"{_site(now[len(was)])!r} came after the last event that was expected"
+    return f"{_site(was[len(now)])!r} did not come"

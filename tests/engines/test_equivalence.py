@@ -1,0 +1,148 @@
+"""Every engine gives the records of the eager one: sites, labels, order, contexts, and the values to the last bit.
+
+An engine takes part by its name in ``ENGINES``. ``LOOSE`` names those whose values may differ within the tolerance of a
+compiler, ``OPAQUE`` those that can ask a callable at each event.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from made_models import made_models
+from models import MODELS
+from naive import same_bits, seeded
+from torch import Tensor, nn
+
+from fastrec import CaptureSpec, Recorder
+from fastrec._context import FIELDS
+from fastrec.predicates import (
+    after,
+    dtype,
+    entry,
+    every,
+    first,
+    grad_enabled,
+    inside,
+    kind,
+    module,
+    module_input,
+    module_type,
+    op,
+    phase,
+    shape,
+)
+
+ENGINES = ["static"]
+LOOSE: set[str] = set()
+OPAQUE = {"static"}
+
+PASSES = 7
+
+PREDICATES: dict[str, dict[str, Any]] = {
+    "one op type": {"keep_op": ["relu", "tanh", "layernorm", "linear"]},
+    "all ops": {"keep_op": True},
+    "all modules": {"keep_module": True},
+    "modules by class": {"keep_module": module_type("Linear", nn.ReLU, nn.Tanh)},
+    "what goes into modules": {"keep_module": module_input("*")},
+    "everything": {"keep_op": True, "keep_module": kind("module_enter", "module_exit")},
+    "a history": {"keep_op": op("relu", "add", "tanh", "sin") & after("linear", within=3)},
+    "some passes": {"keep_op": op("linear") & every(3), "keep_module": module("*") & first(2)},
+    "a shape": {"keep_op": shape(3, None), "keep_module": kind("module_exit") & dtype(torch.float32)},
+    "by grad mode": {"keep_op": op("*") & grad_enabled(), "keep_module": kind("module_exit") & ~grad_enabled()},
+    "by place": {"keep_op": inside("*.0*") | op("relu"), "keep_module": entry("") & module("*1*")},
+    "by phase": {"keep_op": op("linear", "conv2d") & phase("b")},
+    "attached": {"keep_op": op("linear", "conv2d", "tanh"), "capture": CaptureSpec(keep_grad=True)},
+    "cast": {"keep_op": op("linear", "relu"), "capture": CaptureSpec(dtype=torch.float64, transform=torch.sum)},
+    "parents": {"keep_op": op("linear", "relu"), "track_parents": True},
+    "sources": {"keep_op": kind("input", "buffer") | op("linear"), "include_source_events": True},
+}
+OPAQUE_PREDICATES: dict[str, dict[str, Any]] = {
+    "asked of ops": {"keep_op": lambda ctx: ctx.layer_type_num % 2 == 0},
+    "asked of all": {"keep_op": lambda ctx: ctx.op_index % 3 == 1, "keep_module": lambda ctx: ctx.event_index % 2 == 0},
+    "asked of the past": {"keep_op": lambda ctx: any(e.layer_type == "linear" for e in ctx.recent_ops[-2:])},
+}
+
+
+def facts_of(record: Any) -> dict[str, Any]:
+    """All that a context tells, time and raw names aside."""
+    ctx = record.ctx
+    facts = {name: getattr(ctx, name) for name in FIELDS if name not in _NOT_COMPARED}
+    for name in ("recent_events", "recent_ops"):
+        events = getattr(ctx, name) if ctx.event_index is not None else ()
+        facts[name] = [(e.kind, e.site, e.label, e.layer_type, e.layer_type_num, e.module_address) for e in events]
+    return facts
+
+
+_NOT_COMPARED = {"time_since_pass_start", "func_name", "recent_events", "recent_ops", "parent_labels"}
+
+
+def tensors_of(record: Any) -> list[Tensor]:
+    return [t for t in (record.activation, record.transformed_activation) if t is not None]
+
+
+def assert_same_recordings(found: Any, expected: Any, *, loose: bool = False) -> None:
+    """Record by record: the same contexts in the same order, and equal values."""
+    assert found.n_passes == expected.n_passes
+    assert [facts_of(r) for r in found] == [facts_of(r) for r in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        for a, b in zip(tensors_of(mine), tensors_of(theirs), strict=True):
+            assert torch.allclose(a, b) if loose else same_bits(a, b), mine
+
+
+def run(make: Callable[[], nn.Module], x: Tensor, engine: str, options: dict[str, Any], passes: int = PASSES) -> Any:
+    """Some passes of a new model, with changes of phase and grad mode; the recording and the outputs."""
+    with seeded(1):
+        model = make()
+    outputs = []
+    with Recorder(model, engine=engine, **options) as rec:
+        for index in range(passes):
+            grad = index < 4 or rec.options.capture.keep_grad
+            with seeded(index), torch.set_grad_enabled(grad), rec.phase("ab"[index // 2 % 2]):
+                outputs.append(model(x.clone() + index % 3))
+    return rec.recording, outputs
+
+
+def assert_equivalent(make: Callable[[], nn.Module], x: Tensor, engine: str, options: dict[str, Any]) -> None:
+    (expected, outputs), (found, others) = (run(make, x, each, options) for each in ("eager", engine))
+    assert_same_recordings(found, expected, loose=engine in LOOSE)
+    for one, other in zip(_flat(outputs), _flat(others), strict=True):
+        assert torch.allclose(one, other) if engine in LOOSE else same_bits(one, other)
+
+
+def _flat(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in items for tensor in _flat(item)]
+
+
+@pytest.mark.filterwarnings("ignore::fastrec._errors.FastrecWarning")
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_built_in_predicates_give_the_same_records(engine: str, name: str) -> None:
+    make, size = MODELS[name]
+    for options in PREDICATES.values():
+        assert_equivalent(make, torch.randn(size), engine, options)
+
+
+@pytest.mark.filterwarnings("ignore::fastrec._errors.FastrecWarning")
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine in OPAQUE])
+def test_callables_give_the_same_records(engine: str, name: str) -> None:
+    make, size = MODELS[name]
+    for options in OPAQUE_PREDICATES.values():
+        assert_equivalent(make, torch.randn(size), engine, options)
+
+
+@pytest.mark.filterwarnings("ignore::fastrec._errors.FastrecWarning")
+@pytest.mark.parametrize("engine", ENGINES)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(model=made_models(), options=st.sampled_from([*PREDICATES.values()]))
+def test_made_models_give_the_same_records(engine: str, model: nn.Module, options: dict[str, Any]) -> None:
+    if options.get("capture", CaptureSpec()).keep_grad:
+        options = {**options, "capture": CaptureSpec()}  # writes may forbid the backward pass, not the recording
+    assert_equivalent(lambda: copy.deepcopy(model), torch.randn(3, 4), engine, options)
