@@ -90,6 +90,10 @@ class Tap(Protocol):
     def __call__(self, run: Any, value: torch.Tensor) -> None: ...
 
 
+Idle = Callable[[Sequence[Tap]], Callable[[Any], bool] | None]
+"""Of some taps, a question about a Run that begins: whether none of them will keep anything; None: one may always."""
+
+
 class Listener(Protocol):
     """Whom an engine tells what happens: it asks once per place, then feeds the taps that it was given."""
 
@@ -98,9 +102,6 @@ class Listener(Protocol):
 
     def may_keep(self, site: Site) -> bool:
         """Whether something could be kept at a site that has not been seen yet."""
-
-    def idle(self, taps: Sequence[Tap]) -> Callable[[Any], bool] | None:
-        """A question about a run that begins: whether none of these taps will keep anything; None: one may always."""
 
     def begin(self, entry: str) -> Any:
         """A pass begins; its Run, or None: it is not recorded."""

@@ -21,6 +21,7 @@ from fastrec._seeds import seeded
 from fastrec._session import PhaseBlock, Session
 from fastrec._sinks_of import TeeSink, sinks_of
 from fastrec._steps import step_columns
+from fastrec._taps import idle_question
 from fastrec.engines import EagerEngine, StaticEngine
 from fastrec.sinks import HDF5Sink, RAMSink
 
@@ -242,7 +243,7 @@ class Recorder:
             "parents": self.options.track_parents,
         }
         if self.options.engine == "static":
-            return StaticEngine(check_every=self.options.check_every, **watched)
+            return StaticEngine(idle=idle_question, check_every=self.options.check_every, **watched)
         return EagerEngine(**watched)
 
     def _open(self) -> Session:

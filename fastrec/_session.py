@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from time import perf_counter
@@ -25,7 +25,7 @@ from fastrec._options import RecorderOptions
 from fastrec._plan import Plan
 from fastrec._run import PassRun
 from fastrec._sites import PassInfo, Site
-from fastrec._taps import idle_question, spec_of
+from fastrec._taps import spec_of
 from fastrec._variants import VariantMaker
 from fastrec.sinks import RAMSink
 
@@ -95,10 +95,6 @@ class Session:
     def may_keep(self, site: Site) -> bool:
         """Whether something could be kept at a site that has not been seen yet."""
         return self.plan.may_keep(site)
-
-    def idle(self, taps: Sequence[Tap]) -> Callable[[PassRun], bool] | None:
-        """A question about a run that begins: whether none of these taps will keep anything; None: one may always."""
-        return idle_question(taps)
 
     def begin(self, entry: str) -> PassRun | None:
         """A pass begins; None while the recorder is paused."""

@@ -95,7 +95,6 @@ class WatchingListener:
         self.may_keep = listener.may_keep
         self.begin = listener.begin
         self.end = listener.end
-        self.idle = listener.idle
 
     def tap(self, place: Place, site: Site) -> Tap | None:
         """The tap of a place, watched."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from fastrec._contracts import Tap
+from fastrec._contracts import Idle, Tap
 from fastrec.engines._static_lesson import Outputs, WatchTap
 from fastrec.engines._trie import LEAVE, Node, Raised, Source
 
@@ -66,7 +66,7 @@ class Plan:
     of a run that begins whether nothing can be kept in it; None where that can't be told.
     """
 
-    def __init__(self, final: Node, outputs: Outputs, idle: Callable[[Sequence[Tap]], Callable[[Any], bool] | None]):
+    def __init__(self, final: Node, outputs: Outputs, idle: Idle) -> None:
         path = path_to(final)
         calls = _Calls(path, outputs)
         self.final = final

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from fastrec._contracts import Listener
+from fastrec._contracts import Idle, Listener
 from fastrec._errors import BrokenPromiseError, SessionError
 from fastrec.engines._calls import Call
 from fastrec.engines._fused import is_fused_now
@@ -69,6 +69,7 @@ class StaticEngine(EagerEngine):
     """Watches the first passes eagerly, then takes what is kept from the module calls where it appears.
 
     Arguments:
+        idle: tells before a pass runs that nothing will be kept in it.
         check_every: after so many passes by plan, one runs eagerly and is compared with it.
         ops, sources, parents: as for ``EagerEngine``; with sources or parents all passes run eagerly.
     """
@@ -76,10 +77,11 @@ class StaticEngine(EagerEngine):
     _thread: StaticThread
 
     def __init__(
-        self, *, check_every: int = 1000, ops: bool = True, sources: bool = False, parents: bool = False
+        self, *, idle: Idle, check_every: int, ops: bool = True, sources: bool = False, parents: bool = False
     ) -> None:
         super().__init__(ops=ops, sources=sources, parents=parents)
         self._thread = StaticThread()
+        self._idle = idle
         self._check_every = check_every
         self._courses: dict[Any, Course] = {}
         self._whole = sources or parents
@@ -284,7 +286,7 @@ class StaticEngine(EagerEngine):
             return
         if lesson is not None:
             agreed = {op: out for op, out in lesson.outputs.items() if course.outputs.get(op) == out}
-            course.plan = Plan(final, agreed, self._direct.idle)
+            course.plan = Plan(final, agreed, self._idle)
             course.outputs = agreed
         assert course.plan is not None
         course.left = 0 if course.plan.whole else self._check_every
