@@ -6,3 +6,6 @@ from fastrec.graph._log import get_model_metadata as get_model_metadata
 from fastrec.graph._log import log_forward_pass as log_forward_pass
 from fastrec.graph._operation import Operation as Operation
 from fastrec.graph._stacks import FuncCallLocation as FuncCallLocation
+from fastrec.graph._validation import validate_history as validate_history
+from fastrec.graph._validation import validate_saved_activations as validate_saved_activations
+from fastrec.graph._validation_report import ValidationReport as ValidationReport

@@ -38,7 +38,7 @@ class Graph:
 
     @cached_property
     def _named(self) -> tuple[list[Layer], dict[int, int]]:
-        return named(self.ops, self.order, groups_of(self.ops, self.order, self.children))
+        return named(self.ops, self.order, groups_of(self.ops, self.order))
 
     @property
     def layers(self) -> list[Layer]:

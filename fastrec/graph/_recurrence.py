@@ -47,14 +47,16 @@ def assign_layers(nodes: Sequence[Node]) -> list[LayerPass]:
     [(1, 1), (2, 1), (3, 1), (2, 2), (3, 2)]
 
     After the paper's section on recurrent layers. What the paper leaves open: a back-to-back repetition needs
-    operations of the same modules, and neighbours correspond by side and by rank among those that are alike.
+    operations of the same modules; one of a single operation needs other operands of the same functions, for
+    ``a + b + c`` is a sum and no loop; neighbours correspond by side and by rank among those that are alike.
     """
     alike = numbered(node.same if node.same is not None else ("unique", i) for i, node in enumerate(nodes))
     layers = _Layers(_neighbours(nodes, alike))
     for pair in _shared_parameters(nodes):
         layers.join(*pair)
     places = numbered((what, node.module) for what, node in zip(alike, nodes, strict=True))
-    for pair in repetitions([node.parents for node in nodes], places):
+    families = [(node.function, node.parameters) for node in nodes]
+    for pair in repetitions([node.parents for node in nodes], places, families):
         layers.join(*pair)
     return _numbers(layers, len(nodes))
 

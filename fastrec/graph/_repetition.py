@@ -16,10 +16,14 @@ def numbered(keys: Iterable[Hashable]) -> list[int]:
     return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
-def repetitions(parents: Sequence[Sequence[int]], kinds: Sequence[int]) -> Iterator[tuple[int, int]]:
+def repetitions(
+    parents: Sequence[Sequence[int]], kinds: Sequence[int], families: Sequence[Hashable]
+) -> Iterator[tuple[int, int]]:
     """Pairs of nodes that correspond in two back-to-back repetitions along a path; later nodes come second.
 
-    ``parents`` are positions of earlier nodes; nodes of one kind are alike.
+    ``parents`` are positions of earlier nodes; nodes of one kind are alike. ``families`` are wider than kinds: a single
+    operation repeats itself only where its other parents are of the same families, so that ``a + b + c`` is a sum and
+    no loop.
 
     A loop lies on the longest path that leads to its last operation, so only the longest paths are looked at, which
     form a tree. A path repeats itself with period d where it is, for d operations, what it was d operations before.
@@ -36,7 +40,7 @@ def repetitions(parents: Sequence[Sequence[int]], kinds: Sequence[int]) -> Itera
                 continue
             known = before.get(period)
             now[period] = length = known + 1 if known is not None else paths.common(i, earlier)
-            if length < period:
+            if length < period or (period == 1 and paths.others(i, families) != paths.others(earlier, families)):
                 continue
             yield earlier, i
             if known is None or length == period:
@@ -51,6 +55,7 @@ class _Paths:
     """The longest path to each node, as a tree, and the blocks of 2**k operations that end at each node."""
 
     def __init__(self, parents: Sequence[Sequence[int]], kinds: Sequence[int]) -> None:
+        self._parents = parents
         self.parent: list[int] = []
         self.children: list[list[int]] = [[] for _ in parents]
         self.depth: list[int] = []
@@ -66,6 +71,10 @@ class _Paths:
     def block(self, i: int) -> int:
         """What a node is, as a block of one operation."""
         return self._blocks[0][i]
+
+    def others(self, i: int, families: Sequence[Hashable]) -> list[Hashable]:
+        """The families of the parents of a node that are not on its path."""
+        return [families[parent] for parent in self._parents[i] if parent != self.parent[i]]
 
     def candidates(self) -> list[set[int]]:
         """For each node, how many operations ago a block that ends there ended before, for each length of block."""

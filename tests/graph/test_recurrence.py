@@ -119,6 +119,19 @@ def test_a_body_with_branches_and_noise_is_shared_whole() -> None:
     assert layers(nodes) == [1, *[2, 3, 4, 5, 6] * 3]
 
 
+def test_a_sum_of_different_things_is_no_loop() -> None:
+    nodes = [Node(None, function="input"), Node("buffer", function="buffer"), Node("relu", (0,), "relu")]
+    nodes += [Node("add", (2, 1), "add"), Node("add", (3, 0), "add")]
+    assert layers(nodes) == [1, 2, 3, 4, 5]
+
+
+def test_a_running_sum_is_a_loop() -> None:
+    nodes = [Node(None, function="input"), Node("zeros", (), "zeros")]
+    for t in range(4):
+        nodes += [Node(("select", t), (0,), "select"), Node("add", (len(nodes) - 1, len(nodes)), "add")]
+    assert layers(nodes)[3::2] == [4, 4, 4, 4]
+
+
 def test_neighbours_that_are_alike_correspond_by_rank() -> None:
     nodes = [Node(None)]
     for _ in range(2):
@@ -151,6 +164,21 @@ def neighbours(nodes: Sequence[Node], i: int) -> dict[Any, int]:
     return places
 
 
+def others(nodes: Sequence[Node], i: int, before: Sequence[int]) -> list[Any]:
+    """What a node's parents are, but for the one before it on the path."""
+    return [(nodes[p].function, nodes[p].parameters) for p in nodes[i].parents if p not in before]
+
+
+def repeats(nodes: Sequence[Node], path: Sequence[int], period: int) -> bool:
+    """Whether the end of a path repeats itself with a period."""
+    kinds = [(nodes[k].same or k, nodes[k].module) for k in path]
+    if period == 1 and others(nodes, path[0], path[1:2]) != others(nodes, path[1], path[2:3]):
+        return False
+    if period > 1 and len(set(kinds[:period])) == 1:
+        return False  # nothing but one operation again and again, which period 1 has judged
+    return kinds[:period] == kinds[period : 2 * period]
+
+
 def by_plain_search(nodes: Sequence[Node]) -> list[tuple[int, int]]:
     """The conventions as they read, without any care for time."""
     group = list(range(len(nodes)))
@@ -165,9 +193,8 @@ def by_plain_search(nodes: Sequence[Node]) -> list[tuple[int, int]]:
             if node.parameters and (node.function, node.parameters) == (nodes[j].function, nodes[j].parameters):
                 join(j, i)
         path = path_to(nodes, i)
-        kinds = [(nodes[k].same or k, nodes[k].module) for k in path]
         for period in range(1, len(path) // 2 + 1):
-            if kinds[:period] == kinds[period : 2 * period]:
+            if repeats(nodes, path, period):
                 for k in range(period):
                     join(path[k + period], path[k])
     places = [neighbours(nodes, i) for i in range(len(nodes))]

@@ -1,0 +1,27 @@
+"""Optional packages that exports of a history need."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from fastrec._errors import MissingExtraError
+
+
+def pandas() -> Any:
+    """The pandas module, or MissingExtraError."""
+    return _imported("pandas", "pandas")
+
+
+def networkx() -> Any:
+    """The networkx module, or MissingExtraError."""
+    return _imported("networkx", "networkx")
+
+
+def _imported(package: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{package} is needed here and not installed; pip install 'fastrec[{extra}]'"
+        ) from error

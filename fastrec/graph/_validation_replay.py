@@ -1,0 +1,135 @@
+"""Running a call again from its saved parents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastrec.engines._leaves import leaves
+from fastrec.graph._arguments import filled, flat
+from fastrec.graph._random import may_draw, set_states
+from fastrec.graph._raw import Call, Constant, Op, Parameter, Ref, Stale
+
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What functions of torch raise about values that do not suit them."""
+
+
+class CannotReplay(Exception):
+    """A call cannot be run again, and why."""
+
+
+class Replayed:
+    """What a replayed call returned, and its tensor arguments as they were afterwards, by operation."""
+
+    def __init__(self, values: dict[str, Tensor], arguments: dict[int, Tensor]) -> None:
+        self.values = values
+        self.arguments = arguments
+
+
+class Replayer:
+    """Runs calls of a capture again."""
+
+    def __init__(self, ops: Sequence[Op]) -> None:
+        self._ops = ops
+
+    def run(self, call: Call, instead: Mapping[int, Tensor] | None = None) -> Replayed:
+        """Run a call from the saved values of its parents, or from others ``instead`` of some of them."""
+        if call.func is None or isinstance(call.func, nn.Module):
+            raise CannotReplay("of the inside of its module nothing was seen, so there is no function to run again")
+        arguments: dict[int, Tensor] = {}
+        others: dict[int, Tensor] = {}
+
+        def tensor(reference: Any) -> Tensor:
+            if isinstance(reference, Ref | Stale):
+                op = reference.op
+                if op not in arguments:
+                    value = (instead or {}).get(op)
+                    value = self.value_of(reference) if value is None else value
+                    arguments[op] = value.clone() if call.inplace else value
+                return arguments[op]
+            if not call.inplace:
+                return self.value_of(reference)
+            if id(reference) not in others:
+                others[id(reference)] = self.value_of(reference).clone()
+            return others[id(reference)]
+
+        args = tuple([filled(item, tensor) for item in call.args])
+        kwargs = {key: filled(item, tensor) for key, item in call.kwargs.items()}
+        with as_it_was(call, kwargs):
+            out = call.func(*args, **kwargs)
+            if out is None and args:
+                out = args[0]
+            return Replayed(dict(leaves(out)), arguments)
+
+    def value_of(self, reference: Ref | Stale | Parameter | Constant) -> Tensor:
+        """The tensor that a call got."""
+        if isinstance(reference, Parameter):
+            return reference.tensor.detach()
+        value = self._ops[reference.op].value if isinstance(reference, Ref) else reference.value
+        if value is None:
+            why = self._ops[reference.op].unsaved if isinstance(reference, Ref) else ""
+            raise CannotReplay(f"the value of an argument was not saved{': ' + why if why else ''}")
+        return value.detach()
+
+
+def parents_in(call: Call) -> dict[int, Ref | Stale]:
+    """The operations whose values a call got, in order of the arguments, with how it got them."""
+    found: dict[int, Ref | Stale] = {}
+    for leaf in flat((call.args, dict(call.kwargs))):
+        if isinstance(leaf, Ref | Stale):
+            found.setdefault(leaf.op, leaf)
+    return found
+
+
+@contextmanager
+def as_it_was(call: Call, kwargs: dict[str, Any]) -> Iterator[None]:
+    """The state of the world in which the call was made: random numbers, autocasting; no graph is recorded."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for device, dtype in call.autocast:
+            stack.enter_context(torch.autocast(device, dtype))
+        if call.rng and call.func is not None and may_draw(call.func):
+            set_states(call.rng)
+            if "generator" in call.rng:
+                kwargs["generator"] = torch.Generator(kwargs["generator"].device)
+                kwargs["generator"].set_state(call.rng["generator"])
+        yield
+
+
+def difference(saved: Tensor, found: Tensor) -> str | float:
+    """Why two values are not the same, or how far they are apart by rounding: 0.0 where they are equal."""
+    if saved.shape != found.shape:
+        return f"its shape is {tuple(found.shape)}, and {tuple(saved.shape)} was saved"
+    if saved.dtype != found.dtype:
+        return f"its dtype is {found.dtype}, and {saved.dtype} was saved"
+    if saved.device != found.device:
+        found = found.to(saved.device)
+    if torch.equal(saved, found):
+        return 0.0
+    if not (saved.is_floating_point() or saved.is_complex()):
+        return f"{int((saved != found).sum())} of {saved.numel()} elements differ"
+    a, b = saved.detach().to(_wide(saved)), found.detach().to(_wide(found))
+    unequal = ~((a == b) | (a.isnan() & b.isnan()))
+    if not unequal.any():
+        return 0.0
+    a, b = a[unequal], b[unequal]
+    if not (a.isfinite().all() and b.isfinite().all()):
+        return f"{int(unequal.sum())} of {saved.numel()} elements differ, some of them by more than any number"
+    finite = saved[saved.isfinite()]
+    scale = float(finite.abs().max()) or 1.0
+    relative = float((a - b).abs().max()) / scale
+    if relative <= ROUNDING * torch.finfo(saved.dtype).eps:
+        return relative
+    return f"{int(unequal.sum())} of {saved.numel()} elements differ, by up to {relative:.2g} of the largest"
+
+
+ROUNDING = 100
+"""How many units of the last place of its largest number a value may be off: other kernels round in another order."""
+
+
+def _wide(value: Tensor) -> torch.dtype:
+    return torch.complex128 if value.is_complex() else torch.float64
