@@ -28,7 +28,7 @@ class Known:
 
     __slots__ = (
         *("address", "aliases", "frame", "kind", "layer_type", "may_fuse", "module", "name", "only_calls"),
-        "runs_one_op",
+        *("calls_forward", "runs_one_op"),
     )
 
     def __init__(self, module: nn.Module, address: str) -> None:
@@ -40,6 +40,7 @@ class Known:
         self.layer_type = self.frame.module_type.lower().replace("_", "")
         self.may_fuse = may_fuse(module)
         self.kind = type(module)
+        self.calls_forward = self.kind._call_impl is nn.Module._call_impl
         self.only_calls = only_calls_others(module)
         self.runs_one_op = runs_one_op(module)
 

@@ -129,6 +129,7 @@ class EagerEngine:
         outermost, enter, run_apart, call_other = self._outermost, self._enter, self._run_apart, self._call_other
         watches = self._ops
         hooks, pre_hooks, backward_hooks, backward_pre_hooks = GLOBAL_HOOKS
+        tracing = torch._C._get_tracing_state
 
         def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: C901
             mode = thread.mode
@@ -146,37 +147,44 @@ class EagerEngine:
             mode.node = entered
             if entered.spread:
                 mode.feed_arguments(entered, args, kwargs)
+            # One dict, because each attribute of a module is looked up in its class first.
+            state = module.__dict__
+            known = entered.known
+            unhooked = not (
+                state["_forward_hooks"]
+                or state["_forward_pre_hooks"]
+                or state["_backward_hooks"]
+                or state["_backward_pre_hooks"]
+                or hooks
+                or pre_hooks
+                or backward_hooks
+                or backward_pre_hooks
+            )
             straight = None
             turned = False
             if entered.quiet:
                 # What a hook does, or a forward that the user put in place, has to be seen.
-                if (
-                    module._forward_hooks
-                    or module._forward_pre_hooks
-                    or module._backward_hooks
-                    or module._backward_pre_hooks
-                    or hooks
-                    or pre_hooks
-                    or backward_hooks
-                    or backward_pre_hooks
-                    or "forward" in module.__dict__
-                    or module.__class__ is not entered.known.kind  # type: ignore[union-attr]  # parametrised
-                ):
-                    turned = watch_again(mode)
-                elif mode.on:
-                    turned = mode.rest()
-                    straight = entered.straight if turned else None
+                if unhooked and "forward" not in state and module.__class__ is known.kind:
+                    if mode.on:
+                        turned = mode.rest()
+                        if turned:
+                            straight = entered.straight
+                    else:
+                        straight = entered.straight
                 else:
-                    straight = entered.straight
+                    turned = watch_again(mode)
             elif watches and not mode.on:
                 turned = watch_again(mode)
             try:
-                if entered.apart or module._compiled_call_impl is not None:
+                if entered.apart or state.get("_compiled_call_impl") is not None:
                     out = run_apart(mode, entered, call, module, args, kwargs)
-                elif call is None:
-                    out = module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
-                else:
+                elif call is not None:
                     out = call(module, *args, **kwargs)
+                elif unhooked and known.calls_forward and not tracing():
+                    # What torch does with a module without hooks, less a Python frame.
+                    out = module.forward(*args, **kwargs)
+                else:
+                    out = module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
             except BaseException:
                 if turned:
                     turn_back(mode)
