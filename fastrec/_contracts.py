@@ -196,7 +196,7 @@ class Sink(Protocol):
         """A session begins."""
 
     def column(self, variant: int, value: torch.Tensor) -> Column:
-        """Where values like this one go, for a variant that was not seen before."""
+        """Where the values of a variant go that are like this one in class, shape, strides, dtype and device."""
 
 
 class Readable(Protocol):

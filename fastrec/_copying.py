@@ -185,6 +185,21 @@ class Places:
         self._free.append((block, row))
 
 
+def is_its_bytes(value: Tensor) -> bool:
+    """Whether a copy of a value's bytes is a copy of the value."""
+    return value.__class__ is Tensor and value.is_contiguous() and not value.is_neg()
+
+
+class BytesCopier:
+    """A column of values each of which is its bytes, in the rows of another."""
+
+    __slots__ = ("append", "discard")
+
+    def __init__(self, rows: RowCopier) -> None:
+        self.append = rows.append_bytes
+        self.discard = rows.discard
+
+
 class RowCopier:
     """A column that copies each value into the next row.
 
@@ -200,8 +215,12 @@ class RowCopier:
 
     def append(self, value: Tensor) -> int:
         """Copy a value now; its row."""
-        # A plain contiguous tensor is its bytes, unless it is lazily negated; anything else takes the long way.
-        if value.__class__ is Tensor and value.is_contiguous() and not value.is_neg() and (start := value.data_ptr()):
+        return self.append_bytes(value) if is_its_bytes(value) else self._append_slowly(value)
+
+    def append_bytes(self, value: Tensor) -> int:
+        """The same for a value that is known to be its bytes, if it has any."""
+        start = value.data_ptr()
+        if start:
             next_row, stop, origin, nbytes = self._room
             row = next_row()
             if row < stop:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 from fastrec._catalog import Catalog
 from fastrec._closing import warn_about_nothing
 from fastrec._errors import OptionError, SessionError, UnsupportedModelError, near
+from fastrec._forks import FORKS
 from fastrec._options import RecorderOptions, options_of
 from fastrec._plan import Plan
 from fastrec._recording import Recording
@@ -79,7 +79,7 @@ class Recorder:
         self._session: Session | None = None
         self._engine: Any = None
         self._state = "new"
-        self._pid = os.getpid()
+        self._forks = FORKS.count
         self._catalog = Catalog(
             {
                 "keep_op": repr(self._plan.keep_op),
@@ -107,7 +107,7 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if os.getpid() != self._pid:  # a forked child leaves the block too; the session is its parent's
+        if FORKS.count != self._forks:  # a forked child leaves the block too; the session is its parent's
             return
         session, self._state = self._open(), "closed"
         self._engine.close()
@@ -247,7 +247,7 @@ class Recorder:
         return EagerEngine(**watched)
 
     def _open(self) -> Session:
-        if os.getpid() != self._pid:
+        if FORKS.count != self._forks:
             raise SessionError(
                 "this recorder was opened in another process, and a forked child can't write to it; open a recorder "
                 "of its own in the child"

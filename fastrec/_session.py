@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from fastrec._context import RecordContext
 from fastrec._contracts import Column, Ledger, Place, Predicate, Sink, Tap
 from fastrec._errors import FastrecWarning, OptionError, SessionError
 from fastrec._failures import PredicateFailures
+from fastrec._forks import FORKS
 from fastrec._halt import Halt
 from fastrec._options import RecorderOptions
 from fastrec._plan import Plan
@@ -56,7 +56,7 @@ class Session:
         self.variants = VariantMaker(catalog, options.history_size, observed=plan.watches_ops)
         self.default = options.default_capture
         self.unseen: Callable[..., Any] = _directly  # runs a function of which the engine sees nothing
-        self._pid = os.getpid()
+        self._forks = FORKS.count
         self.call = _Call()
         self.own_calls = 0  # of the recorder itself that are under way in any thread; without, `call` need not be read
         self.columns: dict[int, Column] = {}
@@ -123,7 +123,7 @@ class Session:
         info = run.info
         info.duration = perf_counter() - info.started
         info.step = self._marks.get(info.phase, 0)
-        if os.getpid() != self._pid:  # the pass went on in a forked child, which shares no sink with its parent
+        if FORKS.count != self._forks:  # the pass went on in a forked child, which shares no sink with its parent
             return False
         if error is None and run.error is None:
             self._commit(run)

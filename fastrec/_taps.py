@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from fastrec._alike import Alike, alike, unlike
 from fastrec._capture import CaptureSpec
 from fastrec._context import PASS_FIELDS, RecordContext
 from fastrec._contracts import Decision, Place, Predicate
@@ -25,16 +26,14 @@ MOST_CELLS = 64
 """Shapes that a tap remembers at one place, before it looks them up anew."""
 
 _interpreter = torch._C._functorch.peek_interpreter_stack
-
-
-def _no_tensor(value: Tensor) -> int:
-    return -1
-
-
 # Looking at a value is an op to every mode on the stack: this recorder's own around a module, or another's.
 _modes = torch._C._len_torch_function_stack
 _are_off = torch._C._is_torch_function_all_disabled
 _no_modes = torch._C.DisableTorchFunction
+
+
+def _no_tensor(value: Tensor) -> int:
+    return -1
 
 
 NOT_ASKED: Any = object()
@@ -54,9 +53,36 @@ class Question:
         return session.ask(self.rest, ctx)
 
 
-Cell = tuple[Any, Any, Any, Any, bool, int, Callable[[Tensor], Any]]
-"""Shape, dtype, whether it requires a gradient, device, whether that is the CPU; the variant and where values go."""
-_NO_CELL: Cell = (None, None, None, None, False, -1, _no_tensor)
+Made = TypeVar("Made")
+
+
+class Cells(Generic[Made]):
+    """What was worked out once for the values of a place that are alike."""
+
+    __slots__ = ("_cells", "_count")
+
+    def __init__(self) -> None:
+        self._cells: dict[Any, list[tuple[Alike, Made]]] = {}
+        self._count = 0
+
+    def find(self, value: Tensor, parents: Any, make: Callable[[], Made]) -> tuple[Alike, bool, Made]:
+        """The test for values like this one, whether they require a gradient, and what was made for them."""
+        requires_grad = value.requires_grad
+        key = (value.shape, value.dtype, value.device, requires_grad, parents)
+        for test, made in self._cells.get(key, ()):
+            if test(value):
+                return test, requires_grad, made
+        made = make()
+        if self._count >= MOST_CELLS:
+            self._cells, self._count = {}, 0
+        self._count += 1
+        test = alike(value)
+        self._cells.setdefault(key, []).append((test, made))
+        return test, requires_grad, made
+
+
+_Kept = tuple[int, Callable[[Tensor], Any]]
+"""The variant, and where its values go."""
 
 
 class KeepTap:
@@ -69,32 +95,23 @@ class KeepTap:
         self._place = place
         self._site = site
         self._spec = spec
-        self._cells: dict[Any, Cell] = {}
-        self._cell = _NO_CELL
+        self._cells: Cells[_Kept] = Cells()
+        self._cell: tuple[Alike, bool, _Kept] = (unlike, False, (-1, _no_tensor))
 
     def __call__(self, run: PassRun, value: Tensor) -> None:
         if _modes() and not _are_off():
             with _no_modes():
                 return self(run, value)
         # Read as one, because other threads turn to other cells.
-        shape, dtype, requires_grad, device, on_cpu, variant, append = self._cell
+        test, requires_grad, kept = self._cell
         try:
-            if (
-                value.shape != shape
-                or value.dtype is not dtype
-                or value.requires_grad is not requires_grad
-                or not (value.is_cpu if on_cpu else value.device == device)
-                or run.parents is not None
-            ):
-                cell = self._meet(run, value)
-                if cell is None:
-                    return None
-                variant, append = cell[-2:]
+            if not test(value) or value.requires_grad is not requires_grad or run.parents is not None:
+                if _interpreter() is not None:
+                    return self._session.warn_transformed(self._site)
+                kept = self._meet(run, value)
+            variant, append = kept
             row = append(value)
         except Exception as error:
-            if isinstance(error, RuntimeError) and _interpreter() is not None:
-                self._session.warn_transformed(self._site)
-                return None
             error = _told(error, value)
             run.fail(error)
             raise error
@@ -103,40 +120,30 @@ class KeepTap:
         run.times.append(perf_counter())
         return None
 
-    def _meet(self, run: PassRun, value: Tensor) -> Cell | None:
-        """Turn to values of another shape, dtype or device than the last one's; None: can't be kept."""
+    def _meet(self, run: PassRun, value: Tensor) -> _Kept:
+        """Turn to values that are unlike the last one."""
+        self._cell = cell = self._cells.find(value, run.parents, partial(self._make, run, value))
+        return cell[-1]
+
+    def _make(self, run: PassRun, value: Tensor) -> _Kept:
         session = self._session
-        key = (value.shape, value.dtype, value.device, value.requires_grad, run.parents)
-        cell = self._cells.get(key)
-        if cell is None:
-            if _interpreter() is not None:
-                session.warn_transformed(self._site)
-                return None
-            if len(self._cells) >= MOST_CELLS:
-                self._cells.clear()
-            spec = session.options.capture_of(self._spec, value.dtype)
-            catalog = session.catalog
-            variant = session.variants.make(self._place, self._site, value, catalog.specs.add(spec), run.parents)
-            number = catalog.variants.add(variant)
-            append = _no_tensor
-            if spec.save_activation:
-                column = session.columns[number] = session.sink.column(number, value)
-                # A transform may call a part of the model, which is no event then.
-                append = column.append if spec.transform is None else partial(session.unseen, column.append)
-            if spec.keep_grad:
-                session.attached.add(number)
-            # Whether it is on the CPU is a quicker question than what its device is.
-            on_cpu = value.is_cpu
-            cell = (value.shape, value.dtype, value.requires_grad, value.device, on_cpu, number, append)
-            self._cells[key] = cell
-        self._cell = cell
-        return cell
+        spec = session.options.capture_of(self._spec, value.dtype)
+        catalog = session.catalog
+        variant = session.variants.make(self._place, self._site, value, catalog.specs.add(spec), run.parents)
+        number = catalog.variants.add(variant)
+        if spec.keep_grad:
+            session.attached.add(number)
+        if not spec.save_activation:
+            return number, _no_tensor
+        column = session.columns[number] = session.sink.column(number, value)
+        # A transform may call a part of the model, which is no event then.
+        return number, column.append if spec.transform is None else partial(session.unseen, column.append)
 
 
 class AskTap:
     """Asks a rest about each value of one leaf of one place, and keeps what it says."""
 
-    __slots__ = ("_cell", "_halt", "_keeper", "_keepers", "_place", "_question", "_session", "_site", "_variants")
+    __slots__ = ("_cell", "_cells", "_halt", "_keeper", "_keepers", "_place", "_question", "_session", "_site")
 
     def __init__(
         self, session: Session, place: Place, site: Site, question: Question, halt: Predicate | None
@@ -148,8 +155,8 @@ class AskTap:
         self._halt = halt
         self._keeper: tuple[CaptureSpec | None, KeepTap | None] = (None, None)
         self._keepers: dict[CaptureSpec, KeepTap] = {}
-        self._cell: tuple[Any, Any, Any, Any, Variant | None] = (None, None, None, None, None)
-        self._variants: dict[Any, Variant] = {}
+        self._cells: Cells[Variant] = Cells()
+        self._cell: tuple[Alike, bool, Variant | None] = (unlike, False, None)
 
     def __call__(self, run: PassRun, value: Tensor) -> None:
         if _modes() and not _are_off():
@@ -192,14 +199,8 @@ class AskTap:
         return run.settled[question] is not None
 
     def _context(self, run: PassRun, value: Tensor) -> RecordContext:
-        shape, dtype, requires_grad, device, variant = self._cell
-        if (
-            value.shape != shape
-            or value.dtype is not dtype
-            or value.requires_grad is not requires_grad
-            or value.device != device
-            or run.parents is not None
-        ):
+        test, requires_grad, variant = self._cell
+        if not test(value) or value.requires_grad is not requires_grad or run.parents is not None:
             variant = self._meet(run, value)
         info = run.info
         session = self._session
@@ -213,15 +214,12 @@ class AskTap:
         )
 
     def _meet(self, run: PassRun, value: Tensor) -> Variant:
-        key = (value.shape, value.dtype, value.requires_grad, value.device, run.parents)
-        variant = self._variants.get(key)
-        if variant is None:
-            if len(self._variants) >= MOST_CELLS:
-                self._variants.clear()
-            variant = self._session.variants.make(self._place, self._site, value, 0, run.parents)
-            self._variants[key] = variant
-        self._cell = (*key[:4], variant)
-        return variant
+        """Turn to values that are unlike the last one."""
+        self._cell = cell = self._cells.find(value, run.parents, partial(self._make, run, value))
+        return cell[-1]
+
+    def _make(self, run: PassRun, value: Tensor) -> Variant:
+        return self._session.variants.make(self._place, self._site, value, 0, run.parents)
 
 
 def idle_question(taps: Sequence[Any]) -> Callable[[PassRun], bool] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -71,16 +71,18 @@ class RAMLedger:
         """The passes that ended so far, which are forgotten here."""
         with self._lock:
             self._pool.largest = SMALL_BLOCK
-            self._trim()
+            if self._retained is not None:
+                self._trim()
             # Called after every pass of a training loop: what is empty is not touched.
             table, ended, steps = _NOTHING, self._drain(), _NO_STEPS
-            if self._table:
+            rows: Iterable[int] = ended[0][2] if len(ended) == 1 else [row for entry in ended for row in entry[2]]
+            if self._table.passes:
                 table, self._table = self._table, Table()
+                rows = chain(table.rows, rows)
             if self._steps.held:
                 steps = self._steps.read()
                 self._steps.drop()
-            rows = [row for entry in ended for row in entry[2]]
-            blocks = self._pool.release(chain(table.rows, rows) if table else rows)
+            blocks = self._pool.release(rows)
             empty, self._empty = self._empty, 0
             return RAMSource(self._catalog, table, ended, blocks, steps, empty)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastrec._catalog import Catalog
 from fastrec._contracts import Column, Ledger, Source
-from fastrec._copying import Layout, RowCopier
+from fastrec._copying import BytesCopier, Layout, RowCopier, is_its_bytes
 from fastrec._errors import SessionError
 from fastrec._recording_limits import check_copyable
 from fastrec.sinks._ram_blocks import BlockPool, Growth
@@ -62,6 +62,8 @@ class RAMSink:
                 else:
                     column = RowCopier(self._pool.blocks, Growth(self._pool, {"activation": layout}, spec))
                 self._columns[key] = column
+        if isinstance(column, RowCopier) and is_its_bytes(value):
+            return BytesCopier(column)
         return column
 
     def source(self) -> Source:
