@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 from torch._C._dynamo.guards import TensorGuards
@@ -17,9 +18,10 @@ def alike(example: Tensor) -> Alike:
     is on in this thread (autocast, inference mode) counts too, so that the same value may be unlike itself elsewhere.
     Whether it requires a gradient does not count where gradients are off.
     """
-    return TensorGuards(
-        example, dynamic_dims_sizes=[list(example.shape)], dynamic_dims_strides=[list(example.stride())]
-    ).check
+    sizes, strides = list(example.shape), list(example.stride())
+    guards: Any = TensorGuards  # torch's own stub for it tells another signature
+    test: Alike = guards(example, dynamic_dims_sizes=[sizes], dynamic_dims_strides=[strides]).check
+    return test
 
 
 def unlike(value: Tensor) -> bool:

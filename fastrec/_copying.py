@@ -13,7 +13,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ class Layout(NamedTuple):
 class RowMaker:
     """Makes room for values of one layout, cast and moved as a spec asks."""
 
-    __slots__ = ("arrive_from", "device", "dtype", "is_flat", "nbytes", "shape")
+    __slots__ = ("arrive_from", "device", "dtype", "is_flat", "is_same", "nbytes", "shape")
 
     def __init__(self, layout: Layout, spec: CaptureSpec) -> None:
         self.shape = layout.shape
@@ -78,9 +78,9 @@ class RowMaker:
         self.nbytes = self.dtype.itemsize * math.prod(layout.shape)
         on_cpu = self.device.type == "cpu"
         self.arrive_from = layout.device if on_cpu and layout.device.type == "cuda" else None
-        same = on_cpu and layout.device.type == "cpu" and self.dtype == layout.dtype
         # A complex value may be lazily conjugated, which its bytes don't tell.
-        self.is_flat = same and not self.dtype.is_complex and 0 < self.nbytes <= _MEMCPY_BYTES
+        self.is_same = (self.dtype, self.device) == (layout.dtype, layout.device) and not self.dtype.is_complex
+        self.is_flat = self.is_same and on_cpu and 0 < self.nbytes <= _MEMCPY_BYTES
 
     def make(self, count: int) -> Rows:
         """Rows for so many values."""
@@ -129,6 +129,40 @@ class Rows:
             return self._values.data
 
 
+class Alone:
+    """A value that lies by itself: for a large one, a clone is quicker than a row that is made for it."""
+
+    __slots__ = ("_value", "nbytes", "origin")
+
+    def __init__(self, value: Tensor, maker: RowMaker) -> None:
+        if torch.is_inference_mode_enabled():
+            with aside():
+                self._value = value.detach().clone()
+        else:
+            self._value = value.detach().clone()
+        self.nbytes = maker.nbytes
+        self.origin = 0
+
+    def write(self, place: int, value: Tensor) -> None:
+        """Put another value in its place."""
+        self._value.copy_(value)
+
+    def read(self) -> Tensor:
+        """It, as the only row, through an alias as rows are read."""
+        with aside():
+            return self._value.data.unsqueeze(0)
+
+
+class More(Protocol):
+    """Room for the values of a column that grows."""
+
+    def __call__(self) -> Block:
+        """A new block of rows."""
+
+    def keep(self, value: Tensor) -> int | None:
+        """The row of a contiguous value that is kept by itself, where a block would hold no second one."""
+
+
 class Block:
     """Rows that are filled and let go together; the parts of one record lie at the same place of each part."""
 
@@ -140,7 +174,7 @@ class Block:
         self.stop = self.first + count
         self.next_row = itertools.count(self.first).__next__
         self.left = count
-        self.parts: dict[Part, Rows] = {}
+        self.parts: dict[Part, Rows | Alone] = {}
         self.kept: dict[Part, Tensor] = {}
         self.gradients: dict[int, Tensor] = {}
 
@@ -155,12 +189,12 @@ class Places:
     going on to a new block takes a lock.
     """
 
-    __slots__ = ("_free", "_lock", "_more", "block")
+    __slots__ = ("_lock", "_more", "block", "free")
 
     def __init__(self, more: Callable[[], Block]) -> None:
         self._more = more
         self._lock = threading.Lock()
-        self._free: list[tuple[Block, int]] = []
+        self.free: list[tuple[Block, int]] = []
         self.block = more()
 
     def take(self) -> tuple[Block, int]:
@@ -169,8 +203,8 @@ class Places:
         row = block.next_row()
         while row >= block.stop:
             with self._lock:
-                if self._free:
-                    return self._free.pop()
+                if self.free:
+                    return self.free.pop()
                 if self.block is block:
                     self.block = self._more()
             block = self.block
@@ -182,7 +216,7 @@ class Places:
 
     def give_back(self, block: Block, row: int) -> None:
         """A row that nobody has read is free again."""
-        self._free.append((block, row))
+        self.free.append((block, row))
 
 
 def is_its_bytes(value: Tensor) -> bool:
@@ -206,10 +240,11 @@ class RowCopier:
     The caller promises values of the layout that the blocks are made for.
     """
 
-    __slots__ = ("_blocks", "_places", "_room")
+    __slots__ = ("_blocks", "_keep", "_places", "_room")
 
-    def __init__(self, blocks: Mapping[int, Block], more: Callable[[], Block]) -> None:
+    def __init__(self, blocks: Mapping[int, Block], more: More) -> None:
         self._blocks = blocks
+        self._keep = more.keep
         self._places = Places(more)
         self._use(self._places.block)
 
@@ -226,6 +261,9 @@ class RowCopier:
             if row < stop:
                 memcpy(origin + row * nbytes, start, nbytes)
                 return row
+            kept = None if self._places.free else self._keep(value)
+            if kept is not None:
+                return kept
         return self._append_slowly(value)
 
     def discard(self, row: int) -> None:

@@ -33,12 +33,16 @@ def column_for(value: Tensor, spec: CaptureSpec = PLAIN, rows: int = 4) -> tuple
     blocks: dict[int, Block] = {}
     maker = RowMaker(Layout.of(value), spec)
 
-    def more() -> Block:
-        block = Block(len(blocks), rows)
-        block.parts["activation"] = maker.make(rows)
-        return blocks.setdefault(block.number, block)
+    class More:
+        def __call__(self) -> Block:
+            block = Block(len(blocks), rows)
+            block.parts["activation"] = maker.make(rows)
+            return blocks.setdefault(block.number, block)
 
-    return RowCopier(blocks, more), blocks
+        def keep(self, value: Tensor) -> int | None:
+            return None
+
+    return RowCopier(blocks, More()), blocks
 
 
 def value_at(blocks: dict[int, Block], row: int) -> Tensor:

@@ -35,8 +35,13 @@ _TRANSFORMED = (
     "a recorded model was called inside of a functorch transform (vmap, grad, jvp); its values there are wrappers that "
     "must not escape, so these calls are not recorded"
 )
+_TRACED = (
+    "a recorded model was called by torch.jit.trace, into whose graph a recorder's own work must not get, so these "
+    "calls are not recorded"
+)
 
 _graph_task = torch._C._current_graph_task_id
+_tracing = torch._C._get_tracing_state
 _interpreter = torch._C._functorch.peek_interpreter_stack
 
 
@@ -129,14 +134,13 @@ class EagerEngine:
         outermost, enter, run_apart, call_other = self._outermost, self._enter, self._run_apart, self._call_other
         watches = self._ops
         hooks, pre_hooks, backward_hooks, backward_pre_hooks = GLOBAL_HOOKS
-        tracing = torch._C._get_tracing_state
 
         def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: C901
             mode = thread.mode
             if mode is None:
-                known = known_modules.get(id(module))
-                if known is not None and not thread.muted:
-                    return outermost(__call__, call, known, args, kwargs)
+                called = known_modules.get(id(module))
+                if called is not None and not thread.muted:
+                    return outermost(__call__, call, called, args, kwargs)
                 return _plain(call, module, args, kwargs)
             entered = mode.node.entered
             if entered.module is not module:
@@ -149,7 +153,7 @@ class EagerEngine:
                 mode.feed_arguments(entered, args, kwargs)
             # One dict, because each attribute of a module is looked up in its class first.
             state = module.__dict__
-            known = entered.known
+            known: Any = entered.known
             unhooked = not (
                 state["_forward_hooks"]
                 or state["_forward_pre_hooks"]
@@ -180,7 +184,7 @@ class EagerEngine:
                     out = run_apart(mode, entered, call, module, args, kwargs)
                 elif call is not None:
                     out = call(module, *args, **kwargs)
-                elif unhooked and known.calls_forward and not tracing():
+                elif unhooked and known.calls_forward and _tracing() is None:
                     # What torch does with a module without hooks, less a Python frame.
                     out = module.forward(*args, **kwargs)
                 else:
@@ -210,6 +214,9 @@ class EagerEngine:
             return _plain(call, known.module, args, kwargs)
         if _interpreter() is not None:
             self._warn("transform", _TRANSFORMED)
+            run = None
+        elif _tracing() is not None:
+            self._warn("trace", _TRACED)
             run = None
         else:
             run = self._listener.begin(known.address)

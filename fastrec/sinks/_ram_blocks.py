@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastrec._capture import CaptureSpec
 from fastrec._contracts import Part
-from fastrec._copying import MOST_ROWS, ROW_BITS, Block, Layout, RowMaker
+from fastrec._copying import MOST_ROWS, ROW_BITS, Alone, Block, Layout, RowMaker
 
 # New memory costs page faults, fewer in large blocks. But a session whose records are handed over or
 # trimmed goes on in memory that is warm, and holds as little of it as its blocks are small.
@@ -42,6 +42,13 @@ class BlockPool:
         self.blocks[block.number] = block
         return block
 
+    def keep_alone(self, part: Part, value: Tensor, maker: RowMaker) -> Block:
+        """A block of one record that is a clone of its value."""
+        block = Block(self._number(), 1)
+        block.parts[part] = Alone(value, maker)
+        self.blocks[block.number] = block
+        return block
+
     def release(self, rows: Iterable[int]) -> dict[int, Block]:
         """Let go of rows that are kept no longer, and of each block in which no other row is; their blocks."""
         blocks, held = self.blocks, {}
@@ -70,3 +77,10 @@ class Growth:
         block = self._pool.make(self._count, self._makers)
         self._count = max(1, min(2 * self._count, self._pool.largest // self._nbytes, MOST_ROWS))
         return block
+
+    def keep(self, value: Tensor) -> int | None:
+        """The row of a contiguous value that is kept by itself, where a block would hold no second one."""
+        if 2 * self._nbytes <= self._pool.largest:
+            return None
+        ((part, maker),) = self._makers.items()
+        return self._pool.keep_alone(part, value, maker).first if maker.is_same else None

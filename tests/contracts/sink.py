@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastrec._alike import Alike, alike
 from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog
 from fastrec._contracts import Sink, Source
@@ -50,6 +51,7 @@ class Rig:
         self.catalog.entries.add("")
         self.ledger = sink.open(self.catalog)
         self.columns: dict[int, Any] = {}
+        self.like_it: dict[int, list[tuple[Alike, Any]]] = {}
         self.began = 0
         self.lock = threading.Lock()
 
@@ -82,10 +84,12 @@ class Rig:
         variant = self.variant(site, value, spec, label)
         if not spec.save_activation:
             return variant, -1
-        column = self.columns.get(variant)
-        if column is None:
-            with self.lock:
+        with self.lock:
+            like_it = self.like_it.setdefault(variant, [])
+            column = next((column for test, column in like_it if test(value)), None)
+            if column is None:
                 column = self.columns[variant] = self.sink.column(variant, value)
+                like_it.append((alike(value), column))
         return variant, column.append(value)
 
     def begin(self, **facts: Any) -> PassInfo:

@@ -10,7 +10,7 @@ from contracts.engine import EVERYTHING
 from naive import assert_same_events, events_of, naive_events, seeded
 from torch import Tensor, nn
 
-from fastrec import Recorder
+from fastrec import FastrecWarning, Recorder
 from fastrec.predicates import every, op
 
 
@@ -253,3 +253,40 @@ def test_recorders_of_simple_modules_do_not_hide_ops_from_each_other(first: str,
     for together, apart in zip((one.recording, two.recording), alone, strict=True):
         for number in range(2):
             assert_same_events(events_of(together, number, inside=True), events_of(apart, number, inside=True))
+
+
+class WithItsOwnCallImpl(nn.Linear):
+    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+        return super()._call_impl(*args, **kwargs) + 1
+
+
+def test_a_class_with_a_call_of_its_own_behind_the_call_runs_it() -> None:
+    model = nn.Sequential(WithItsOwnCallImpl(3, 3), nn.Tanh())
+    x = torch.ones(2, 3)
+    expected = model(x)
+    with Recorder(model, keep_op="tanh") as rec:
+        assert all(torch.equal(model(x), expected) for _ in range(3))
+    assert torch.equal(rec.recording.stack("tanh_1")[2], expected)
+
+
+def test_a_recorded_model_is_traced_with_the_names_of_its_modules() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    x = torch.ones(2, 3)
+    with Recorder(model, keep_op="tanh") as rec:
+        model(x)
+        with torch.no_grad(), pytest.warns(FastrecWarning, match="called by torch.jit.trace"):
+            traced = torch.jit.trace(model, x, check_trace=False)
+        model(x)
+    assert [node.kind() for node in traced.inlined_graph.nodes()][-2:] == ["aten::linear", "aten::tanh"]
+    assert rec.recording.n_passes == 2
+
+
+def test_a_module_that_is_no_longer_compiled_runs_as_it_is() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    model[0].compile(backend="eager")
+    model[0]._compiled_call_impl = None
+    x = torch.ones(2, 3)
+    with Recorder(model, keep_op=["linear", "tanh"]) as rec:
+        for _ in range(2):
+            model(x)
+    assert [record.ctx.site for record in rec.recording] == ["0/linear", "1/tanh"] * 2

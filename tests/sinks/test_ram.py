@@ -334,3 +334,40 @@ def test_a_record_costs_little_beside_its_tensor() -> None:
     finally:
         tracemalloc.stop()
     assert used / (passes * per_pass) < 50
+
+
+def large(i: int) -> Tensor:
+    return torch.full((300, 300), float(i))
+
+
+def test_large_values_lie_by_themselves_once_records_are_handed_over(rig: Rig) -> None:
+    rig.one_pass(large(0))
+    sink_of(rig).take()
+    for i in range(3):
+        value = large(i)
+        rig.one_pass(value)
+        value.zero_()
+        source = sink_of(rig).take()
+        assert blocks_held(rig) == 0
+        records = source.records()
+        (found,) = source.values(records["variant"].astype(np.int64), records["row"], "activation")
+        assert found.shape == (1, 300, 300) and found.unique().tolist() == [i]
+
+
+def test_a_large_value_that_is_discarded_leaves_room_for_the_next(rig: Rig) -> None:
+    sink_of(rig).take()
+    for i in range(20):
+        variant, row = rig.append("a", large(i))
+        rig.columns[variant].discard(row)
+    assert blocks_held(rig) <= 2
+
+
+def test_large_values_are_kept_apart_from_inference_mode(rig: Rig) -> None:
+    sink_of(rig).take()
+    with torch.inference_mode():
+        rig.one_pass(large(0))
+        rig.one_pass(large(1))
+    records = sink_of(rig).source().records()
+    source = sink_of(rig).source()
+    found = source.value(int(records["variant"][1]), int(records["row"][1]), "activation")
+    assert found is not None and not found.is_inference()
