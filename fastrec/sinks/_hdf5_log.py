@@ -15,6 +15,7 @@ from fastrec._context import PredicateFailure, RecordContext
 from fastrec._errors import DamagedFileError, SessionError
 from fastrec._sites import PassInfo, Site, Variant
 from fastrec.sinks._hdf5_layout import Bytes, DataInfo
+from fastrec.sinks._hdf5_sessions import Before, SessionNumbers
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
@@ -118,6 +119,12 @@ class Log:
         self.facts: dict[str, Any] = {}
         self.samples: dict[int, str | int] = {}
         self.data: dict[tuple[int, int], DataInfo] = {}
+        self.numbers = SessionNumbers(Before())
+        self._failures = 0
+
+    def begin_session(self, before: Before) -> None:
+        """What is read from here on is of another session."""
+        self.numbers, self._failures = SessionNumbers(before), 0
 
     def read(self, segment: int, data: Bytes) -> int:
         """Take in the log of one segment, up to its first line that is not whole; the bytes of the whole ones."""
@@ -135,7 +142,7 @@ class Log:
         return end
 
     def _add(self, segment: int, kind: str, number: int, content: msgspec.Raw) -> None:
-        catalog = self.catalog
+        catalog, numbers = self.catalog, self.numbers
         tables: dict[str, tuple[Interned[Any], Any]] = {
             "site": (catalog.sites, Site),
             "variant": (catalog.variants, Variant),
@@ -144,28 +151,33 @@ class Log:
         }
         if kind in tables:
             table, made_of = tables[kind]
-            _put(table, number, msgspec.json.decode(content, type=made_of))
-        elif kind == "spec" and number >= len(catalog.specs):
-            _put(catalog.specs, number, _spec_of(msgspec.json.decode(content, type=dict[str, Any])))
+            item = msgspec.json.decode(content, type=made_of)
+            numbers.add(kind, number, table, numbers.variant(item) if kind == "variant" else item)
+        elif kind == "spec" and number >= numbers.count("spec"):
+            numbers.add(kind, number, catalog.specs, _spec_of(msgspec.json.decode(content, type=dict[str, Any])))
         elif kind == "data":
-            self.data[segment, number] = msgspec.json.decode(content, type=DataInfo)
+            info = numbers.data(msgspec.json.decode(content, type=DataInfo))
+            self.data[segment, number + numbers.before.data] = info
         elif kind == "sample":
-            self.samples[number] = msgspec.json.decode(content, type=str | int)
+            self.samples[number + numbers.before.passes] = msgspec.json.decode(content, type=str | int)
         elif kind == "halted":
-            catalog.halted[number] = msgspec.json.decode(content, type=str)
-        elif kind == "failure" and number >= len(catalog.failures):
-            made = msgspec.json.decode(content, type=_Failure)
-            ctx = RecordContext(catalog, made.site, made.variant, made.info, made.time, made.step)
-            catalog.failures.append(PredicateFailure(made.predicate, ctx, made.error))
+            catalog.halted[number + numbers.before.passes] = msgspec.json.decode(content, type=str)
+        elif kind == "failure" and number >= self._failures:
+            self._failures = number + 1
+            catalog.failures.append(self._failure(msgspec.json.decode(content, type=_Failure)))
         elif kind == "session":
-            self.facts = msgspec.json.decode(content, type=dict[str, Any])
-            catalog.header = self.facts["header"]
+            facts = msgspec.json.decode(content, type=dict[str, Any])
+            numbers.began = float(facts["began"])
+            if not self.facts:
+                self.facts, catalog.header = facts, facts["header"]
 
-
-def _put(table: Interned[Any], number: int, item: Any) -> None:
-    """Each segment tells all of it again, so most is known."""
-    if table.add(item) != number:
-        raise DamagedFileError(f"entry {number} of the log, {item!r:.80}, is not where it belongs")
+    def _failure(self, made: _Failure) -> PredicateFailure:
+        numbers = self.numbers
+        variant = numbers.variant(made.variant)
+        info = numbers.info(made.info)
+        step = None if made.step is None else info.step
+        ctx = RecordContext(self.catalog, made.site, variant, info, made.time, step)
+        return PredicateFailure(made.predicate, ctx, made.error)
 
 
 def _spec_of(fields: dict[str, Any]) -> CaptureSpec:

@@ -32,6 +32,7 @@ from fastrec.sinks._hdf5_layout import (
 )
 from fastrec.sinks._hdf5_log import Log, checked
 from fastrec.sinks._hdf5_paths import Paths
+from fastrec.sinks._hdf5_sessions import Before, SessionNumbers
 
 PIECE = 1 << 16
 
@@ -192,30 +193,62 @@ class Contents:
         self.files = {file.number: file for file in files}
         self.log = Log()
         self.used: dict[int, dict[str, int]] = {}
-        self.counters = [Counters()]
-        passes, records, marks, first, before = [], [], [], 0, files[0].map.identity
-        for file in files:
-            identity = file.map.identity
-            if identity.run != before.run or identity.session not in (before.session, before.session + 1):
-                raise DamagedFileError(f"{file.path!r} does not go on where the file before it ended")
-            if identity.session != before.session:
-                self.counters.append(Counters())
-            before = identity
-            end = file.log(self.log)
-            own = file.table(PASSES)
-            count = int(own["count"].sum()) if (own["count"] >= 0).all() else -1
-            if count < 0 or not np.array_equal(own["first"], np.cumsum(own["count"]) - own["count"]):
-                raise DamagedFileError(f"{file.path!r}: the passes do not have the records one after the other")
-            own["first"] += first
-            first += count
-            passes.append(own)
-            records.append(file.rows(RECORDS, 0, count).view(TABLES[RECORDS]))
-            marks.append(file.table(MARKS))
-            self.counters[-1] = file.counters()
-            used = {LOG: end, PASSES: len(own), RECORDS: count, MARKS: len(marks[-1])}
-            self.used[file.number] = {**used, COUNTERS: file.map.sets[COUNTERS].rows, CHECKS: len(file.table(CHECKS))}
-        self.passes, self.records, self.marks = (np.concatenate(tables) for tables in (passes, records, marks))
+        self.sessions: dict[int, SessionNumbers] = {}
+        self.counters: list[Counters] = []
+        self.passes, self.records, self.marks = (np.empty(0, TABLES[name]) for name in (PASSES, RECORDS, MARKS))
+        began = None
+        for session in _sessions(files):
+            self.log.begin_session(self._before())
+            numbers, tables = self.log.numbers, []
+            first = len(self.records)
+            for file in session:
+                self.sessions[file.number] = numbers
+                tables.append(self._read(file))
+                tables[-1][0]["first"] += first
+                first += len(tables[-1][1])
+            self.counters.append(session[-1].counters())
+            began = numbers.began if began is None else began
+            passes, records, marks = (np.concatenate(rows) for rows in zip(*tables, strict=True))
+            numbers.passes(passes, later=numbers.began - began)
+            numbers.records(records)
+            numbers.marks(marks)
+            self.passes, self.records, self.marks = (
+                np.concatenate([old, new]) if len(old) else new
+                for old, new in ((self.passes, passes), (self.records, records), (self.marks, marks))
+            )
         self._check()
+
+    def _read(self, file: ReadFile) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+        """The passes, records and marks of one file, with its own numbers."""
+        end = file.log(self.log)
+        passes, marks = file.table(PASSES), file.table(MARKS)
+        count = int(passes["count"].sum()) if (passes["count"] >= 0).all() else -1
+        if count < 0 or not np.array_equal(passes["first"], np.cumsum(passes["count"]) - passes["count"]):
+            raise DamagedFileError(f"{file.path!r}: the passes do not have the records one after the other")
+        self.used[file.number] = {
+            LOG: end,
+            PASSES: len(passes),
+            RECORDS: count,
+            MARKS: len(marks),
+            CHECKS: len(file.table(CHECKS)),
+            COUNTERS: file.map.sets[COUNTERS].rows,
+        }
+        return passes, file.rows(RECORDS, 0, count).view(TABLES[RECORDS]), marks
+
+    def _before(self) -> Before:
+        """How much has been read by now."""
+        begun = self.log.numbers.before.passes + (self.counters[-1].begun if self.counters else 0)
+        phases, steps = np.unique(self.marks["phase"], return_counts=True)
+        return Before(
+            passes=max(begun, int(self.passes["pass_index"].max(initial=-1)) + 1),
+            marks=len(self.marks),
+            data=max((number for _, number in self.log.data), default=-1) + 1,
+            steps=dict(zip(phases.tolist(), steps.tolist(), strict=True)),
+            entries={
+                entry: int(self.passes["entry_pass"][self.passes["entry"] == entry].max()) + 1
+                for entry in np.unique(self.passes["entry"]).tolist()
+            },
+        )
 
     @property
     def n_empty(self) -> int:
@@ -223,19 +256,25 @@ class Contents:
         return sum(counters.empty for counters in self.counters)
 
     def _check(self) -> None:
-        catalog = self.log.catalog
-        for name, values, known in (
-            ("variant", self.records["variant"], len(catalog.variants)),
-            ("entry", self.passes["entry"], len(catalog.entries)),
-            ("phase", self.passes["phase"], len(catalog.phases)),
-            ("phase", self.marks["phase"], len(catalog.phases)),
-            ("outcome", self.passes["outcome"], len(OUTCOMES)),
-        ):
-            if len(values) and not 0 <= values.min() <= values.max() < known:
-                raise DamagedFileError(f"a row names the {name} {values.max()}, and there are {known}")
+        catalog, outcomes = self.log.catalog, self.passes["outcome"]
+        if len(outcomes) and outcomes.max() >= len(OUTCOMES):
+            raise DamagedFileError(f"a row names the outcome {outcomes.max()}, and there are {len(OUTCOMES)}")
         for variant in catalog.variants.items:
             if not (0 <= variant.site < len(catalog.sites) and 0 <= variant.spec < len(catalog.specs)):
                 raise DamagedFileError(f"the variant {variant.label!r} names a site or spec that is not there")
         for key, info in self.log.data.items():
             if min(info.shape, default=0) < 0:
                 raise DamagedFileError(f"the data {key} has the shape {info.shape}")
+
+
+def _sessions(files: list[ReadFile]) -> list[list[ReadFile]]:
+    """The files by session."""
+    found: list[list[ReadFile]] = [[]]
+    for file in files:
+        before, this = (found[-1] or [file])[-1].map.identity, file.map.identity
+        if this.run != before.run or this.session - before.session not in (0, 1):
+            raise DamagedFileError(f"{file.path!r} does not go on where the file before it ended")
+        if this.session != before.session:
+            found.append([])
+        found[-1].append(file)
+    return found

@@ -67,7 +67,8 @@ def _used(contents: Contents, file: ReadFile) -> list[Wanted]:
         if segment == file.number and info.name != LATE:
             dtype = info.step_dtype() if info.part == "step" else info.dtype
             shape = () if info.part == "step" else info.shape
-            attributes = {"number": str(number), "part": info.part, "torch_dtype": info.dtype}
+            own = number - contents.sessions[segment].before.data
+            attributes = {"number": str(own), "part": info.part, "torch_dtype": info.dtype}
             wanted[info.name] = Wanted(info.name, dtype, shape, 0, attributes)
     places = [(contents.records, prefix) for prefix in PREFIX.values()] + [(contents.marks, "")]
     made = HDF5Source.__new__(HDF5Source)
@@ -92,7 +93,10 @@ def _used(contents: Contents, file: ReadFile) -> list[Wanted]:
 
 def _keep_checked(contents: Contents, file: ReadFile, used: dict[str, int]) -> None:
     """What a checksum is of stays, so that it can be checked."""
-    names = {number: info.name for (segment, number), info in contents.log.data.items() if segment == file.number}
+    before = contents.sessions[file.number].before.data
+    names = {
+        number - before: info.name for (segment, number), info in contents.log.data.items() if segment == file.number
+    }
     for data, row, count, _, _ in file.table(CHECKS).tolist():
         if data in names:
             name, first = (LATE, -1 - row) if row < 0 else (names[data], row)

@@ -155,6 +155,7 @@ class HDF5Source:
             out = np.empty((len(at), dtype.itemsize), np.uint8)
             self._fill(out, key, info, at)
             rows[key] = out.reshape(-1).view(dtype)
+            self._contents.sessions[segment].steps(rows[key], info.phase)
         return rows, infos
 
     def _steps_one_by_one(

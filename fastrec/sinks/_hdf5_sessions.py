@@ -1,0 +1,123 @@
+"""Sessions that follow each other in one recording: each numbers from 0, and is read as if it had gone on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from fastrec._catalog import Interned
+from fastrec._errors import DamagedFileError
+from fastrec._sites import PassInfo, Variant
+from fastrec.sinks._hdf5_layout import DataInfo
+
+Rows = npt.NDArray[Any]
+
+
+class Before(msgspec.Struct):
+    """How much there is in the sessions before one; by number of the phase or entry where it differs between them."""
+
+    passes: int = 0
+    marks: int = 0
+    data: int = 0
+    steps: Mapping[int, int] = {}
+    entries: Mapping[int, int] = {}
+
+
+class SessionNumbers:
+    """From a session's own numbers to those of the whole recording."""
+
+    def __init__(self, before: Before) -> None:
+        self.before = before
+        self.began = 0.0
+        self._known: dict[str, list[int]] = {kind: [] for kind in ("entry", "phase", "site", "spec", "variant")}
+
+    def count(self, kind: str) -> int:
+        """How many of a kind are known."""
+        return len(self._known[kind])
+
+    def add(self, kind: str, number: int, table: Interned[Any], item: Any) -> None:
+        """Note what a number of this session means; each of its files tells all of it again, so most is known."""
+        known = self._known[kind]
+        found = table.add(item)
+        if number < len(known) and known[number] == found:
+            return
+        if number != len(known):
+            raise DamagedFileError(f"entry {number} of the log, {item!r:.80}, is not where it belongs")
+        known.append(found)
+
+    def of(self, kind: str, number: int) -> int:
+        """The number in the recording of something."""
+        if not 0 <= number < len(self._known[kind]):
+            raise DamagedFileError(f"the log names the {kind} {number}, and there are {len(self._known[kind])}")
+        return self._known[kind][number]
+
+    def variant(self, given: Variant) -> Variant:
+        """A variant, with the numbers of the recording in it."""
+
+        def events(found: tuple[tuple[int, int, str], ...] | None) -> tuple[tuple[int, int, str], ...] | None:
+            return found and tuple((self.of("site", site), count, label) for site, count, label in found)
+
+        return msgspec.structs.replace(
+            given,
+            site=self.of("site", given.site),
+            spec=self.of("spec", given.spec),
+            recent_events=events(given.recent_events),
+            recent_ops=events(given.recent_ops),
+        )
+
+    def data(self, info: DataInfo) -> DataInfo:
+        """What rows of a data set are, with the numbers of the recording in it."""
+        if info.part == "step":
+            return msgspec.structs.replace(info, phase=self.of("phase", info.phase))
+        return msgspec.structs.replace(info, site=self.of("site", info.site), spec=self.of("spec", info.spec))
+
+    def info(self, given: PassInfo) -> PassInfo:
+        """A pass, with the numbers of the recording in it."""
+        phase, entry = self.of("phase", given.phase), self.of("entry", given.entry)
+        return msgspec.structs.replace(
+            given,
+            index=given.index + self.before.passes,
+            phase=phase,
+            entry=entry,
+            entry_pass=given.entry_pass + self.before.entries.get(entry, 0),
+            step=given.step + self.before.steps.get(phase, 0),
+        )
+
+    def passes(self, rows: Rows, *, later: float) -> None:
+        """Renumber passes in place; the session began so many seconds after the first one."""
+        rows["entry"], rows["phase"] = self._all("entry", rows["entry"]), self._all("phase", rows["phase"])
+        rows["pass_index"] += self.before.passes
+        rows["entry_pass"] += _looked_up(self.before.entries, rows["entry"])
+        rows["step"] += _looked_up(self.before.steps, rows["phase"])
+        rows["started"] += later
+
+    def records(self, rows: Rows) -> None:
+        """Renumber records in place."""
+        rows["variant"] = self._all("variant", rows["variant"])
+        for name in ("data", "transformed_data"):
+            rows[name][rows[name] >= 0] += self.before.data
+
+    def marks(self, rows: Rows) -> None:
+        """Renumber marks in place."""
+        rows["phase"] = self._all("phase", rows["phase"])
+        rows["data"] += self.before.data
+
+    def steps(self, rows: Rows, phase: int) -> None:
+        """Renumber the rows of the steps of a phase in place."""
+        rows["step"] += self.before.steps.get(phase, 0)
+        rows["order"] += self.before.marks
+
+    def _all(self, kind: str, numbers: Rows) -> Rows:
+        known = np.array(self._known[kind], numbers.dtype)
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(known):
+            raise DamagedFileError(f"a row names the {kind} {numbers.max()}, and there are {len(known)}")
+        return known[numbers]
+
+
+def _looked_up(table: Mapping[int, int], keys: Rows) -> Rows:
+    found, inverse = np.unique(keys, return_inverse=True)
+    return np.array([table.get(key, 0) for key in found.tolist()], np.int64)[inverse]
