@@ -31,6 +31,7 @@ FOLDERS_APART = {"parts"}
 OPTIONAL = {
     *("pandas", "tqdm", "gymnasium", "stable_baselines3", "torchrl", "tensordict", "transformers"),
     *("pytorch_lightning", "lightning", "IPython", "rich", "graphviz", "xarray", "datasets", "minari", "safetensors"),
+    "hdf5plugin",
 }
 NOT_LOADED_BY_IMPORT = ["fastrec.graph", "fastrec.integrations", "h5py", "torch._dynamo", *sorted(OPTIONAL)]
 

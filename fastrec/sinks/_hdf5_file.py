@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import h5py
@@ -13,11 +14,33 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
 from fastrec._errors import DamagedFileError
-from fastrec.sinks._hdf5_layout import FORMAT, TRAILER, VERSION, Extent, Identity, SegmentMap, read_rows, write_rows
+from fastrec.sinks._hdf5_filters import compress
+from fastrec.sinks._hdf5_layout import (
+    FORMAT,
+    LATE,
+    TRAILER,
+    VERSION,
+    Bytes,
+    Extent,
+    Identity,
+    SegmentMap,
+    write_rows,
+)
 from fastrec.sinks._hdf5_log import signed
 
 CHUNK_BYTES = 1024 * 1024
 _SAME = "float64 float32 float16 uint8 uint16 uint32 uint64 int8 int16 int32 int64 bool complex64 complex128".split()
+
+
+Read = Callable[[str, int, int], Bytes]
+"""The name of a data set, a first row and a number of rows -> their bytes."""
+
+
+class Rewriting(msgspec.Struct, frozen=True):
+    """How a finished file is made: whether the disk has to have it, and whether it is compressed."""
+
+    durable: bool = False
+    compression: str | None = None
 
 
 class Wanted(msgspec.Struct):
@@ -30,18 +53,21 @@ class Wanted(msgspec.Struct):
     attributes: Mapping[str, str] = {}
 
 
-def create(path: str, identity: Identity, wanted: Sequence[Wanted], *, exact: bool = False) -> SegmentMap:
-    """Make a file with room for all its rows; ``exact``: of no more rows, each data set in one piece."""
+def create(path: str, identity: Identity, wanted: Sequence[Wanted]) -> SegmentMap:
+    """Make a file with room for all its rows."""
     with h5py.File(path, "w", libver="earliest", locking=False) as file:
-        file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
-        for name, value in msgspec.structs.asdict(identity).items():
-            file.attrs[name] = value
-        for group in ("data", "steps"):
-            file.create_group(group)
+        _start(file, identity)
         for one in wanted:
-            _make(file, one, exact)
+            _make(file, one, _chunked(one))
         file.flush()
         return _map_of(file)
+
+
+def set_identity(file: Any, identity: Identity) -> None:
+    """Write the attributes that tell what a file is part of."""
+    file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
+    for name, value in msgspec.structs.asdict(identity).items():
+        file.attrs[name] = value
 
 
 def map_of(path: str) -> SegmentMap:
@@ -66,24 +92,46 @@ def shrink(path: str, used: Mapping[str, int]) -> None:
                 file[name].resize(rows, axis=0)
         file.flush()
         found = _map_of(file)
-    _add_trailer(path, found)
+    add_trailer(path, found)
 
 
-def rewrite(source: int, old: SegmentMap, wanted: Sequence[Wanted], path: str, *, durable: bool) -> None:
-    """A file of the same rows at the same places, without the room that was not used."""
-    new = create(path, old.identity, wanted, exact=True)
+def rewrite(read: Read, identity: Identity, wanted: Sequence[Wanted], path: str, *, options: Rewriting) -> None:
+    """A file of the same rows at the same places, without the room that was not used; ``read`` reads the old one."""
+    compression = options.compression
+    with h5py.File(path, "w", libver="earliest", locking=False) as file:
+        _start(file, identity)
+        for one in wanted:
+            packed = compression is not None and one.rows and (one.name == LATE or one.name.startswith("data/"))
+            _make(file, one, _packed(one, compression) if packed else _contiguous(one))
+            if packed:
+                _copy(read, one, partial(_write_packed, file[one.name].id))
+        file.flush()
+        new = _map_of(file)
     target = os.open(path, os.O_RDWR)
     try:
         for one in wanted:
-            step = max(1, CHUNK_BYTES // max(1, old.sets[one.name].row_bytes))
-            for first in range(0, one.rows, step):
-                count = min(step, one.rows - first)
-                write_rows(target, new.sets[one.name], first, read_rows(source, old.sets[one.name], first, count))
-        _add_trailer(path, new)
-        if durable:
+            if not new.sets[one.name].packed:
+                _copy(read, one, partial(write_rows, target, new.sets[one.name]))
+        add_trailer(path, new)
+        if options.durable:
             os.fdatasync(target)
     finally:
         os.close(target)
+
+
+def _copy(read: Read, one: Wanted, write: Callable[[int, Bytes], None]) -> None:
+    row_bytes = type_of(one.dtype).get_size() * int(np.prod(one.shape, dtype=np.int64))
+    step = max(1, CHUNK_BYTES // max(1, row_bytes))
+    for first in range(0, one.rows, step):
+        write(first, read(one.name, first, min(step, one.rows - first)))
+
+
+def _write_packed(made: h5d.DatasetID, first: int, rows: Bytes) -> None:
+    space = made.get_space()
+    shape = space.get_simple_extent_dims()[1:]
+    count = rows.size // (made.get_type().get_size() * int(np.prod(shape, dtype=np.int64)))
+    space.select_hyperslab((first, *(0 for _ in shape)), (count, *shape))
+    made.write(h5s.create_simple((count, *shape)), space, rows, made.get_type())
 
 
 def name_of(folder: str, text: str, taken: Mapping[str, Any]) -> str:
@@ -93,6 +141,11 @@ def name_of(folder: str, text: str, taken: Mapping[str, Any]) -> str:
     while name in taken:
         name, number = f"{folder}/{plain}#{number}", number + 1
     return name
+
+
+def attribute(text: str) -> str:
+    """A text as an attribute can hold it."""
+    return text.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "backslashreplace").decode()
 
 
 def type_of(dtype: Any) -> h5t.TypeID:
@@ -112,56 +165,83 @@ def type_of(dtype: Any) -> h5t.TypeID:
     return h5t.py_create(np.dtype(np.uint8))
 
 
-def _add_trailer(path: str, found: SegmentMap) -> None:
+def add_trailer(path: str, found: SegmentMap) -> None:
     """Tell behind the end of the HDF5 file what lies where; any tool that changes the file drops it."""
     entry = signed(msgspec.json.encode(found))
     with open(path, "ab") as file:
         file.write(entry + TRAILER.pack(len(entry), FORMAT.encode()))
 
 
-def _make(file: Any, one: Wanted, exact: bool) -> None:
-    type_id = type_of(one.dtype)
-    row_bytes = type_id.get_size() * int(np.prod(one.shape, dtype=np.int64))
-    layout = h5p.create(h5p.DATASET_CREATE)
-    layout.set_alloc_time(h5d.ALLOC_TIME_EARLY)
-    layout.set_fill_time(h5d.FILL_TIME_NEVER)
-    if exact:
-        space = h5s.create_simple((one.rows, *one.shape))
-    else:
-        layout.set_chunk((max(1, min(one.rows, CHUNK_BYTES // row_bytes)), *one.shape))
-        space = h5s.create_simple((one.rows, *one.shape), (h5s.UNLIMITED, *one.shape))
-    made = h5py.Dataset(h5d.create(file.id, one.name.encode(), type_id, space, layout))
+def _start(file: Any, identity: Identity) -> None:
+    set_identity(file, identity)
+    for group in ("data", "steps"):
+        file.create_group(group)
+
+
+def _make(file: Any, one: Wanted, layout: h5p.PropDCID) -> None:
+    resizable = layout.get_layout() == h5d.CHUNKED
+    limits = (h5s.UNLIMITED, *one.shape) if resizable else None
+    space = h5s.create_simple((one.rows, *one.shape), limits)
+    made = h5py.Dataset(h5d.create(file.id, one.name.encode(), type_of(one.dtype), space, layout))
     for name, value in one.attributes.items():
         made.attrs[name] = value
 
 
+def _contiguous(one: Wanted) -> h5p.PropDCID:
+    layout = h5p.create(h5p.DATASET_CREATE)
+    layout.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5d.FILL_TIME_NEVER)
+    return layout
+
+
+def _chunked(one: Wanted) -> h5p.PropDCID:
+    layout = _contiguous(one)
+    row_bytes = type_of(one.dtype).get_size() * int(np.prod(one.shape, dtype=np.int64))
+    layout.set_chunk((max(1, min(one.rows, CHUNK_BYTES // row_bytes)), *one.shape))
+    return layout
+
+
+def _packed(one: Wanted, compression: str | None) -> h5p.PropDCID:
+    layout = _chunked(one)
+    layout.set_alloc_time(h5d.ALLOC_TIME_INCR)
+    compress(layout, compression or "")
+    return layout
+
+
 def _map_of(file: Any) -> SegmentMap:
-    sets: dict[str, Extent] = {}
+    numbers = [int(file.attrs[name]) for name in Identity.__struct_fields__[1:]]
+    identity, sets = Identity(str(file.attrs["run"]), *numbers), dict[str, Extent]()
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
             sets[name] = _extent(name, item)
 
-    file.visititems(visit)
-    numbers = [int(file.attrs[name]) for name in Identity.__struct_fields__[1:]]
-    return SegmentMap(FORMAT, VERSION, Identity(str(file.attrs["run"]), *numbers), sets)
+    if identity.segment >= 0:  # else its data sets are virtual
+        file.visititems(visit)
+    return SegmentMap(FORMAT, VERSION, identity, sets)
 
 
 def _extent(name: str, made: Any) -> Extent:
-    if made.ndim < 1 or made.compression or made.external or made.is_virtual:
+    if made.ndim < 1 or made.external or made.is_virtual:
         raise DamagedFileError(f"the data set {name!r} is stored in a way that this reader does not know")
     rows, space = int(made.shape[0]), made.id
     row_bytes = space.get_type().get_size() * int(np.prod(made.shape[1:], dtype=np.int64))
     if not rows:
         return Extent(row_bytes, 0, 1, [])
+    if space.get_create_plist().get_nfilters():
+        return Extent(row_bytes, rows, rows, [], packed=True)
     if made.chunks is None:
         offset = space.get_offset()
         if offset is None:
             raise DamagedFileError(f"the data set {name!r} has no room in the file")
         return Extent(row_bytes, rows, rows, [offset])
-    if made.chunks[1:] != made.shape[1:] or made.shuffle or made.fletcher32 or made.scaleoffset:
-        raise DamagedFileError(f"the data set {name!r} has chunks or filters that this reader does not know")
-    chunk = int(made.chunks[0])
+    return Extent(row_bytes, rows, int(made.chunks[0]), _chunk_offsets(name, made, rows))
+
+
+def _chunk_offsets(name: str, made: Any, rows: int) -> list[int]:
+    if made.chunks[1:] != made.shape[1:]:
+        raise DamagedFileError(f"the data set {name!r} has chunks that this reader does not know")
+    chunk, space = int(made.chunks[0]), made.id
     if space.get_num_chunks() < -(-rows // chunk):
         raise DamagedFileError(f"the data set {name!r} lacks chunks")
     offsets = [-1] * -(-rows // chunk)
@@ -174,4 +254,4 @@ def _extent(name: str, made: Any) -> Extent:
     space.chunk_iter(found)
     if -1 in offsets:
         raise DamagedFileError(f"the data set {name!r} lacks chunks")
-    return Extent(row_bytes, rows, chunk, offsets)
+    return offsets

@@ -61,13 +61,17 @@ COUNTERS_ROW = np.dtype(
 Bytes = npt.NDArray[np.uint8]
 
 
-class Extent(msgspec.Struct, frozen=True):
-    """One data set in a file: so many rows of so many bytes, in chunks at these offsets."""
+class Extent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One data set in a file: so many rows of so many bytes, in chunks at these offsets.
+
+    A ``packed`` one is compressed, so that its rows lie nowhere as they are.
+    """
 
     row_bytes: int
     rows: int
     chunk_rows: int
     offsets: list[int]
+    packed: bool = False
 
     def pieces(self, first: int, count: int) -> list[tuple[int, int, int]]:
         """The (offset in the file, first byte, end byte) of rows, chunk by chunk."""
@@ -87,7 +91,7 @@ class Identity(msgspec.Struct, frozen=True):
     """What a file is part of, as its attributes tell.
 
     ``run`` is the same in all files of a recording. ``session`` counts the recorders that continued it, ``segment`` its
-    files. ``rank`` is -1 where the process has none.
+    files; one that shows n of them together has -n. ``rank`` is -1 where the process has none.
     """
 
     run: str

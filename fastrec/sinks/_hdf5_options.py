@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import resource
+from importlib.util import find_spec
 from typing import Any
 
 import msgspec
 import torch
 
-from fastrec._errors import OptionError
+from fastrec._errors import MissingExtraError, OptionError
 
 COMPRESSIONS = ("gzip", "lzf", "zstd", "lz4")
 
@@ -49,6 +50,11 @@ class HDF5Options(msgspec.Struct, frozen=True, kw_only=True):
             self.compression is None or _is_compression(self.compression),
             f"give {' or '.join(map(repr, COMPRESSIONS))}, with a level as in 'gzip:4' if you like, or None",
         )
+        if (self.compression or "").partition(":")[0] in ("zstd", "lz4") and find_spec("hdf5plugin") is None:
+            raise MissingExtraError(
+                f"HDF5Sink(compression={self.compression!r}) needs hdf5plugin, which is not installed; "
+                "pip install 'fastrec[zstd]'"
+            )
         if self.overwrite and self.append:
             raise OptionError("HDF5Sink(overwrite=True, append=True): one removes what is there, one continues it")
 

@@ -54,7 +54,7 @@ class Paths:
 
     def files(self) -> list[str]:
         """All files that exist of this recording."""
-        there = [self.path] if os.path.lexists(self.path) else []
+        there = [path for path in (self.path, self.path + ".part") if os.path.lexists(path)]
         return there + [path for paths in self.segments().values() for path in paths]
 
     def forget(self, number: int) -> None:

@@ -31,6 +31,7 @@ from fastrec.sinks._hdf5_layout import (
     read_rows,
 )
 from fastrec.sinks._hdf5_log import Log, checked
+from fastrec.sinks._hdf5_packed import PackedFile
 from fastrec.sinks._hdf5_paths import Paths
 from fastrec.sinks._hdf5_sessions import Before, SessionNumbers
 
@@ -52,6 +53,7 @@ class ReadFile:
         if not stat.S_ISREG(os.fstat(self._file).st_mode):
             raise RecordingFileError(f"{path!r} can't be read: it is no plain file")
         self.map = _map_beside(path, map_path) if growing else _trailer(self._file) or map_of(path)
+        self._packed = PackedFile(path)
         self._check()
 
     def __del__(self) -> None:
@@ -70,6 +72,8 @@ class ReadFile:
         """Rows of a data set, as bytes."""
         if name not in self.map.sets:
             raise DamagedFileError(f"{self.path!r} lacks the data set {name!r}")
+        if self.map.sets[name].packed:
+            return self._packed.rows(name, first, count, self.map.sets[name].row_bytes, out)
         try:
             return read_rows(self._file, self.map.sets[name], first, count, out)
         except DamagedFileError as error:
@@ -118,6 +122,8 @@ class ReadFile:
         for name, extent in self.map.sets.items():
             if extent.row_bytes != rows.get(name, extent.row_bytes):
                 raise DamagedFileError(f"{self.path!r}: the rows of {name!r} have {extent.row_bytes} bytes")
+            if extent.packed:
+                continue
             chunks = -(-extent.rows // extent.chunk_rows) if extent.chunk_rows > 0 else -1
             if extent.rows < 0 or extent.row_bytes < 0 or chunks > len(extent.offsets) or chunks < 0:
                 raise DamagedFileError(f"{self.path!r}: the data set {name!r} makes no sense")
@@ -143,10 +149,13 @@ def find_files(path: str | os.PathLike[str]) -> list[ReadFile]:
 
 
 def _opened(paths: Paths) -> list[ReadFile]:
+    shown = 0
     if os.path.exists(paths.path):
-        return [ReadFile(paths.path, growing=False)]
+        shown = -segment_of(paths.path)
+        if shown <= 0:
+            return [ReadFile(paths.path, growing=False)]
     there = paths.segments()
-    found = []
+    found: list[ReadFile] = []
     for number in sorted(there):
         if paths.sealed(number) in there[number]:
             found.append(ReadFile(paths.sealed(number), growing=False))
@@ -154,7 +163,24 @@ def _opened(paths: Paths) -> list[ReadFile]:
             found.append(ReadFile(paths.growing(number), growing=True, map_path=paths.map(number)))
         if found and [file.number for file in found] != list(range(len(found))):
             raise DamagedFileError(f"segment {len(found) - 1} of {paths.path!r} is missing, or another took its place")
+    if len(found) < shown:
+        raise DamagedFileError(f"{paths.path!r} shows {shown} segments, and there are {len(found)}")
     return found
+
+
+def segment_of(path: str) -> int:
+    """The number of a file; -n where it holds nothing but shows n others."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise RecordingFileError(f"{path!r} can't be read: {error.strerror}") from error
+    try:
+        found = _trailer(file) if stat.S_ISREG(os.fstat(file).st_mode) else None
+    finally:
+        os.close(file)
+    if found is None and not os.path.isfile(path):
+        raise RecordingFileError(f"{path!r} can't be read: it is no plain file")
+    return (found or map_of(path)).segment
 
 
 def _map_beside(path: str, map_path: str) -> SegmentMap:

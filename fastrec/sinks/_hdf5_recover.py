@@ -9,11 +9,12 @@ import msgspec
 import numpy as np
 
 from fastrec._errors import RecordingExistsError
-from fastrec.sinks._hdf5_file import Wanted, rewrite
-from fastrec.sinks._hdf5_layout import CHECKS, COUNTERS, COUNTERS_ROW, LATE, LOG, TABLES
+from fastrec.sinks._hdf5_file import Rewriting, Wanted, attribute, rewrite
+from fastrec.sinks._hdf5_layout import CHECKS, COUNTERS, COUNTERS_ROW, LATE, LOG, TABLES, DataInfo
 from fastrec.sinks._hdf5_paths import Paths
 from fastrec.sinks._hdf5_read import Contents, ReadFile, find_files
 from fastrec.sinks._hdf5_source import PREFIX, HDF5Source
+from fastrec.sinks._hdf5_together import write_together
 
 
 class Recovered(msgspec.Struct, frozen=True):
@@ -39,10 +40,12 @@ def recover_files(path: str | os.PathLike[str], to: str | os.PathLike[str] | Non
         final = target.path if alone else target.sealed(file.number)
         if file.growing:
             part = target.part(file.number)
-            rewrite(file.descriptor, file.map, _used(contents, file), part, durable=True)
+            rewrite(file.rows, file.map.identity, _used(contents, file), part, options=Rewriting(durable=True))
             os.replace(part, final)
         elif to is not None:
             shutil.copyfile(file.path, final)
+    if not (len(files) == 1 and files[0].number == 0):
+        write_together(target, len(files))
     if to is None:
         for number in source.segments():  # also one that had only begun
             source.forget(number)
@@ -68,7 +71,8 @@ def _used(contents: Contents, file: ReadFile) -> list[Wanted]:
             dtype = info.step_dtype() if info.part == "step" else info.dtype
             shape = () if info.part == "step" else info.shape
             own = number - contents.sessions[segment].before.data
-            attributes = {"number": str(own), "part": info.part, "torch_dtype": info.dtype}
+            of = _of(contents, info)
+            attributes = {"number": str(own), "of": of, "part": info.part, "torch_dtype": info.dtype}
             wanted[info.name] = Wanted(info.name, dtype, shape, 0, attributes)
     places = [(contents.records, prefix) for prefix in PREFIX.values()] + [(contents.marks, "")]
     made = HDF5Source.__new__(HDF5Source)
@@ -89,6 +93,12 @@ def _used(contents: Contents, file: ReadFile) -> list[Wanted]:
         wanted[name] = Wanted(name, row, (), 0)
     _keep_checked(contents, file, used)
     return [msgspec.structs.replace(one, rows=used.get(name, 0)) for name, one in wanted.items()]
+
+
+def _of(contents: Contents, info: DataInfo) -> str:
+    catalog = contents.log.catalog
+    name = catalog.phases[info.phase] if info.part == "step" else catalog.sites[info.site].name
+    return attribute(name)
 
 
 def _keep_checked(contents: Contents, file: ReadFile, used: dict[str, int]) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrec.sinks._hdf5_checks import check_rows
-from fastrec.sinks._hdf5_file import Wanted, create, name_of, rewrite, shrink
+from fastrec.sinks._hdf5_file import Read, Rewriting, Wanted, attribute, create, name_of, rewrite, shrink
+from fastrec.sinks._hdf5_late import LateBlocks, Moves
 from fastrec.sinks._hdf5_layout import (
     CHECKED,
     CHECKS,
@@ -22,9 +23,10 @@ from fastrec.sinks._hdf5_layout import (
     Bytes,
     DataInfo,
     Identity,
+    read_rows,
     write_rows,
 )
-from fastrec.sinks._hdf5_log import signed
+from fastrec.sinks._hdf5_log import line, signed
 from fastrec.sinks._hdf5_options import HDF5Options
 from fastrec.sinks._hdf5_paths import Paths, lock
 from fastrec.sinks._hdf5_staging import Place, StagedBlock
@@ -71,6 +73,8 @@ class Segment:
         self.seen: dict[int, DataInfo] = {}  # the data that has a place here
         self._told_later = 0  # bytes of the log that are kept for what it has to say of that data
         self._checks: list[npt.NDArray[np.void]] = []
+        self._late = LateBlocks()
+        self._moves: Moves | None = None
         self._checked_later = 0  # rows of checksums that are kept for blocks that have places
 
     def place(self, block: StagedBlock) -> Place | None:
@@ -101,6 +105,7 @@ class Segment:
             self._write(self._names[number], at, rows, len(rows))
         else:
             self._write(LATE, -1 - at, rows, rows.size)
+            self._late.put(number, -1 - at, rows.size)
 
     def check(self, number: int, first: tuple[int, int], start: int, rows: Bytes) -> None:
         """Note the checksum of rows of a block that were written."""
@@ -146,7 +151,8 @@ class Segment:
     def seal(self, path: str, options: HDF5Options) -> None:
         """Make a finished file of it, of its real size, and give it its name."""
         real = sum(self.used[name] * extent.row_bytes for name, extent in self._map.sets.items())
-        if real > MOST_REWRITTEN or not self._rewritten(path, options.durable):
+        small = options.compression is not None or real <= MOST_REWRITTEN
+        if not small or not self._rewritten(path, Rewriting(options.durable, options.compression)):
             shrink(self._path, self.used)
             if options.durable:
                 self.sync()
@@ -160,17 +166,63 @@ class Segment:
         if file >= 0:
             os.close(file)
 
-    def _rewritten(self, path: str, durable: bool) -> bool:
-        wanted = [msgspec.structs.replace(one, rows=self.used[one.name]) for one in self._wanted]
+    def _rewritten(self, path: str, options: Rewriting) -> bool:
         part = self._paths.part(self.number)
+        wanted, read, moves = self._without_late()
         try:
-            rewrite(self._file, self._map, wanted, part, durable=durable)
+            rewrite(read, self._map.identity, wanted, part, options=options)
         except OSError:  # no room for a second copy, so the first is cut down in its place
             if os.path.exists(part):
                 os.unlink(part)
             return False
         os.replace(part, path)
+        self._moves = moves
         return True
+
+    def moved(self, place: Place, block: StagedBlock) -> Place:
+        """Where the rows of a block are, once the file is finished."""
+        if self._moves is None:
+            return place
+        firsts = []
+        for number, (first, stride) in zip(block.stage.data, place.firsts, strict=True):
+            row = self._moves.row(number, first + block.cut * stride)
+            firsts.append((first, stride) if row is None else (row - block.cut, 1))
+        return Place(place.segment, firsts)
+
+    def _without_late(self) -> tuple[list[Wanted], Read, Moves | None]:
+        """The data sets of the finished file, in which the late values have some of their own, if they can."""
+        wanted = {one.name: msgspec.structs.replace(one, rows=self.used[one.name]) for one in self._wanted}
+        rows = {number: self._late.rows(number) for number in self._late.blocks}
+        chosen = sorted(rows, key=lambda n: -rows[n] * self._late.row_bytes[n])[:MOST_DATA_SETS]
+        chosen = [n for n in chosen if rows[n] and self._late.row_bytes[n] <= LARGEST_ROW and _fits(self._infos[n])]
+        if not chosen:
+            return list(wanted.values()), self._read, None
+        names, bases, lines = {}, {}, b""
+        for number in sorted(chosen):
+            info = self._infos[number]
+            folder, _, plain = info.name.partition("/")
+            name = self._names.get(number) or name_of(folder, plain, wanted)
+            names[number], bases[number] = name, wanted[name].rows if name in wanted else 0
+            total = bases[number] + rows[number]
+            wanted[name] = Wanted(name, _dtype(info), _shape(info), total, _attributes(info, number))
+            lines += line("data", number, msgspec.structs.replace(info, name=name))
+        if len(chosen) == len(rows):
+            wanted[LATE].rows = 0
+        log = np.frombuffer(lines, np.uint8)
+        wanted[LOG].rows += log.size
+        moves = Moves(self._late, self.number, names, bases)
+
+        def read(name: str, first: int, count: int) -> Bytes:
+            if name != LOG:
+                return self._read(name, first, count)
+            known = max(0, min(count, self.used[LOG] - first))
+            after = max(0, first - self.used[LOG])
+            return np.concatenate([self._read(LOG, first, known), log[after : after + count - known]])
+
+        return list(wanted.values()), moves.reading(read), moves
+
+    def _read(self, name: str, first: int, count: int) -> Bytes:
+        return read_rows(self._file, self._map.sets[name], first, count)
 
     def _reserve(self, number: int, nbytes: int, rows: int) -> tuple[int, int] | None:
         if not nbytes:
@@ -185,6 +237,7 @@ class Segment:
         if start + rows * nbytes > self._map.sets[LATE].rows:
             return None
         self._reserved[LATE] = start + rows * nbytes
+        self._late.reserve(number, start, nbytes)
         return -1 - start, -nbytes
 
     def _write(self, name: str, first: int, data: Bytes, rows: int) -> None:
@@ -196,7 +249,7 @@ def _planned(infos: Sequence[DataInfo], needs: Needs, nbytes: int) -> list[Wante
     """The data sets of a segment: those that hold most of what came of late, each with its share of the room."""
     chosen = sorted(needs.weights, key=lambda number: -needs.weights[number])[:MOST_DATA_SETS]
     chosen = [n for n in chosen if 0 < needs.weights[n] and _row_bytes(infos[n]) <= LARGEST_ROW]
-    chosen = sorted(n for n in chosen if len(infos[n].shape) <= MOST_DIMENSIONS)
+    chosen = sorted(n for n in chosen if _fits(infos[n]))
     total = sum(needs.weights[number] for number in chosen)
     wanted: dict[str, Wanted] = {}
     for number in chosen:
@@ -213,6 +266,10 @@ def _planned(infos: Sequence[DataInfo], needs: Needs, nbytes: int) -> list[Wante
         wanted[table] = Wanted(table, dtype, (), max(nbytes // 256, 2 * needs.tables.get(table, 0) + 4 * len(infos)))
     wanted[COUNTERS] = Wanted(COUNTERS, COUNTERS_ROW, (), 2)
     return list(wanted.values())
+
+
+def _fits(info: DataInfo) -> bool:
+    return len(info.shape) <= MOST_DIMENSIONS
 
 
 def _row_bytes(info: DataInfo) -> int:
@@ -233,7 +290,8 @@ def _shape(info: DataInfo) -> tuple[int, ...]:
 
 
 def _attributes(info: DataInfo, number: int) -> dict[str, str]:
-    return {"number": str(number), "part": info.part, "torch_dtype": info.dtype}
+    of = attribute(info.name.partition("/")[2])
+    return {"number": str(number), "of": of, "part": info.part, "torch_dtype": info.dtype}
 
 
 def _write_map(path: str, data: bytes) -> None:

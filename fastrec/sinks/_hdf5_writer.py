@@ -19,6 +19,7 @@ from fastrec.sinks._hdf5_options import HDF5Options
 from fastrec.sinks._hdf5_paths import Paths
 from fastrec.sinks._hdf5_segment import Needs, Segment
 from fastrec.sinks._hdf5_staging import Place, Pool, StagedBlock
+from fastrec.sinks._hdf5_together import write_together
 from fastrec.sinks._ram_table import Entry
 
 MOST_ENDED = 4096
@@ -224,7 +225,10 @@ class Writer:
             number = self._segment.number + 1
             self._complete(self._segment)
             self._segment.seal(self._paths.sealed(number - 1), self._options)
-            self._segment = None
+            sealed, self._segment = self._segment, None
+            for block in list(self._pool.blocks.values()):
+                if not block.memory and block.place is not None and block.place.segment == sealed.number:
+                    block.place = sealed.moved(block.place, block)
         rows: dict[int, int] = {}
         for block in list(self._pool.blocks.values()):
             if not block.memory:
@@ -305,6 +309,9 @@ class Writer:
         final = self._paths.path if segment.number == 0 else self._paths.sealed(segment.number)
         segment.seal(final, self._options)
         self._segment = None
+        # A file that a killed session left has to be recovered first.
+        if segment.number and all(os.path.exists(self._paths.sealed(n)) for n in range(segment.number + 1)):
+            write_together(self._paths, segment.number + 1)
 
 
 def _arrived(block: StagedBlock) -> None:
