@@ -121,10 +121,19 @@ class Log:
         self.data: dict[tuple[int, int], DataInfo] = {}
         self.numbers = SessionNumbers(Before())
         self._failures = 0
+        self._data: dict[tuple[int, int], DataInfo] = {}
 
     def begin_session(self, before: Before) -> None:
         """What is read from here on is of another session."""
         self.numbers, self._failures = SessionNumbers(before), 0
+
+    def end_session(self) -> None:
+        """All logs of the session were read: what one says of data may name what only the next one tells."""
+        for (segment, number), info in self._data.items():
+            known = self.numbers.data(info)
+            if known is not None:
+                self.data[segment, number + self.numbers.before.data] = known
+        self._data = {}
 
     def read(self, segment: int, data: Bytes) -> int:
         """Take in the log of one segment, up to its first line that is not whole; the bytes of the whole ones."""
@@ -156,8 +165,7 @@ class Log:
         elif kind == "spec" and number >= numbers.count("spec"):
             numbers.add(kind, number, catalog.specs, _spec_of(msgspec.json.decode(content, type=dict[str, Any])))
         elif kind == "data":
-            info = numbers.data(msgspec.json.decode(content, type=DataInfo))
-            self.data[segment, number + numbers.before.data] = info
+            self._data[segment, number] = msgspec.json.decode(content, type=DataInfo)
         elif kind == "sample":
             self.samples[number + numbers.before.passes] = msgspec.json.decode(content, type=str | int)
         elif kind == "halted":

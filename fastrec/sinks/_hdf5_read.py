@@ -232,6 +232,7 @@ class Contents:
                 tables.append(self._read(file))
                 tables[-1][0]["first"] += first
                 first += len(tables[-1][1])
+            self.log.end_session()
             self.counters.append(session[-1].counters())
             began = numbers.began if began is None else began
             passes, records, marks = (np.concatenate(rows) for rows in zip(*tables, strict=True))

@@ -69,10 +69,12 @@ class SessionNumbers:
             recent_ops=events(given.recent_ops),
         )
 
-    def data(self, info: DataInfo) -> DataInfo:
-        """What rows of a data set are, with the numbers of the recording in it."""
+    def data(self, info: DataInfo) -> DataInfo | None:
+        """What rows of a data set are, with the numbers of the recording in it; None for those that no pass names."""
         if info.part == "step":
             return msgspec.structs.replace(info, phase=self.of("phase", info.phase))
+        if info.site >= self.count("site") or info.spec >= self.count("spec"):
+            return None
         return msgspec.structs.replace(info, site=self.of("site", info.site), spec=self.of("spec", info.spec))
 
     def info(self, given: PassInfo) -> PassInfo:

@@ -252,7 +252,9 @@ class Writer:
 
     def _complete(self, segment: Segment) -> None:
         """Write what later segments may speak of, and the checksums that had to wait."""
-        segment.append(LOG, self._data_lines())
+        lines = self._lines(None)
+        segment.append(LOG, lines if segment.has_room({LOG: len(lines)}) else self._data_lines())
+        self._told.update(segment.seen)
         for block in list(self._pool.blocks.values()):
             if block.memory and block.place is not None and block.top > block.checked:
                 self._put_copy(block, block.place)
@@ -301,10 +303,6 @@ class Writer:
         """Give the last segment the name that the recording has."""
         segment = self._segment or self._roll(None)
         self._is_closed = True
-        lines = self._lines(None)
-        if segment.has_room({LOG: len(lines)}):
-            segment.append(LOG, lines)
-            self._told.update(segment.seen)
         self._complete(segment)
         final = self._paths.path if segment.number == 0 else self._paths.sealed(segment.number)
         segment.seal(final, self._options)
