@@ -52,6 +52,10 @@ class RecordKeyError(FastrecError, KeyError):
         return str(self.args[0])  # KeyError would show the quoted repr of the message
 
 
+class GraphDifferenceError(FastrecError, ValueError):
+    """A model ran other operations than it did in the pass that it is compared with."""
+
+
 class RaggedError(FastrecError, ValueError):
     """Values that were asked for as one tensor differ in shape, leaf or site."""
 

@@ -122,7 +122,10 @@ class GraphListener:
         """Run a composite; where nothing inside of it could be seen it is an op like any other."""
         first = len(self._ops)
         out = inside()
-        if all(self._producer(value) is not None for _, value in leaves(out)):
+        found = self._produced(out)
+        if len(found) == sum(1 for _ in leaves(out)):
+            name = place.label, place.site.name
+            self._capture.composites.update({(*name, path): op for path, op in found.items()})
             return out
         parents: list[int] = []
         parameters: list[Parameter] = []
@@ -160,14 +163,14 @@ class GraphListener:
         site = place.site
         address = site.frames[-1].module_address
         call = ModuleCall(address, site.frames[-1].module_type, place.number, self._module, stack)
-        found = []
-        for _, value in argument_leaves(args, kwargs):
+        found = {}
+        for path, value in argument_leaves(args, kwargs):
             producer = self._producer(value)
             if producer is None and self._takes_inputs and not self._open:
-                producer = self._input(value, f"{site.name}").index
+                producer = self._input(value, f"{site.name}{path}").index
             if producer is not None:
-                found.append(producer)
-        call.entered = tuple(dict.fromkeys(found))
+                found[path] = producer
+        call.entered_at = found
         self._open.append((call, frame))
         self._module = call
         call.ops = len(self._ops)
@@ -178,8 +181,7 @@ class GraphListener:
         """A module returned."""
         call, _ = self._open.pop()
         self._close(call)
-        produced = [self._producer(value) for _, value in leaves(out)]
-        call.exited = tuple(dict.fromkeys(op for op in produced if op is not None))
+        call.exited_at = self._produced(out)
         self._capture.returns.append(call)
 
     def hidden(self, place: Place, module: nn.Module, out: Any) -> None:
@@ -320,6 +322,11 @@ class GraphListener:
     def _bind(self, value: Tensor, op: int) -> None:
         self._values[id(value)] = (weakref.ref(value), op)
 
+    def _produced(self, out: Any) -> dict[str, int]:
+        """The operation that each leaf of a value came from."""
+        found = {path: self._producer(value) for path, value in leaves(out)}
+        return {path: op for path, op in found.items() if op is not None}
+
     def _producer(self, value: Any) -> int | None:
         held = self._values.get(id(value))
         return held[1] if held is not None and held[0]() is value else None
@@ -331,11 +338,19 @@ class GraphListener:
         given = {id(a) for a in flat((args, dict(kwargs))) if isinstance(a, Tensor)}
         written = [value for value in found if id(value) in given]
         for value in written:
-            self._writes.note(value, self._values[id(value)][1])
+            op = self._values[id(value)][1]
+            self._writes.note(value, op)
+            self._wrote(value, op)
         if not written:  # a batch norm returns a new tensor and writes its statistics beside
             for value in self._state.buffers_among(flat((args, dict(kwargs)))):
                 self._values.pop(id(value), None)
-                self._rewritten[id(value)] = self._ops[-1].index
+                op = self._rewritten[id(value)] = self._ops[-1].index
+                self._wrote(value, op)
+
+    def _wrote(self, value: Tensor, op: int) -> None:
+        address = self._state.buffer_address(value)
+        if address is not None:
+            self._capture.buffer_writes.append((address, op))
 
     def _close(self, call: ModuleCall) -> None:
         call.seconds = perf_counter() - call.started

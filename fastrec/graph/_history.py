@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any, Literal
 
 from torch import nn
 
 from fastrec._errors import RecordKeyError
+from fastrec._oneshot import NOT_GIVEN
+from fastrec._recording_records import ActivationRecord
+from fastrec.graph._entries import (
+    BufferEntry,
+    ModuleEntry,
+    ParameterEntry,
+    buffers_of,
+    modules_of,
+    parameters_of,
+)
 from fastrec.graph._graph import Graph
 from fastrec.graph._history_facts import HistoryFacts
 from fastrec.graph._history_show import shown
 from fastrec.graph._keys import Keys
 from fastrec.graph._layer import LayerEntry
 from fastrec.graph._operation import Operation
+from fastrec.graph._pass import Keeping, PassRunner
+from fastrec.graph._profile import Profile, profile_of
 from fastrec.graph._raw import Capture
+from fastrec.graph._records import RecordFinder
+from fastrec.graph._same_graph import check_same_graph
 
 
 class ModelHistory(HistoryFacts):
@@ -34,10 +49,10 @@ class ModelHistory(HistoryFacts):
     whose values were saved, all of them where none was. A layer of several passes is a LayerEntry.
     """
 
-    def __init__(self, capture: Capture, roots: Mapping[str, nn.Module], *, random_seed: int) -> None:
+    def __init__(self, capture: Capture, roots: Mapping[str, nn.Module], keeping: Keeping) -> None:
         self.graph = Graph(capture)
         self.roots = dict(roots)
-        self.random_seed_used = random_seed
+        self._keeping = keeping
         self._entries: dict[int, Operation] = {}
 
     def operation(self, index: int) -> Operation:
@@ -73,13 +88,109 @@ class ModelHistory(HistoryFacts):
         """Finds operations by key."""
         return Keys(self.graph, self.numbered)
 
-    def forget_all_but(self, wanted: Container[int]) -> None:
+    def save_new_activations(
+        self,
+        input_args: Any = NOT_GIVEN,
+        input_kwargs: Mapping[str, Any] | None = None,
+        *,
+        call: Callable[[], Any] | None = None,
+        random_seed: int | None = None,
+    ) -> None:
+        """Run the model on new inputs, and hold their values in place of the old ones.
+
+        >>> import torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> history = log_forward_pass(torch.nn.ReLU(), torch.zeros(2))
+        >>> history.save_new_activations(torch.ones(3))
+        >>> history["relu_1"].activation
+        tensor([1., 1., 1.])
+
+        Arguments are those of log_forward_pass; what is saved, and how, stays. Raises GraphDifferenceError if the
+        model runs other operations than before, and leaves the history as it was.
+        """
+        capture = PassRunner(self.roots, input_args, input_kwargs, call, random_seed)(self._keeping)
+        check_same_graph(self.graph.capture, capture, remedy="log the new inputs with log_forward_pass")
+        self._take(capture)
+
+    def forget_all_but(self, wanted: set[int]) -> None:
         """Let go of the values of all other operations."""
         for op in self.graph.ops:
             if op.index not in wanted:
                 op.value = op.transformed = None
-        for name in ("numbered", "keys", "_saved"):
-            self.__dict__.pop(name, None)
+        self._keeping = Keeping(wanted, self._keeping.spec)
+        self._take(self.graph.capture)
+
+    def _take(self, capture: Capture) -> None:
+        """Tell of another capture from now on."""
+        held = {"graph", "roots", "_keeping", "_entries"}
+        for name in [name for name in vars(self) if name not in held]:
+            del self.__dict__[name]  # what was worked out from the old one
+        self.graph = Graph(capture)
+
+    def op_for(self, record: ActivationRecord) -> Operation:
+        """The operation that a record of a fast recording is of.
+
+        >>> import torch, fastrec
+        >>> from fastrec.graph import log_forward_pass
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+        >>> x = torch.ones(2, 4)
+        >>> recording = fastrec.record(model, x, keep_op="relu")
+        >>> log_forward_pass(model, x).op_for(recording["relu_1"][0]).layer_label
+        'relu_1_2'
+
+        Arguments:
+            record: a record of any engine and sink, from a pass that ran the same operations.
+        """
+        index = self._records.index_of(record.ctx)
+        if index not in self.graph.positions:
+            raise RecordKeyError(
+                f"{record.ctx.label!r} at {record.ctx.site!r} is an orphan, which the graph leaves out: it neither "
+                "comes from an input of the model nor leads to an output"
+            )
+        return self.operation(index)
+
+    def profile(self, by: Literal["operation", "module"] = "operation", *, sort: str = "seconds") -> Profile:
+        """Where time and memory go, as a table sorted from the most.
+
+        >>> import torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+        >>> table = log_forward_pass(model, torch.ones(2, 4)).profile(sort="memory")
+        >>> [(row.name, row.memory) for row in table]
+        [('linear_1_1', 64), ('relu_1_2', 64)]
+
+        Arguments:
+            by: a row for each operation, or for each module with all that runs inside of it.
+            sort: ``"seconds"`` of the functions, ``"memory"`` of their values in bytes, ``"parameters"`` in bytes, or
+                ``"calls"``.
+
+        Returns a Profile, a sequence of rows that prints as a table.
+        """
+        return profile_of(self.graph, by, sort)
+
+    @cached_property
+    def modules(self) -> dict[str, ModuleEntry]:
+        """The modules that ran, by address, in the order in which they were first called."""
+        return modules_of(self.graph, self.roots)
+
+    @cached_property
+    def parameters(self) -> dict[str, ParameterEntry]:
+        """The parameters of the model, by address."""
+        return parameters_of(self.graph, self._parameters)
+
+    @cached_property
+    def buffers(self) -> dict[str, BufferEntry]:
+        """The buffers that were read, by address."""
+        return buffers_of(self.graph)
+
+    @cached_property
+    def layers(self) -> list[LayerEntry]:
+        """All layers, in the order of their first passes."""
+        return [LayerEntry(self, layer) for layer in self.graph.layers]
+
+    @cached_property
+    def _records(self) -> RecordFinder:
+        return RecordFinder(self.graph)
 
     def __str__(self) -> str:
         return shown(self)

@@ -19,13 +19,12 @@ class HistoryFacts:
 
     graph: Graph
     roots: dict[str, nn.Module]
-    random_seed_used: int
 
     @cached_property
     def conditions(self) -> Conditions:
         """What is known of the conditions of the pass."""
         graph = self.graph
-        return Conditions(graph.ops, graph.order, graph.children, graph.to_output, graph.capture.truths)
+        return Conditions(graph.ops, graph.order, graph.children, graph.to_output, graph.capture.truths, graph.label)
 
     @cached_property
     def numbered(self) -> list[int]:
@@ -38,6 +37,11 @@ class HistoryFacts:
     def model_name(self) -> str:
         """The name of the model's class."""
         return ", ".join(type(root).__name__ for root in self.roots.values())
+
+    @property
+    def random_seed_used(self) -> int:
+        """The seed that was given, else the one that torch was last seeded with before the pass."""
+        return self.graph.capture.seed
 
     @property
     def model_is_recurrent(self) -> bool:

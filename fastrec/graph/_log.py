@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-import time
-import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from time import perf_counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fastrec._capture import CaptureSpec
 from fastrec._dry_state import restored
-from fastrec._errors import FastrecWarning, OptionError
-from fastrec._oneshot import NOT_GIVEN, check_inputs
-from fastrec._recorder import args_of, roots_of
-from fastrec._seeds import random_state_restored, seeded
-from fastrec.engines import EagerEngine
-from fastrec.graph._capture import GraphListener
+from fastrec._oneshot import NOT_GIVEN
+from fastrec._recorder import roots_of
+from fastrec._seeds import random_state_restored
 from fastrec.graph._history import ModelHistory
-from fastrec.graph._raw import Capture
-from fastrec.graph._saving import All, Saver
-from fastrec.graph._state import ModelState
+from fastrec.graph._pass import Keeping, PassRunner
+from fastrec.graph._same_graph import check_same_graph
+from fastrec.graph._saving import All
 
 
 def log_forward_pass(  # noqa: PLR0913
@@ -66,33 +57,34 @@ def log_forward_pass(  # noqa: PLR0913
 
     Returns a ModelHistory. An error of the model passes through.
     """
-    check_inputs(input_args, call)
     roots = roots_of(model)
-    if call is None and len(roots) > 1:
-        raise OptionError(
-            f"there are several roots ({', '.join(map(repr, roots))}), and inputs are for one; "
-            "run them with call=lambda: ..."
-        )
+    run = PassRunner(roots, input_args, input_kwargs, call, random_seed)
     spec = CaptureSpec(
         keep_grad=train_mode,
         transform=activation_postfunc,
         save_raw=save_raw_activation,
         save_gradient=save_gradients,
     )
-    run = PassRunner(roots, input_args, input_kwargs or {}, call, random_seed)
-    if layers_to_save == "all":
-        return run(All(), spec)
     selectors = _selectors(layers_to_save)
-    if not selectors:
-        return run((), CaptureSpec())
-    if call is not None:
-        history = run(All(), spec)
+    if layers_to_save == "all":
+        keeping = Keeping(All(), spec)
+    elif not selectors:
+        keeping = Keeping()
+    elif call is not None:
+        # What a user's function does may not be done twice, so everything is kept for as long as it runs.
+        history = ModelHistory(run(Keeping(All(), spec)), roots, Keeping(All(), spec))
         history.forget_all_but(history.keys.selected(selectors))
         return history
-    with restored(roots.values()), random_state_restored():
-        first = run((), CaptureSpec())
-    wanted = first.keys.selected(selectors)
-    return run(wanted, spec)
+    else:
+        with restored(roots.values()), random_state_restored():
+            first = run(Keeping())
+        keeping = Keeping(ModelHistory(first, roots, Keeping()).keys.selected(selectors), spec)
+        capture = run(keeping)
+        check_same_graph(
+            first, capture, remedy="a selection takes two passes that run alike; give layers_to_save='all'"
+        )
+        return ModelHistory(capture, roots, keeping)
+    return ModelHistory(run(keeping), roots, keeping)
 
 
 def get_model_metadata(
@@ -122,66 +114,3 @@ def _selectors(layers_to_save: str | int | Iterable[str | int] | None) -> list[s
     if isinstance(layers_to_save, str | int):
         return [layers_to_save]
     return list(layers_to_save)
-
-
-class PassRunner:
-    """Runs the pass that is to be logged."""
-
-    def __init__(
-        self,
-        roots: dict[str, nn.Module],
-        input_args: Any,
-        input_kwargs: Mapping[str, Any],
-        call: Callable[[], Any] | None,
-        random_seed: int | None,
-    ) -> None:
-        self._roots = roots
-        self._args = () if call is not None else args_of(input_args)
-        self._kwargs = input_kwargs
-        self._call = call
-        self._seed = random_seed
-
-    def __call__(self, keep: Container[int], spec: CaptureSpec) -> ModelHistory:
-        """Run it once, and keep the values of some operations."""
-        began = perf_counter()
-        capture = Capture()
-        saver = Saver(keep, spec, capture.gradients)
-        listener = GraphListener(ModelState(self._roots), capture, saver, takes_inputs=self._call is not None)
-        engine = EagerEngine(performs=True)
-        with seeded(self._seed), _quiet_about_fusing():
-            seed = torch.initial_seed() if self._seed is None else self._seed
-            engine.open(self._roots, listener)
-            try:
-                capture.started = time.time()
-                out = self._run(engine, listener)
-                capture.ended = time.time()
-            finally:
-                engine.close()
-            listener.outputs(out)
-        history = ModelHistory(capture, self._roots, random_seed=seed)
-        capture.seconds = perf_counter() - began
-        return history
-
-    def _run(self, engine: EagerEngine, listener: GraphListener) -> Any:
-        listener.outside = sys._getframe()
-        if self._call is None:
-            (name, root), *_ = self._roots.items()
-            listener.inputs(f"{name}:in", self._args, self._kwargs)
-            return root(*self._args, **self._kwargs)
-        token = engine.enter_region("call")
-        assert token is not None
-        try:
-            out = self._call()
-        except BaseException as error:
-            engine.leave_region(token, error)
-            raise
-        engine.leave_region(token, None)
-        return out
-
-
-@contextmanager
-def _quiet_about_fusing() -> Iterator[None]:
-    # A graph is asked for its elementary operations, so fused modules are opened without a word.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*without its fused kernel", FastrecWarning)
-        yield

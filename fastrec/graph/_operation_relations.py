@@ -144,9 +144,20 @@ class RelationFacts(Facts):
         return self.index in self.history.conditions.evaluating
 
     @property
+    def is_cond_branch_start(self) -> bool:
+        """Whether the evaluation of a condition begins with it."""
+        return self.index in self.history.conditions.starts
+
+    @property
     def cond_branch_start_children(self) -> list[str]:
         """Those of its children with which the evaluation of a condition begins."""
         return self._labels(c for c in self._children if c in self.history.conditions.starts)
+
+    @property
+    def conditional_branches(self) -> list[tuple[str, str]]:
+        """The branches that it ran in, outermost first: what was tested, and ``"then"`` or ``"else"``."""
+        conditions = self.history.conditions
+        return [(conditions[number].layer_label, branch) for number, branch in conditions.branches.get(self.index, ())]
 
 
 def _is_initialized_inside(op: Op) -> bool:

@@ -19,6 +19,9 @@ Stack = tuple[Optional["Stack"], CodeType, int]
 """A chain of frames, innermost first: the frames outside, the code, and the instruction in it."""
 
 
+_NOTHING: Mapping[str, Any] = {}
+
+
 class Ref(msgspec.Struct, frozen=True, gc=False):
     """In the arguments of a call: the value of an operation, by the operation's index."""
 
@@ -55,12 +58,13 @@ class Constant(msgspec.Struct, frozen=True, eq=False):
 
 
 class ModuleCall:
-    """One call of a module: which pass of it, inside of which other call, and what went in and out, by operation.
+    """One call of a module: which pass of it, inside of which other call, and what went in and out.
 
-    ``stack`` is where it was called from; seconds include the calls inside of it.
+    ``entered_at`` and ``exited_at`` hold the operation of each leaf of the arguments and of the value. ``stack`` is
+    where it was called from; seconds include the calls inside of it.
     """
 
-    __slots__ = ("address", "entered", "exited", "kind", "number", "ops", "parent", "seconds", "stack", "started")
+    __slots__ = ("address", "entered_at", "exited_at", "kind", "number", "ops", "parent", "seconds", "stack", "started")
 
     def __init__(self, address: str, kind: str, number: int, parent: ModuleCall | None, stack: Stack | None) -> None:
         self.address = address
@@ -68,8 +72,8 @@ class ModuleCall:
         self.number = number
         self.parent = parent
         self.stack = stack
-        self.entered: tuple[int, ...] = ()
-        self.exited: tuple[int, ...] = ()
+        self.entered_at: Mapping[str, int] = _NOTHING
+        self.exited_at: Mapping[str, int] = _NOTHING
         self.ops = 0  # how many operations ran in it, those inside of its submodules included
         self.started = 0.0
         self.seconds = 0.0
@@ -78,6 +82,16 @@ class ModuleCall:
     def label(self) -> str:
         """The address with the number of the pass, as in ``features.3:1``."""
         return f"{self.address}:{self.number}"
+
+    @property
+    def entered(self) -> tuple[int, ...]:
+        """The operations whose values went in."""
+        return tuple(dict.fromkeys(self.entered_at.values()))
+
+    @property
+    def exited(self) -> tuple[int, ...]:
+        """The operations whose values came out."""
+        return tuple(dict.fromkeys(self.exited_at.values()))
 
 
 class Call:
@@ -106,9 +120,6 @@ class Call:
         self.stack: Stack | None = None
         self.inplace = False
         self.autocast: tuple[tuple[str, torch.dtype], ...] = ()
-
-
-_NOTHING: Mapping[str, Any] = {}
 
 
 class Op:
@@ -165,6 +176,10 @@ class Capture:
         self.returns: list[ModuleCall] = []  # in the order in which they ended
         self.truths: list[Truth] = []
         self.gradients: dict[int, Tensor] = {}
+        # The operation that each leaf of a composite's value came from, by label, site and path.
+        self.composites: dict[tuple[str, str, str], int] = {}
+        self.buffer_writes: list[tuple[str, int]] = []
+        self.seed = 0
         self.started = 0.0
         self.ended = 0.0
         self.seconds = 0.0  # from the call to the history

@@ -1,0 +1,101 @@
+"""Running the pass that is to be logged."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from fastrec._capture import CaptureSpec
+from fastrec._errors import FastrecWarning, OptionError
+from fastrec._oneshot import NOT_GIVEN, check_inputs
+from fastrec._recorder import args_of
+from fastrec._seeds import seeded
+from fastrec.engines import EagerEngine
+from fastrec.graph._capture import GraphListener
+from fastrec.graph._raw import Capture
+from fastrec.graph._saving import Saver
+from fastrec.graph._state import ModelState
+
+
+class Keeping(msgspec.Struct, frozen=True):
+    """Which operations are to be kept, by index, and how."""
+
+    which: Container[int] = ()
+    spec: CaptureSpec = CaptureSpec()
+
+
+class PassRunner:
+    """One way to run a model: with these inputs, or by this function."""
+
+    def __init__(
+        self,
+        roots: Mapping[str, nn.Module],
+        input_args: Any = NOT_GIVEN,
+        input_kwargs: Mapping[str, Any] | None = None,
+        call: Callable[[], Any] | None = None,
+        random_seed: int | None = None,
+    ) -> None:
+        check_inputs(input_args, call)
+        if call is None and len(roots) > 1:
+            raise OptionError(
+                f"there are several roots ({', '.join(map(repr, roots))}), and inputs are for one; "
+                "run them with call=lambda: ..."
+            )
+        self._roots = roots
+        self._args = () if call is not None else args_of(input_args)
+        self._kwargs = input_kwargs or {}
+        self._call = call
+        self._seed = random_seed
+
+    def __call__(self, keeping: Keeping) -> Capture:
+        """Run it once, and see everything."""
+        began = perf_counter()
+        capture = Capture()
+        saver = Saver(keeping.which, keeping.spec, capture.gradients)
+        listener = GraphListener(ModelState(self._roots), capture, saver, takes_inputs=self._call is not None)
+        engine = EagerEngine(performs=True)
+        with seeded(self._seed), _quiet_about_fusing():
+            capture.seed = torch.initial_seed() if self._seed is None else self._seed
+            engine.open(self._roots, listener)
+            try:
+                capture.started = time.time()
+                out = self._run(engine, listener)
+                capture.ended = time.time()
+            finally:
+                engine.close()
+            listener.outputs(out)
+        capture.seconds = perf_counter() - began
+        return capture
+
+    def _run(self, engine: EagerEngine, listener: GraphListener) -> Any:
+        listener.outside = sys._getframe()
+        if self._call is None:
+            (name, root), *_ = self._roots.items()
+            listener.inputs(f"{name}:in", self._args, self._kwargs)
+            return root(*self._args, **self._kwargs)
+        token = engine.enter_region("call")
+        assert token is not None
+        try:
+            out = self._call()
+        except BaseException as error:
+            engine.leave_region(token, error)
+            raise
+        engine.leave_region(token, None)
+        return out
+
+
+@contextmanager
+def _quiet_about_fusing() -> Iterator[None]:
+    # A graph is asked for its elementary operations, so fused modules are opened without a word.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*without its fused kernel", FastrecWarning)
+        yield
