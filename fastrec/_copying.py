@@ -224,12 +224,22 @@ def is_its_bytes(value: Tensor) -> bool:
     return value.__class__ is Tensor and value.is_contiguous() and not value.is_neg()
 
 
+class Bytewise(Protocol):
+    """A column that can be told that a value is its bytes, and needs not look."""
+
+    def append_bytes(self, value: Tensor) -> int:
+        """Copy the bytes of a value now; its row."""
+
+    def discard(self, row: int) -> None:
+        """Forget a row."""
+
+
 class BytesCopier:
     """A column of values each of which is its bytes, in the rows of another."""
 
     __slots__ = ("append", "discard")
 
-    def __init__(self, rows: RowCopier) -> None:
+    def __init__(self, rows: Bytewise) -> None:
         self.append = rows.append_bytes
         self.discard = rows.discard
 

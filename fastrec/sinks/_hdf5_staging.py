@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor, uint8
 
 from fastrec._contracts import Part
-from fastrec._copying import MOST_ROWS, ROW_BITS, RowMaker, Rows, aside, memcpy
+from fastrec._copying import MOST_ROWS, ROW_BITS, RowMaker, Rows, aside, is_its_bytes, memcpy
 from fastrec._errors import RecordingFileError, SessionError
 from fastrec._recording_limits import check_copyable
 from fastrec.sinks._hdf5_layout import Bytes
@@ -233,8 +233,12 @@ class StagedCopier:
 
     def append(self, value: Tensor) -> int:
         """Copy a value now; its row."""
-        # As in RAM: a plain contiguous tensor is its bytes, unless it is lazily negated.
-        if value.__class__ is Tensor and value.is_contiguous() and not value.is_neg() and (start := value.data_ptr()):
+        return self.append_bytes(value) if is_its_bytes(value) else self._append_slowly(value)
+
+    def append_bytes(self, value: Tensor) -> int:
+        """The same for a value that is known to be its bytes, if it has any."""
+        start = value.data_ptr()
+        if start:
             next_row, stop, origin, nbytes, next_done, last, block = self._room
             row = next_row()
             if row < stop:

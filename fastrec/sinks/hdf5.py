@@ -11,7 +11,7 @@ from torch import Tensor
 from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog
 from fastrec._contracts import Column, Ledger
-from fastrec._copying import Layout, check_copyable
+from fastrec._copying import BytesCopier, Layout, check_copyable, is_its_bytes
 from fastrec._errors import GradientError, OptionError, SessionError
 from fastrec.sinks._hdf5_ledger import FileLedger
 from fastrec.sinks._hdf5_options import HDF5Options
@@ -108,6 +108,8 @@ class HDF5Sink:
                 else:
                     column = parts
                 self._columns[key] = column
+        if isinstance(column, StagedCopier) and is_its_bytes(value):
+            return BytesCopier(column)
         return column
 
     def flush(self) -> None:
