@@ -9,7 +9,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog
@@ -137,10 +136,37 @@ class Performer(Listener, Protocol):
         """An exception left all modules but the outermost so many."""
 
 
+class PlannedTap(Tap, Protocol):
+    """A tap for an engine that has to know beforehand what is done with the values."""
+
+    @property
+    def attached(self) -> bool:
+        """Whether the values may have to carry gradients."""
+
+
+class PlanningListener(Protocol):
+    """A listener for an engine that prepares what a pass keeps before it runs."""
+
+    def tap(self, place: Place, site: Site) -> PlannedTap | None:
+        """As a listener's."""
+
+    def may_keep(self, site: Site) -> bool:
+        """As a listener's."""
+
+    def begin(self, entry: str) -> Any:
+        """As a listener's."""
+
+    def wants(self, run: Any) -> bool:
+        """Whether something could be kept of a pass that has begun, by what is known of it before it runs."""
+
+    def end(self, run: Any, error: BaseException | None) -> bool:
+        """As a listener's."""
+
+
 class Engine(Protocol):
     """How events are obtained."""
 
-    def open(self, roots: Mapping[str, nn.Module], listener: Listener) -> None:
+    def open(self, roots: Mapping[str, Any], listener: Any) -> None:
         """Begin to watch the roots."""
 
     def frames(self) -> Sequence[Frame]:

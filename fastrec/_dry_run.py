@@ -13,12 +13,12 @@ from fastrec._contracts import Region
 from fastrec._dry_decisions import Decider, Outcome
 from fastrec._dry_events import Event, Watch
 from fastrec._dry_result import DryRun as DryRun
-from fastrec._dry_state import restored
 from fastrec._errors import FastrecWarning, OptionError
 from fastrec._oneshot import NOT_GIVEN, check_inputs
 from fastrec._options import options_of
 from fastrec._recorder import args_of, roots_of
-from fastrec._seeds import random_state_restored, seeded
+from fastrec._seeds import seeded
+from fastrec._state import random_state_restored, restored
 from fastrec.engines import EagerEngine
 
 

@@ -47,8 +47,8 @@ class RecorderOptions(msgspec.Struct, frozen=True, kw_only=True):
             self._check_count("retain", least=1)
         if self.random_seed is not None:
             self._check_count("random_seed", least=0)
-        if isinstance(self.engine, str) and self.engine not in ("auto", "eager", "static"):
-            raise OptionError(f"engine={self.engine!r}: there are 'auto', 'eager' and 'static'")
+        if isinstance(self.engine, str) and self.engine not in ("auto", "eager", "static", "compiled"):
+            raise OptionError(f"engine={self.engine!r}: there are 'auto', 'eager', 'static' and 'compiled'")
         if self.returns_none and self.halt is None:
             raise OptionError("returns_none=True only goes with halt=..., whose passes return None")
 

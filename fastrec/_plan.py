@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fastrec._catalog import Catalog
 from fastrec._context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
-from fastrec._contracts import Place, Predicate, Tap
+from fastrec._contracts import Place, PlannedTap, Predicate
 from fastrec._errors import OptionError
 from fastrec._failures import Failing
 from fastrec._options import RecorderOptions
-from fastrec._sites import Kind, PassInfo, Site
+from fastrec._sites import Kind, PassInfo, Site, Variant
 from fastrec._taps import AskTap, KeepTap, Question, spec_of
 from fastrec.predicates import NEVER
-from fastrec.predicates._base import Constant, PredicateBase, settled
+from fastrec.predicates._ahead import looks_ahead, may_keep_in
+from fastrec.predicates._base import Constant, Opaque, PredicateBase, settled
 from fastrec.predicates._edge import normalise
 from fastrec.predicates._modules import Inside, Module, ModuleInput, ModuleType
 from fastrec.predicates._passes import Entry, Every, First, GradEnabled, Phase
@@ -25,6 +28,8 @@ MODULE_KINDS: tuple[Kind, ...] = ("module_enter", "module_exit")
 
 _SETTLED_BY_PATH = STRUCTURAL_FIELDS | PATH_FIELDS
 _NO_TENSOR = ((), "float32", "cpu", False)
+_NO_SITE = Site("", "op", "", "")
+_NO_VARIANT = Variant(0, "", 0, 0, None, None, 1, (), (), "float32", "cpu", False, 0, None, None)
 _NO_PASS = PassInfo(index=0, entry=0, entry_pass=0, phase=0, grad=False, started=0.0)
 
 
@@ -45,6 +50,7 @@ class Plan:
         )
         self.sources = options.include_source_events
         self._questions: dict[Predicate, Question] = {}
+        self._looks_ahead = any(map(looks_ahead, (self.keep_op, self.keep_module, self.halt)))
         for needed in (self.keep_op.history, self.keep_module.history):
             if needed > options.history_size:
                 raise OptionError(
@@ -89,6 +95,20 @@ class Plan:
         """The halt predicate that is asked about events of a kind; one that only speaks of modules means their ends."""
         return NEVER if kind in OP_KINDS and self._halts_at_modules else self.halt
 
+    def check_compilable(self) -> None:
+        """Raise OptionError for what the compiled engine can't do."""
+        for leaf in self._opaque():
+            raise OptionError(
+                f"{leaf!r} can't be looked into, and the compiled engine settles which values to keep when it "
+                "compiles; wrap it in predicates.structural(fn) if it only looks at what is the same in every pass, or "
+                "record the model that was compiled (model._orig_mod) with engine='eager'"
+            )
+
+    def _opaque(self) -> Iterator[PredicateBase]:
+        """The parts of its predicates that can't be looked into."""
+        for predicate in (self.keep_op, self.keep_module, self.halt):
+            yield from (leaf for leaf in predicate.leaves() if isinstance(leaf, Opaque))
+
     def may_keep(self, site: Site) -> bool:
         """Whether something could be kept at a site, before its value has been seen."""
         for predicate in (self.predicate(site.kind), self.halt_at(site.kind)):
@@ -96,7 +116,7 @@ class Plan:
                 return True
         return False
 
-    def tap(self, session: Session, place: Place, site: Site) -> Tap | None:
+    def tap(self, session: Session, place: Place, site: Site) -> PlannedTap | None:
         """The tap for a leaf of a place: none, one that keeps, or one that asks."""
         rest = self._settle(session, self.predicate(site.kind), place, site)
         halt = self._settle(session, self.halt_at(site.kind), place, site)
@@ -107,6 +127,13 @@ class Plan:
                 spec = spec_of(rest.decision, session.default)
                 return None if spec is None else KeepTap(session, place, site, spec)
         return AskTap(session, place, site, self._question(rest), None if halt == NEVER else halt)
+
+    def wants(self, catalog: Catalog, info: PassInfo) -> bool:
+        """Whether something of a pass could be kept, by what is known of it before it runs."""
+        if not self._looks_ahead:
+            return True
+        ctx = RecordContext(catalog, _NO_SITE, _NO_VARIANT, info, 0.0, info.step)
+        return any(may_keep_in(predicate, ctx) for predicate in (self.keep_op, self.keep_module, self.halt))
 
     def _question(self, rest: Predicate) -> Question:
         if not rest.reads <= PASS_FIELDS:

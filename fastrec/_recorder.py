@@ -22,7 +22,7 @@ from fastrec._session import PhaseBlock, Session
 from fastrec._sinks_of import TeeSink, sinks_of
 from fastrec._steps import step_columns
 from fastrec._taps import idle_question
-from fastrec.engines import EagerEngine, StaticEngine
+from fastrec.engines import CompiledEngine, EagerEngine, StaticEngine, is_compiled
 from fastrec.sinks import HDF5Sink, RAMSink
 
 
@@ -45,7 +45,8 @@ class Recorder:
         keep_module: which module events to keep: the same, strings being module addresses (their outputs).
         capture: how kept values are copied, a CaptureSpec.
         sink: where records go: a path that ends in .h5 or .hdf5, a sink, or a list of them; default RAM.
-        engine: "auto" or "eager"; "static" where every pass runs the same ops; or an engine object.
+        engine: "auto" (compiled for what ``torch.compile`` made, else eager), "eager" or "compiled"; "static" where
+            every pass runs the same ops; or an engine object.
         check_every: after so many passes of an entry the static engine makes one eagerly, to compare; default 1000.
         history_size: how many recent events and ops a context shows; default 8.
         include_source_events: inputs of a pass and buffers that are read become events.
@@ -237,14 +238,20 @@ class Recorder:
     def _make_engine(self) -> Any:
         if not isinstance(self.options.engine, str):
             return self.options.engine
-        watched = {
-            "ops": self._plan.watches_ops,
-            "sources": self.options.include_source_events,
-            "parents": self.options.track_parents,
-        }
-        if self.options.engine == "static":
-            return StaticEngine(idle=idle_question, check_every=self.options.check_every, **watched)
-        return EagerEngine(**watched)
+        sources, parents = self.options.include_source_events, self.options.track_parents
+        engine = self.options.engine
+        if engine == "compiled" or (engine == "auto" and any(map(is_compiled, self._roots.values()))):
+            self._plan.check_compilable()
+            return CompiledEngine(sources=sources, parents=parents)
+        if engine == "static":
+            return StaticEngine(
+                idle=idle_question,
+                check_every=self.options.check_every,
+                ops=self._plan.watches_ops,
+                sources=sources,
+                parents=parents,
+            )
+        return EagerEngine(ops=self._plan.watches_ops, sources=sources, parents=parents)
 
     def _open(self) -> Session:
         if FORKS.count != self._forks:
@@ -258,7 +265,7 @@ class Recorder:
             )
         return self._session
 
-    def _root(self, name: str | None) -> nn.Module:
+    def _root(self, name: str | None) -> Any:
         if name is None:
             if len(self._roots) > 1:
                 raise OptionError(f"there are several roots; say which: root={' or '.join(map(repr, self._roots))}")
@@ -282,7 +289,7 @@ def args_of(input_args: Any) -> tuple[Any, ...]:
     return tuple(input_args) if type(input_args) in (tuple, list) else (input_args,)
 
 
-def roots_of(model: Any) -> dict[str, nn.Module]:
+def roots_of(model: Any) -> dict[str, Any]:
     """The roots by name, "" where there is one; UnsupportedModelError or OptionError for anything else."""
     if isinstance(model, nn.Module):
         return {"": model}
@@ -292,9 +299,14 @@ def roots_of(model: Any) -> dict[str, nn.Module]:
         for name, root in model.items():
             if not isinstance(name, str) or not name.isidentifier():
                 raise OptionError(f"{name!r} is no name of a root; give a plain word such as 'actor'")
-            if not isinstance(root, nn.Module):
+            if not isinstance(root, nn.Module) and not is_compiled(root):
                 raise UnsupportedModelError(f"the model {name!r} is a {_told(root)}, not a torch.nn.Module")
         return dict(model)
+    if is_compiled(model):
+        raise UnsupportedModelError(
+            "the model is a compiled function, whose records need a name to stand under; give Recorder({'act': "
+            "compiled_function}, ...)"
+        )
     raise UnsupportedModelError(
         f"the model is a {_told(model)}, not a torch.nn.Module; give a module, or a dict name -> module"
     )

@@ -16,7 +16,7 @@ import torch
 from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog
 from fastrec._context import RecordContext
-from fastrec._contracts import Column, Ledger, Place, Predicate, Sink, Tap
+from fastrec._contracts import Column, Ledger, Place, PlannedTap, Predicate, Sink
 from fastrec._errors import FastrecWarning, OptionError, SessionError
 from fastrec._failures import PredicateFailures
 from fastrec._forks import FORKS
@@ -86,7 +86,7 @@ class Session:
             with self._lock:
                 self.own_calls -= 1
 
-    def tap(self, place: Place, site: Site) -> Tap | None:
+    def tap(self, place: Place, site: Site) -> PlannedTap | None:
         """The tap of a place; the engine asks once."""
         if site.kind == "op":
             self.seen_layer_types.add(site.layer_type)
@@ -117,6 +117,10 @@ class Session:
             self._marks.get(phase, 0),
         )
         return PassRun(info, logged, [], [], [])
+
+    def wants(self, run: PassRun) -> bool:
+        """Whether something could be kept of a pass that has begun."""
+        return self.plan.wants(self.catalog, run.info)
 
     def end(self, run: PassRun, error: BaseException | None) -> bool:
         """A pass ended; True where its exception was a halt, and its caller may get None."""

@@ -18,6 +18,7 @@ from fastrec._errors import UnsupportedTensorError
 from fastrec._recording_limits import check_copyable
 from fastrec._run import PassRun
 from fastrec._sites import Site, Variant
+from fastrec.predicates._base import PredicateBase
 
 if TYPE_CHECKING:
     from fastrec._session import Session
@@ -120,6 +121,11 @@ class KeepTap:
         run.times.append(perf_counter())
         return None
 
+    @property
+    def attached(self) -> bool:
+        """Whether the values may have to carry gradients."""
+        return self._spec.keep_grad
+
     def _meet(self, run: PassRun, value: Tensor) -> _Kept:
         """Turn to values that are unlike the last one."""
         self._cell = cell = self._cells.find(value, run.parents, partial(self._make, run, value))
@@ -197,6 +203,12 @@ class AskTap:
             ctx = RecordContext(session.catalog, self._site, variant, info, 0.0, info.step)
             run.settled[question] = question.ask(session, ctx)
         return run.settled[question] is not None
+
+    @property
+    def attached(self) -> bool:
+        """Whether the values may have to carry gradients."""
+        rest = self._question.rest
+        return self._session.default.keep_grad or not (isinstance(rest, PredicateBase) and rest.is_plain)
 
     def _context(self, run: PassRun, value: Tensor) -> RecordContext:
         test, requires_grad, variant = self._cell

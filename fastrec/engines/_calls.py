@@ -1,8 +1,9 @@
-"""The one wrapper of ``nn.Module.__call__``, in place only while a recorder is open."""
+"""The one wrapper of a class's ``__call__``, in place only while a recorder is open."""
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -22,12 +23,13 @@ class Muting(Protocol):
 
 
 class ModuleCalls:
-    """Who watches module calls in this process; the last one to come is the outermost.
+    """Who watches the calls of a class of modules in this process; the last one to come is the outermost.
 
     The patch is on a class that the whole process shares, so this is the one thing here that is process-wide.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patched: Callable[[], type[nn.Module]]) -> None:
+        self._patched = patched
         self._lock = threading.RLock()
         self._layers: dict[Layer, Muting] = {}
         self._original: Call | None = None
@@ -37,7 +39,7 @@ class ModuleCalls:
         """Wrap module calls in one more layer, that can be told to record nothing in a thread."""
         with self._lock:
             if not self._layers:
-                self._original = nn.Module.__call__
+                self._original = self._patched().__call__
                 if not self._fork_watched:
                     os.register_at_fork(after_in_child=self._clear)
                     self._fork_watched = True
@@ -64,7 +66,7 @@ class ModuleCalls:
         call = None if original is nn.Module._wrapped_call_impl else original
         for layer in self._layers:
             call = layer(call)
-        nn.Module.__call__ = call if self._layers and call else original  # type: ignore[method-assign]
+        self._patched().__call__ = call if self._layers and call else original  # type: ignore[method-assign]
 
     def _clear(self) -> None:
         # A forked child shares no sink with its parent, so nothing may be recorded there.
@@ -74,4 +76,6 @@ class ModuleCalls:
             self._install()
 
 
-MODULE_CALLS = ModuleCalls()
+MODULE_CALLS = ModuleCalls(lambda: nn.Module)
+# torch._dynamo is slow to import, and nothing can be compiled where nobody has imported it.
+COMPILED_CALLS = ModuleCalls(lambda: sys.modules["torch._dynamo.eval_frame"].OptimizedModule)

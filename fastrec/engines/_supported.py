@@ -45,7 +45,7 @@ def check_roots(roots: Mapping[str, nn.Module]) -> None:
         if runs_compiled(root) or runs_compiled(inner):
             raise UnsupportedModelError(
                 f"{called} is compiled with torch.compile, and the eager engine can't see inside compiled code; "
-                "record the model that it was made from (model._orig_mod) and call that one"
+                "leave engine= out, or record the model that it was made from (model._orig_mod) and call that one"
             )
         if isinstance(inner, torch.jit.ScriptModule):
             raise UnsupportedModelError(

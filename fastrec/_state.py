@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import random
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -50,3 +54,50 @@ def _write_back(buffer: Tensor, content: Tensor) -> None:
     elif buffer.layout != torch.strided or not torch.equal(buffer, content):
         # The content is the one that a graph may have saved, so the version must not tell of a change.
         buffer.data.copy_(content)
+
+
+@contextmanager
+def attributes_restored(objects: Iterable[Any]) -> Iterator[None]:
+    """Put back the attributes of objects, and what was in those that are lists, dicts, sets or deques."""
+    before = [(each.__dict__, dict(each.__dict__), _contents(each.__dict__)) for each in objects]
+    try:
+        yield
+    finally:
+        for held, attributes, contents in before:
+            for name in held.keys() - attributes.keys():
+                del held[name]
+            for name, value in attributes.items():
+                if held.get(name, before) is not value:
+                    held[name] = value
+            for container, content in contents:
+                _refill(container, content)
+
+
+def _contents(held: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """The containers in an object's attributes, those of a module's own bookkeeping included, with their content."""
+    return [(value, value.copy()) for value in held.values() if type(value) in (list, dict, set, deque)]
+
+
+def _refill(container: Any, content: Any) -> None:
+    if len(container) == len(content) and all(a is b for a, b in zip(_items(container), _items(content), strict=True)):
+        return
+    container.clear()
+    container.extend(content) if isinstance(container, list | deque) else container.update(content)
+
+
+def _items(container: Any) -> Iterable[Any]:
+    return (each for pair in container.items() for each in pair) if isinstance(container, dict) else container
+
+
+@contextmanager
+def random_state_restored() -> Iterator[None]:
+    """Leave the random state of torch, numpy and Python after the block as it was before."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    # By default it would start CUDA for a model on the CPU, and warn where there are several devices.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            np.random.set_state(numpy_state)

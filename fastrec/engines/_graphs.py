@@ -1,0 +1,162 @@
+"""Compiled graphs that hand over kept values, and the ways that passes take through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import fx
+
+from fastrec._contracts import PlannedTap, PlanningListener
+from fastrec._errors import UnsupportedModelError
+from fastrec._sites import Site
+from fastrec.engines._aligned import Aligned, facts_of
+from fastrec.engines._extra_outputs import ExtraOutputs
+from fastrec.engines._lesson import Event, Leaf, Lesson, Value
+from fastrec.engines._modules import Known
+
+Feed = tuple[Callable[[Any, Any], None], int]
+"""Who is fed, and with which output of the graph."""
+
+
+class Graph:
+    """One graph that dynamo captured, with what it was captured from."""
+
+    def __init__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+        self.nodes = list(module.graph.nodes)
+        self.inputs = list(inputs)
+        self.outputs = ExtraOutputs(module.graph)
+        self.compiled: Any = None  # by the user's backend
+
+
+class Step:
+    """Where a pass is after a graph has run, or before the first one.
+
+    ``following`` holds what is fed when a certain graph runs next, and ``end`` what is fed if the pass ends here; None:
+    no pass that ended here has been learned. ``held`` are the outputs that such feeds take.
+    """
+
+    def __init__(self) -> None:
+        self.following: dict[Graph, Edge] = {}
+        self.end: list[Feed] | None = None
+        self.held: dict[Leaf, int] = {}
+
+
+class Edge:
+    """What a run of a graph feeds: first with outputs of the graph before, then with its own.
+
+    ``marked`` are outputs that would carry gradients in an eager pass.
+    """
+
+    def __init__(self) -> None:
+        self.before: list[Feed] = []
+        self.feeds: list[Feed] = []
+        self.marked: list[int] = []
+        self.step = Step()
+
+    def feeds_as(self, other: Edge) -> bool:
+        """Whether it feeds the same as another one."""
+        return (self.before, self.feeds) == (other.before, other.feeds)
+
+
+class Way:
+    """How far a pass has come in its lesson, graph by graph."""
+
+    def __init__(self, lesson: Lesson, listener: PlanningListener, known: Mapping[int, Known]) -> None:
+        self.lesson = lesson
+        self.reached = 0
+        self._listener = listener
+        self._known = known
+        self._fed: set[Leaf] = set()
+        self._step: Step | None = None
+
+    def go(self, graph: Graph) -> Edge:
+        """Go on through a graph; what its run feeds."""
+        aligned = Aligned(graph.nodes, graph.inputs, self.lesson, self.reached, self._known)
+        self._check(aligned)
+        edge = Edge()
+        first = min(aligned.ops, default=self.reached)
+        for index in range(self.reached, aligned.end):
+            self._plan(graph, aligned, index, edge, early=index < first)
+        last = aligned.after(aligned.end)
+        for index in range(aligned.end, len(self.lesson.events)):
+            event = self.lesson.events[index]
+            for value in () if event.is_op else event.values:
+                tap, holder = value.leaf.tap(self._listener), aligned.holder(value, index)
+                if tap is not None and holder is not None:
+                    edge.step.held[value.leaf] = self._output(graph, edge, (holder, last), tap, value)
+        self.reached = aligned.end
+        self._step = edge.step
+        return edge
+
+    def end(self) -> list[Feed]:
+        """The pass ends; what is fed."""
+        feeds = []
+        for event in self.lesson.events[self.reached :]:
+            feeds += self._from_before(event)
+        return feeds
+
+    def missing(self) -> list[str]:
+        """The sites of kept values that no graph holds."""
+        found: dict[str, None] = {}
+        for event in self.lesson.events:
+            for value in event.values:
+                if value.leaf.tap(self._listener) is not None and value.leaf not in self._fed:
+                    found[value.leaf.site.name] = None
+        return list(found)
+
+    def _plan(self, graph: Graph, aligned: Aligned, index: int, edge: Edge, *, early: bool) -> None:
+        event = self.lesson.events[index]
+        if early and not event.is_op:
+            edge.before += self._from_before(event)
+        for value in event.values:
+            tap = value.leaf.tap(self._listener)
+            if tap is None or value.leaf in self._fed or (event.is_op and index not in aligned.ops):
+                continue
+            holder = aligned.holder(value, index)
+            if holder is not None:
+                output = self._output(graph, edge, (holder, aligned.after(index)), tap, value)
+                edge.feeds.append((_with_parents(tap, event), output))
+                self._fed.add(value.leaf)
+
+    def _from_before(self, event: Event) -> list[Feed]:
+        feeds: list[Feed] = []
+        for value in event.values:
+            held = self._step.held.get(value.leaf) if self._step is not None else None
+            tap = value.leaf.tap(self._listener)
+            if tap is not None and held is not None and value.leaf not in self._fed:
+                feeds.append((_with_parents(tap, event), held))
+                self._fed.add(value.leaf)
+        return feeds
+
+    def _output(
+        self, graph: Graph, edge: Edge, where: tuple[fx.Node, fx.Node | None], tap: PlannedTap, value: Value
+    ) -> int:
+        output = graph.outputs.add(*where, attached=tap.attached)
+        if value.requires_grad and not tap.attached and output >= graph.outputs.n_own and output not in edge.marked:
+            edge.marked.append(output)
+        return output
+
+    def _check(self, aligned: Aligned) -> None:
+        """Refuse a graph that computes what the lesson does not tell, where that may have to be kept."""
+        for node in aligned.unmatched:
+            facts = facts_of(node)
+            assert facts is not None
+            frames = tuple(known.frame for known in aligned.modules(node))
+            name = f"{frames[-1].module_address if frames else ''}/{facts.segment}"
+            if self._listener.may_keep(Site(name, "op", facts.layer_type, facts.func_name, frames)):
+                raise UnsupportedModelError(
+                    f"the compiled model computes {name!r} where the model itself, run without compiled code, does "
+                    "not, so its records could be named wrong; record the model that was compiled with "
+                    "engine='eager' (model._orig_mod), or select other sites"
+                )
+
+
+def _with_parents(tap: PlannedTap, event: Event) -> Callable[[Any, Any], None]:
+    return tap if event.parents is None else partial(_feed, tap, event.parents)
+
+
+def _feed(tap: PlannedTap, parents: tuple[str, ...], run: Any, value: Any) -> None:
+    run.parents = parents
+    tap(run, value)

@@ -1,0 +1,302 @@
+"""What a model runs, as the eager engine names it: one pass over copies, that leaves everything as it was."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fastrec._contracts import Place, PlannedTap, PlanningListener, Tap
+from fastrec._errors import UnsupportedModelError
+from fastrec._sites import Frame, Site
+from fastrec._state import attributes_restored, random_state_restored, restored
+from fastrec.engines._calls import COMPILED_CALLS, MODULE_CALLS
+from fastrec.engines._leaves import leaves
+from fastrec.engines._mode import OpMode, TracingMode, unseen_by_dynamo
+from fastrec.engines._modules import Known, ModuleTable
+from fastrec.engines.eager import EagerEngine
+
+UNASKED: Any = object()
+
+
+class Tokens:
+    """A number for each tensor object, as long as it lives; copies of the user's tensors have that of the original."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._next = 0
+
+    def of(self, value: Tensor) -> int:
+        """The number of a tensor."""
+        known = self.known(value)
+        if known is not None:
+            return known
+        self._next += 1
+        self._known[id(value)] = weakref.ref(value), self._next
+        return self._next
+
+    def known(self, value: Any) -> int | None:
+        """The number of a tensor that has one."""
+        known = self._known.get(id(value))
+        return known[1] if known is not None and known[0]() is value else None
+
+    def same(self, value: Tensor, other: Tensor) -> None:
+        """Let a tensor have the number of another one."""
+        self._known[id(value)] = weakref.ref(value), self.of(other)
+
+
+class Leaf:
+    """The place of one tensor of an event's value; the listener is asked for its tap when a graph may hold it."""
+
+    __slots__ = ("_tap", "place", "site")
+
+    def __init__(self, place: Place, site: Site) -> None:
+        self.place = place
+        self.site = site
+        self._tap: PlannedTap | None = UNASKED
+
+    def tap(self, listener: PlanningListener) -> PlannedTap | None:
+        """Who is fed with the values, None where nothing is kept."""
+        if self._tap is UNASKED:
+            self._tap = listener.tap(self.place, self.site)
+        return self._tap
+
+    def __call__(self, run: Lesson, value: Tensor) -> None:
+        run.add(self, value)
+
+
+class Value:
+    """A tensor that appeared in a lesson: where, which object, and what it looked like then."""
+
+    __slots__ = ("dtype", "leaf", "requires_grad", "shape", "token")
+
+    def __init__(self, leaf: Leaf, value: Tensor, token: int) -> None:
+        self.leaf = leaf
+        self.token = token
+        self.shape = tuple(value.shape)
+        self.dtype = value.dtype
+        self.requires_grad = value.requires_grad
+
+
+class Event:
+    """One event of a lesson; ``reads`` and ``constants`` are the tensors and the plain values that an op was given."""
+
+    __slots__ = ("constants", "parents", "place", "reads", "values")
+
+    def __init__(self, place: Place, parents: tuple[str, ...] | None) -> None:
+        self.place = place
+        self.parents = parents
+        self.values: list[Value] = []
+        self.reads: tuple[int, ...] = ()
+        self.constants: tuple[Any, ...] = ()
+
+    @property
+    def is_op(self) -> bool:
+        return self.place.site.kind == "op"
+
+
+class Lesson:
+    """The events of one pass in their order."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.events: list[Event] = []
+        self.tokens = tokens
+        self.parents: tuple[str, ...] | None = None
+        self.given: tuple[Any, ...] = ()  # the arguments of the op that runs
+
+    def add(self, leaf: Leaf, value: Tensor) -> None:
+        """A leaf of a value appeared."""
+        events = self.events
+        if not events or events[-1].place is not leaf.place:
+            event = Event(leaf.place, self.parents)
+            if event.is_op:
+                event.reads = tuple(self.tokens.of(read) for _, read in leaves(self.given))
+                event.constants = tuple(constants_in(self.given))
+            events.append(event)
+        events[-1].values.append(Value(leaf, value, self.tokens.of(value)))
+
+
+def constants_in(value: Any) -> Iterable[Any]:
+    """The numbers, strings and dtypes in the arguments of an op."""
+    if isinstance(value, bool | int | float | str | torch.dtype):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from constants_in(item)
+    elif isinstance(value, Mapping):
+        yield from constants_in(tuple(value.values()))
+    elif isinstance(value, slice):
+        yield from constants_in((value.start, value.stop, value.step))
+
+
+class _Collector:
+    """A listener that takes everything in."""
+
+    def __init__(self) -> None:
+        self.lesson: Lesson | None = None
+
+    def tap(self, place: Place, site: Site) -> Tap:
+        return Leaf(place, site)
+
+    def may_keep(self, site: Site) -> bool:
+        return True
+
+    def begin(self, entry: str) -> Lesson | None:
+        return self.lesson
+
+    def end(self, run: Lesson, error: BaseException | None) -> bool:
+        return False
+
+
+@unseen_by_dynamo
+class LessonMode(TracingMode):
+    """A mode that also tells what each op was given."""
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        lesson: Lesson = self.run
+        before, lesson.given = lesson.given, (args, kwargs or {})
+        try:
+            return super().__torch_function__(func, types, args, kwargs)
+        finally:
+            lesson.given = before
+
+
+class Teacher(EagerEngine):
+    """The eager engine, asked for one pass at a time, of which it tells everything.
+
+    Arguments:
+        roots: the modules by address.
+        objects: others whose attributes a pass may change.
+        session: who says whether something inside of a fused module may be kept.
+        sources: inputs and buffers that are read are events.
+        parents: follow which event each value came from.
+    """
+
+    def __init__(
+        self,
+        roots: Mapping[str, nn.Module],
+        objects: Iterable[Any],
+        session: PlanningListener,
+        *,
+        sources: bool,
+        parents: bool,
+    ) -> None:
+        super().__init__(ops=True, sources=sources, parents=parents)
+        self._modules = list(dict.fromkeys(module for root in roots.values() for module in root.modules()))
+        self._objects = [*self._modules, *objects]
+        self._session = session
+        self._collector = _Collector()
+        self._listener = self._collector
+        self._table = ModuleTable(roots)
+        self._layer = self._make_layer
+
+    @property
+    def table(self) -> ModuleTable:
+        """The modules by identity."""
+        return self._table
+
+    def learn(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lesson:
+        """What a call of a root does, told by a run of it over copies."""
+        return self._learn(call, args, kwargs)
+
+    def learn_region(
+        self, name: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Lesson:
+        """What a call of a function does."""
+
+        def region(*args: Any, **kwargs: Any) -> None:
+            token = self.enter_region(name)
+            assert token is not None
+            try:
+                call(*args, **kwargs)
+            finally:
+                self.leave_region(token, None)
+
+        return self._learn(region, args, kwargs)
+
+    def _learn(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lesson:
+        tokens = Tokens()
+        lesson = self._collector.lesson = Lesson(tokens)
+        unseen = call
+        for thread in (*COMPILED_CALLS.threads(), *MODULE_CALLS.threads()):
+            unseen = partial(_muted, thread, unseen)
+        with ExitStack() as stack:
+            stack.enter_context(random_state_restored())
+            stack.enter_context(attributes_restored(self._objects))
+            stack.enter_context(restored(self._modules))
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            for module in self._modules:
+                _uncompile(module)
+            copied_args, copied_kwargs = self._copied((args, dict(kwargs)), tokens)
+            MODULE_CALLS.add(self._layer, self._thread)
+            stack.callback(MODULE_CALLS.remove, self._layer)
+            unseen(*copied_args, **copied_kwargs)
+        return lesson
+
+    def _copied(self, given: Any, tokens: Tokens) -> Any:
+        """Arguments that the pass may write into, parameters and modules excepted."""
+        memo = {id(module): module for module in self._modules}
+        memo |= {id(parameter): parameter for module in self._modules for parameter in module.parameters()}  # type: ignore[misc]
+        with _CopiesTensors(tokens):
+            try:
+                return copy.deepcopy(given, memo)
+            # An argument may be anything, and say so in any way.
+            except Exception as error:
+                raise UnsupportedModelError(
+                    f"the compiled engine runs the model once over copies of its arguments, to learn the names of "
+                    f"what it computes, and one of them can't be copied ({type(error).__name__}: {error}); use "
+                    "engine='eager' with the model that was compiled (model._orig_mod)"
+                ) from error
+
+    def _make_mode(self) -> OpMode:
+        return LessonMode(self._listener, self._thread, parents=self._parents)
+
+    def _keeps_inside(self, known: Known, frames: tuple[Frame, ...]) -> bool:
+        return any(map(self._session.may_keep, self._sites_inside(known, frames)))
+
+    def _warn(self, key: str, message: str) -> None:
+        pass  # it warns of what an eager recording would change
+
+
+class _CopiesTensors(TorchFunctionMode):
+    """Copies tensors for ``copy.deepcopy``, which refuses those that have a history."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        super().__init__()
+        self._tokens = tokens
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        value, memo = args
+        if id(value) not in memo:
+            clone = value.detach().clone().requires_grad_(value.requires_grad)
+            memo[id(value)] = clone
+            self._tokens.same(clone, value)
+        return memo[id(value)]
+
+
+def _uncompile(module: nn.Module) -> None:
+    """Let a module run as if it had not been compiled in place: else it would be one event."""
+    if module._compiled_call_impl is not None:
+        module.__dict__["_compiled_call_impl"] = None
+    original = getattr(module.forward, "_torchdynamo_orig_callable", None)
+    if original is not None:
+        own = "forward" in module.__dict__  # and not of its class
+        module.__dict__["forward"] = original if own else MethodType(original, module)
+
+
+def _muted(thread: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return thread.mute(function, args, kwargs)

@@ -1,0 +1,243 @@
+"""The compiled engine: what ``torch.compile`` compiled goes on running compiled, and hands over what is kept.
+
+During the session a root runs through a ``torch.compile`` of ours, with the user's options. Its backend adds the kept
+values to the outputs of each graph, gives the graph to the user's own backend, and takes the added outputs off each
+run. What the nodes of a graph are called is learned by one run of the model over copies, under the eager engine.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fastrec._contracts import PlanningListener
+from fastrec._errors import FastrecError, FastrecWarning, SessionError, UnsupportedModelError
+from fastrec._sites import Frame
+from fastrec.engines._calls import COMPILED_CALLS, MODULE_CALLS, Call
+from fastrec.engines._compiled_roots import CompiledRoot, roots_of
+from fastrec.engines._graphs import Edge, Graph, Step, Way
+from fastrec.engines._supported import keep_out_of_compiling
+
+_graph_task = torch._C._current_graph_task_id
+_interpreter = torch._C._functorch.peek_interpreter_stack
+
+
+class CompiledEngine:
+    """Records roots that ``torch.compile`` compiled: modules, functions and methods.
+
+    Arguments:
+        sources: inputs and buffers that are read become events.
+        parents: follow which event each value came from.
+    """
+
+    def __init__(self, *, sources: bool = False, parents: bool = False) -> None:
+        self._sources = sources
+        self._parents = parents
+        self._thread = _Thread()
+        self._warned: set[str] = set()
+
+    def open(self, roots: Mapping[str, Any], listener: PlanningListener) -> None:
+        """Begin to record the roots, in every thread."""
+        self._listener = listener
+        self._roots = roots_of(roots, listener, self._sources, self._parents)
+        keep_out_of_compiling()
+        for root in self._roots:
+            root.open(partial(self._backend, root), self._call)
+        self._by_module = {id(root.module): root for root in self._roots if root.module is not None}
+        self._layer = self._make_layer
+        if self._by_module:
+            COMPILED_CALLS.add(self._layer, self._thread)
+
+    def close(self) -> None:
+        """Stop; the user's own compiled code runs again."""
+        COMPILED_CALLS.remove(self._layer)
+        for root in self._roots:
+            root.close()
+
+    def frames(self) -> list[Frame]:
+        """The modules that it knows, for messages."""
+        return [frame for root in self._roots for frame in root.teacher.frames()]
+
+    def called(self) -> set[str]:
+        """The addresses of those that were called, for messages."""
+        return {address for root in self._roots for address in root.teacher.called()}
+
+    def unseen(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a function in this thread of which nothing is recorded, by other recorders neither."""
+        call = partial(function, *args)
+        for thread in (self._thread, *COMPILED_CALLS.threads(), *MODULE_CALLS.threads()):
+            call = partial(thread.mute, call, (), {})
+        return call()
+
+    def enter_region(self, name: str) -> Any:
+        """Refused: what runs outside of compiled code is not seen."""
+        raise SessionError(
+            f"region({name!r}): the compiled engine only sees compiled code; give the compiled function itself as a "
+            "root, Recorder({'act': agent.act}, ...), or record the model that was compiled with engine='eager'"
+        )
+
+    def leave_region(self, token: Any, error: BaseException | None) -> bool:
+        """No region begins here."""
+        return False
+
+    def _make_layer(self, call: Call | None) -> Call:
+        """The wrapper of calls of compiled modules; ``call`` is what comes next."""
+        assert call is not None
+        roots = self._by_module
+
+        def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            root = roots.get(id(module))
+            if root is None:
+                return call(module, *args, **kwargs)
+            return self._call(root, partial(call, module), args, kwargs)
+
+        return __call__
+
+    def _call(self, root: CompiledRoot, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a root, which by itself would run ``own``."""
+        thread = self._thread
+        if thread.muted or thread.current is not None or _graph_task() != -1 or _interpreter() is not None:
+            return own(*args, **kwargs)
+        run = self._listener.begin(root.entry)
+        if run is None:
+            return own(*args, **kwargs)
+        thread.current = current = _Pass(run, root, args, kwargs)
+        out, error = None, None
+        try:
+            if self._listener.wants(run):
+                out = root.recording(*args, **kwargs)
+                self._finish(current)
+            else:
+                out = own(*args, **kwargs)
+        except BaseException as raised:
+            error = current.refused or raised
+            thread.current = None
+            if not self._listener.end(run, error):
+                if error is raised:
+                    raise
+                raise error from None
+            return None
+        thread.current = None
+        self._listener.end(run, None)
+        return out
+
+    def _backend(
+        self, root: CompiledRoot, module: fx.GraphModule, inputs: Sequence[Any]
+    ) -> Callable[..., Any]:
+        """What compiles a graph: the user's backend, after the kept values were added to the outputs."""
+        current = self._thread.current
+        if current is None or current.root is not root:
+            return root.code.backend(module, inputs)  # type: ignore[no-any-return]
+        graph = Graph(module, inputs)
+        try:
+            current.step.following[graph] = self._way(current).go(graph)
+        except FastrecError as error:
+            current.refused = error  # dynamo wraps what a backend raises
+            raise
+        graph.outputs.done()
+        module.recompile()
+        graph.compiled = root.code.backend(module, inputs)
+        n_own = graph.outputs.n_own
+        thread = self._thread
+        root.graphs.append(graph)
+
+        def run_graph(*given: Any) -> Any:
+            out = graph.compiled(*given)
+            now = thread.current
+            if now is not None:
+                self._ran(now, graph, out)
+            return out[:n_own]
+
+        return run_graph
+
+    def _ran(self, current: _Pass, graph: Graph, out: Sequence[Any]) -> None:
+        """A graph has run."""
+        edge = current.step.following.get(graph)
+        if edge is None:
+            edge = current.step.following[graph] = self._way(current).go(graph)
+        run = current.run
+        for position in edge.marked:
+            out[position].requires_grad_()
+        for tap, position in edge.before:
+            tap(run, current.out[position])
+        for tap, position in edge.feeds:
+            tap(run, out[position])
+        current.step = edge.step
+        current.out = out
+        current.ran.append((graph, edge))
+
+    def _finish(self, current: _Pass) -> None:
+        """The call returned."""
+        step = current.step
+        if step.end is None:
+            way = self._way(current)
+            step.end = way.end()
+            self._tell_missing(way.missing(), ran=bool(current.ran))
+        for tap, position in step.end:
+            tap(current.run, current.out[position])
+
+    def _way(self, current: _Pass) -> Way:
+        """How far the pass has come in its lesson, which is learned now if it was not."""
+        if current.way is None:
+            root = current.root
+            way = current.way = Way(root.learn(current.args, current.kwargs), self._listener, root.teacher.table.known)
+            for graph, edge in current.ran:
+                if not way.go(graph).feeds_as(edge):
+                    raise UnsupportedModelError(
+                        f"{root.called} took another way through its compiled code than a run of it without compiled "
+                        "code, so its records could be named wrong; record the model that was compiled with "
+                        "engine='eager'"
+                    )
+        return current.way
+
+    def _tell_missing(self, sites: list[str], *, ran: bool) -> None:
+        fresh = [site for site in sites if site not in self._warned]
+        if fresh:
+            self._warned.update(fresh)
+            shown = ", ".join(map(repr, fresh[:5])) + (f" and {len(fresh) - 5} more" if len(fresh) > 5 else "")
+            where = "it falls between the compiled graphs, or nobody uses its value" if ran else "no compiled graph ran"
+            warnings.warn(
+                f"{shown}: not recorded, because {where}; record the model that was compiled with engine='eager' "
+                "to see it",
+                FastrecWarning,
+                stacklevel=5,
+            )
+
+
+class _Pass:
+    """A pass while it runs."""
+
+    __slots__ = ("args", "kwargs", "out", "ran", "refused", "root", "run", "step", "way")
+
+    def __init__(self, run: Any, root: CompiledRoot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.run = run
+        self.root = root
+        self.args = args
+        self.kwargs = kwargs
+        self.step: Step = root.start
+        self.out: Sequence[Any] = ()
+        self.ran: list[tuple[Graph, Edge]] = []
+        self.way: Way | None = None
+        self.refused: FastrecError | None = None
+
+
+class _Thread(threading.local):
+    """What a thread is doing: a pass, or a call that is not to be recorded."""
+
+    current: _Pass | None = None
+    muted: bool = False
+
+    def mute(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a function of which nothing is recorded."""
+        current, muted = self.current, self.muted
+        self.current, self.muted = None, True
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self.current, self.muted = current, muted

@@ -1,0 +1,346 @@
+"""The compiled engine records what the eager one does, from code that goes on running compiled."""
+
+import copy
+import gc
+import warnings
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from models import MODELS, mlp
+from naive import tensors_in
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from fastrec import CaptureSpec, FastrecWarning, Recorder
+from fastrec._errors import OptionError, SessionError, UnsupportedModelError
+from fastrec.predicates import every, kind, module_type, op, shape, structural
+
+EVERYTHING = {
+    "keep_op": kind("op") & ~structural(lambda ctx: ctx.site.count("/") > 1),  # what composites are made of left out
+    "keep_module": kind("module_enter", "module_exit"),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def told(recording: Any) -> list[Any]:
+    """All that a recording tells about its records, but for times and raw names."""
+    return [
+        (
+            record.ctx.kind,
+            record.ctx.site,
+            record.ctx.label,
+            record.ctx.layer_type,
+            record.ctx.module_type,
+            record.ctx.module_stack,
+            record.ctx.pass_index,
+            record.ctx.op_index,
+            record.ctx.event_index,
+            [event.label for event in record.ctx.recent_events],
+            record.ctx.tensor_shape,
+            record.ctx.tensor_dtype,
+            record.ctx.tensor_requires_grad,
+        )
+        for record in recording
+    ]
+
+
+def both(model: nn.Module, passes: list[Tensor], backend: str = "eager", **options: Any) -> tuple[Any, Any]:
+    """The recordings of the same passes by the eager engine and by the compiled one."""
+    twin = copy.deepcopy(model)
+    with Recorder(twin, **options) as eager:
+        outputs = [seeded(twin, x) for x in passes]
+    compiled = torch.compile(model, backend=backend)
+    with Recorder(compiled, **options) as rec:
+        again = [seeded(compiled, x) for x in passes]
+    for given, expected in zip(again, outputs, strict=True):
+        for (_, one), (_, other) in zip(tensors_in(given), tensors_in(expected), strict=True):
+            torch.testing.assert_close(one, other)
+    return eager.recording, rec.recording
+
+
+def seeded(model: Any, x: Tensor) -> Any:
+    torch.manual_seed(len(x))
+    return model(x.clone())
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    assert told(found) == told(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.activation, other.activation)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("residual", "recurrent")])
+def test_records_what_the_eager_engine_records(name: str) -> None:
+    make, size = MODELS[name]
+    torch.manual_seed(0)
+    x = torch.randn(size)
+    eager, compiled = both(make(), [x, -x, x], **EVERYTHING)
+    assert len(eager) > 10
+    assert_same(compiled, eager)
+
+
+def test_what_falls_between_graphs_is_named() -> None:
+    with pytest.warns(FastrecWarning, match="'/add_2': not recorded, because it falls between the compiled graphs"):
+        eager, compiled = both(MODELS["residual"][0](), [torch.randn(3, 4)], **EVERYTHING)
+    expected = [record for record in eager if record.ctx.site != "/add_2"]
+    assert_same(compiled, expected)
+
+
+def test_a_model_that_torch_does_not_compile_warns() -> None:
+    model = torch.compile(MODELS["recurrent"][0](), backend="eager")
+    with pytest.warns(FastrecWarning, match="no compiled graph ran"), Recorder(model, keep_module=True) as rec:
+        model(torch.randn(2, 3, 4))
+    assert len(rec.recording) == 0
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(4, 4)
+        self.side = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lin(x).relu()
+        if x.sum() > 3:
+            x = self.side(x.sin()).relu()
+        for _ in range(int(x.abs().sum()) % 3):
+            x = (self.lin(x) * 0.5).relu()
+        return self.side(x).relu()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_several_graphs_record_in_order_whatever_way_a_pass_takes() -> None:
+    torch.manual_seed(0)
+    passes = [torch.randn(3, 4) * scale for scale in (0.1, 3, 1, 5, 0.1, 2, 3, 7)]
+    eager, compiled = both(Branches(), passes, **EVERYTHING)
+    assert len({len(list(eager.iter_pass(i))) for i in range(8)}) > 2, "the passes should take several ways"
+    assert_same(compiled, eager)
+
+
+def test_new_shapes_compile_anew_and_dynamic_ones_do_not() -> None:
+    passes = [torch.randn(n, 4) for n in (3, 3, 5, 7, 9)]
+    eager, compiled = both(mlp(), passes, **EVERYTHING)
+    assert_same(compiled, eager)
+    assert counters["stats"]["unique_graphs"] == 2  # the second one for any size
+
+    counters.clear()
+    model = mlp()
+    with Recorder(torch.compile(model, backend="eager", dynamic=True, fullgraph=True), keep_op="tanh") as rec:
+        for x in passes:
+            rec.log(x)
+    assert [record.ctx.tensor_shape for record in rec.recording] == [(n, 8) for n in (3, 3, 5, 7, 9)]
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_the_users_code_runs_again_after_the_block_and_two_sessions_do_not_mix() -> None:
+    compiled, x = torch.compile(mlp(), backend="eager"), torch.randn(3, 4)
+    before = compiled(x)
+    for n, (predicate, site) in enumerate([("tanh", "1/tanh"), ("relu", "3/relu"), ("tanh", "1/tanh")], start=2):
+        with Recorder(compiled, keep_op=predicate) as rec:
+            for _ in range(3):
+                assert torch.equal(compiled(x), before)
+        assert [record.ctx.site for record in rec.recording] == [site] * 3
+        assert counters["stats"]["unique_graphs"] == n
+        assert torch.equal(compiled(x), before)
+        assert counters["stats"]["unique_graphs"] == n, "the user's own code was compiled again"
+
+
+def test_more_sessions_than_the_recompile_limit_go_on_compiling() -> None:
+    compiled, x = torch.compile(mlp(), backend="eager", fullgraph=True), torch.randn(3, 4)
+    for _ in range(torch._dynamo.config.recompile_limit + 2):
+        with Recorder(compiled, keep_op="tanh") as rec:
+            compiled(x)
+        assert len(rec.recording) == 1
+
+
+def test_a_pass_that_keeps_nothing_runs_the_users_own_code() -> None:
+    ran = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        def run(*given: Any) -> Any:
+            out = graph.forward(*given)
+            ran.append(len(out))
+            return out
+
+        return run
+
+    compiled, x = torch.compile(mlp(), backend=backend), torch.randn(3, 4)
+    compiled(x)
+    with Recorder(compiled, keep_op=op("tanh") & every(3)) as rec:
+        for _ in range(7):
+            compiled(x)
+    assert ran == [1, 2, 1, 1, 2, 1, 1, 2]
+    assert [record.ctx.pass_index for record in rec.recording] == [0, 3, 6]
+
+
+def test_rests_that_ask_about_values_are_asked_at_run_time() -> None:
+    compiled = torch.compile(mlp(), backend="eager", dynamic=True)
+    with Recorder(compiled, keep_op=op("tanh") & shape(5, ...)) as rec:
+        for n in (3, 5, 4, 5):
+            compiled(torch.randn(n, 4))
+    assert [record.ctx.pass_index for record in rec.recording] == [1, 3]
+
+
+def test_opaque_predicates_are_refused_with_a_way_out() -> None:
+    compiled = torch.compile(mlp(), backend="eager")
+    for options in ({"keep_op": lambda ctx: True}, {"keep_op": op("relu") | (lambda ctx: True)}):
+        with pytest.raises(OptionError, match=r"structural\(fn\).*engine='eager'"), Recorder(compiled, **options):
+            raise AssertionError("the block must not begin")
+
+
+def test_a_region_is_refused() -> None:
+    compiled = torch.compile(mlp(), backend="eager")
+    with Recorder(compiled, keep_op="relu") as rec:
+        with pytest.raises(SessionError, match="'act': agent.act"), rec.region():
+            raise AssertionError("the block must not begin")
+        compiled(torch.randn(3, 4))
+
+
+class Agent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor = mlp()
+        self.critic = nn.Linear(4, 1)
+
+    def act(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.actor(x).tanh(), self.critic(x)
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+def test_a_compiled_method_is_a_root(fullgraph: bool) -> None:
+    agent, x = Agent(), torch.randn(3, 4)
+    twin = copy.deepcopy(agent)
+    agent.act = torch.compile(agent.act, backend="eager", fullgraph=fullgraph)
+    before, act = agent.act(x), agent.act
+    with Recorder({"act": agent.act}, keep_op="tanh", keep_module=True) as rec:
+        for _ in range(2):
+            torch.testing.assert_close(agent.act(x), before)
+    with Recorder({"act": twin}, keep_op="tanh", keep_module=True) as eager:
+        for _ in range(2):
+            with eager.region("act"):
+                twin.act(x)
+    assert_same(rec.recording, eager.recording)
+    assert counters["stats"]["unique_graphs"] == 2
+    torch.testing.assert_close(agent.act(x), before)
+    assert counters["stats"]["unique_graphs"] == 2 and agent.act is act
+
+
+def test_a_compiled_method_that_is_no_root_is_refused() -> None:
+    agent = Agent()
+    agent.act = torch.compile(agent.act, backend="eager")
+    with pytest.raises(UnsupportedModelError, match=r"Recorder\(\{'act': model.act\}"):
+        with Recorder(torch.compile(agent, backend="eager"), keep_op="tanh"):
+            raise AssertionError("the block must not begin")
+
+
+def test_attached_values_train_like_those_of_the_eager_engine() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head, self.side = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.body(x).tanh()
+            self.side(hidden).relu()
+            return self.head(hidden)
+
+    model, x = Two(), torch.randn(3, 4)
+    gradients = []
+    for make in (lambda m: m, lambda m: torch.compile(m, backend="aot_eager")):
+        twin = copy.deepcopy(model)
+        run = make(twin)
+        with Recorder(run, keep_op="tanh", capture=CaptureSpec(keep_grad=True)) as rec:
+            out = run(x)
+            loss = out.square().sum() + rec.pop().stack("/tanh").square().sum()
+            loss.backward()
+        gradients.append([p.grad for p in twin.parameters()])
+    assert gradients[0][-1] is None
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        torch.testing.assert_close(one, other)
+
+
+def test_plain_values_take_no_part_in_training() -> None:
+    model, x = mlp(), torch.randn(3, 4)
+    results = []
+    for record in (False, True):
+        twin = torch.compile(copy.deepcopy(model), backend="aot_eager")
+        if record:
+            with Recorder(twin, **EVERYTHING) as rec:
+                twin(x).sum().backward()
+        else:
+            twin(x).sum().backward()
+        results.append([p.grad for p in twin.parameters()])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+    assert all(record.ctx.tensor_requires_grad for record in rec.recording if record.ctx.kind == "op")
+
+
+def test_a_session_lets_go_of_what_it_compiled() -> None:
+    made = []
+
+    class Holder:
+        def __init__(self, graph: Any) -> None:
+            self.graph = graph
+
+        def __call__(self, *given: Any) -> Any:
+            return self.graph.forward(*given)
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        holder = Holder(graph)
+        made.append(weakref.ref(holder))
+        return holder
+
+    compiled = torch.compile(mlp(), backend=backend)
+    with Recorder(compiled, keep_op="tanh") as rec:
+        compiled(torch.randn(3, 4))
+    gc.collect()
+    assert made[0]() is None
+    assert len(rec.recording) == 1
+
+
+def test_learning_leaves_random_state_buffers_and_attributes_alone() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.drop, self.calls, self.seen = nn.BatchNorm1d(4), nn.Dropout(0.5), 0, []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.seen.append(self.calls)
+            return self.drop(self.norm(x))
+
+    results = []
+    for record in (False, True):
+        model = Counts()
+        compiled = torch.compile(model, backend="eager")
+        torch.manual_seed(0)
+        if record:
+            with Recorder(compiled, **EVERYTHING):
+                out = [compiled(torch.ones(3, 4) * n) for n in range(3)]
+        else:
+            out = [compiled(torch.ones(3, 4) * n) for n in range(3)]
+        results.append([*out, *model.buffers(), torch.get_rng_state(), torch.tensor([model.calls, *model.seen])])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_module_types_are_those_of_the_model() -> None:
+    eager, compiled = both(mlp(), [torch.randn(3, 4)], keep_module=module_type("Linear"))
+    assert [record.ctx.label for record in compiled] == [record.ctx.label for record in eager] == ["0:1", "2:1", "4:1"]
+
+
+def test_nothing_is_said_where_all_is_well() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        both(mlp(), [torch.randn(3, 4)], keep_op="tanh")
