@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog

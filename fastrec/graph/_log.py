@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastrec._capture import CaptureSpec
-from fastrec._dry_state import restored
 from fastrec._oneshot import NOT_GIVEN
 from fastrec._recorder import roots_of
-from fastrec._seeds import random_state_restored
+from fastrec._state import random_state_restored, restored
 from fastrec.graph._history import ModelHistory
 from fastrec.graph._pass import Keeping, PassRunner
 from fastrec.graph._same_graph import check_same_graph

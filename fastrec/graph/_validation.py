@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrec._dry_state import restored
 from fastrec._errors import OptionError
 from fastrec._oneshot import NOT_GIVEN
 from fastrec._recorder import args_of, roots_of
-from fastrec._seeds import random_state_restored, seeded
+from fastrec._seeds import seeded
+from fastrec._state import random_state_restored, restored
 from fastrec.engines._leaves import argument_leaves, leaves
 from fastrec.graph._arguments import filled, mapped
 from fastrec.graph._history import ModelHistory
