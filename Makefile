@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install demo test lint bench bench-reference
+.PHONY: install demo test test-zoo lint bench bench-reference
 
 install: $(INSTALLED)
 
@@ -23,6 +23,18 @@ lint: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS)
+
+# Published models, which take an hour; torchvision without its compiled operators would disturb other packages, so it
+# gets an environment of its own that sees the first one. What has run is in .zoo, and is not run again.
+test-zoo: .venv-zoo/.installed
+	OMP_NUM_THREADS=1 .venv-zoo/bin/python -W ignore -m tests.zoo.run docs/zoo.md .zoo
+
+.venv-zoo/.installed: | $(INSTALLED)
+	$(BIN)/python -m venv .venv-zoo
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > `.venv-zoo/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"`/seen.pth
+	.venv-zoo/bin/python -m pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31
+	touch $@
 
 bench: $(INSTALLED)
 	mkdir -p .benchmarks

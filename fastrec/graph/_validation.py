@@ -23,7 +23,15 @@ from fastrec.graph._raw import Call, Op, Stale
 from fastrec.graph._validation_exemptions import Trial, exemption
 from fastrec.graph._validation_live import stale_reads
 from fastrec.graph._validation_perturb import replacements
-from fastrec.graph._validation_replay import REFUSALS, CannotReplay, Replayed, Replayer, difference, parents_in
+from fastrec.graph._validation_replay import (
+    REFUSALS,
+    UNINITIALISED,
+    CannotReplay,
+    Replayed,
+    Replayer,
+    difference,
+    parents_in,
+)
 from fastrec.graph._validation_report import Exempted, Failure, Unchecked, ValidationReport
 
 
@@ -191,6 +199,10 @@ class _Validation:
         found = replayed.values.get(op.path)
         if op.value is None:
             self._unchecked[op.index] = f"its value was not saved: {op.unsaved}"
+        elif op.call.layer_type in UNINITIALISED and found is not None and found.shape == op.shape:
+            rule = "uninitialised"
+            why = "memory that nobody has written has no right value; its form was checked"
+            self._report.exempted.append(Exempted(self._graph.label(op.index), "", rule, why))
         elif found is None:
             self._failed[op.index] = "run again from its saved parents its call does not return it"
         else:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastrec.engines._leaves import leaves
 from fastrec.graph._arguments import filled
 from fastrec.graph._raw import Call, Constant, Op, Parameter, Ref, Stale
-from fastrec.graph._validation_replay import REFUSALS, CannotReplay, Replayer, as_it_was, parents_in
+from fastrec.graph._validation_replay import REFUSALS, UNINITIALISED, CannotReplay, Replayer, as_it_was, parents_in
 
 
 class StaleRead:
@@ -38,28 +38,34 @@ class _LivePass:
         self._live: dict[int, Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
         self._others: dict[int, Tensor] = {}
+        self._done: dict[int, dict[str, Tensor]] = {}  # what each call returned
 
     def run(self, order: Sequence[int]) -> Iterator[StaleRead]:
-        done: dict[int, dict[str, Tensor]] = {}
         for index in order:
             op = self._ops[index]
             for parent, how in parents_in(op.call).items():
                 if isinstance(how, Stale) and how.value is not None and parent in self._live:
                     yield StaleRead(op, parent, how.value, self._live[parent].detach().clone())
-            if op.kind == "op":
-                if id(op.call) not in done:
-                    done[id(op.call)] = self._call(op.call)
-                value = done[id(op.call)].get(op.path)
-            elif op.kind == "buffer":
-                value = self._buffers.get(op.address)
-            else:
-                value = None
+            value = self._value(op)
             if value is None and op.value is not None:
                 value = op.value.clone()
             if value is not None:
                 self._live[index] = value
                 if op.kind == "buffer":
                     self._buffers[op.address] = value
+
+    def _value(self, op: Op) -> Tensor | None:
+        """The value of an operation, run again; None where the saved one is to stand in."""
+        if op.kind == "buffer":
+            return self._buffers.get(op.address)
+        if op.kind != "op":
+            return None
+        if id(op.call) not in self._done:
+            self._done[id(op.call)] = self._call(op.call)
+        value = self._done[id(op.call)].get(op.path)
+        if op.call.layer_type in UNINITIALISED and value is not None and op.value is not None:
+            value.copy_(op.value)
+        return value
 
     def _call(self, call: Call) -> dict[str, Tensor]:
         """What a call returns; nothing where it cannot be run, and the saved values stand in."""

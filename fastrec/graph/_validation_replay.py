@@ -18,6 +18,10 @@ REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, Runtim
 """What functions of torch raise about values that do not suit them."""
 
 
+UNINITIALISED = frozenset("empty emptylike newempty emptystrided emptypermuted".split())
+"""Functions whose values are whatever was in memory."""
+
+
 class CannotReplay(Exception):
     """A call cannot be run again, and why."""
 

@@ -20,7 +20,10 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Exempted(msgspec.Struct, frozen=True):
-    """A parent whose random replacement did not have to change the result: by which rule, and why that is right."""
+    """A parent whose random replacement did not have to change the result: by which rule, and why that is right.
+
+    ``parent`` is empty where the operation's own value did not have to be what a replay gives.
+    """
 
     name: str
     parent: str
@@ -28,7 +31,7 @@ class Exempted(msgspec.Struct, frozen=True):
     why: str
 
     def __str__(self) -> str:
-        return f"{self.name} of {self.parent} ({self.rule}): {self.why}"
+        return f"{self.name}{' of ' if self.parent else ''}{self.parent} ({self.rule}): {self.why}"
 
 
 class Unchecked(msgspec.Struct, frozen=True):

@@ -1,0 +1,107 @@
+"""Models of torchvision and timm, as published, with random weights and small inputs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+Made = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+
+# What tells a small variant of an architecture from a large one, smallest first.
+SMALL = "test atto femto pico zepto nano lite xxs micro tiny xtiny xs mini small s0 b0 t0 m0 _s 18 26 32 medium".split()
+
+
+def torchvision_models() -> Iterator[tuple[str, Callable[[], Made]]]:
+    """Classification, segmentation, detection and video models that are built without the compiled operators."""
+    define_operators()
+    from torchvision import models
+
+    for module, kind in (
+        (models, "classification"),
+        (models.segmentation, "segmentation"),
+        (models.detection, "detection"),
+        (models.video, "video"),
+    ):
+        for name in models.list_models(module):
+            yield f"torchvision {kind}: {name}", _torchvision_maker(name, kind)
+
+
+def define_operators() -> None:
+    """Tell torch the names of torchvision's compiled operators, without which it can't be imported."""
+    global _library
+    if _library is None:
+        _library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+_library: torch.library.Library | None = None
+
+
+def _torchvision_maker(name: str, kind: str) -> Callable[[], Made]:
+    def make() -> Made:
+        from torchvision import models
+
+        options: dict[str, Any] = {"weights": None}
+        if kind in ("segmentation", "detection"):
+            options["weights_backbone"] = None
+        if name in ("inception_v3", "googlenet"):
+            options["init_weights"] = False
+        model = models.get_model(name, **options)
+        if kind == "detection":
+            return model, ([torch.rand(3, 64, 64)],), {}
+        if kind == "video":
+            size = 224 if name.startswith("mvit") else 64
+            return model, (torch.randn(1, 3, 16, size, size),), {}
+        size = 224 if re.match("vit_|maxvit", name) else 96 if name.startswith("inception") else 64
+        return model, (torch.randn(2, 3, size, size),), {}
+
+    return make
+
+
+def timm_models() -> Iterator[tuple[str, Callable[[], Made]]]:
+    """One architecture of each family: the smallest by its name of those in one file whose names begin alike."""
+    define_operators()
+    import timm
+
+    for module in timm.list_modules():
+        families: dict[str, list[str]] = {}
+        for name in timm.list_models(module=module):
+            families.setdefault(re.match("[a-z]+", name).group(), []).append(name)  # type: ignore[union-attr]
+        for names in families.values():
+            name = min(names, key=_size)
+            yield f"timm: {name}", _timm_maker(name)
+
+
+def _size(name: str) -> tuple[int, int, str]:
+    parts = re.split("[_.]", name)
+    ranks = [i for i, mark in enumerate(SMALL) if mark in parts or name.endswith(mark)]
+    numbers = [int(n) for n in re.findall(r"\d+", name)]
+    return min(ranks, default=len(SMALL)), sum(numbers), name
+
+
+def _timm_maker(name: str) -> Callable[[], Made]:
+    def make() -> Made:
+        import timm
+
+        for options in ({"img_size": 64}, {}):
+            try:
+                model = timm.create_model(name, pretrained=False, **options)
+            except (TypeError, AssertionError, ValueError, RuntimeError):
+                continue
+            sizes = [64] if options else [64, 96, 128, model.default_cfg["input_size"][-1]]
+            for size in sizes:
+                x = torch.randn(2, model.default_cfg["input_size"][0], size, size)
+                try:
+                    with torch.no_grad():
+                        model.eval()(x)
+                except (TypeError, AssertionError, ValueError, RuntimeError, IndexError):
+                    continue
+                return model, (x,), {}
+        raise RuntimeError(f"{name} could not be built")
+
+    return make
