@@ -85,7 +85,7 @@ class Run(Protocol):
 
 
 class Tap(Protocol):
-    """The callable that an engine feeds with the values of one site."""
+    """The callable that an engine feeds with the values of one site; no mode sees what it does with them."""
 
     def __call__(self, run: Any, value: torch.Tensor) -> None: ...
 

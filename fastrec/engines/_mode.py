@@ -411,12 +411,12 @@ class TracingMode(OpMode):
 
 
 def _feed(tap: Tap, run: Any, value: Tensor) -> None:
-    """Feed a tap whose own operations nobody must see: a mode on the stack, or the class of the value."""
-    if _depth() or type(value) is not Tensor:
+    """Feed a tap, of whose own operations the class of the value must see nothing."""
+    if type(value) is Tensor:
+        tap(run, value)
+    else:
         with torch._C.DisableTorchFunction():
             tap(run, value)
-    else:
-        tap(run, value)
 
 
 def _leaf_site(site: Site, path: str, index: int) -> Site:
