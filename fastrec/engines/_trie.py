@@ -121,13 +121,14 @@ NOWHERE.module = nn.Module()
 class _Open:
     """A frame of calls that is open at a node, with what has been counted in it."""
 
-    __slots__ = ("calls", "counts", "frame", "number", "numbers", "previous", "prefix", "start", "totals")
+    __slots__ = ("calls", "counts", "frame", "modules", "number", "numbers", "previous", "prefix", "start", "totals")
 
     def __init__(self, frame: Frame | None, prefix: str, number: int) -> None:
         self.frame = frame
         self.prefix = prefix
         self.number = number
         self.counts: dict[str, int] = {}
+        self.modules: tuple[tuple[Frame, ...], tuple[int, ...]] | None = None
         # Only a frame whose inside doesn't count outside (a composite, a sealed module) fills these:
         self.numbers: dict[str, int] | None = None
         self.totals: tuple[int, int] = (0, 0)
@@ -163,8 +164,13 @@ class Tally:
         return tally
 
     def _module_frames(self) -> tuple[tuple[Frame, ...], tuple[int, ...], int]:
-        frames = [(o.frame, o.number) for o in self.frames if o.frame is not None]
-        return tuple(f for f, _ in frames), tuple(n for _, n in frames), frames[-1][1] if frames else 1
+        """The modules around, and which calls of them; worked out once per innermost frame."""
+        innermost = self.frames[-1]
+        if innermost.modules is None:
+            frames = [(o.frame, o.number) for o in self.frames if o.frame is not None]
+            innermost.modules = tuple([f for f, _ in frames]), tuple([n for _, n in frames])
+        frames_around, numbers = innermost.modules
+        return frames_around, numbers, numbers[-1] if numbers else 1
 
     def _op_name(self, facts: OpFacts) -> str:
         frame = self.frames[-1]

@@ -98,20 +98,24 @@ class GraphListener:
         site = place.site
         facts = op_facts(func)
         writes = facts is not None and reads_inplace_flag(facts, args, kwargs)
-        value = out
-        if type(out) is not Tensor and out is None and writes and args:
-            value = args[0]
+        value = args[0] if out is None and writes and args else out
         if type(value) is not Tensor and next(leaves(value), None) is None:
             return out
-        call = Call(func, site.func_name, site.layer_type, place.label, site.name)
-        call.args = told_args
-        call.kwargs = told_kwargs
-        call.parameters = tuple(parameters)
-        call.rng = states
-        call.seconds = seconds
-        call.inplace = writes
-        call.stack = self._stack(2)
-        call.autocast = _autocast()
+        call = Call(
+            func,
+            site.func_name,
+            site.layer_type,
+            place.label,
+            site.name,
+            told_args,
+            told_kwargs,
+            tuple(parameters),
+            states,
+            seconds,
+            self._stack(2),
+            writes,
+            _autocast(),
+        )
         with _disabled():
             self._returned(call, tuple(parents), value, args, kwargs)
         return out
@@ -164,7 +168,8 @@ class GraphListener:
         address = site.frames[-1].module_address
         call = ModuleCall(address, site.frames[-1].module_type, place.number, self._module, stack)
         found = {}
-        for path, value in argument_leaves(args, kwargs):
+        plain = len(args) == 1 and type(args[0]) is Tensor and not kwargs
+        for path, value in (("[0]", args[0]),) if plain else argument_leaves(args, kwargs):
             producer = self._producer(value)
             if producer is None and self._takes_inputs and not self._open:
                 producer = self._input(value, f"{site.name}{path}").index
@@ -222,8 +227,11 @@ class GraphListener:
     # Inside.
 
     def _reference(self, argument: Any) -> Any:
-        if type(argument) is Tensor:
+        kind = type(argument)
+        if kind is Tensor:
             return self._tensor(argument)
+        if kind is tuple and _ATOMS.issuperset(map(type, argument)):
+            return argument
         return referenced(argument, self._tensor)
 
     def _tensor(self, value: Tensor) -> Any:
@@ -313,7 +321,7 @@ class GraphListener:
 
     def _add(self, kind: Any, call: Call, parents: tuple[int, ...], value: Tensor) -> Op:
         index = len(self._ops)
-        op = Op(index, kind, call, parents, value)
+        op = Op.of(index, kind, call, parents, value)
         self._ops.append(op)
         self._refs.append(Ref(index))
         self._saver.save(op, value)
@@ -324,6 +332,9 @@ class GraphListener:
 
     def _produced(self, out: Any) -> dict[str, int]:
         """The operation that each leaf of a value came from."""
+        if type(out) is Tensor:
+            producer = self._producer(out)
+            return {} if producer is None else {"": producer}
         found = {path: self._producer(value) for path, value in leaves(out)}
         return {path: op for path, op in found.items() if op is not None}
 
@@ -335,8 +346,10 @@ class GraphListener:
         self, call: Call, found: Iterable[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         """Which memory an op wrote to: its output if that is an argument, and what it writes beside."""
-        given = {id(a) for a in flat((args, dict(kwargs))) if isinstance(a, Tensor)}
-        written = [value for value in found if id(value) in given]
+        written = [value for value in found if any(value is a for a in args)]
+        if not written:
+            given = {id(a) for a in flat((args, dict(kwargs))) if isinstance(a, Tensor)}
+            written = [value for value in found if id(value) in given]
         for value in written:
             op = self._values[id(value)][1]
             self._writes.note(value, op)
@@ -366,6 +379,6 @@ class GraphListener:
 
 
 def _autocast() -> tuple[tuple[str, torch.dtype], ...]:
-    if not torch.is_autocast_enabled("cpu") and not torch.is_autocast_enabled("cuda"):
+    if not torch._C._is_any_autocast_enabled():
         return ()
     return tuple((d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d))

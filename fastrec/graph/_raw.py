@@ -94,64 +94,62 @@ class ModuleCall:
         return tuple(dict.fromkeys(self.exited_at.values()))
 
 
-class Call:
+class Call(msgspec.Struct, gc=False, eq=False):
     """One call of a function: what ran, on what, and in which state of the world.
 
     ``args`` and ``kwargs`` hold Ref, Stale, Parameter and Constant in place of tensors. ``label`` and ``site`` are
     those of the fast path. ``rng`` are the states of the random generators before it, by device.
     """
 
-    __slots__ = (
-        *("args", "autocast", "func", "func_name", "inplace", "kwargs", "label", "layer_type", "parameters", "rng"),
-        *("seconds", "site", "stack"),
-    )
-
-    def __init__(self, func: Callable[..., Any] | None, func_name: str, layer_type: str, label: str, site: str) -> None:
-        self.func = func
-        self.func_name = func_name
-        self.layer_type = layer_type
-        self.label = label
-        self.site = site
-        self.args: tuple[Any, ...] = ()
-        self.kwargs: Mapping[str, Any] = _NOTHING
-        self.parameters: tuple[Parameter, ...] = ()
-        self.rng: Mapping[str, Tensor] = _NOTHING
-        self.seconds = 0.0
-        self.stack: Stack | None = None
-        self.inplace = False
-        self.autocast: tuple[tuple[str, torch.dtype], ...] = ()
+    func: Callable[..., Any] | None
+    func_name: str
+    layer_type: str
+    label: str
+    site: str
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = _NOTHING
+    parameters: tuple[Parameter, ...] = ()
+    rng: Mapping[str, Tensor] = _NOTHING
+    seconds: float = 0.0
+    stack: Stack | None = None
+    inplace: bool = False
+    autocast: tuple[tuple[str, torch.dtype], ...] = ()
 
 
-class Op:
+class Op(msgspec.Struct, gc=False, eq=False):
     """One value of the pass: an operation's output, an input, a buffer that was read, or an output of the model.
 
     ``parents`` are indices of operations. ``path`` and ``output_index`` tell which value of its call it is.
     ``value`` and ``transformed`` are what was saved of it, ``unsaved`` why nothing could be.
     """
 
-    __slots__ = (
-        *("address", "call", "device", "dtype", "grad_fn", "index", "kind", "module", "nbytes", "output_index"),
-        *("parents", "path", "requires_grad", "shape", "transformed", "unsaved", "value"),
-    )
+    index: int
+    kind: OpKind
+    call: Call
+    parents: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    nbytes: int
+    requires_grad: bool
+    grad_fn: str | None
+    module: ModuleCall | None = None
+    path: str = ""
+    output_index: int | None = None
+    address: str = ""
+    value: Tensor | None = None
+    transformed: Tensor | None = None
+    unsaved: str = ""
 
-    def __init__(self, index: int, kind: OpKind, call: Call, parents: tuple[int, ...], value: Tensor) -> None:
-        self.index = index
-        self.kind: OpKind = kind
-        self.call = call
-        self.parents = parents
-        self.shape: tuple[int, ...] = () if value.is_nested else tuple(value.shape)
-        self.dtype = value.dtype
-        self.device = value.device
-        self.nbytes = 0 if value.is_nested else value.numel() * value.element_size()
-        self.requires_grad = value.requires_grad
-        self.grad_fn = type(value.grad_fn).__name__ if value.grad_fn is not None else None
-        self.module: ModuleCall | None = None
-        self.path = ""
-        self.output_index: int | None = None
-        self.address = ""
-        self.value: Tensor | None = None
-        self.transformed: Tensor | None = None
-        self.unsaved = ""
+    @classmethod
+    def of(cls, index: int, kind: OpKind, call: Call, parents: tuple[int, ...], value: Tensor) -> Op:
+        """What is known of a value, but for where it was computed."""
+        # A nested tensor has no shape of its own.
+        shape = () if value.is_nested else tuple(value.shape)
+        nbytes = 0 if value.is_nested else value.numel() * value.element_size()
+        gradient = value.grad_fn
+        name = None if gradient is None else type(gradient).__name__
+        return cls(index, kind, call, parents, shape, value.dtype, value.device, nbytes, value.requires_grad, name)
 
 
 class Truth(msgspec.Struct, frozen=True):

@@ -18,10 +18,12 @@ class ModelState:
         self._buffers: dict[int, tuple[Tensor, str]] = {}
         self._attributes: dict[int, Tensor] = {}
         for root, model in roots.items():
-            for name, module in model.named_modules(prefix=root):
-                self._take(name, module)
+            self._take(root, model, set())
 
-    def _take(self, address: str, module: nn.Module) -> None:
+    def _take(self, address: str, module: nn.Module, seen: set[int]) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
         prefix = f"{address}." if address else ""
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -32,6 +34,9 @@ class ModelState:
         for value in vars(module).values():
             if isinstance(value, Tensor):
                 self._attributes[id(value)] = value
+        for name, child in module._modules.items():
+            if child is not None:
+                self._take(prefix + name, child, seen)
 
     def parameter(self, value: Tensor) -> Parameter | None:
         """The parameter that a tensor is."""
