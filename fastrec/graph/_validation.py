@@ -30,6 +30,7 @@ from fastrec.graph._validation_replay import (
     Replayed,
     Replayer,
     difference,
+    differs,
     parents_in,
 )
 from fastrec.graph._validation_report import Exempted, Failure, Unchecked, ValidationReport
@@ -260,7 +261,7 @@ class _Validation:
 
     def _differs(self, op: Op, changed: Replayed) -> bool:
         found = changed.values.get(op.path)
-        return op.value is None or found is None or difference(op.value, found) != 0.0
+        return op.value is None or found is None or differs(op.value, found)
 
     def _trial(self, call: Call, parent: int, value: Tensor, results: list[Op]) -> Trial:
         def tensor(reference: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -41,8 +42,9 @@ def _booleans(value: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 def _floats(value: Tensor, layer_type: str, generator: torch.Generator) -> Iterator[Tensor]:
-    finite = value[value.isfinite()]
-    scale = float(finite.abs().max()) if finite.numel() else 1.0
+    scale = float(value.abs().max())
+    if not math.isfinite(scale):
+        scale = float(value.abs().nan_to_num(0.0, 0.0, 0.0).max())
     scale = min(scale or 1.0, 1e4)
     noise = _normal(value, generator)
     yield (noise * scale).to(value.dtype)
@@ -76,7 +78,8 @@ def _normal(value: Tensor, generator: torch.Generator) -> Tensor:
     if value.is_complex():
         parts = torch.randn((*value.shape, 2), generator=generator)
         return torch.view_as_complex(parts).to(value.device)
-    return torch.randn(value.shape, generator=generator).to(value.device)
+    wide = value.dtype if value.dtype in (torch.float32, torch.float64) else torch.float32
+    return torch.randn(value.shape, generator=generator, dtype=wide).to(value.device)
 
 
 def _uniform(value: Tensor, generator: torch.Generator) -> Tensor:

@@ -116,11 +116,10 @@ def difference(saved: Tensor, found: Tensor) -> str | float:
         return 0.0
     if not (saved.is_floating_point() or saved.is_complex()):
         return f"{int((saved != found).sum())} of {saved.numel()} elements differ"
-    a, b = saved.detach().to(_wide(saved)), found.detach().to(_wide(found))
-    unequal = ~((a == b) | (a.isnan() & b.isnan()))
+    unequal = (saved != found) & ~(saved.isnan() & found.isnan())
     if not unequal.any():
         return 0.0
-    a, b = a[unequal], b[unequal]
+    a, b = saved.detach()[unequal].to(_wide(saved)), found.detach()[unequal].to(_wide(found))
     if not (a.isfinite().all() and b.isfinite().all()):
         return f"{int(unequal.sum())} of {saved.numel()} elements differ, some of them by more than any number"
     finite = saved[saved.isfinite()]
@@ -129,6 +128,15 @@ def difference(saved: Tensor, found: Tensor) -> str | float:
     if relative <= ROUNDING * torch.finfo(saved.dtype).eps:
         return relative
     return f"{int(unequal.sum())} of {saved.numel()} elements differ, by up to {relative:.2g} of the largest"
+
+
+def differs(saved: Tensor, found: Tensor) -> bool:
+    """Whether two values differ at all; NaN is equal to NaN."""
+    if saved.shape != found.shape or saved.dtype != found.dtype:
+        return True
+    if torch.equal(saved, found):
+        return False
+    return not saved.isnan().any() or not torch.allclose(saved, found, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 ROUNDING = 100

@@ -58,7 +58,7 @@ def _torchvision_maker(name: str, kind: str) -> Callable[[], Made]:
             size = 224 if name.startswith("mvit") else 64
             return model, (torch.randn(1, 3, 16, size, size),), {}
         size = 224 if re.match("vit_|maxvit", name) else 96 if name.startswith("inception") else 64
-        return model, (torch.randn(2, 3, size, size),), {}
+        return model, (torch.randn(1, 3, size, size),), {}
 
     return make
 
@@ -95,7 +95,7 @@ def _timm_maker(name: str) -> Callable[[], Made]:
                 continue
             sizes = [64] if options else [64, 96, 128, model.default_cfg["input_size"][-1]]
             for size in sizes:
-                x = torch.randn(2, model.default_cfg["input_size"][0], size, size)
+                x = torch.randn(1, model.default_cfg["input_size"][0], size, size)
                 try:
                     with torch.no_grad():
                         model.eval()(x)
