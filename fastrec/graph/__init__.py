@@ -8,4 +8,5 @@ from fastrec.graph._operation import Operation as Operation
 from fastrec.graph._stacks import FuncCallLocation as FuncCallLocation
 from fastrec.graph._validation import validate_history as validate_history
 from fastrec.graph._validation import validate_saved_activations as validate_saved_activations
+from fastrec.graph._validation_recording import validate_recording as validate_recording
 from fastrec.graph._validation_report import ValidationReport as ValidationReport

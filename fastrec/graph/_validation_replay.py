@@ -104,8 +104,11 @@ def as_it_was(call: Call, kwargs: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def difference(saved: Tensor, found: Tensor) -> str | float:
-    """Why two values are not the same, or how far they are apart by rounding: 0.0 where they are equal."""
+def difference(saved: Tensor, found: Tensor, tolerance: float | None = None) -> str | float:
+    """Why two values are not the same, or how far they are apart by rounding: 0.0 where they are equal.
+
+    ``tolerance`` is relative to the largest number; None is what rounding makes.
+    """
     if saved.shape != found.shape:
         return f"its shape is {tuple(found.shape)}, and {tuple(saved.shape)} was saved"
     if saved.dtype != found.dtype:
@@ -125,7 +128,7 @@ def difference(saved: Tensor, found: Tensor) -> str | float:
     finite = saved[saved.isfinite()]
     scale = float(finite.abs().max()) or 1.0
     relative = float((a - b).abs().max()) / scale
-    if relative <= ROUNDING * torch.finfo(saved.dtype).eps:
+    if relative <= (ROUNDING * torch.finfo(saved.dtype).eps if tolerance is None else tolerance):
         return relative
     return f"{int(unequal.sum())} of {saved.numel()} elements differ, by up to {relative:.2g} of the largest"
 
