@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 from fastrec._capture import CaptureSpec
-from fastrec._sites import Site, Variant
+from fastrec._sites import Origin, Site, Variant
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ class Interned(Generic[T]):
         self._numbers: dict[Hashable, int] = {}
         self._lock = threading.Lock()
         for item in items:
-            self.add(item)
+            self.append(item)
 
     def add(self, item: T) -> int:
         """The number of an item, which is added if it is new."""
@@ -33,6 +33,14 @@ class Interned(Generic[T]):
                     number = len(self.items)
                     self.items.append(item)
                     self._numbers[item] = number  # last, for others look here without the lock
+        return number
+
+    def append(self, item: T) -> int:
+        """The number of an item, which is added even where an equal one has a number, that it keeps."""
+        with self._lock:
+            number = len(self.items)
+            self.items.append(item)
+            self._numbers.setdefault(item, number)
         return number
 
     def __getitem__(self, number: int) -> T:
@@ -49,7 +57,7 @@ class Catalog:
     """Sites, variants, capture specs, entries and phases by number, and the header of the session.
 
     ``began`` is when the session began, on the clock of ``time.perf_counter``. ``halted`` holds the reason by pass
-    index; ``failures`` the collected predicate failures.
+    index; ``failures`` the collected predicate failures; ``origins`` what was merged, if it was.
     """
 
     def __init__(self, header: dict[str, Any] | None = None) -> None:
@@ -62,6 +70,7 @@ class Catalog:
         self.phases: Interned[str] = Interned()
         self.halted: dict[int, str] = {}
         self.failures: list[Any] = []
+        self.origins: list[Origin] = []
 
     def site_of(self, variant: int) -> Site:
         """The site of a variant, by the variant's number."""

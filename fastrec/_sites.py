@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -86,3 +86,20 @@ class PassInfo(msgspec.Struct):
     step: int = 0
     duration: float = 0.0
     outcome: Literal["ok", "failed", "halted"] = "ok"
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """One of several recordings that were merged.
+
+    Its passes have the indices from ``first_pass`` to ``first_pass + passes``; ``phases`` are the numbers of its own
+    phases. ``rank`` tells it from the others, ``run`` and ``pid`` are what its files say, ``header`` its recorder's
+    options.
+    """
+
+    rank: int
+    pid: int
+    run: str
+    passes: int
+    header: dict[str, Any] = {}
+    first_pass: int = 0
+    phases: tuple[int, ...] = ()
