@@ -8,13 +8,16 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from fastrec._cli import _info, _ls, _recover, _show
+from fastrec._cli import _export, _info, _ls, _recover, _show, _verify
 from fastrec._cli._command import Command
 from fastrec._cli._failing import BROKEN_PIPE, CODES, INTERRUPTED, USAGE, code_of, near_files, told
 from fastrec._cli._output import Output, printable
 from fastrec._errors import FastrecError, RecordingFileError
 
-COMMANDS: tuple[Command, ...] = (_info.COMMAND, _ls.COMMAND, _show.COMMAND, _recover.COMMAND)
+COMMANDS: tuple[Command, ...] = (
+    *(_info.COMMAND, _ls.COMMAND, _show.COMMAND, _verify.COMMAND),
+    *(_recover.COMMAND, _export.COMMAND),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,3 +3,6 @@
 from fastrec.files._describe import Description as Description
 from fastrec.files._describe import FileFacts as FileFacts
 from fastrec.files._describe import describe as describe
+from fastrec.files._verify import Damage as Damage
+from fastrec.files._verify import Verified as Verified
+from fastrec.files._verify import verify as verify

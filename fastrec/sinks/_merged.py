@@ -81,6 +81,18 @@ class MergedSource:
                 raise KeyError(at.start + missing.args[0]) from None
         return found
 
+    def layouts(self, rows: Integers, part: Part) -> tuple[Integers, list[tuple[tuple[int, ...], torch.dtype]]]:
+        """Which layout the values of records have, and the shape and dtype of each."""
+        numbers: dict[tuple[tuple[int, ...], torch.dtype], int] = {}
+        which = np.zeros(len(rows), np.int64)
+        for at, own in self._runs(rows):
+            try:
+                found, layouts = own.source.layouts(own.places(rows[at])[:, 1], part)
+            except KeyError as missing:
+                raise KeyError(at.start + missing.args[0]) from None
+            which[at] = np.array([numbers.setdefault(layout, len(numbers)) for layout in layouts], np.int64)[found]
+        return which, list(numbers)
+
     def nbytes(self, variants: Integers, rows: Integers) -> Integers:
         """The bytes that each record's tensors take."""
         total = np.zeros(len(rows), np.int64)

@@ -1,0 +1,147 @@
+"""Comparing what is in a recording's files with the checksums that were written beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from fastrec._errors import DamagedFileError
+from fastrec.sinks._hdf5_checks import checksum
+from fastrec.sinks._hdf5_layout import CHECKED, CHECKS, LATE, DataInfo
+from fastrec.sinks._hdf5_read import Contents, ReadFile, find_files
+from fastrec.sinks._hdf5_source import PREFIX
+
+NAMES = {number: name for name, number in CHECKED.items()}
+Told = Callable[[int, int], None]
+"""Told how many bytes of how many are done."""
+
+
+class Damage(msgspec.Struct, frozen=True):
+    """Rows of a data set that are not what was written; ``of`` is the site or phase that they belong to."""
+
+    file: str
+    data_set: str
+    first: int
+    count: int
+    of: str
+    why: str
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """What was compared: so many checksums of so many bytes; and what did not fit.
+
+    ``unchecked`` values have no checksum: a process that was killed may leave some.
+    """
+
+    path: str
+    files: int
+    checksums: int
+    nbytes: int
+    unchecked: int
+    damage: list[Damage]
+
+
+def verify(path: str | os.PathLike[str], told: Told | None = None) -> Verified:
+    """Compare every block of a recording with its checksum.
+
+    >>> import torch, fastrec
+    >>> from fastrec.files import verify
+    >>> model = torch.nn.Linear(4, 2)
+    >>> with fastrec.Recorder(model, keep_op="linear", sink="verified.h5") as rec:
+    ...     out = model(torch.ones(5, 4))
+    >>> verify("verified.h5").damage
+    []
+
+    Arguments:
+        path: the path that the recorder was given.
+        told: called with the bytes that were compared so far, and with those that there are.
+
+    Values that are damaged are in the result. Raises DamagedFileError where it is the index, without which nothing
+    can be read, and else what ``fastrec.load`` does.
+    """
+    files = find_files(path)
+    contents = Contents(files)
+    blocks = [block for file in files for block in _blocks(file, contents)]
+    total, done = sum(block.nbytes for block in blocks), 0
+    damage = []
+    for block in blocks:
+        why = block.damage()
+        if why:
+            damage.append(Damage(block.file.path, block.name, block.first, block.count, block.of, why))
+        done += block.nbytes
+        if told is not None:
+            told(done, total)
+    unchecked = sum(_unchecked(file, contents, blocks) for file in files)
+    return Verified(os.fspath(path), len(files), len(blocks), total, unchecked, damage)
+
+
+class _Block(msgspec.Struct, frozen=True):
+    """Rows that one checksum is of; of ``late``, a row is a byte."""
+
+    file: ReadFile
+    data: int
+    name: str
+    of: str
+    first: int
+    count: int
+    expected: int
+
+    @property
+    def nbytes(self) -> int:
+        extent = self.file.map.sets.get(self.name)
+        return self.count * extent.row_bytes if extent is not None else 0
+
+    def damage(self) -> str:
+        """Why the rows are not what they were, or nothing."""
+        try:
+            found = checksum(self.file.rows(self.name, self.first, self.count))
+        except DamagedFileError as error:
+            return str(error)
+        return "" if found == self.expected else "other bytes than were written"
+
+
+def _blocks(file: ReadFile, contents: Contents) -> Iterator[_Block]:
+    before = contents.sessions[file.number].before.data
+    for data, row, count, expected, _ in file.table(CHECKS).tolist():
+        if data < 0:
+            name, of = NAMES.get(data, ""), ""
+        else:
+            info = contents.log.data.get((file.number, data + before))
+            name, of = (info.name, _of(info, contents)) if info is not None else ("", "")
+        if not name:
+            raise DamagedFileError(f"{file.path!r}: a checksum is of the data {data}, which the log does not know")
+        late = row < 0
+        yield _Block(file, data + before, LATE if late else name, of, -1 - row if late else row, count, expected)
+
+
+def _of(info: DataInfo, contents: Contents) -> str:
+    catalog = contents.log.catalog
+    return catalog.phases[info.phase] if info.part == "step" else catalog.sites[info.site].name
+
+
+def _unchecked(file: ReadFile, contents: Contents, blocks: list[_Block]) -> int:
+    """How many values that records speak of are in no block."""
+    missing = 0
+    for prefix in PREFIX.values():
+        raw = contents.records[contents.records[prefix + "segment"] == file.number]
+        for number in np.unique(raw[prefix + "data"]).tolist():
+            if number >= 0 and 0 not in contents.log.data[file.number, number].shape:
+                rows = raw[prefix + "row"][raw[prefix + "data"] == number]
+                own = [block for block in blocks if block.file is file and block.data == number]
+                for late in (False, True):
+                    of_kind = [block for block in own if (block.name == LATE) is late]
+                    missing += _outside(-1 - rows[rows < 0] if late else rows[rows >= 0], of_kind)
+    return missing
+
+
+def _outside(places: npt.NDArray[Any], blocks: list[_Block]) -> int:
+    starts = np.array(sorted(block.first for block in blocks) or [0], np.int64)
+    stops = np.array([stop for _, stop in sorted((b.first, b.first + b.count) for b in blocks)] or [0], np.int64)
+    stops = np.maximum.accumulate(stops)
+    at = np.searchsorted(starts, places, side="right") - 1
+    return int(((at < 0) | (places >= stops[np.maximum(at, 0)])).sum())
