@@ -30,9 +30,9 @@ def load(path: str | PathLike[str]) -> Recording:
     DamagedFileError where a file is none, or not all of one.
     """
     # h5py takes longer to import than the rest of fastrec.
-    from fastrec.sinks._hdf5_source import HDF5Source
+    from fastrec.sinks._hdf5_open import open_source
 
-    return Recording(HDF5Source(path))
+    return Recording(open_source(path))
 
 
 def recover(path: str | PathLike[str], to: str | PathLike[str] | None = None) -> Recovered:

@@ -15,7 +15,7 @@ from fastrec._recording_frames import frame_of
 from fastrec._recording_keys import mask_of
 from fastrec._recording_records import ActivationRecord as ActivationRecord
 from fastrec._recording_records import Records
-from fastrec._recording_select import Numbers, names_mask, numbers_mask, of_rank
+from fastrec._recording_select import Numbers, names_mask, numbers_mask, of_origin
 from fastrec._recording_show import html_of, summary_of
 from fastrec._recording_sites import SiteFacts, sites_of
 from fastrec._recording_steps import Steps, steps_of
@@ -112,7 +112,6 @@ class Recording(Values):
         steps: Numbers | None = None,
         batch: int | None = None,
         grad: bool | None = None,
-        rank: int | None = None,
     ) -> Recording:
         """A part of the recording, which is a recording again; nothing is copied.
 
@@ -130,11 +129,8 @@ class Recording(Values):
             steps: the numbers of steps within their phases; passes of phases without steps are left out.
             batch: the size of the first dimension of a value.
             grad: whether gradients were on when the pass began.
-            rank: in a recording that was merged of several, the one of this rank.
         """
         view, table = self._view, self._steps
-        if rank is not None:
-            view, table = of_rank(view, table, rank)
         if phase is not None:
             view = view.of_passes(names_mask("phase", phase, view.catalog.phases, view.passes["phase"]))
             for own in table.tables:
@@ -156,6 +152,12 @@ class Recording(Values):
         if batch is not None:
             view = _of_batch(view, batch)
         return self._derived(view, table)
+
+    @property
+    def ranks(self) -> Mapping[int, Recording]:
+        """The recordings that were merged, by rank; none where nothing was."""
+        here = ((origin.rank, of_origin(self._view, self._steps, origin)) for origin in self._view.catalog.origins)
+        return {rank: self._derived(*found) for rank, found in here}
 
     @cached_property
     def sites(self) -> Mapping[str, SiteFacts]:

@@ -12,6 +12,7 @@ from fastrec._catalog import Interned
 from fastrec._errors import OptionError, RecordKeyError, near
 from fastrec._recording_steps import Steps
 from fastrec._recording_view import Integers, Mask, View
+from fastrec._sites import Origin
 
 Numbers = int | slice | range | Iterable[int]
 """Which passes or steps: one number, a slice or range of them, or any collection."""
@@ -45,13 +46,9 @@ def names_mask(option: str, globs: str | Iterable[str], names: Interned[str], va
     return np.isin(values, np.array(numbers, dtype=np.int64))
 
 
-def of_rank(view: View, table: Steps, rank: int) -> tuple[View, Steps]:
+def of_origin(view: View, table: Steps, origin: Origin) -> tuple[View, Steps]:
     """The passes and steps of one of the recordings that were merged."""
-    found = {origin.rank: origin for origin in view.catalog.origins}
-    if rank not in found:
-        there = ", ".join(map(str, sorted(found))) or "none, for this is no merged recording"
-        raise RecordKeyError(f"select(rank={rank!r}): there is no such rank; there are {there}")
-    origin, index = found[rank], view.passes["pass_index"] - found[rank].first_pass
+    index = view.passes["pass_index"] - origin.first_pass
     for own in table.tables:
         table = table.restrict(own.phase, np.full(len(own.numbers), own.phase in origin.phases))
     return view.of_passes((index >= 0) & (index < origin.passes)), table

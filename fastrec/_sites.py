@@ -92,14 +92,15 @@ class Origin(msgspec.Struct, frozen=True):
     """One of several recordings that were merged.
 
     Its passes have the indices from ``first_pass`` to ``first_pass + passes``; ``phases`` are the numbers of its own
-    phases. ``rank`` tells it from the others, ``run`` and ``pid`` are what its files say, ``header`` its recorder's
-    options.
+    phases. ``rank`` tells it from the others, ``run`` and ``pid`` are what its files say; ``began`` is in seconds since
+    1970, ``header`` its recorder's options.
     """
 
     rank: int
     pid: int
     run: str
     passes: int
+    began: float = 0.0
     header: dict[str, Any] = {}
     first_pass: int = 0
     phases: tuple[int, ...] = ()

@@ -21,9 +21,9 @@ ENDINGS = {".npz": "numpy", ".safetensors": "safetensors"}
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="the recording")
-    parser.add_argument("to", metavar="TO", help="the file or folder to write; there must be nothing yet")
+    parser.add_argument("--to", required=True, metavar="PATH", help="the file or folder; nothing may be there yet")
     parser.add_argument(
-        "--format", choices=list(EXPORTERS), help="by default from the ending of TO: .npz, .safetensors"
+        "--format", choices=list(EXPORTERS), help="by default from the ending of --to: .npz, .safetensors"
     )
     parser.add_argument(
         *("-k", "--key"),
@@ -32,7 +32,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help="only these addresses, sites or labels, each with the name that it gets (default: all sites)",
     )
     parser.add_argument(
-        *("-o", "--option"), action="append", default=[], metavar="NAME=VALUE", help="an option of the format, see below"
+        *("-o", "--option"),
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the format, see below",
     )
     parser.add_argument("--phase", help="only passes of phases that match this glob")
 
@@ -98,10 +102,10 @@ def _listed() -> str:
 COMMAND = Command(
     name="export",
     summary="write it in another tool's format",
-    details=f"Values are written stretch by stretch, so a recording may be larger than memory.\n\noptions:\n{_listed()}",
+    details=f"Values are written bit by bit, so a recording may be larger than memory.\n\noptions:\n{_listed()}",
     example=(
-        "  fastrec export run.h5 run.safetensors -k 'torso.1/tanh=hidden'\n"
-        "  fastrec export run.h5 minari/run --format minari -o observations=obs -o actions=action"
+        "  fastrec export run.h5 --to run.safetensors -k 'torso.1/tanh=hidden'\n"
+        "  fastrec export run.h5 --to minari/run --format minari -o observations=obs -o actions=action"
     ),
     arguments=_arguments,
     run=_run,

@@ -20,8 +20,8 @@ exit codes:
   {BROKEN_PIPE}  whoever read the output stopped reading"""
 
 
-def told(error: Exception, path: str | None) -> str:
-    """An error on one line, with what to do about it; ``path`` is the recording that was asked for."""
+def told(error: Exception, paths: list[str]) -> str:
+    """An error on one line, with what to do about it; ``paths`` are the recordings that were asked for."""
     if isinstance(error, OSError) and not isinstance(error, FastrecError):
         name = "" if error.filename is None else f"{os.fsdecode(error.filename)!r}: "
         text = f"{name}{error.strerror or error}"
@@ -29,8 +29,9 @@ def told(error: Exception, path: str | None) -> str:
         text = str(error)
     if isinstance(error, DamagedFileError):
         text += "; look whether it is the right file and was copied whole"
-    if isinstance(error, RecordingNotFoundError) and path is not None:
-        text += near_files(os.path.dirname(path) or ".", os.path.basename(path))
+    if isinstance(error, RecordingNotFoundError):
+        missing = next((path for path in paths if repr(path) in text), paths[0])
+        text += near_files(os.path.dirname(missing) or ".", os.path.basename(missing))
     return " ".join(text.split())
 
 

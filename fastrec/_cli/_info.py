@@ -38,6 +38,8 @@ def _rows(found: Description) -> list[tuple[str, str]]:
         rows.append(("recorded", f"{when:%Y-%m-%d %H:%M:%S}, over {_told(found.seconds)}"))
     if found.sessions > 1:
         rows.append(("sessions", f"{found.sessions:,}, one after the other"))
+    if found.ranks:
+        rows.append(("merged of", f"{counted(len(found.ranks), 'recording')}: rank {', '.join(map(str, found.ranks))}"))
     if found.rank is not None:
         rows.append(("rank", str(found.rank)))
     rows.append(("passes", counted(found.passes, "pass", "es") + _ended(found)))

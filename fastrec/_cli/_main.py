@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from fastrec._cli import _export, _info, _ls, _recover, _show, _verify
+from fastrec._cli import _export, _info, _ls, _merge, _recover, _repack, _show, _verify
 from fastrec._cli._command import Command
 from fastrec._cli._failing import BROKEN_PIPE, CODES, INTERRUPTED, USAGE, code_of, near_files, told
 from fastrec._cli._output import Output, printable
@@ -16,7 +16,7 @@ from fastrec._errors import FastrecError, RecordingFileError
 
 COMMANDS: tuple[Command, ...] = (
     *(_info.COMMAND, _ls.COMMAND, _show.COMMAND, _verify.COMMAND),
-    *(_recover.COMMAND, _export.COMMAND),
+    *(_recover.COMMAND, _merge.COMMAND, _repack.COMMAND, _export.COMMAND),
 )
 
 
@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else USAGE
     try:
-        _check_no_folder(args.path)
+        for path in _paths(args):
+            _check_no_folder(path)
         code: int = args.command.run(args, Output(as_json=args.json))
         sys.stdout.flush()
         return code
@@ -47,8 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (FastrecError, OSError) as error:
-        sys.stderr.write(f"fastrec: error: {printable(told(error, args.path))}\n")
+        sys.stderr.write(f"fastrec: error: {printable(told(error, _paths(args)))}\n")
         return code_of(error)
+
+
+def _paths(args: argparse.Namespace) -> list[str]:
+    return args.path if isinstance(args.path, list) else [args.path]
 
 
 def _check_no_folder(path: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from fastrec._contracts import OUTCOMES
 from fastrec._errors import StepError
 from fastrec._recording import Recording
+from fastrec.sinks._hdf5_open import open_source
 from fastrec.sinks._hdf5_source import HDF5Source
 
 
@@ -25,7 +26,8 @@ class FileFacts(msgspec.Struct, frozen=True):
 class Description(msgspec.Struct, frozen=True):
     """What a recording is and how much it has.
 
-    ``sessions`` counts the recorders that wrote it one after the other, ``rank`` is None where its process had none.
+    ``sessions`` counts the recorders that wrote it one after the other, ``rank`` is None where its process had none;
+    ``ranks`` are those that were merged.
     ``began`` is in seconds since 1970, ``seconds`` from then to the end of the last pass. ``entries`` and ``phases``
     tell the passes of each that have rows (a pass that kept nothing has none). ``episodes`` is None where the steps do
     not tell when one ends. ``nbytes`` are those of the values; ``options`` those of the recorder.
@@ -35,6 +37,7 @@ class Description(msgspec.Struct, frozen=True):
     files: list[FileFacts]
     finished: bool
     rank: int | None
+    ranks: list[int]
     pid: int
     sessions: int
     began: float | None
@@ -70,16 +73,19 @@ def describe(path: str | os.PathLike[str]) -> Description:
 
     Raises what ``fastrec.load`` does.
     """
-    source = HDF5Source(path)
+    source = open_source(path)
+    parts: list[HDF5Source] = [source] if isinstance(source, HDF5Source) else source.sources()
     recording = Recording(source)
+    origins = source.catalog.origins
     passes, sites = source.passes(), recording.sites
-    facts, identity = source.facts(), source.identity()
-    files = [FileFacts(file, os.path.getsize(file), not growing) for file, growing in source.paths()]
+    facts, identity = source.facts(), parts[-1].identity()
+    files = [FileFacts(file, os.path.getsize(file), not growing) for part in parts for file, growing in part.paths()]
     return Description(
         path=os.fspath(path),
         files=files,
         finished=all(file.finished for file in files),
-        rank=identity.rank if identity.rank >= 0 else None,
+        rank=identity.rank if identity.rank >= 0 and not origins else None,
+        ranks=[origin.rank for origin in origins],
         pid=identity.pid,
         sessions=identity.session + 1,
         began=facts.get("began"),

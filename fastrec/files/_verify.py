@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fastrec._errors import DamagedFileError
 from fastrec.sinks._hdf5_checks import checksum
 from fastrec.sinks._hdf5_layout import CHECKED, CHECKS, LATE, DataInfo
+from fastrec.sinks._hdf5_open import merged_of, source_path
 from fastrec.sinks._hdf5_read import Contents, ReadFile, find_files
 from fastrec.sinks._hdf5_source import PREFIX
 
@@ -64,9 +65,10 @@ def verify(path: str | os.PathLike[str], told: Told | None = None) -> Verified:
     Values that are damaged are in the result. Raises DamagedFileError where it is the index, without which nothing
     can be read, and else what ``fastrec.load`` does.
     """
-    files = find_files(path)
-    contents = Contents(files)
-    blocks = [block for file in files for block in _blocks(file, contents)]
+    place = os.fspath(path)
+    named = merged_of(path)
+    recordings = [_Recording(one) for one in ([place] if named is None else [source_path(place, n) for n in named])]
+    blocks = [block for recording in recordings for block in recording.blocks]
     total, done = sum(block.nbytes for block in blocks), 0
     damage = []
     for block in blocks:
@@ -76,8 +78,22 @@ def verify(path: str | os.PathLike[str], told: Told | None = None) -> Verified:
         done += block.nbytes
         if told is not None:
             told(done, total)
-    unchecked = sum(_unchecked(file, contents, blocks) for file in files)
-    return Verified(os.fspath(path), len(files), len(blocks), total, unchecked, damage)
+    files = sum(len(recording.files) for recording in recordings)
+    unchecked = sum(recording.unchecked() for recording in recordings)
+    return Verified(place, files, len(blocks), total, unchecked, damage)
+
+
+class _Recording:
+    """The files of one recording, and the blocks that checksums are of."""
+
+    def __init__(self, path: str) -> None:
+        self.files = find_files(path)
+        self.contents = Contents(self.files)
+        self.blocks = [block for file in self.files for block in _blocks(file, self.contents)]
+
+    def unchecked(self) -> int:
+        """How many values that records speak of are in no block."""
+        return sum(_unchecked(file, self.contents, self.blocks) for file in self.files)
 
 
 class _Block(msgspec.Struct, frozen=True):

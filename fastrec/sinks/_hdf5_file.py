@@ -119,9 +119,14 @@ def rewrite(read: Read, identity: Identity, wanted: Sequence[Wanted], path: str,
         os.close(target)
 
 
+def stretch_of(one: Wanted) -> int:
+    """How many rows are copied at a time."""
+    row_bytes = int(type_of(one.dtype).get_size() * np.prod(one.shape, dtype=np.int64))
+    return max(1, CHUNK_BYTES // max(1, row_bytes))
+
+
 def _copy(read: Read, one: Wanted, write: Callable[[int, Bytes], None]) -> None:
-    row_bytes = type_of(one.dtype).get_size() * int(np.prod(one.shape, dtype=np.int64))
-    step = max(1, CHUNK_BYTES // max(1, row_bytes))
+    step = stretch_of(one)
     for first in range(0, one.rows, step):
         write(first, read(one.name, first, min(step, one.rows - first)))
 

@@ -17,7 +17,9 @@ VERSION = 1
 TRAILER = struct.Struct("<Q8s")
 
 PASSES, RECORDS, MARKS, CHECKS = "passes", "records", "marks", "checks"
-LOG, LATE, COUNTERS = "log", "late", "counters"
+LOG, LATE, COUNTERS, SOURCES = "log", "late", "counters", "sources"
+MERGED = -(1 << 31)
+"""The segment number of a file that shows other recordings, and holds nothing itself."""
 
 # The last byte of a row tells that it was written to its end: bytes reach a file in their order.
 PASS_ROW = np.dtype(

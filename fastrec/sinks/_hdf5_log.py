@@ -13,7 +13,7 @@ from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog, Interned
 from fastrec._context import PredicateFailure, RecordContext
 from fastrec._errors import DamagedFileError, SessionError
-from fastrec._sites import PassInfo, Site, Variant
+from fastrec._sites import Origin, PassInfo, Site, Variant
 from fastrec.sinks._hdf5_layout import Bytes, DataInfo
 from fastrec.sinks._hdf5_sessions import Before, SessionNumbers
 
@@ -173,6 +173,8 @@ class Log:
         elif kind == "failure" and number >= self._failures:
             self._failures = number + 1
             catalog.failures.append(self._failure(msgspec.json.decode(content, type=_Failure)))
+        elif kind == "origin" and number >= len(catalog.origins):
+            catalog.origins.append(numbers.origin(msgspec.json.decode(content, type=Origin)))
         elif kind == "session":
             facts = msgspec.json.decode(content, type=dict[str, Any])
             numbers.began = float(facts["began"])

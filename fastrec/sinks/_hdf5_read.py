@@ -262,6 +262,11 @@ class Contents:
         }
         return passes, file.rows(RECORDS, 0, count).view(TABLES[RECORDS]), marks
 
+    @property
+    def begun(self) -> int:
+        """One more than the highest index of a pass that ended."""
+        return self._before().passes
+
     def _before(self) -> Before:
         """How much has been read by now."""
         begun = self.log.numbers.before.passes + (self.counters[-1].begun if self.counters else 0)

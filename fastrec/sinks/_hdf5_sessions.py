@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fastrec._catalog import Interned
 from fastrec._errors import DamagedFileError
-from fastrec._sites import PassInfo, Variant
+from fastrec._sites import Origin, PassInfo, Variant
 from fastrec.sinks._hdf5_layout import DataInfo
 
 Rows = npt.NDArray[Any]
@@ -42,12 +42,13 @@ class SessionNumbers:
     def add(self, kind: str, number: int, table: Interned[Any], item: Any) -> None:
         """Note what a number of this session means; each of its files tells all of it again, so most is known."""
         known = self._known[kind]
-        found = table.add(item)
-        if number < len(known) and known[number] == found:
+        if number < len(known) and table[known[number]] == item:
             return
         if number != len(known):
             raise DamagedFileError(f"entry {number} of the log, {item!r:.80}, is not where it belongs")
-        known.append(found)
+        found = table.add(item)
+        # Phases of different ranks may have one name.
+        known.append(table.append(item) if kind == "phase" and found in known else found)
 
     def of(self, kind: str, number: int) -> int:
         """The number in the recording of something."""
@@ -76,6 +77,11 @@ class SessionNumbers:
         if info.site >= self.count("site") or info.spec >= self.count("spec"):
             return None
         return msgspec.structs.replace(info, site=self.of("site", info.site), spec=self.of("spec", info.spec))
+
+    def origin(self, given: Origin) -> Origin:
+        """One of the recordings that were merged, with the numbers of the recording in it."""
+        phases = tuple(self.of("phase", phase) for phase in given.phases)
+        return msgspec.structs.replace(given, first_pass=given.first_pass + self.before.passes, phases=phases)
 
     def info(self, given: PassInfo) -> PassInfo:
         """A pass, with the numbers of the recording in it."""

@@ -42,6 +42,10 @@ class HDF5Source:
         """What the recorder said of the session."""
         return self._contents.log.facts
 
+    def begun(self) -> int:
+        """One more than the highest index of a pass that ended, those that kept nothing included."""
+        return self._contents.begun
+
     def identity(self) -> Identity:
         """What its last file is part of."""
         return list(self._files.values())[-1].map.identity

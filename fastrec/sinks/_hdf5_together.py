@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import h5py
@@ -10,7 +11,7 @@ import msgspec
 import numpy as np
 
 from fastrec.sinks._hdf5_file import add_trailer, map_of, name_of, set_identity
-from fastrec.sinks._hdf5_layout import FORMAT, VERSION, SegmentMap
+from fastrec.sinks._hdf5_layout import FORMAT, SOURCES, VERSION, Identity, SegmentMap
 from fastrec.sinks._hdf5_paths import Paths
 
 
@@ -25,13 +26,21 @@ class _Alike(msgspec.Struct):
 
 def write_together(paths: Paths, count: int) -> None:
     """Make ``run.h5`` of virtual data sets over finished segments, in place of an earlier one of that kind."""
-    found: dict[Any, _Alike] = {}
-    for number in range(count):
-        _collect(paths.sealed(number), found)
     last = map_of(paths.sealed(count - 1)).identity
     part, identity = paths.path + ".part", msgspec.structs.replace(last, segment=-count)
+    show(part, identity, [paths.sealed(number) for number in range(count)])
+    os.replace(part, paths.path)
+
+
+def show(part: str, identity: Identity, shown: Sequence[str], sources: bytes | None = None) -> None:
+    """Make a file of virtual data sets over finished files; ``sources`` tells what they are where they were merged."""
+    found: dict[Any, _Alike] = {}
+    for path in shown:
+        _collect(path, os.path.relpath(path, os.path.dirname(part) or "."), found)
     with h5py.File(part, "w", libver=("earliest", "v110"), locking=False) as file:
         set_identity(file, identity)
+        if sources is not None:
+            file[SOURCES] = np.frombuffer(sources, np.uint8)
         for group in ("data", "steps"):
             file.create_group(group)
         taken: dict[str, None] = {}
@@ -40,17 +49,16 @@ def write_together(paths: Paths, count: int) -> None:
             taken[name] = None
             _show(file, name, one)
     add_trailer(part, SegmentMap(FORMAT, VERSION, identity, {}))
-    os.replace(part, paths.path)
 
 
-def _collect(path: str, found: dict[Any, _Alike]) -> None:
+def _collect(path: str, name_in_file: str, found: dict[Any, _Alike]) -> None:
     with h5py.File(path, "r", locking=False) as file:
         for group in ("data", "steps"):
             for name, made in file[group].items():
                 attributes = {key: str(value) for key, value in made.attrs.items() if key != "number"}
                 key = (group, *sorted(attributes.items()), str(made.dtype), made.shape[1:])
                 one = found.setdefault(key, _Alike(made.dtype, made.shape[1:], attributes, []))
-                one.parts.append((os.path.basename(path), f"{group}/{name}", made.shape[0]))
+                one.parts.append((name_in_file, f"{group}/{name}", made.shape[0]))
 
 
 def _show(file: Any, name: str, one: _Alike) -> None:

@@ -26,19 +26,32 @@ class MergedSource:
     name, because each source counts the steps of its own.
     """
 
-    def __init__(self, sources: Sequence[Source], origins: Sequence[Origin], began: Sequence[float]) -> None:
-        self.catalog = Catalog(sources[0].catalog.header)
+    def __init__(self, sources: Sequence[tuple[Source, Origin]]) -> None:
+        self.catalog = Catalog(sources[0][0].catalog.header)
         self._parts: list[_Part] = []
+        self.began = min(origin.began for _, origin in sources)
         first_pass = first_record = first_mark = 0
-        for source, origin, begin in zip(sources, origins, began, strict=True):
+        for source, origin in sources:
             part = _Part(source, self.catalog, first_record, first_mark)
             origin = msgspec.structs.replace(origin, first_pass=first_pass, phases=tuple(part.phases.tolist()))
-            part.take_over(self.catalog, origin, begin - min(began))
+            part.take_over(self.catalog, origin, origin.began - self.began)
             self._parts.append(part)
             first_pass += origin.passes
             first_record += len(part.records)
             first_mark += part.n_marks
         self._firsts = np.array([part.first_record for part in self._parts])
+
+    def sources(self) -> list[Any]:
+        """What was merged, in order."""
+        return [part.source for part in self._parts]
+
+    def facts(self) -> dict[str, Any]:
+        """What the recorder of the first source said of its session."""
+        return {**self.sources()[0].facts(), "began": self.began}
+
+    def begun(self) -> int:
+        """One more than the highest index of a pass that ended, those that kept nothing included."""
+        return sum(origin.passes for origin in self.catalog.origins)
 
     def n_passes(self) -> int:
         """How many passes ended, those that kept nothing included."""
@@ -68,7 +81,8 @@ class MergedSource:
         if row < 0:
             return None
         own = self._parts[int(self._of(np.array([row]))[0])]
-        return own.source.value(*own.places(np.array([row]))[0].tolist(), part)
+        (own_variant, own_row), *_ = own.places(np.array([row])).tolist()
+        return own.source.value(own_variant, own_row, part)
 
     def values(self, variants: Integers, rows: Integers, part: Part) -> Sequence[Tensor]:
         """The values of many records in their order."""

@@ -68,7 +68,7 @@ def test_recover_writes_over_nothing(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_export_takes_the_format_from_the_ending(capsys: pytest.CaptureFixture[str]) -> None:
     recording = rollout("run.h5")
-    assert main(["export", "run.h5", "run.npz"]) == 0
+    assert main(["export", "run.h5", "--to", "run.npz"]) == 0
     assert capsys.readouterr().out == "run.npz: numpy\n"
     with np.load("run.npz") as found:
         assert np.array_equal(found["torso"], recording.to_numpy("torso"))
@@ -76,7 +76,7 @@ def test_export_takes_the_format_from_the_ending(capsys: pytest.CaptureFixture[s
 
 def test_export_of_some_keys_by_other_names() -> None:
     recording = rollout("run.h5")
-    assert main(["export", "run.h5", "run.npz", "-k", "torso=hidden", "-k", "/softmax", "-o", "by=sample"]) == 0
+    assert main(["export", "run.h5", "--to", "run.npz", "-k", "torso=hidden", "-k", "/softmax", "-o", "by=sample"]) == 0
     with np.load("run.npz") as found:
         assert set(found) == {"hidden", "/softmax", "steps/reward", "steps/terminated", "steps/truncated"}
         assert np.array_equal(found["hidden"], recording.to_numpy("torso").reshape(-1, 3))
@@ -84,8 +84,8 @@ def test_export_of_some_keys_by_other_names() -> None:
 
 def test_export_of_one_phase() -> None:
     rollout("run.h5")
-    assert main(["export", "run.h5", "run.npz", "--phase", "roll*"]) == 0
-    assert main(["export", "run.h5", "other.npz", "--phase", "eval"]) == 1
+    assert main(["export", "run.h5", "--to", "run.npz", "--phase", "roll*"]) == 0
+    assert main(["export", "run.h5", "--to", "other.npz", "--phase", "eval"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -106,9 +106,40 @@ def test_exports_that_can_not_be(
 ) -> None:
     rollout("run.h5")
     Path("there.npz").touch()
-    assert main(["export", "run.h5", *argv]) == code
+    assert main(["export", "run.h5", "--to", *argv]) == code
     assert message in capsys.readouterr().err
     assert not Path("run.npz").exists()
+
+
+def test_merge_lists_what_became_of_the_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.h5", "b.h5"):
+        rollout(name)
+    assert main(["merge", "a.h5", "b.h5", "--to", "run.h5", "--virtual"]) == 0
+    assert capsys.readouterr().out == "run.h5: 24 records in 12 passes, 12 steps\nrank  source\n0     a.h5\n1     b.h5\n"
+    assert main(["merge", "a.h5", "b.h5", "--to", "copied.h5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ranks"] == [0, 1]
+    assert main(["info", "copied.h5"]) == 0
+    assert "merged of  2 recordings: rank 0, 1\n" in capsys.readouterr().out
+
+
+def test_merge_of_a_missing_source(capsys: pytest.CaptureFixture[str]) -> None:
+    rollout("run.0.h5")
+    assert main(["merge", "run.0.h5", "run.1.h5", "--to", "run.h5"]) == 3
+    err = capsys.readouterr().err
+    assert err == "fastrec: error: there is no recording at 'run.1.h5'; '.' has 'run.0.h5'\n"
+
+
+def test_repack_tells_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    rollout("run.h5", steps=200)
+    argv = ["repack", "run.h5", "--to", "small.h5", "--compression", "gzip", "--dtype", "float16"]
+    assert main(argv) == 0
+    assert capsys.readouterr().out.startswith("small.h5: 400 records, ")
+    assert main([*argv, "--json"]) == 3
+    assert "'small.h5' exists; give another path" in capsys.readouterr().err
+    assert main(["repack", "run.h5", "--to", "other.h5", "--dtype", "flat16"]) == 1
+    assert "--dtype 'flat16' is no dtype; give float16" in capsys.readouterr().err
+    assert main(["repack", "run.h5", "--to", "other.h5", "--compression", "zip"]) == 1
+    assert "repack(compression='zip'): give 'gzip'" in capsys.readouterr().err
 
 
 def test_a_bar_is_shown_on_a_terminal_alone(

@@ -1,0 +1,71 @@
+"""A recording written anew, in one file."""
+
+from __future__ import annotations
+
+import os
+import uuid
+
+import msgspec
+import torch
+
+from fastrec._errors import FastrecError
+from fastrec.sinks._hdf5_open import open_source
+from fastrec.sinks._hdf5_options import HDF5Options
+from fastrec.sinks._hdf5_source import HDF5Source
+from fastrec.sinks._hdf5_write import Told, Writing, write_source
+from fastrec.sinks._merged import MergedSource
+
+
+class Repacked(msgspec.Struct, frozen=True):
+    """What became of a recording: where it is now, and the bytes of its files before and after."""
+
+    path: str
+    records: int
+    before: int
+    after: int
+
+
+def repack(
+    path: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    *,
+    compression: str | None = None,
+    dtype: torch.dtype | None = None,
+    told: Told | None = None,
+) -> Repacked:
+    """Write a recording anew as one file, without what no record speaks of.
+
+    >>> import torch, fastrec
+    >>> from fastrec.files import repack
+    >>> model = torch.nn.Linear(4, 2)
+    >>> with fastrec.Recorder(model, keep_op="linear", sink="loose.h5") as rec:
+    ...     out = model(torch.ones(5, 4))
+    >>> repack("loose.h5", "tight.h5", compression="gzip", dtype=torch.float16).records
+    1
+    >>> fastrec.load("tight.h5").stack("linear_1").dtype
+    torch.float16
+
+    Arguments:
+        path: the recording: of one file, of several, or merged from others, of which everything is copied.
+        to: where to write; there must be nothing yet.
+        compression: "gzip", "lzf", "zstd" or "lz4", or with a level, as in "gzip:4"; by default none.
+        dtype: a floating dtype to cast floating values to.
+        told: called with the bytes that were written so far, and with those that there are.
+
+    Raises what ``fastrec.load`` does, OptionError for options that don't fit, RecordingExistsError where there is
+    something at ``to``.
+    """
+    try:
+        options = HDF5Options(compression=compression, dtype=dtype)
+    except FastrecError as error:
+        raise type(error)(str(error).replace("HDF5Sink(", "repack(")) from None
+    source = open_source(path)
+    parts: list[HDF5Source] = [source] if isinstance(source, HDF5Source) else source.sources()
+    identity = parts[0].identity()
+    rank = -1 if isinstance(source, MergedSource) else identity.rank
+    fresh = msgspec.structs.replace(identity, run=uuid.uuid4().hex, session=0, segment=0, rank=rank)
+    write_source(
+        source, to, Writing(fresh, source.facts(), source.begun(), options.compression, options.dtype, told)
+    )
+    before = sum(os.path.getsize(file) for part in parts for file, _ in part.paths())
+    return Repacked(os.fspath(to), len(source.records()), before, os.path.getsize(to))
