@@ -4,7 +4,6 @@ The loop is an ordinary one. What fastrec adds is the ``with`` line and ``rec.st
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 
@@ -16,10 +15,12 @@ from tqdm import tqdm
 
 import fastrec
 from fastrec import Recorder, Recording
+from fastrec.__main__ import main as command_line
 from fastrec.predicates import after, op
 from fastrec.sinks import HDF5Sink
 
 ENVS = 8
+UNITS, WIDTH, BLOCKS = 10, 64, "▁▂▃▄▅▆▇█"
 
 
 class ActorCritic(nn.Module):
@@ -59,15 +60,18 @@ def main(steps: int, path: str) -> None:
             obs, reward, terminated, truncated, _ = envs.step(action.numpy())
             rec.step(reward=reward, terminated=terminated, truncated=truncated)
 
+    for command in ("info", "ls"):
+        heading(f"fastrec {command} {path}")
+        command_line([command, path])
     recording = fastrec.load(path)
-    print(f"\n{path} holds {os.path.getsize(path) / 2**20:.1f} MiB")
     show_what_was_kept(recording)
     show_that_steps_line_up(recording, policy, seen)
     show_that_episodes_line_up(recording, envs)
+    draw_an_episode(recording)
 
 
 def show_what_was_kept(recording: Recording) -> None:
-    print(f"\n{recording.summary()}")
+    heading("rows line up with steps and environments")
     for key in ("hidden1", "hidden2", "/softmax"):
         print(f"recording.stack({key!r}) has the shape [steps, envs, ...] = {tuple(recording.stack(key).shape)}")
 
@@ -78,7 +82,7 @@ def show_that_steps_line_up(recording: Recording, policy: ActorCritic, seen: np.
     with torch.no_grad():
         again = policy.hidden1(torch.as_tensor(seen[step]))
     same = torch.equal(record.activation, again)
-    print(f"\nhidden1 computed again from the observations of step {step} equals {record}: {same}")
+    print(f"hidden1 computed again from the observations of step {step} equals {record}: {same}")
 
 
 def show_that_episodes_line_up(recording: Recording, envs: gym.vector.VectorEnv) -> None:
@@ -87,14 +91,36 @@ def show_that_episodes_line_up(recording: Recording, envs: gym.vector.VectorEnv)
     returns = [episode.columns["reward"].sum() for episode in episodes]
     resets = recording.steps["reset_only"].sum()
 
-    print("\nfinished episodes         count  mean length  mean return")
+    heading("episodes come from the columns of the steps")
+    print("finished episodes         count  mean length  mean return")
     row = "{:24} {:6} {:12.3f} {:12.3f}".format
     print(row("found in the recording", len(episodes), np.mean(lengths), np.mean(returns)))
     print(row("counted by Gymnasium", envs.episode_count, np.mean(envs.length_queue), np.mean(envs.return_queue)))
     print(f"rows in which an environment only reset, in no episode: {resets}")
 
-    moved = torch.stack([(episode["hidden2"][-1] - episode["hidden2"][0]).norm() for episode in episodes])
-    print(f"\nhow far hidden2 moves from the first to the last step of an episode: {moved.mean():.3f}")
+
+def draw_an_episode(recording: Recording) -> None:
+    """One line per unit: the hidden layer of one environment from a reset to the fall of the pole."""
+    longest = max(recording.episodes(), key=len)
+    heading(f"the longest episode: {longest}")
+    hidden, right = longest["hidden2"], longest["/softmax"][:, 1]
+    busiest = hidden.std(0).argsort(descending=True)[:UNITS].sort().values
+    for unit in busiest.tolist():
+        curve = hidden[:, unit]
+        print(f"hidden2[{unit:2}]  {drawn(curve)}  {curve.min():+.2f} to {curve.max():+.2f}")
+    print(f"push right   {drawn(right)}  {right.min():.2f} to {right.max():.2f}")
+
+
+def drawn(values: Tensor) -> str:
+    """A curve in block letters, from its least value to its greatest."""
+    values = torch.nn.functional.interpolate(values[None, None], min(WIDTH, len(values)), mode="linear")[0, 0]
+    spread = (values.max() - values.min()).clamp(min=1e-9)
+    levels = ((values - values.min()) / spread * (len(BLOCKS) - 1)).round().int().tolist()
+    return "".join(BLOCKS[level] for level in levels)
+
+
+def heading(text: str) -> None:
+    print(f"\n\x1b[1m{text}\x1b[0m" if sys.stdout.isatty() else f"\n{text}")
 
 
 def progress(steps: int) -> Iterator[int]:

@@ -88,7 +88,7 @@ class Recorder:
                 "autoreset": self.options.autoreset,
                 "history_size": self.options.history_size,
                 "roots": {name: type(root).__name__ for name, root in self._roots.items()},
-                "torch": torch.__version__,
+                "torch": str(torch.__version__),
             }
         )
 

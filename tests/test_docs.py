@@ -1,13 +1,15 @@
 """Every Python block of the documents runs, and prints what the document shows below it.
 
 The blocks of one document share a namespace and run in order, in an empty folder. A fenced block marked
-`text` that comes next after a Python block is its output; `...` in it stands for anything.
+`text` that comes next after a Python block is its output; `...` in it stands for anything. A block marked
+`console` shows commands behind `$ ` and what each prints, the exit code where it is not 0.
 """
 
 import contextlib
 import doctest
 import io
 import re
+import shlex
 import sys
 import types
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from pathlib import Path
 from textwrap import dedent, indent
 
 import pytest
+
+from fastrec._cli import main
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -46,6 +50,8 @@ def run_document(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     found = blocks(path.read_text())
     for block, following in zip(found, [*found[1:], Block("", "", 0)], strict=True):
+        if block.mark == "console":
+            run_console(block, path)
         if block.mark != "python":
             continue
         printed = run_block(block, path, module)
@@ -61,8 +67,24 @@ def run_block(block: Block, path: Path, module: types.ModuleType) -> str:
     return printed.getvalue()
 
 
+def run_console(block: Block, path: Path) -> None:
+    """Run the commands of a block; each has to print what stands below it."""
+    commands = re.split(r"^\$ ", block.text, flags=re.MULTILINE)
+    line = block.line + commands[0].count("\n")
+    for command in commands[1:]:
+        typed, _, shown = command.partition("\n")
+        program, *argv = shlex.split(typed)
+        if program != "fastrec":
+            raise AssertionError(f"{path.name}:{line} runs {program!r}; a console block runs fastrec alone")
+        with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(printed):
+            code = main(argv)
+        text = printed.getvalue() + (f"(exit code {code})\n" if code else "")
+        assert_printed(shown, text, f"{path.name}:{line + 1}")
+        line += command.count("\n")
+
+
 def assert_printed(shown: str, printed: str, where: str) -> None:
-    shown, printed = shown.rstrip() + "\n", printed.rstrip() + "\n"
+    shown, printed = (re.sub(r" +$", "", text, flags=re.MULTILINE).rstrip() + "\n" for text in (shown, printed))
     if not doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS):
         raise AssertionError(f"{where} shows\n{indent(shown, '    ')}but the block above printed\n{printed}")
 
@@ -86,6 +108,15 @@ def test_documents_run_and_print_what_they_show(path: Path, monkeypatch: pytest.
 def test_blocks_share_a_namespace_and_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     page = write("```python\nx = 2\n```\n\n```python\nprint(x, 'of', 3)\n```\n```text\n2 ... 3\n```\n")
     run_document(page, monkeypatch)
+
+
+def test_console_blocks_run_and_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "$ fastrec --version\nfastrec ...\n$ fastrec info x.h5\nfastrec: error: there is no ...\n(exit code 3)\n"
+    run_document(write(f"```console\n{page}```\n"), monkeypatch)
+    with pytest.raises(AssertionError, match=r"page.md:3 shows\n    torch"):
+        run_document(write("```console\n$ fastrec --version\ntorch\n```\n"), monkeypatch)
+    with pytest.raises(AssertionError, match=r"page.md:2 runs 'rm'"):
+        run_document(write("```console\n$ rm x\n```\n"), monkeypatch)
 
 
 def test_a_block_that_raises_fails_at_its_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,18 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_demo_prints_what_was_kept_per_site(printed: str) -> None:
     found = dict(re.findall(r"^(\S+) +(?:module_exit|op) +\d+ +\d+ +(\S+) +float32 +\d", printed, re.MULTILINE))
     assert found == {"hidden1": "8x64", "hidden2": "8x64", "/softmax": "8x2"}
-    assert "450 records of 3 sites in 150 passes" in printed
+
+
+def test_the_demo_shows_what_the_command_line_says(printed: str) -> None:
+    assert "rollout.h5: finished\n" in printed
+    assert re.search(r"^  records +450 with \S+ KiB of values$", printed, re.MULTILINE)
+
+
+def test_the_demo_draws_an_episode_unit_by_unit(printed: str) -> None:
+    rows = re.findall(r"^(hidden2\[ ?\d+\]|push right)  +([▁▂▃▄▅▆▇█]+)  ", printed, re.MULTILINE)
+    assert len(rows) == 11
+    assert len({len(curve) for _, curve in rows}) == 1
+    assert all("▁" in curve and "█" in curve for _, curve in rows)
 
 
 def test_the_demo_computes_a_recorded_row_again(printed: str) -> None:

@@ -50,5 +50,5 @@ def near_files(folder: str, name: str) -> str:
         return f"; the folder {folder!r} can't be read: {error.strerror}"
     if not there:
         return f"; {folder!r} has no .h5 file"
-    close = get_close_matches(name, there, n=3) or there[:3]
+    close = sorted(get_close_matches(name, there, n=3)) or there[:3]
     return f"; {folder!r} has {', '.join(repr(entry) for entry in close)}"

@@ -31,7 +31,7 @@ def _say(found: Verified, output: Output) -> None:
     for one in found.damage[:MOST_SHOWN]:
         of = f" ({one.of})" if one.of else ""
         what = "bytes" if one.data_set == "late" else "rows"
-        output.say(f"{one.file}: {one.data_set}{of}, {what} {one.first} to {one.first + one.count}: {one.why}")
+        output.say(f"{one.file}: {one.data_set}{of}, {what} {one.first} to {one.first + one.count - 1}: {one.why}")
     if len(found.damage) > MOST_SHOWN:
         output.say(f"and {len(found.damage) - MOST_SHOWN:,} more; --json lists them all")
     result = f"damaged in {counted(len(found.damage), 'block')}" if found.damage else "as it was written"

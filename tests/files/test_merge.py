@@ -30,7 +30,8 @@ def record(path: str, rank: int | None, steps: int = 5, **options: object) -> fa
     with pytest.MonkeyPatch.context() as patch:
         if rank is not None:
             patch.setenv("RANK", str(rank))
-        with Recorder(model, keep_op="tanh", keep_module="0", sink=HDF5Sink(path, **options), autoreset=autoreset) as rec:
+        sink = HDF5Sink(path, **options)
+        with Recorder(model, keep_op="tanh", keep_module="0", sink=sink, autoreset=autoreset) as rec:
             with rec.phase("rollout"):
                 for step in range(steps):
                     model(torch.randn(2, 2))
