@@ -12,6 +12,7 @@ from recorded import rollout
 
 import fastrec
 from fastrec._cli import main
+from fastrec.sinks import HDF5Sink
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,8 @@ def test_verify_lists_what_is_damaged(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_recover_finishes_what_a_killed_process_left(capsys: pytest.CaptureFixture[str]) -> None:
     model = torch.nn.Linear(2, 2)
-    with fastrec.Recorder(model, keep_op="linear", sink="run.h5") as rec:
+    sink = HDF5Sink("run.h5", segment_bytes=1 << 20)  # what is copied below takes its whole room
+    with fastrec.Recorder(model, keep_op="linear", sink=sink) as rec:
         model(torch.ones(1, 2))
         rec.flush()
         for path in Path().glob("run.*"):
