@@ -8,6 +8,7 @@ from benchmarks.contestants import (
     fastrec_eager_op,
     fastrec_lambda,
     fastrec_nothing,
+    fastrec_static_op,
     hooks,
 )
 
@@ -19,5 +20,6 @@ CONTESTANTS = {
     "module": fastrec_eager_module,
     "lambda": fastrec_lambda,
     "nothing": fastrec_nothing,
+    "static": fastrec_static_op,
 }
 """By the keys that results are stored under; the bare pass takes part twice, which shows the noise."""
