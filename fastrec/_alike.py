@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch._C._dynamo.guards import TensorGuards
 
 Alike = Callable[[Tensor], bool]
+AllAlike = Callable[..., bool]
 
 
 def alike(example: Tensor) -> Alike:
@@ -18,9 +19,17 @@ def alike(example: Tensor) -> Alike:
     is on in this thread (autocast, inference mode) counts too, so that the same value may be unlike itself elsewhere.
     Whether it requires a gradient does not count where gradients are off.
     """
-    sizes, strides = list(example.shape), list(example.stride())
+    return all_alike([example])
+
+
+def all_alike(examples: Sequence[Tensor]) -> AllAlike:
+    """The same for several values in one question, which cost less so than one by one."""
     guards: Any = TensorGuards  # torch's own stub for it tells another signature
-    test: Alike = guards(example, dynamic_dims_sizes=[sizes], dynamic_dims_strides=[strides]).check
+    test: AllAlike = guards(
+        *examples,
+        dynamic_dims_sizes=[list(example.shape) for example in examples],
+        dynamic_dims_strides=[list(example.stride()) for example in examples],
+    ).check
     return test
 
 

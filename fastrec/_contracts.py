@@ -94,6 +94,20 @@ Idle = Callable[[Sequence[Tap]], Callable[[Any], bool] | None]
 """Of some taps, a question about a Run that begins: whether none of them will keep anything; None: one may always."""
 
 
+class Batch(Protocol):
+    """Taps that are fed together when a pass ends, with values that nobody wrote to meanwhile."""
+
+    def is_ready(self) -> bool:
+        """Whether the values of the pass that begins are to be held for it; else its taps are fed one by one."""
+
+    def __call__(self, run: Any, values: list[torch.Tensor], times: list[float]) -> None:
+        """Feed all taps, in event order, from a list that alone holds the values."""
+
+
+MakeBatch = Callable[[Sequence[Tap], Sequence[int]], Batch | None]
+"""A batch of some taps, given the version of each value when a pass ends; None where one has to be fed at its event."""
+
+
 class Listener(Protocol):
     """Whom an engine tells what happens: it asks once per place, then feeds the taps that it was given."""
 

@@ -182,6 +182,28 @@ class Block:
 _FULL = Block(0, 0)
 
 
+class HeldBlock(Block):
+    """One value as it is: nobody else has it any more."""
+
+    __slots__ = ()
+
+    def __init__(self, number: int, value: Tensor) -> None:
+        super().__init__(number, 1)
+        with aside():
+            self.kept["activation"] = value.data  # an alias with a version counter of its own
+
+
+class HeldPass(NamedTuple):
+    """The values of a pass as they are, until somebody reads them: each will be the one row of a block."""
+
+    number: int
+    values: list[Tensor]
+
+    def blocks(self) -> Iterator[HeldBlock]:
+        """The blocks, numbered from the first on."""
+        return map(HeldBlock, itertools.count(self.number), self.values)
+
+
 class Places:
     """Hands out one row after the other, and asks for a new block when one is full.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastrec._batch import batch_of
 from fastrec._catalog import Catalog
 from fastrec._closing import warn_about_nothing
 from fastrec._errors import OptionError, SessionError, UnsupportedModelError, near
@@ -246,6 +248,7 @@ class Recorder:
         if engine == "static":
             return StaticEngine(
                 idle=idle_question,
+                batch=partial(batch_of, self._sinks[0] if len(self._sinks) == 1 else None),
                 check_every=self.options.check_every,
                 ops=self._plan.watches_ops,
                 sources=sources,

@@ -126,6 +126,21 @@ class KeepTap:
         """Whether the values may have to carry gradients."""
         return self._spec.keep_grad
 
+    @property
+    def site(self) -> Site:
+        """The leaf of a place that it keeps."""
+        return self._site
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether values are kept as they are."""
+        return self._spec.is_plain
+
+    def kept_as(self, run: PassRun, value: Tensor) -> tuple[Alike, bool, int]:
+        """The test for values like this one, whether they require a gradient, and their variant."""
+        test, requires_grad, (variant, _) = self._cells.find(value, run.parents, partial(self._make, run, value))
+        return test, requires_grad, variant
+
     def _meet(self, run: PassRun, value: Tensor) -> _Kept:
         """Turn to values that are unlike the last one."""
         self._cell = cell = self._cells.find(value, run.parents, partial(self._make, run, value))
@@ -199,7 +214,9 @@ class AskTap:
         question = self._question
         if question not in run.settled:
             session, info = self._session, run.info
-            variant = session.variants.of(self._place, self._site, ((), "float32", "cpu", False), 0, None)
+            _, _, variant = self._cell
+            if variant is None:  # any will do for what is the same for all events of a pass
+                variant = session.variants.of(self._place, self._site, ((), "float32", "cpu", False), 0, None)
             ctx = RecordContext(session.catalog, self._site, variant, info, 0.0, info.step)
             run.settled[question] = question.ask(session, ctx)
         return run.settled[question] is not None

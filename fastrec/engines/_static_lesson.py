@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastrec._alone import are_alone
 from fastrec._contracts import Listener, Place, Tap
 from fastrec._sites import Site
 from fastrec.engines._leaves import leaves
@@ -16,8 +17,11 @@ from fastrec.engines._trie import Node
 
 _interpreter = torch._C._functorch.peek_interpreter_stack
 
-Outputs = Mapping[Node, Sequence[tuple["WatchTap", str]]]
-"""By op: the taps of its values, each with the path under which its module returned that very value."""
+Was = tuple[int | None, Tensor]
+"""A version and a copy of a value."""
+
+Fed = tuple["WatchTap", str]
+"""A tap, and under which path a module returned the value that it was fed with."""
 
 
 class StaticThread(ThreadState):
@@ -39,16 +43,42 @@ class StaticThread(ThreadState):
 
 
 class Lesson:
-    """Watches in one pass which ops gave what their module then returned."""
+    """Watches in one pass which ops gave what their module then returned, and which values nobody writes to later."""
 
     def __init__(self) -> None:
-        self.outputs: dict[Node, list[tuple[WatchTap, str]]] = {}
+        self._fed: list[tuple[WatchTap, Tensor, Was]] = []
+        self.outputs: dict[Node, list[Fed]] = {}
+        self.fed: set[WatchTap] = set()
         self._place: Place | None = None
-        self._seen: list[tuple[WatchTap, Tensor, tuple[int | None, Tensor]]] = []
+        self._seen: list[tuple[WatchTap, Tensor, Was]] = []
         self._strange = False
 
     def saw(self, watch: WatchTap, value: Tensor) -> None:
-        """An op gave a value; only what the last op gave can be what its module returns next."""
+        """An event has a value; only what the last op gave can be what its module returns next."""
+        self.fed.add(watch)
+        if type(value) is Tensor and _interpreter() is None and watch.place.site.kind != "module_enter":
+            self._fed.append((watch, value, (_version(value), _copy(value))))
+        if watch.place.site.kind == "op":
+            self._saw_op(watch, value)
+
+    def lasting(self) -> dict[WatchTap, int]:
+        """Which taps were fed with values that are as they were at the end of the pass, with their versions then.
+
+        Only those that nobody else has then: others may be written to by whoever has them.
+        """
+        found = {}
+        for watch, version, holder in [(watch, was[0], [value]) for watch, value, was in self._take_fed()]:
+            if version is not None and are_alone(holder) and holder[0].nbytes == holder[0].untyped_storage().nbytes():
+                found[watch] = version
+        return found
+
+    def _take_fed(self) -> list[tuple[WatchTap, Tensor, Was]]:
+        fed = [one for one in self._fed if _is_as_it_was(one[1], *one[2])]
+        self._fed = []
+        self._seen.clear()
+        return fed
+
+    def _saw_op(self, watch: WatchTap, value: Tensor) -> None:
         if watch.place is not self._place:
             self._place, self._strange = watch.place, False
             self._seen.clear()
@@ -69,6 +99,29 @@ class Lesson:
         self._seen.clear()
 
 
+class Lessons:
+    """What all lessons of a course agree about.
+
+    ``fed`` are the taps that were fed, ``outputs`` the ops whose values their module returned, ``lasting`` the values
+    that nobody writes to before the pass ends, by their taps, with their versions then.
+    """
+
+    def __init__(self) -> None:
+        self.fed: set[WatchTap] = set()
+        self.outputs: dict[Node, list[Fed]] = {}
+        self.lasting: dict[WatchTap, int] = {}
+        self._any = False
+
+    def add(self, lesson: Lesson) -> None:
+        """A pass has ended that ran as those before it."""
+        outputs, lasting = lesson.outputs, lesson.lasting()
+        if self._any:
+            outputs = {op: fed for op, fed in outputs.items() if self.outputs.get(op) == fed}
+            lasting = {watch: n for watch, n in lasting.items() if self.lasting.get(watch) == n}
+        self.fed |= lesson.fed
+        self.outputs, self.lasting, self._any = outputs, lasting, True
+
+
 class WatchTap:
     """Feeds the listener's tap, and tells the lesson of this thread if there is one."""
 
@@ -81,7 +134,7 @@ class WatchTap:
 
     def __call__(self, run: Any, value: Tensor) -> None:
         lesson = self.thread.lesson
-        if lesson is not None and self.place.site.kind == "op":
+        if lesson is not None:
             lesson.saw(self, value)
         self.inner(run, value)
 

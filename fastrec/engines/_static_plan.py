@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from fastrec._contracts import Idle, Tap
-from fastrec.engines._static_lesson import Outputs, WatchTap
+from fastrec._contracts import Batch, Idle, MakeBatch, Tap
+from fastrec.engines._static_lesson import Fed, Lessons, WatchTap
 from fastrec.engines._trie import LEAVE, Node, Raised, Source
 
 CALM, STEP, PLAIN, HIDDEN = range(4)
@@ -19,13 +19,13 @@ _CALL_IMPL = nn.Module._call_impl
 class Step:
     """One call of a module, and what is taken from it.
 
-    ``taps`` are fed with what the call returns, where it is a single tensor; ``ops`` with what the last op gave, by the
-    path under which the module returned it. A ``watched`` step runs as the eager engine runs it; a ``plain`` one has
-    nothing but ``taps``.
+    ``ops`` are fed with what the last op gave, by the path under which the module returned it, ``outs`` with what it
+    returned; ``taps`` are those of both where it returns a single tensor. A ``watched`` step runs as the eager engine
+    runs it; a ``plain`` one has nothing but ``taps``.
     """
 
     __slots__ = (
-        *("after", "entered", "hidden", "inside", "left", "module", "ops", "plain", "takes_in", "takes_out", "taps"),
+        *("after", "entered", "hidden", "inside", "left", "module", "ops", "outs", "plain", "takes_in", "taps"),
         "watched",
     )
 
@@ -34,10 +34,10 @@ class Step:
         self.module: nn.Module = entered.known.module
         self.entered = entered
         self.left: Node | None = None
-        self.ops: Sequence[tuple[WatchTap, str]] = ()
+        self.ops: Sequence[Fed] = ()
+        self.outs: Sequence[Fed] = ()
         self.taps: tuple[Tap, ...] = ()
-        self.takes_in = bool(taps_of(entered))
-        self.takes_out = False
+        self.takes_in = False
         self.watched = False
         self.inside = False  # of a watched step, which sees to it
         self.hidden = entered.hidden
@@ -47,27 +47,30 @@ class Step:
     @property
     def matters(self) -> bool:
         """Whether there is anything to take."""
-        return self.takes_in or self.takes_out or self.watched or bool(self.ops)
+        return bool(self.takes_in or self.watched or self.ops or self.outs)
 
     def settle(self) -> None:
         """Work out the quick way."""
         self.plain = not (self.takes_in or self.watched or self.hidden)
-        taps = [watch.inner for watch, path in self.ops if not path]
-        if self.takes_out and self.left is not None and self.left.tap is not None:
-            taps += taps_of(self.left)[:1]
-        self.taps = tuple(taps)
+        self.taps = tuple(watch.inner for watch, path in (*self.ops, *self.outs) if not path)
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether nothing is taken but single tensors that the module returns."""
+        return self.plain and not any(path for _, path in (*self.ops, *self.outs))
 
 
 class Plan:
     """The steps of all passes that run alike, which end at the node ``final`` of the trie.
 
     ``whole`` passes run eagerly from beginning to end, because something is kept outside of any step. ``idle`` tells
-    of a run that begins whether nothing can be kept in it; None where that can't be told.
+    of a run that begins whether nothing can be kept in it; None where that can't be told. ``batch`` is fed when a pass
+    ends; None where taps have to be fed at their events.
     """
 
-    def __init__(self, final: Node, outputs: Outputs, idle: Idle) -> None:
+    def __init__(self, final: Node, lessons: Lessons, idle: Idle, batch: MakeBatch) -> None:
         path = path_to(final)
-        calls = _Calls(path, outputs)
+        calls = _Calls(path, lessons)
         self.final = final
         self.end = _end()
         self.modules: dict[int, int] = {}
@@ -76,7 +79,11 @@ class Plan:
         self.look_again()
         self.first = calls.chain(self.modules, self.end)
         self.whole = calls.whole or (self.first.watched and self.first.entered is path[0])
-        self.idle = idle(calls.taps)
+        self.idle = idle([watch.inner for watch in calls.watches])
+        self.batch: Batch | None = None
+        if calls.are_simple and all(watch in lessons.lasting for watch in calls.watches):
+            taps = [watch.inner for watch in calls.watches]
+            self.batch = batch(taps, [lessons.lasting[watch] for watch in calls.watches])
 
     def look_again(self) -> None:
         """Take in modules that others of their class have replaced."""
@@ -103,15 +110,15 @@ def path_to(final: Node) -> list[Node]:
     return path[::-1]
 
 
-def taps_of(node: Node) -> list[Tap]:
-    """The listener's taps of a value and of its leaves."""
-    found = [node.tap, *(node.leaf_taps or {}).values()]
-    return [tap.inner for tap in found if isinstance(tap, WatchTap)]
+def _taps_of(node: Node) -> list[Fed]:
+    """The taps of a value and of its leaves, with their paths."""
+    found = {"": node.tap, **(node.leaf_taps or {})}
+    return [(tap, path) for path, tap in found.items() if isinstance(tap, WatchTap)]
 
 
-def _taps_inside(node: Node) -> list[Tap]:
+def _taps_inside(node: Node) -> list[WatchTap]:
     """Those of a composite's inside, on whatever path."""
-    found = taps_of(node)
+    found = [watch for watch, _ in _taps_of(node)]
     for below in (*node.edges.values(), *([node.opens] if node.opens else [])):
         found += _taps_inside(below)
     return found
@@ -128,11 +135,11 @@ def _end() -> Step:
 class _Calls:
     """The module calls of a path as steps, and all taps on it."""
 
-    def __init__(self, path: Sequence[Node], outputs: Outputs) -> None:
+    def __init__(self, path: Sequence[Node], lessons: Lessons) -> None:
         self.whole = False
         self.steps: list[Step] = []
-        self.taps: list[Tap] = []
-        self._outputs = outputs
+        self.watches: list[WatchTap] = []
+        self._lessons = lessons
         self._open: list[Step] = []
         self._inside: dict[Step, list[Step]] = {}
         following: list[Node | None] = [*path[1:], None]
@@ -142,6 +149,11 @@ class _Calls:
             step.settle()
             for inner in self._inside[step] if step.watched else ():
                 inner.inside = True
+
+    @property
+    def are_simple(self) -> bool:
+        """Whether all that is taken are single tensors that modules return."""
+        return not self.whole and all(step.is_simple or not step.matters for step in self.steps)
 
     def chain(self, kinds: Mapping[int, int], end: Step) -> Step:
         """The first of the steps, each of which leads to the next: all calls of the modules that matter somewhere."""
@@ -153,8 +165,8 @@ class _Calls:
         return after
 
     def _add(self, node: Node, after: Node | None) -> None:
-        taps = taps_of(node)
-        self.taps += taps
+        fed = [(watch, path) for watch, path in _taps_of(node) if watch in self._lessons.fed]
+        self.watches += [watch for watch, _ in fed]
         if isinstance(node.step, Raised):
             while len(self._open) + 1 > node.step.depth:
                 self._open.pop()
@@ -162,16 +174,17 @@ class _Calls:
             self.whole = True
         elif node.step is LEAVE:
             step = self._open.pop()
-            step.left, step.takes_out = node, bool(taps)
-            if taps:
+            step.left, step.outs = node, fed
+            if fed:
                 self._unfuse()
         elif node.site.kind == "module_enter":
-            self._enter(Step(node))
-        elif taps or node.opens is not None:
+            self._enter(Step(node), takes_in=bool(fed))
+        elif fed or node.opens is not None:
             self._op(node, after)
 
-    def _enter(self, step: Step) -> None:
-        if step.takes_in:
+    def _enter(self, step: Step, *, takes_in: bool) -> None:
+        step.takes_in = takes_in
+        if takes_in:
             self._unfuse()
         for around in self._open:
             self._inside[around].append(step)
@@ -185,13 +198,13 @@ class _Calls:
             self.whole = True
             return
         step = self._open[-1]
-        is_output = node.opens is None and after is not None and after.step is LEAVE and node in self._outputs
+        is_output = node.opens is None and after is not None and after.step is LEAVE and node in self._lessons.outputs
         if is_output:
-            step.ops = self._outputs[node]
+            step.ops = self._lessons.outputs[node]
         else:
             step.watched = True
         if node.opens is not None:
-            self.taps += _taps_inside(node.opens)
+            self.watches += _taps_inside(node.opens)
 
     def _unfuse(self) -> None:
         """Something is kept inside of the open modules: where it would compute with a fused kernel, one is watched."""

@@ -7,12 +7,13 @@ module calls that it can be taken from. Now and then a pass runs eagerly again, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from time import perf_counter
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from fastrec._contracts import Idle, Listener
+from fastrec._contracts import Idle, Listener, MakeBatch
 from fastrec._errors import BrokenPromiseError, SessionError
 from fastrec.engines._calls import Call
 from fastrec.engines._fused import is_fused_now
@@ -20,7 +21,7 @@ from fastrec.engines._leaves import leaves
 from fastrec.engines._mode import OpMode
 from fastrec.engines._modules import Known
 from fastrec.engines._simple import GLOBAL_HOOKS
-from fastrec.engines._static_lesson import Lesson, Outputs, StaticThread, WatchingListener
+from fastrec.engines._static_lesson import Lesson, Lessons, StaticThread, WatchingListener
 from fastrec.engines._static_plan import CALM, HIDDEN, STEP, Plan, Step, path_to
 from fastrec.engines._supported import runs_compiled
 from fastrec.engines._trie import Node
@@ -37,20 +38,22 @@ _tracing = torch._C._get_tracing_state
 class Now:
     """Where a thread is in a pass that runs by a plan."""
 
-    __slots__ = ("course", "mode", "modules", "plan", "run", "step")
+    __slots__ = ("course", "held", "mode", "modules", "plan", "run", "step", "times")
 
     course: Course
+    held: list[Tensor] | None
     mode: OpMode
     modules: Mapping[int, int]
     plan: Plan
     run: Any
     step: Step
+    times: list[float]
 
 
 class Course:
     """What is known of the passes of one entry that run in the same circumstances."""
 
-    __slots__ = ("called", "last", "left", "outputs", "plan", "tries")
+    __slots__ = ("called", "last", "left", "lessons", "plan", "tries")
 
     def __init__(self, called: str) -> None:
         self.called = called
@@ -60,7 +63,7 @@ class Course:
         """Learn anew."""
         self.plan: Plan | None = None
         self.last: Node | None = None
-        self.outputs: Outputs = {}
+        self.lessons = Lessons()
         self.tries = 0
         self.left = 0
 
@@ -70,6 +73,7 @@ class StaticEngine(EagerEngine):
 
     Arguments:
         idle: tells before a pass runs that nothing will be kept in it.
+        batch: makes taps that are fed together when a pass ends.
         check_every: after so many passes by plan, one runs eagerly and is compared with it.
         ops, sources, parents: as for ``EagerEngine``; with sources or parents all passes run eagerly.
     """
@@ -77,11 +81,19 @@ class StaticEngine(EagerEngine):
     _thread: StaticThread
 
     def __init__(
-        self, *, idle: Idle, check_every: int, ops: bool = True, sources: bool = False, parents: bool = False
+        self,
+        *,
+        idle: Idle,
+        batch: MakeBatch,
+        check_every: int,
+        ops: bool = True,
+        sources: bool = False,
+        parents: bool = False,
     ) -> None:
         super().__init__(ops=ops, sources=sources, parents=parents)
         self._thread = StaticThread()
         self._idle = idle
+        self._batch = batch
         self._check_every = check_every
         self._courses: dict[Any, Course] = {}
         self._whole = sources or parents
@@ -178,9 +190,15 @@ class StaticEngine(EagerEngine):
                 out = _plain(call, module, args, kwargs)
             if kind == STEP:
                 if out.__class__ is Tensor:
-                    run = now.run
-                    for tap in step.taps:
-                        tap(run, out)
+                    held = now.held
+                    if held is None:
+                        run = now.run
+                        for tap in step.taps:
+                            tap(run, out)
+                    else:
+                        for _ in step.taps:
+                            held.append(out)
+                            now.times.append(perf_counter())
                 else:
                     take(now, step, out)
             return out
@@ -243,22 +261,37 @@ class StaticEngine(EagerEngine):
             now = Now()
             now.mode = OpMode(self._listener, thread, may_rest=self._ops)
         now.course, now.plan, now.run = course, plan, run
+        now.held = None
         if plan.idle is not None and plan.idle(run):
             now.modules, now.step = plan.idle_modules, plan.end
         else:
             now.modules, now.step = plan.modules, plan.first
+            if plan.batch is not None and plan.batch.is_ready():
+                now.held, now.times = [], []
         thread.now = now
         return now
 
     def _end_by_plan(self, now: Now, error: BaseException | None) -> bool:
         thread = self._thread
         thread.now = None
-        run, step, plan = now.run, now.step, now.plan
-        now.run = None
+        run, held = now.run, now.held
+        now.run = now.held = None
         thread.spare_now = now
-        if error is None and step is not plan.end and self._open:
-            run.fail(self._broken(now.course, f"{_name(step)!r} was not called"))
+        if error is None:
+            if now.step is not now.plan.end and self._open:
+                run.fail(self._broken(now.course, f"{_name(now.step)!r} was not called"))
+            elif held is not None:
+                self._feed_batch(now, run, held)
         return self._direct.end(run, error)
+
+    def _feed_batch(self, now: Now, run: Any, held: list[Tensor]) -> None:
+        batch = now.plan.batch
+        assert batch is not None
+        try:
+            batch(run, held, now.times)
+        except BrokenPromiseError as error:
+            now.course.forget()
+            run.fail(error)
 
     def _end(self, mode: OpMode, error: BaseException | None) -> bool:
         """The end of a pass that ran eagerly."""
@@ -282,12 +315,13 @@ class StaticEngine(EagerEngine):
                 mode.run.fail(self._broken(course, _difference(course.last, final)))
                 return
             course.last = final
-            course.outputs = lesson.outputs if lesson else {}
+            course.lessons = Lessons()
+            if lesson is not None:
+                course.lessons.add(lesson)
             return
         if lesson is not None:
-            agreed = {op: out for op, out in lesson.outputs.items() if course.outputs.get(op) == out}
-            course.plan = Plan(final, agreed, self._idle)
-            course.outputs = agreed
+            course.lessons.add(lesson)
+            course.plan = Plan(final, course.lessons, self._idle, self._batch)
         assert course.plan is not None
         course.left = 0 if course.plan.whole else self._check_every
 
@@ -339,18 +373,13 @@ class StaticEngine(EagerEngine):
             return
         mode = now.mode
         mode.run = now.run
-        found = dict(leaves(out))
-        paths = [path for _, path in step.ops]
-        if step.takes_out and step.left is not None:
-            paths += [path for path, tap in (step.left.leaf_taps or {}).items() if tap is not None]
-        for path in paths:
+        found = dict(leaves(out)) if now.held is None else {}
+        for _, path in (*step.ops, *step.outs):
             if path not in found:
-                error = self._broken(now.course, f"{_name(step)!r} returned no tensor at {path!r}")
-                now.run.fail(error)
-                raise error
+                self._fail(now, f"{_name(step)!r} returned no tensor" + (f" at {path!r}" if path else ""))
         for watch, path in step.ops:
             watch.inner(now.run, found[path])
-        if step.takes_out and step.left is not None:
+        if step.outs and step.left is not None:
             mode.feed(step.left, found.items())
 
     def _watch(
@@ -373,16 +402,17 @@ class StaticEngine(EagerEngine):
             thread.now, thread.mode = now, None
             node = mode.node
         if node is not step.left:
-            error = self._broken(now.course, _difference(step.left or step.entered, node))
-            now.run.fail(error)
-            raise error
+            self._fail(now, _difference(step.left or step.entered, node))
         return out
 
     def _refuse(self, now: Now, module: nn.Module) -> NoReturn:
         known = self._table.known.get(id(module))
         called = known.name if known else type(module).__name__
         expected = "no more call was" if now.step is now.plan.end else f"that of {_name(now.step)!r} was"
-        error = self._broken(now.course, f"{called!r} was called, where {expected} expected")
+        self._fail(now, f"{called!r} was called, where {expected} expected")
+
+    def _fail(self, now: Now, what: str) -> NoReturn:
+        error = self._broken(now.course, what)
         now.run.fail(error)
         raise error
 

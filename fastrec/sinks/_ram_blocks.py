@@ -10,12 +10,20 @@ from torch import Tensor
 
 from fastrec._capture import CaptureSpec
 from fastrec._contracts import Part
-from fastrec._copying import MOST_ROWS, ROW_BITS, Alone, Block, Layout, RowMaker
+from fastrec._copying import MOST_ROWS, ROW_BITS, Alone, Block, HeldPass, Layout, RowMaker
 
 # New memory costs page faults, fewer in large blocks. But a session whose records are handed over or
 # trimmed goes on in memory that is warm, and holds as little of it as its blocks are small.
 LARGE_BLOCK = 1024 * 1024
 SMALL_BLOCK = 128 * 1024
+MOST_HELD = 256
+"""Passes whose values are held as they are: many small tensors would take more room than what is in them."""
+
+MOST_VALUES = 4096
+"""Values of one pass that can be held."""
+
+FIRST_HELD = 1 << 30
+"""Blocks from this number on are values of held passes."""
 
 
 class BlockPool:
@@ -23,7 +31,9 @@ class BlockPool:
 
     def __init__(self) -> None:
         self.blocks: dict[int, Block] = {}
+        self.held: dict[int, HeldPass] = {}
         self.largest = LARGE_BLOCK
+        self._held_number = itertools.count(FIRST_HELD, MOST_VALUES).__next__
         self._number = itertools.count().__next__
         self._lock = threading.Lock()
 
@@ -49,19 +59,40 @@ class BlockPool:
         self.blocks[block.number] = block
         return block
 
-    def release(self, rows: Iterable[int]) -> dict[int, Block]:
-        """Let go of rows that are kept no longer, and of each block in which no other row is; their blocks."""
-        blocks, held = self.blocks, {}
+    def may_hold(self) -> bool:
+        """Whether values that nobody else has are to be held as they are."""
+        # Not in a session that hands nothing over, which packs what it keeps.
+        return self.largest == SMALL_BLOCK and len(self.held) < MOST_HELD
+
+    def hold(self, values: list[Tensor]) -> range:
+        """The rows of the values of a pass that nobody else has, which are kept as they are."""
+        number = self._held_number()
+        self.held[number] = HeldPass(number, values)
+        return range(number << ROW_BITS, (number + len(values)) << ROW_BITS, MOST_ROWS)
+
+    def release(self, rows: Iterable[int]) -> dict[int, Block | HeldPass]:
+        """Let go of rows that are kept no longer, and of each block in which no other row is; their blocks.
+
+        The rows of a pass come together.
+        """
+        blocks, held = self.blocks, self.held
+        if type(rows) is range:
+            number = rows.start >> ROW_BITS
+            return {number: held.pop(number)}
+        found: dict[int, Block | HeldPass] = {}
         with self._lock:
             for row in rows:
                 if row < 0:
                     continue
                 number = row >> ROW_BITS
-                block = held[number] = blocks[number]
-                block.left -= 1
-                if not block.left:
-                    del blocks[number]
-        return held
+                if number < FIRST_HELD:
+                    block = found[number] = blocks[number]
+                    block.left -= 1
+                    if not block.left:
+                        del blocks[number]
+                elif number in held:
+                    found[number] = held.pop(number)
+        return found
 
 
 class Growth:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fastrec._catalog import Catalog
 from fastrec._contracts import PhaseSteps
+from fastrec._copying import Block, HeldPass
 from fastrec._sites import PassInfo
 from fastrec.sinks._ram_blocks import SMALL_BLOCK, BlockPool
 from fastrec.sinks._ram_source import RAMSource
@@ -64,7 +65,8 @@ class RAMLedger:
         with self._lock:
             self._trim()
             table, ended = self._table.copy() if self._table else _NOTHING, list(self._ended)
-            blocks, steps = dict(self._pool.blocks), self._steps.read()
+            blocks: dict[int, Block | HeldPass] = {**self._pool.blocks, **self._pool.held}
+            steps = self._steps.read()
             return RAMSource(self._catalog, table, ended, blocks, steps, self._empty)
 
     def take(self) -> RAMSource:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from fastrec._catalog import Catalog
 from fastrec._contracts import RECORD_DTYPE, Part, PhaseSteps
-from fastrec._copying import MOST_ROWS, ROW_BITS, Block, aside
+from fastrec._copying import MOST_ROWS, ROW_BITS, Block, HeldPass, aside
 from fastrec.sinks._ram_table import Entry, Table
 
 Integers = npt.NDArray[np.int64]
@@ -26,17 +27,27 @@ class RAMSource:
         catalog: Catalog,
         table: Table,
         ended: Sequence[Entry],
-        blocks: Mapping[int, Block],
+        blocks: Mapping[int, Block | HeldPass],
         steps: Sequence[PhaseSteps],
         empty: int,
     ) -> None:
         self.catalog = catalog
         self._table = table
         self._ended = ended
-        self._blocks = blocks
+        self._given = blocks
         self._steps = steps
         self._empty = empty
         self._read: tuple[npt.NDArray[Any], npt.NDArray[Any], Mapping[int, str | int]] | None = None
+
+    @cached_property
+    def _blocks(self) -> Mapping[int, Block]:
+        blocks: dict[int, Block] = {}
+        for number, block in self._given.items():
+            if isinstance(block, HeldPass):
+                blocks.update((one.number, one) for one in block.blocks())
+            else:
+                blocks[number] = block
+        return blocks
 
     def n_passes(self) -> int:
         """How many passes ended, those that kept nothing included."""

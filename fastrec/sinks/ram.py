@@ -66,6 +66,11 @@ class RAMSink:
             return BytesCopier(column)
         return column
 
+    @property
+    def pool(self) -> BlockPool:
+        """The blocks of its records."""
+        return self._pool
+
     def source(self) -> Source:
         """The passes that ended so far; later ones do not change it."""
         return self._opened().source()

@@ -1,0 +1,90 @@
+"""Keeping all values of a pass in one go when it ends, and as they are where nobody else has them.
+
+What copying costs is above all the memory that it touches. A value of which a pass that ends holds the last reference
+needs no copy: nobody is left who could write into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrec._alike import AllAlike, all_alike
+from fastrec._alone import are_alone
+from fastrec._contracts import Tap
+from fastrec._errors import BrokenPromiseError
+from fastrec._run import PassRun
+from fastrec._taps import KeepTap
+from fastrec.sinks import RAMSink
+from fastrec.sinks._ram_blocks import MOST_VALUES
+
+MOST_SHAPES = 64
+"""Shapes of the first value that a batch remembers, before it looks them up anew."""
+
+MOST_SHARED = 8
+"""Passes in a row of which some value was not the recorder's alone, after which a batch is of no use."""
+
+class Batch:
+    """The taps of all values of the passes that run alike, in event order.
+
+    ``versions`` are what the values' version counters show when a pass ends, unless they were written to.
+    """
+
+    def __init__(self, taps: Sequence[KeepTap], versions: Sequence[int], sink: RAMSink) -> None:
+        self._taps = taps
+        self._versions = list(versions)
+        self._pool = sink.pool
+        self._known: dict[torch.Size, tuple[list[int], AllAlike]] = {}
+        self._shared = 0
+
+    def is_ready(self) -> bool:
+        """Whether the values of the pass that begins are to be held for it."""
+        # With gradients on, autograd has most of them too.
+        return self._shared < MOST_SHARED and self._pool.may_hold() and not torch.is_grad_enabled()
+
+    def __call__(self, run: PassRun, values: list[Tensor], times: list[float]) -> None:
+        """Keep the values of a pass that ends, from a list that holds them alone."""
+        known = self._known.get(values[0].shape)
+        if known is None:
+            self._copy(run, values, times)
+            self._learn(run, values)
+        elif not known[1](*values) or [value._version for value in values] != self._versions:
+            self._copy(run, values, times)
+        elif not are_alone(values):
+            self._shared += 1
+            self._copy(run, values, times)
+        else:
+            self._shared = 0
+            run.variants, run.rows, run.times = known[0], self._pool.hold(values), times  # type: ignore[assignment]
+
+    def _learn(self, run: PassRun, values: list[Tensor]) -> None:
+        if len(self._known) >= MOST_SHAPES:
+            self._known.clear()
+        if all(value.is_cpu and not value.requires_grad for value in values):
+            self._known[values[0].shape] = run.variants, all_alike(values)
+        else:
+            self._shared = MOST_SHARED
+
+    def _copy(self, run: PassRun, values: list[Tensor], times: list[float]) -> None:
+        for tap, value, version in zip(self._taps, values, self._versions, strict=True):
+            if value.is_inference() or value._version != version or not value.untyped_storage().resizable():
+                raise BrokenPromiseError(
+                    f"the value of {tap.site.name!r} was written to after it was computed, or lies in the memory of "
+                    "another library, which was so in no pass before. engine='static' is the promise that every pass "
+                    "runs the same ops; use engine='eager' for this model"
+                )
+        for tap, value in zip(self._taps, values, strict=True):
+            tap(run, value)
+        run.times = times
+
+
+def batch_of(sink: Any, taps: Sequence[Tap], versions: Sequence[int]) -> Batch | None:
+    """A batch of some taps; None where one of them has to be fed at its event."""
+    keepers = [tap for tap in taps if isinstance(tap, KeepTap) and tap.is_plain]
+    if not 0 < len(keepers) <= MOST_VALUES or len(keepers) < len(taps) or not isinstance(sink, RAMSink):
+        return None
+    return Batch(keepers, versions, sink)
+
