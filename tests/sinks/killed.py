@@ -1,9 +1,15 @@
-"""A recording that somebody kills: prints the last pass that was flushed, and the step, after each flush.
+"""Recordings that somebody kills: each tells in a file the last pass that was flushed, after each flush.
 
-Each value tells which pass and site it is of, so that a reader can check it without the writer.
+As a program it forks a recording for each line (path, seed) that it reads and tells its process id, and after the next
+line how it ended; so torch is imported once. Each value tells which pass and site it is of, so that a reader can check
+it without the writer.
 """
 
+import os
+import signal
 import sys
+import threading
+import time
 from random import Random
 
 import torch
@@ -11,7 +17,7 @@ import torch
 from fastrec import Recorder
 from fastrec.sinks import HDF5Sink
 
-FLUSHED = "flushed"
+SUFFIX = ".flushed"
 
 
 class Late(torch.nn.Module):
@@ -27,29 +33,80 @@ class Late(torch.nn.Module):
         return x
 
 
-def value_of(index: int, site: int, rows: int) -> torch.Tensor:
-    return torch.full((rows, 24), float(index)) + site / 64
-
-
 def rows_of(index: int) -> int:
     return 4 + index // 50 % 3
 
 
+def parts_of(index: int) -> int:
+    return min(40, 2 + index // 20)
+
+
+class Moment:
+    """When the process ends itself: at a late site, during close, or never, where somebody else does it."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+        self._what = random.choice(["never", "never", "late", "close"])
+        self._late = random.randrange(1, 38) * 20
+
+    def passed(self, index: int) -> None:
+        """A pass ended."""
+        if self._what == "late" and index == self._late:
+            time.sleep(self._random.choice([0, 0.001, 0.02]) * self._random.random())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def closing(self) -> None:
+        """The session is about to end."""
+        if self._what == "close":
+            wait = self._random.choice([0.001, 0.01, 0.05]) * self._random.random()
+            threading.Timer(wait, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+
 def record(path: str, seed: int) -> None:
-    torch.set_num_threads(1)
     random, model = Random(seed), Late()
-    size = random.choice([1 << 20, 1 << 21, 1 << 28])
-    sink = HDF5Sink(path, segment_bytes=size, block_bytes=random.choice([1 << 12, 1 << 16]), flush_seconds=0.02)
-    passes = random.choice([60, 400, 20000])
-    with Recorder(model, keep_module=True, sink=sink) as rec:
-        for index in range(passes):
-            model(torch.full((rows_of(index), 24), float(index)), min(40, 2 + index // 20))
-            rec.step(number=index, both=[index, -index])
-            if index % 7 == 0:
-                rec.flush()
-                print(FLUSHED, index, flush=True)
-    print(FLUSHED, passes - 1, "closed", flush=True)
+    moment, told = Moment(random), os.open(path + SUFFIX, os.O_CREAT | os.O_WRONLY)
+    sessions, passes = random.choice([1, 1, 3]), random.choice([60, 400, 3000])
+    size, compression = random.choice([1 << 20, 1 << 21, 1 << 28]), random.choice([None, None, "gzip"])
+    block, rows = random.choice([1 << 12, 1 << 16]), random.choice([None, 50])
+    for number in range(sessions):
+        sink = HDF5Sink(
+            path,
+            append=number > 0,
+            segment_bytes=size,
+            block_bytes=block,
+            flush_seconds=0.02,
+            flush_rows=rows,
+            compression=compression,
+        )
+        first, stop = number * passes // sessions, (number + 1) * passes // sessions
+        with Recorder(model, keep_module=True, sink=sink) as rec:
+            for index in range(first, stop):
+                model(torch.full((rows_of(index), 24), float(index)), parts_of(index))
+                rec.step(number=index, both=[index, -index])
+                moment.passed(index)
+                if index % 7 == 0:
+                    rec.flush()
+                    os.pwrite(told, b"%9d" % index, 0)
+                elif index % 7 == 4:
+                    flushed = first + int(sink.statistics()["passes_flushed"]) - 1
+                    os.pwrite(told, b"%9d" % max(flushed, first - 1), 0)
+            if number == sessions - 1:
+                moment.closing()
+        os.pwrite(told, b"%9d" % (stop - 1), 0)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    while line := sys.stdin.readline():
+        path, seed = line.rstrip("\n").split("\t")
+        child = os.fork()
+        if not child:
+            record(path, int(seed))
+            os._exit(0)
+        print(child, flush=True)
+        sys.stdin.readline()
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":
-    record(sys.argv[1], int(sys.argv[2]))
+    main()
