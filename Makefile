@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install demo test test-zoo lint bench bench-reference
+.PHONY: install demo test test-zoo lint bench bench-files bench-memory bench-reference
 
 install: $(INSTALLED)
 
@@ -42,6 +42,13 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.costs .benchmarks/costs.json
 	$(BIN)/python -m benchmarks.report .benchmarks/last.json .benchmarks/costs.json
 	$(BIN)/python -m benchmarks.figures
+
+# What files cost: about four minutes. Whether memory stays flat over ten million records: about ten.
+bench-files: $(INSTALLED) .benchmarks/torchlens-2.36.1
+	$(BIN)/python -m benchmarks.files
+
+bench-memory: $(INSTALLED)
+	$(BIN)/python -m benchmarks.files_memory
 
 # The versions exclude each other, so each gets a folder of its own; --no-deps keeps them from bringing another torch.
 bench-reference: $(addprefix .benchmarks/torchlens-,2.15.0 2.36.1)

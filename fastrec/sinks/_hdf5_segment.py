@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from fastrec.sinks._hdf5_checks import check_rows
+from fastrec.sinks._hdf5_checks import check_row, checksum
 from fastrec.sinks._hdf5_file import Read, Rewriting, Wanted, attribute, create, name_of, rewrite, shrink
 from fastrec.sinks._hdf5_late import LateBlocks, Moves
 from fastrec.sinks._hdf5_layout import (
@@ -107,11 +107,11 @@ class Segment:
             self._write(LATE, -1 - at, rows, rows.size)
             self._late.put(number, -1 - at, rows.size)
 
-    def check(self, number: int, first: tuple[int, int], start: int, rows: Bytes) -> None:
+    def check(self, number: int, first: tuple[int, int], start: int, rows: Bytes, checksum: int) -> None:
         """Note the checksum of rows of a block that were written."""
         if rows.size:
             at = first[0] + start * first[1]
-            self._checks.append(check_rows(number, at, len(rows) if at >= 0 else rows.size, rows))
+            self._checks.append(check_row(number, at, len(rows) if at >= 0 else rows.size, checksum))
 
     def written(self, block: StagedBlock) -> None:
         """A block that had a place was written whole, and its checksum noted."""
@@ -141,7 +141,7 @@ class Segment:
         if data.size:
             self._write(table, first, data, len(rows))
             if table in CHECKED:
-                self._checks.append(check_rows(CHECKED[table], first, len(rows), data))
+                self._checks.append(check_row(CHECKED[table], first, len(rows), checksum(data)))
         return first
 
     def sync(self) -> None:

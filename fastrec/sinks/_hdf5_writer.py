@@ -12,8 +12,8 @@ from fastrec._catalog import Catalog
 from fastrec._copying import MOST_ROWS, ROW_BITS
 from fastrec.sinks._hdf5_batch import Batch, Mark
 from fastrec.sinks._hdf5_begin import begin
-from fastrec.sinks._hdf5_checks import Counters
-from fastrec.sinks._hdf5_layout import CHECKS, LOG, MARKS, PASSES, RECORDS, DataInfo
+from fastrec.sinks._hdf5_checks import Checker, Counters, checksum
+from fastrec.sinks._hdf5_layout import CHECKS, LOG, MARKS, PASSES, RECORDS, Bytes, DataInfo
 from fastrec.sinks._hdf5_log import CatalogLog, line
 from fastrec.sinks._hdf5_options import HDF5Options
 from fastrec.sinks._hdf5_paths import Paths
@@ -50,6 +50,7 @@ class Writer:
         self._is_closed = False
         self._last = Counters()
         self._closing = False
+        self._checker = Checker()
         start = begin(paths, options)
         self._identity, self._lock = start.identity, start.lock
         self._thread = threading.Thread(target=self._run, name="fastrec-writer", daemon=True)
@@ -91,6 +92,7 @@ class Writer:
                 self._pool.changed.notify_all()
             if self._segment is not None:
                 self._segment.leave()
+        self._checker.close()
         os.close(self._lock)
 
     def _work(self) -> None:
@@ -118,9 +120,7 @@ class Writer:
 
     def _write_whole(self, block: StagedBlock) -> None:
         _arrived(block)
-        place = self._place(block)
-        self._put(block, place, block.checked, block.count)
-        self._check(block, place, block.count)
+        self._put_checked(block, self._place(block), block.count)
         self._segment.written(block)  # type: ignore[union-attr]
         self._pool.written(block)
 
@@ -171,10 +171,9 @@ class Writer:
         _arrived(block)
         assert block.place is not None
         if block.settled == block.top:
-            self._put(block, block.place, block.checked, block.top)
-            self._check(block, block.place, block.top)
+            self._put_checked(block, block.place, block.top)
         else:
-            self._put(block, block.place, bottom, block.top)
+            self._put(block, block.place, bottom, [memory[bottom : block.top] for memory in block.memory])
 
     def _count(self, segment: Segment, counters: Counters) -> None:
         self._counted += 1
@@ -263,12 +262,9 @@ class Writer:
 
     def _put_copy(self, block: StagedBlock, place: Place) -> None:
         """Write rows of which some may be on their way at this moment, so that file and checksum agree."""
-        start, stop = block.checked, block.top
-        assert self._segment is not None
-        for number, first, memory in zip(block.stage.data, place.firsts, block.memory, strict=True):
-            rows = memory[start:stop].copy()
-            self._segment.put(number, first, start, rows)
-            self._segment.check(number, first, start, rows)
+        start, parts = block.checked, [memory[block.checked : block.top].copy() for memory in block.memory]
+        self._put(block, place, start, parts)
+        self._note(block, place, start, parts, [checksum(part) for part in parts])
 
     def _weights(self) -> dict[int, int]:
         """The bytes that came for each data set since the last time."""
@@ -287,17 +283,22 @@ class Writer:
             "flush_seconds": self._options.flush_seconds,
         }
 
-    def _put(self, block: StagedBlock, place: Place, start: int, stop: int) -> None:
+    def _put(self, block: StagedBlock, place: Place, start: int, parts: list[Bytes]) -> None:
         assert self._segment is not None
-        for number, first, memory in zip(block.stage.data, place.firsts, block.memory, strict=True):
-            self._segment.put(number, first, start, memory[start:stop])
+        for number, first, rows in zip(block.stage.data, place.firsts, parts, strict=True):
+            self._segment.put(number, first, start, rows)
 
-    def _check(self, block: StagedBlock, place: Place, stop: int) -> None:
-        """Note the checksums of all rows that have none and will change no more."""
-        assert self._segment is not None
+    def _put_checked(self, block: StagedBlock, place: Place, stop: int) -> None:
+        """Write all rows that have no checksum yet, and will change no more."""
         start, block.checked = block.checked, stop
-        for number, first, memory in zip(block.stage.data, place.firsts, block.memory, strict=True):
-            self._segment.check(number, first, start, memory[start:stop])
+        parts = [memory[start:stop] for memory in block.memory]
+        sums = self._checker.of(parts, lambda: self._put(block, place, start, parts))
+        self._note(block, place, start, parts, sums)
+
+    def _note(self, block: StagedBlock, place: Place, start: int, parts: list[Bytes], sums: list[int]) -> None:
+        assert self._segment is not None
+        for number, first, rows, one in zip(block.stage.data, place.firsts, parts, sums, strict=True):
+            self._segment.check(number, first, start, rows, one)
 
     def _finish(self) -> None:
         """Give the last segment the name that the recording has."""
