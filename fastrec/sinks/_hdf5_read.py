@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -235,14 +236,13 @@ class Contents:
             self.log.end_session()
             self.counters.append(session[-1].counters())
             began = numbers.began if began is None else began
-            passes, records, marks = (np.concatenate(rows) for rows in zip(*tables, strict=True))
+            passes, records, marks = (_joined(rows) for rows in zip(*tables, strict=True))
             numbers.passes(passes, later=numbers.began - began)
             numbers.records(records)
             numbers.marks(marks)
-            self.passes, self.records, self.marks = (
-                np.concatenate([old, new]) if len(old) else new
-                for old, new in ((self.passes, passes), (self.records, records), (self.marks, marks))
-            )
+            self.passes = _joined([self.passes, passes])
+            self.records = _joined([self.records, records])
+            self.marks = _joined([self.marks, marks])
         self._check()
 
     def _read(self, file: ReadFile) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
@@ -297,6 +297,12 @@ class Contents:
         for key, info in self.log.data.items():
             if min(info.shape, default=0) < 0:
                 raise DamagedFileError(f"the data {key} has the shape {info.shape}")
+
+
+def _joined(tables: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Tables as one; not copied where only one has rows."""
+    full = [table for table in tables if len(table)] or tables[:1]
+    return full[0] if len(full) == 1 else np.concatenate(full)
 
 
 def _sessions(files: list[ReadFile]) -> list[list[ReadFile]]:

@@ -97,21 +97,23 @@ class SessionNumbers:
 
     def passes(self, rows: Rows, *, later: float) -> None:
         """Renumber passes in place; the session began so many seconds after the first one."""
-        rows["entry"], rows["phase"] = self._all("entry", rows["entry"]), self._all("phase", rows["phase"])
+        self._renumber(rows, "entry")
+        self._renumber(rows, "phase")
         rows["pass_index"] += self.before.passes
-        rows["entry_pass"] += _looked_up(self.before.entries, rows["entry"])
-        rows["step"] += _looked_up(self.before.steps, rows["phase"])
+        _add(rows["entry_pass"], self.before.entries, rows["entry"])
+        _add(rows["step"], self.before.steps, rows["phase"])
         rows["started"] += later
 
     def records(self, rows: Rows) -> None:
         """Renumber records in place."""
-        rows["variant"] = self._all("variant", rows["variant"])
-        for name in ("data", "transformed_data"):
-            rows[name][rows[name] >= 0] += self.before.data
+        self._renumber(rows, "variant")
+        if self.before.data:
+            for name in ("data", "transformed_data"):
+                rows[name][rows[name] >= 0] += self.before.data
 
     def marks(self, rows: Rows) -> None:
         """Renumber marks in place."""
-        rows["phase"] = self._all("phase", rows["phase"])
+        self._renumber(rows, "phase")
         rows["data"] += self.before.data
 
     def steps(self, rows: Rows, phase: int) -> None:
@@ -119,13 +121,16 @@ class SessionNumbers:
         rows["step"] += self.before.steps.get(phase, 0)
         rows["order"] += self.before.marks
 
-    def _all(self, kind: str, numbers: Rows) -> Rows:
-        known = np.array(self._known[kind], numbers.dtype)
+    def _renumber(self, rows: Rows, kind: str) -> None:
+        numbers, known = rows[kind], self._known[kind]
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(known):
             raise DamagedFileError(f"a row names the {kind} {numbers.max()}, and there are {len(known)}")
-        return known[numbers]
+        if known != list(range(len(known))):  # in the first session the numbers are those of the recording
+            rows[kind] = np.array(known, numbers.dtype)[numbers]
 
 
-def _looked_up(table: Mapping[int, int], keys: Rows) -> Rows:
-    found, inverse = np.unique(keys, return_inverse=True)
-    return np.array([table.get(key, 0) for key in found.tolist()], np.int64)[inverse]
+def _add(numbers: Rows, table: Mapping[int, int], keys: Rows) -> None:
+    """Add to each number what a table has for its key."""
+    if table:
+        found, inverse = np.unique(keys, return_inverse=True)
+        numbers += np.array([table.get(key, 0) for key in found.tolist()], np.int64)[inverse]
