@@ -14,7 +14,7 @@ import torch
 from fastrec._catalog import Catalog
 from fastrec._contracts import Source
 from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError
-from fastrec.sinks._hdf5_checks import Counters, check_rows
+from fastrec.sinks._hdf5_checks import Counters, check_row, checksum
 from fastrec.sinks._hdf5_file import Rewriting, Wanted, attribute, name_of, rewrite, stretch_of
 from fastrec.sinks._hdf5_layout import (
     CHECK_ROW,
@@ -123,7 +123,7 @@ class _Content:
             if name not in CHECKED:
                 return rows
             number = CHECKED[name]
-        self._checks.append(check_rows(number, first, count, rows))
+        self._checks.append(check_row(number, first, count, checksum(rows)))
         return rows
 
     def _add(self, number: int, one: DataSet | StepSet, of: str, writing: Writing) -> str:
