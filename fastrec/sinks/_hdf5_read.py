@@ -190,7 +190,7 @@ def _map_beside(path: str, map_path: str) -> SegmentMap:
     entry = checked(text.rstrip(b"\n"))
     if entry is None:  # damaged; the file itself may well be whole
         return map_of(path)
-    found = msgspec.json.decode(entry, type=SegmentMap)
+    found = _decoded(entry)
     if found.version != VERSION:
         raise DamagedFileError(f"{path!r} has version {found.version}; this fastrec reads {VERSION}")
     return found
@@ -209,8 +209,15 @@ def _trailer(file: int) -> SegmentMap | None:
     entry = checked(os.pread(file, length, start).rstrip(b"\n")) if start >= 0 else None
     if entry is None:
         raise DamagedFileError("the end of the file, which tells what lies where, is damaged")
-    found = msgspec.json.decode(entry, type=SegmentMap)
+    found = _decoded(entry)
     return found if found.version == VERSION else None
+
+
+def _decoded(entry: bytes) -> SegmentMap:
+    try:
+        return msgspec.json.decode(entry, type=SegmentMap)
+    except msgspec.DecodeError as error:
+        raise DamagedFileError(f"the map of what lies where makes no sense: {error}") from error
 
 
 class Contents:
