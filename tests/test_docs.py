@@ -49,7 +49,7 @@ def run_document(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType(f"document_{path.stem.replace('-', '_')}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     found = blocks(path.read_text())
-    for block, following in zip(found, [*found[1:], Block("", "", 0)], strict=True):
+    for block, following in zip(found, [*found[1:], Block("", "", 0)], strict=False):
         if block.mark == "console":
             run_console(block, path)
         if block.mark != "python":
