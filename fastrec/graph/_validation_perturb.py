@@ -73,13 +73,19 @@ def _integers(value: Tensor, layer_type: str, generator: torch.Generator) -> Ite
         yield -value - 1 if value.dtype.is_signed else value + 3
 
 
+_BLOCK = 65_537
+"""So many random numbers are drawn for a large value, and used again; the number is prime, so that no axis fits it."""
+
+
 def _normal(value: Tensor, generator: torch.Generator) -> Tensor:
     """Normal noise, complex for complex values."""
+    wide = torch.float64 if value.dtype in (torch.float64, torch.complex128) else torch.float32
+    count = value.numel() * (2 if value.is_complex() else 1)
+    noise = torch.randn(min(count, _BLOCK), generator=generator, dtype=wide)
+    noise = noise.repeat(-(-count // len(noise)))[:count]
     if value.is_complex():
-        parts = torch.randn((*value.shape, 2), generator=generator)
-        return torch.view_as_complex(parts).to(value.device)
-    wide = value.dtype if value.dtype in (torch.float32, torch.float64) else torch.float32
-    return torch.randn(value.shape, generator=generator, dtype=wide).to(value.device)
+        noise = torch.view_as_complex(noise.reshape(-1, 2))
+    return noise.reshape(value.shape).to(value.device)
 
 
 def _uniform(value: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,9 @@ from typing import Any
 import msgspec
 import torch
 
-from fastrec.graph import log_forward_pass, validate_saved_activations
+from fastrec._state import random_state_restored, restored
+from fastrec.engines._leaves import leaves
+from fastrec.graph import log_forward_pass, validate_history
 
 REFUSED = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError)
 
@@ -35,16 +37,20 @@ def measure(name: str, make: Callable[[], Any], *, repeats: int = 2) -> Row:
     try:
         model, args, kwargs = make()
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), random_state_restored():
             bare = _least(lambda: model(*args, **kwargs), repeats)
+        with torch.no_grad(), random_state_restored(), restored([model]):
+            outputs = {path: value.clone() for path, value in leaves(model(*args, **kwargs))}
     except (*REFUSED, ValueError) as error:
         row.verdict = f"not run: {type(error).__name__}: {_line(error)}"
         return row
     try:
         with torch.no_grad():
-            row.seconds = _least(lambda: log_forward_pass(model, args, kwargs), repeats)
+            started = perf_counter()
+            history = log_forward_pass(model, args, kwargs)
+            row.seconds = perf_counter() - started
             row.ratio = row.seconds / bare
-            report = validate_saved_activations(model, args, kwargs)
+            report = validate_history(history, outputs=outputs)
     except (*REFUSED, ValueError) as error:
         row.verdict = f"failed: {type(error).__name__}: {_line(error)}"
         return row

@@ -82,7 +82,7 @@ def table(parts: dict[str, list[Row]]) -> str:
         "each of the others says which is not, and why.",
         "",
         "Written by `make test-zoo` on a CPU with one thread, in evaluation mode without gradients, while other work "
-        "was going on: seconds are the least of two logs with all values saved, and the ratio is to the least of two "
+        "was going on: seconds are those of one log with all values saved, and the ratio is to the least of two "
         "bare passes. Small models make large ratios.",
     ]
     for part, found in parts.items():
