@@ -29,7 +29,7 @@ LAYERS = {
 FOLDERS_APART = {"parts"}
 
 OPTIONAL = {
-    *("pandas", "tqdm", "gymnasium", "stable_baselines3", "torchrl", "tensordict", "transformers"),
+    *("pandas", "networkx", "tqdm", "gymnasium", "stable_baselines3", "torchrl", "tensordict", "transformers"),
     *("pytorch_lightning", "lightning", "IPython", "rich", "graphviz", "xarray", "datasets", "minari", "safetensors"),
     "hdf5plugin",
 }

@@ -18,10 +18,16 @@ def networkx() -> Any:
     return _imported("networkx", "networkx")
 
 
+def pyarrow() -> Any:
+    """The pyarrow module with its parquet part, or MissingExtraError."""
+    _imported("pyarrow.parquet", "parquet")
+    return _imported("pyarrow", "parquet")
+
+
 def _imported(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
         raise MissingExtraError(
-            f"{package} is needed here and not installed; pip install 'fastrec[{extra}]'"
+            f"{package.partition('.')[0]} is needed here and not installed; pip install 'fastrec[{extra}]'"
         ) from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -11,6 +13,7 @@ from torch import nn
 from fastrec._errors import RecordKeyError
 from fastrec._oneshot import NOT_GIVEN
 from fastrec._recording_records import ActivationRecord
+from fastrec.graph._diff import HistoryDiff, diff_of
 from fastrec.graph._entries import (
     BufferEntry,
     ModuleEntry,
@@ -25,11 +28,13 @@ from fastrec.graph._history_show import shown
 from fastrec.graph._keys import Keys
 from fastrec.graph._layer import LayerEntry
 from fastrec.graph._operation import Operation
+from fastrec.graph._operations import Operations, between
 from fastrec.graph._pass import Keeping, PassRunner
 from fastrec.graph._profile import Profile, profile_of
 from fastrec.graph._raw import Capture
 from fastrec.graph._records import RecordFinder
 from fastrec.graph._same_graph import check_same_graph
+from fastrec.graph._tables import What, frame, graph_of, rows_of, write_csv, write_json, write_parquet
 
 
 class ModelHistory(HistoryFacts):
@@ -63,9 +68,77 @@ class ModelHistory(HistoryFacts):
         return entry
 
     @property
-    def operations(self) -> Sequence[Operation]:
-        """All operations in order, inputs, buffers and outputs included."""
-        return [self.operation(index) for index in self.graph.order]
+    def operations(self) -> Operations:
+        """All operations in order, inputs, buffers and outputs included; narrowed by questions."""
+        return Operations(self.operation(index) for index in self.graph.order)
+
+    def between(self, start: str | int, end: str | int) -> Operations:
+        """The operations on any path from one key to another, without these two.
+
+        >>> import torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2), torch.nn.Tanh())
+        >>> log_forward_pass(model, torch.ones(1, 4)).between("0/linear", "tanh_1").labels
+        ['relu_1_2', 'linear_2_3']
+
+        Arguments:
+            start, end: keys of the history, or sites of the fast path; a layer of several passes means all of them.
+        """
+        return Operations(
+            self.operation(i) for i in between(self.keys.with_sites(start), self.keys.with_sites(end), self.graph)
+        )
+
+    def diff(self, other: ModelHistory) -> HistoryDiff:
+        """Where another history differs: same model, two inputs, which operations are not the same.
+
+        >>> import torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+        >>> log_forward_pass(model, torch.ones(2, 4)).diff(log_forward_pass(model, torch.zeros(2, 4)))
+        the same operations; 4 saved values differ
+
+        Returns a HistoryDiff, which is false where both ran the same operations.
+        """
+        return diff_of(self.graph, other.graph)
+
+    def to_networkx(self) -> Any:
+        """The operations as a networkx graph: nodes by label, with the columns of the table of operations.
+
+        >>> import torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> graph = log_forward_pass(torch.nn.ReLU(), torch.ones(2)).to_networkx()
+        >>> list(graph.edges(data="arguments"))
+        [('input_1', 'relu_1_1', [0]), ('relu_1_1', 'output_1', [0])]
+
+        An edge's ``arguments`` are the positions and keywords at which the value went in. Needs networkx.
+        """
+        return graph_of(self)
+
+    def to_pandas(self, what: What = "operations") -> Any:
+        """A pandas frame with a row for each operation, layer, module, parameter or buffer.
+
+        >>> import torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> history = log_forward_pass(torch.nn.Sequential(torch.nn.Linear(4, 8)), torch.ones(2, 4))
+        >>> history.to_pandas("parameters").address.tolist()
+        ['0.weight', '0.bias']
+
+        Arguments:
+            what: ``"operations"``, ``"layers"``, ``"modules"``, ``"parameters"`` or ``"buffers"``.
+        """
+        return frame(rows_of(self, what))
+
+    def to_csv(self, path: str | PathLike[str], what: What = "operations") -> None:
+        """Write such a table as comma-separated values; lists in cells are JSON."""
+        write_csv(rows_of(self, what), Path(path))
+
+    def to_json(self, path: str | PathLike[str], what: What = "operations") -> None:
+        """Write such a table as a JSON list of objects."""
+        write_json(rows_of(self, what), Path(path))
+
+    def to_parquet(self, path: str | PathLike[str], what: What = "operations") -> None:
+        """Write such a table as a parquet file; needs pyarrow."""
+        write_parquet(rows_of(self, what), Path(path))
 
     def __len__(self) -> int:
         return len(self.numbered)

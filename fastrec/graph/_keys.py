@@ -34,6 +34,21 @@ class Keys:
             raise RecordKeyError(f"there is no number {key} among {len(self._numbered)} operations")
         return [self._numbered[key]]
 
+    def with_sites(self, key: str | int) -> Found:
+        """The operations of a key, which may be a site of the fast path, too."""
+        if isinstance(key, str) and key not in self._by_name and key in self._sites:
+            return self._sites[key]
+        return self.find(key)
+
+    @cached_property
+    def _sites(self) -> dict[str, Found]:
+        found: dict[str, Found] = {}
+        for index in self._graph.order:
+            op = self._graph.ops[index]
+            for name in dict.fromkeys((op.call.site, op.call.site + op.path)):
+                found.setdefault(name, []).append(index)
+        return found
+
     def of(self, index: int) -> list[str | int]:
         """All keys of an operation."""
         layer, number = self._graph.layer(index), self._graph.pass_numbers[index]
