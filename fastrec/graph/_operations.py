@@ -94,7 +94,7 @@ class Operations(Sequence[Operation]):
         return self._most(count, lambda each: each.tensor_fsize)
 
     def _most(self, count: int, amount: Callable[[Operation], float]) -> Operations:
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        if type(count) is not int or count < 1:
             raise OptionError(f"{count!r} operations: give a whole number from 1 up")
         return Operations(sorted(self, key=lambda each: -amount(each))[:count])
 
