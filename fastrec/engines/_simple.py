@@ -61,9 +61,10 @@ def runs_one_op(module: nn.Module) -> bool:
 
 def only_calls_others(module: nn.Module) -> bool:
     """Whether a module runs no op of its own."""
+    if type(module) is not nn.Sequential or not _is_torchs_own(module):
+        return False
     # A module whose class has a __call__ of its own does what it likes before its call is seen.
-    calls = {type(child).__call__ for child in module._modules.values() if child is not None}
-    return type(module) is nn.Sequential and _is_torchs_own(module) and calls <= {nn.Module.__call__}
+    return {type(child).__call__ for child in module._modules.values() if child is not None} <= {nn.Module.__call__}
 
 
 def _is_torchs_own(module: nn.Module) -> bool:
