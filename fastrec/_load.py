@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from fastrec._recording import Recording
 
 if TYPE_CHECKING:
+    from fastrec.sinks._hdf5_live import LiveRecording
     from fastrec.sinks._hdf5_recover import Recovered
 
 
-def load(path: str | PathLike[str]) -> Recording:
+@overload
+def load(path: str | PathLike[str], *, live: Literal[True]) -> LiveRecording: ...
+@overload
+def load(path: str | PathLike[str], *, live: bool = False) -> Recording: ...
+def load(path: str | PathLike[str], *, live: bool = False) -> Recording:
     """Read a recording from its file, finished or not: what was flushed when it is opened.
 
     >>> import torch, fastrec
@@ -25,13 +30,18 @@ def load(path: str | PathLike[str]) -> Recording:
     Arguments:
         path: the path that the recorder was given, also where the recording has several files by now, is still being
             written, or was left by a process that was killed.
+        live: follow a recording that is being written: the result also has ``refresh()``, which takes in what was
+            flushed since, ``follow()``, which waits for it, and ``state``.
 
     Values are read when they are asked for, onto the CPU. Raises RecordingNotFoundError where there is no recording,
     DamagedFileError where a file is none, or not all of one.
     """
     # h5py takes longer to import than the rest of fastrec.
+    from fastrec.sinks._hdf5_live import LiveRecording
     from fastrec.sinks._hdf5_open import open_source
 
+    if live:
+        return LiveRecording(path)
     return Recording(open_source(path))
 
 

@@ -49,6 +49,11 @@ class Recording(Values):
     def __init__(self, source: Source) -> None:
         self._source = source
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What can be made of the source again is not copied with it.
+        kept = ("_source",) if "_source" in self.__dict__ else ("_view", "_steps")
+        return {name: self.__dict__[name] for name in kept}
+
     @cached_property
     def _view(self) -> View:
         return View(self._source)

@@ -26,6 +26,9 @@ class View:
         self.n_passes = source.n_passes() if passes is None else len(passes)
         self._at = at
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remade, (self.source, self.passes, self._at, self.n_passes)
+
     @cached_property
     def at(self) -> Integers:
         """The position of each record among the records of the source."""
@@ -91,3 +94,9 @@ class View:
     def step_of(self, info: PassInfo) -> int | None:
         """The step of a pass; None in a phase that has no steps."""
         return info.step if info.step or info.phase in self.marked else None
+
+
+def _remade(source: Source, passes: npt.NDArray[Any], at: Integers | None, n_passes: int) -> View:
+    view = View(source, passes, at)
+    view.n_passes = n_passes
+    return view

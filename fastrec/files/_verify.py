@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from fastrec._errors import DamagedFileError
 from fastrec.sinks._hdf5_checks import checksum
+from fastrec.sinks._hdf5_contents import Contents, read_contents
 from fastrec.sinks._hdf5_layout import CHECKED, CHECKS, LATE, DataInfo
 from fastrec.sinks._hdf5_open import merged_of, source_path
-from fastrec.sinks._hdf5_read import Contents, ReadFile, find_files
+from fastrec.sinks._hdf5_read import ReadFile, find_files
 from fastrec.sinks._hdf5_source import PREFIX
 
 NAMES = {number: name for name, number in CHECKED.items()}
@@ -88,7 +89,7 @@ class _Recording:
 
     def __init__(self, path: str) -> None:
         self.files = find_files(path)
-        self.contents = Contents(self.files)
+        self.contents = read_contents(self.files)
         self.blocks = [block for file in self.files for block in _blocks(file, self.contents)]
 
     def unchecked(self) -> int:

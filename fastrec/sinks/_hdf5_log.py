@@ -125,15 +125,18 @@ class Log:
 
     def begin_session(self, before: Before) -> None:
         """What is read from here on is of another session."""
-        self.numbers, self._failures = SessionNumbers(before), 0
+        self.numbers, self._failures, self._data = SessionNumbers(before), 0, {}
 
-    def end_session(self) -> None:
-        """All logs of the session were read: what one says of data may name what only the next one tells."""
+    def settle(self) -> None:
+        """All logs were read that there are: what one says of data may name what only the next one tells."""
+        waiting = {}
         for (segment, number), info in self._data.items():
             known = self.numbers.data(info)
-            if known is not None:
+            if known is None:
+                waiting[segment, number] = info
+            else:
                 self.data[segment, number + self.numbers.before.data] = known
-        self._data = {}
+        self._data = waiting
 
     def read(self, segment: int, data: Bytes) -> int:
         """Take in the log of one segment, up to its first line that is not whole; the bytes of the whole ones."""

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from fastrec._contracts import OUTCOMES
 from fastrec._errors import DamagedFileError, RecordingFileError, RecordingNotFoundError
 from fastrec.sinks._hdf5_checks import Counters, read_counters
 from fastrec.sinks._hdf5_file import map_of
 from fastrec.sinks._hdf5_layout import (
-    CHECKS,
     COUNTERS,
     COUNTERS_ROW,
     FORMAT,
     LOG,
-    MARKS,
-    PASSES,
-    RECORDS,
     TABLES,
     TRAILER,
     VERSION,
@@ -34,9 +29,9 @@ from fastrec.sinks._hdf5_layout import (
 from fastrec.sinks._hdf5_log import Log, checked
 from fastrec.sinks._hdf5_packed import PackedFile
 from fastrec.sinks._hdf5_paths import Paths
-from fastrec.sinks._hdf5_sessions import Before, SessionNumbers
 
-PIECE = 1 << 16
+LEAST, PIECE = 1 << 10, 1 << 16
+"""So many rows of a table are read at first and at most, as it may end at any of them."""
 
 
 class ReadFile:
@@ -57,9 +52,13 @@ class ReadFile:
         self._packed = PackedFile(path)
         self._check()
 
-    def __del__(self) -> None:
+    def __reduce__(self) -> Any:
+        raise TypeError("an open file can't be copied to another process; the recording opens its files again")
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # When the interpreter ends, what modules hold may be gone before this file.
         if self._file >= 0:
-            os.close(self._file)
+            close(self._file)
 
     @property
     def number(self) -> int:
@@ -82,34 +81,33 @@ class ReadFile:
         except OSError as error:
             raise RecordingFileError(f"{self.path!r} can't be read: {error.strerror}") from error
 
-    def table(self, name: str) -> npt.NDArray[Any]:
-        """The rows of a table that were written to their end."""
-        pieces, total = [], self.map.sets[name].rows
-        for first in range(0, total, PIECE):
-            piece = self.rows(name, first, min(PIECE, total - first)).view(TABLES[name])
+    def table(self, name: str, first: int = 0) -> npt.NDArray[Any]:
+        """The rows of a table that were written to their end, from one on."""
+        pieces, total, step = [np.empty(0, TABLES[name])], self.map.sets[name].rows, LEAST
+        while first < total:
+            piece = self.rows(name, first, min(step, total - first)).view(TABLES[name])
             whole = piece["ok"] == 1
-            if whole.all():
-                pieces.append(piece)
-                continue
-            if not self.growing:
-                raise DamagedFileError(f"{self.path!r}: a row of {name!r} was not written to its end")
-            pieces.append(piece[: int(np.argmin(whole))])
-            break
-        return np.concatenate(pieces) if pieces else np.empty(0, TABLES[name])
+            if not whole.all():
+                if not self.growing:
+                    raise DamagedFileError(f"{self.path!r}: a row of {name!r} was not written to its end")
+                pieces.append(piece[: int(np.argmin(whole))])
+                break
+            pieces.append(piece)
+            first, step = first + len(piece), min(4 * step, PIECE)
+        return np.concatenate(pieces)
 
     def counters(self) -> Counters:
         """What its session had counted when it was written last."""
         return read_counters(self.rows(COUNTERS, 0, self.map.sets[COUNTERS].rows))
 
-    def log(self, into: Log) -> int:
-        """Take in the log; how many bytes of it count."""
+    def log(self, into: Log, first: int = 0) -> int:
+        """Take in the log from a byte on; how many bytes of it count."""
         total = self.map.sets[LOG].rows
-        data = self.rows(LOG, 0, min(PIECE, total))
-        while self.growing and data.size < total and data[-1]:
-            data = np.concatenate([data, self.rows(LOG, data.size, min(2 * data.size, total - data.size))])
-        if not self.growing:
-            data = self.rows(LOG, 0, total)
-        end = into.read(self.number, data)
+        data = self.rows(LOG, first, min(LEAST if self.growing else total, total - first))
+        while self.growing and first + data.size < total and data[-1]:
+            more = min(4 * data.size, total - first - data.size)
+            data = np.concatenate([data, self.rows(LOG, first + data.size, more)])
+        end = first + into.read(self.number, data)
         if not self.growing and end < total:
             raise DamagedFileError(f"{self.path!r}: the log is damaged after {end} of {total} bytes")
         return end
@@ -218,108 +216,3 @@ def _decoded(entry: bytes) -> SegmentMap:
         return msgspec.json.decode(entry, type=SegmentMap)
     except msgspec.DecodeError as error:
         raise DamagedFileError(f"the map of what lies where makes no sense: {error}") from error
-
-
-class Contents:
-    """The passes, records and steps of all segments, checked to fit together; ``used`` are the rows that count."""
-
-    def __init__(self, files: list[ReadFile]) -> None:
-        self.files = {file.number: file for file in files}
-        self.log = Log()
-        self.used: dict[int, dict[str, int]] = {}
-        self.sessions: dict[int, SessionNumbers] = {}
-        self.counters: list[Counters] = []
-        self.passes, self.records, self.marks = (np.empty(0, TABLES[name]) for name in (PASSES, RECORDS, MARKS))
-        began = None
-        for session in _sessions(files):
-            self.log.begin_session(self._before())
-            numbers, tables = self.log.numbers, []
-            first = len(self.records)
-            for file in session:
-                self.sessions[file.number] = numbers
-                tables.append(self._read(file))
-                tables[-1][0]["first"] += first
-                first += len(tables[-1][1])
-            self.log.end_session()
-            self.counters.append(session[-1].counters())
-            began = numbers.began if began is None else began
-            passes, records, marks = (_joined(rows) for rows in zip(*tables, strict=True))
-            numbers.passes(passes, later=numbers.began - began)
-            numbers.records(records)
-            numbers.marks(marks)
-            self.passes = _joined([self.passes, passes])
-            self.records = _joined([self.records, records])
-            self.marks = _joined([self.marks, marks])
-        self._check()
-
-    def _read(self, file: ReadFile) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-        """The passes, records and marks of one file, with its own numbers."""
-        end = file.log(self.log)
-        passes, marks = file.table(PASSES), file.table(MARKS)
-        count = int(passes["count"].sum()) if (passes["count"] >= 0).all() else -1
-        if count < 0 or not np.array_equal(passes["first"], np.cumsum(passes["count"]) - passes["count"]):
-            raise DamagedFileError(f"{file.path!r}: the passes do not have the records one after the other")
-        self.used[file.number] = {
-            LOG: end,
-            PASSES: len(passes),
-            RECORDS: count,
-            MARKS: len(marks),
-            CHECKS: len(file.table(CHECKS)),
-            COUNTERS: file.map.sets[COUNTERS].rows,
-        }
-        return passes, file.rows(RECORDS, 0, count).view(TABLES[RECORDS]), marks
-
-    @property
-    def begun(self) -> int:
-        """One more than the highest index of a pass that ended."""
-        return self._before().passes
-
-    def _before(self) -> Before:
-        """How much has been read by now."""
-        begun = self.log.numbers.before.passes + (self.counters[-1].begun if self.counters else 0)
-        phases, steps = np.unique(self.marks["phase"], return_counts=True)
-        return Before(
-            passes=max(begun, int(self.passes["pass_index"].max(initial=-1)) + 1),
-            marks=len(self.marks),
-            data=max((number for _, number in self.log.data), default=-1) + 1,
-            steps=dict(zip(phases.tolist(), steps.tolist(), strict=True)),
-            entries={
-                entry: int(self.passes["entry_pass"][self.passes["entry"] == entry].max()) + 1
-                for entry in np.unique(self.passes["entry"]).tolist()
-            },
-        )
-
-    @property
-    def n_empty(self) -> int:
-        """How many passes ended well and kept nothing, which have no rows."""
-        return sum(counters.empty for counters in self.counters)
-
-    def _check(self) -> None:
-        catalog, outcomes = self.log.catalog, self.passes["outcome"]
-        if len(outcomes) and outcomes.max() >= len(OUTCOMES):
-            raise DamagedFileError(f"a row names the outcome {outcomes.max()}, and there are {len(OUTCOMES)}")
-        for variant in catalog.variants.items:
-            if not (0 <= variant.site < len(catalog.sites) and 0 <= variant.spec < len(catalog.specs)):
-                raise DamagedFileError(f"the variant {variant.label!r} names a site or spec that is not there")
-        for key, info in self.log.data.items():
-            if min(info.shape, default=0) < 0:
-                raise DamagedFileError(f"the data {key} has the shape {info.shape}")
-
-
-def _joined(tables: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Tables as one; not copied where only one has rows."""
-    full = [table for table in tables if len(table)] or tables[:1]
-    return full[0] if len(full) == 1 else np.concatenate(full)
-
-
-def _sessions(files: list[ReadFile]) -> list[list[ReadFile]]:
-    """The files by session."""
-    found: list[list[ReadFile]] = [[]]
-    for file in files:
-        before, this = (found[-1] or [file])[-1].map.identity, file.map.identity
-        if this.run != before.run or this.session - before.session not in (0, 1):
-            raise DamagedFileError(f"{file.path!r} does not go on where the file before it ended")
-        if this.session != before.session:
-            found.append([])
-        found[-1].append(file)
-    return found

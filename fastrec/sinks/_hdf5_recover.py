@@ -9,10 +9,11 @@ import msgspec
 import numpy as np
 
 from fastrec._errors import RecordingExistsError
+from fastrec.sinks._hdf5_contents import Contents, read_contents
 from fastrec.sinks._hdf5_file import Rewriting, Wanted, attribute, rewrite
 from fastrec.sinks._hdf5_layout import CHECKS, COUNTERS, COUNTERS_ROW, LATE, LOG, TABLES, DataInfo
 from fastrec.sinks._hdf5_paths import Paths
-from fastrec.sinks._hdf5_read import Contents, ReadFile, find_files
+from fastrec.sinks._hdf5_read import ReadFile, find_files
 from fastrec.sinks._hdf5_source import PREFIX, HDF5Source
 from fastrec.sinks._hdf5_together import write_together
 
@@ -33,7 +34,7 @@ def recover_files(path: str | os.PathLike[str], to: str | os.PathLike[str] | Non
     if to is not None:
         _check_free(target)
     files = find_files(path)
-    contents = Contents(files)
+    contents = read_contents(files)
     grew = [file for file in files if file.growing]
     for file in files:
         alone = len(files) == 1 and file.number == 0
@@ -75,8 +76,7 @@ def _used(contents: Contents, file: ReadFile) -> list[Wanted]:
             attributes = {"number": str(own), "of": of, "part": info.part, "torch_dtype": info.dtype}
             wanted[info.name] = Wanted(info.name, dtype, shape, 0, attributes)
     places = [(contents.records, prefix) for prefix in PREFIX.values()] + [(contents.marks, "")]
-    made = HDF5Source.__new__(HDF5Source)
-    made._contents, made._files, made._layouts = contents, contents.files, {}
+    made = HDF5Source.of(file.path, contents)
     for table, prefix in places:
         here = (table[prefix + "segment"] == file.number) & (table[prefix + "data"] >= 0)
         for number in np.unique(table[prefix + "data"][here]).tolist():

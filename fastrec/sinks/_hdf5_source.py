@@ -16,9 +16,10 @@ from torch import Tensor
 from fastrec._contracts import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
 from fastrec._copying import aside
 from fastrec._errors import DamagedFileError
+from fastrec.sinks._hdf5_contents import Contents, Tail, read_contents
 from fastrec.sinks._hdf5_layout import LATE, Bytes, DataInfo, Identity
 from fastrec.sinks._hdf5_log import torch_dtype_of
-from fastrec.sinks._hdf5_read import Contents, find_files
+from fastrec.sinks._hdf5_read import find_files
 from fastrec.sinks._steps import StepTable
 
 Integers = npt.NDArray[np.int64]
@@ -32,11 +33,33 @@ class HDF5Source:
     """The passes that were flushed when it was opened; values are read when they are asked for."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._contents = Contents(find_files(path))
-        self._files = self._contents.files
-        self._raw = self._contents.records
-        self.catalog = self._contents.log.catalog
+        self._set(os.fspath(path), read_contents(find_files(path)))
+
+    @classmethod
+    def of(cls, path: str, contents: Contents) -> HDF5Source:
+        """What was read before."""
+        source = cls.__new__(cls)
+        source._set(path, contents)
+        return source
+
+    def _set(self, path: str, contents: Contents) -> None:
+        self._path = path
+        self._contents = contents
+        self._files = contents.files
+        self._raw = contents.records
+        self.catalog = contents.log.catalog
         self._layouts: dict[tuple[int, int], tuple[tuple[int, ...], torch.dtype, int]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Whoever reads it elsewhere opens the files again, and finds there what was read here.
+        contents = self._contents
+        told = contents.start, contents.tables.counts, contents.n_empty
+        return _opened_again, (os.path.abspath(self._path), self._run, *told)
+
+    @property
+    def _run(self) -> str:
+        """Which recording it is, empty before its first file."""
+        return self._files[0].map.identity.run if self._files else ""
 
     def facts(self) -> dict[str, Any]:
         """What the recorder said of the session."""
@@ -246,3 +269,18 @@ class HDF5Source:
                     file.rows(LATE, -1 - row, nbytes, one)
                 else:
                     file.rows(info.name, row, 1, one)
+
+
+Counts = tuple[int, int, int]
+
+
+def _opened_again(path: str, run: str, start: Counts, counts: Counts, n_empty: int) -> HDF5Source:
+    tail = Tail()
+    tables = tail.more(find_files(path) if run else [])
+    stop = [before + count for before, count in zip(start, counts, strict=True)]
+    contents = Contents(tail, tables.first(*stop).since(*start), start)
+    contents.n_empty = n_empty
+    source = HDF5Source.of(path, contents)
+    if source._run != run or contents.tables.counts != counts:
+        raise DamagedFileError(f"{path!r} does not hold any more what was read from it; was it written anew?")
+    return source

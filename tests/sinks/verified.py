@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 
 from fastrec.sinks._hdf5_checks import checksum
+from fastrec.sinks._hdf5_contents import Contents, read_contents
 from fastrec.sinks._hdf5_layout import CHECKED, CHECKS, LATE
-from fastrec.sinks._hdf5_read import Contents, ReadFile, find_files
+from fastrec.sinks._hdf5_read import ReadFile, find_files
 
 
 def check_checksums(path: Path, *, covered: bool = True) -> int:
     """Each checksum fits its rows, and (``covered``) each record's value has one; how many there are."""
     files = find_files(path)
-    contents = Contents(files)
+    contents = read_contents(files)
     total = 0
     for file in files:
         total += _check_file(file, contents, covered)
