@@ -146,7 +146,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
         if "module" in children and isinstance(module, _WRAPPERS):
             module = module.module
             continue
-        inner = None if _TRANSPARENT.isdisjoint(children) else _inner(module)
+        inner = None if _TRANSPARENT.isdisjoint(children.keys()) else _inner(module)
         if inner is None:
             break
         module = inner
