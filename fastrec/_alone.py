@@ -20,6 +20,7 @@ def are_alone(values: list[Tensor]) -> bool:
         storage = value.untyped_storage()
         if (
             getrefcount(value) != _REFERENCES
+            or getrefcount(storage) != _HANDLES
             or value._use_count() != _USES  # type: ignore[attr-defined]
             or _users(storage._cdata) != _USERS
             or not storage.resizable()
@@ -28,13 +29,13 @@ def are_alone(values: list[Tensor]) -> bool:
     return True
 
 
-def _counts(values: list[Tensor]) -> tuple[int, int, int]:
+def _counts(values: list[Tensor]) -> tuple[int, int, int, int]:
     for value in values:
         storage = value.untyped_storage()
         uses: int = value._use_count()  # type: ignore[attr-defined]
-        return getrefcount(value), uses, _users(storage._cdata)
+        return getrefcount(value), getrefcount(storage), uses, _users(storage._cdata)
     raise AssertionError
 
 
 # How much counts for a tensor that only a list has depends on Python and torch.
-_REFERENCES, _USES, _USERS = _counts([torch.empty(1)])
+_REFERENCES, _HANDLES, _USES, _USERS = _counts([torch.empty(1)])

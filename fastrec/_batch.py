@@ -46,9 +46,11 @@ class Batch:
         return self._shared < MOST_SHARED and self._pool.may_hold() and not torch.is_grad_enabled()
 
     def __call__(self, run: PassRun, values: list[Tensor], times: list[float]) -> None:
-        """Keep the values of a pass that ends, from a list that holds them alone."""
+        """Keep the values of a pass that ends, the first of them if it ends early, from a list that alone has them."""
         known = self._known.get(values[0].shape)
-        if known is None:
+        if len(values) < len(self._taps):  # an exception ended the pass early
+            self._copy(run, values, times)
+        elif known is None:
             self._copy(run, values, times)
             self._learn(run, values)
         elif not known[1](*values) or [value._version for value in values] != self._versions:
@@ -69,14 +71,14 @@ class Batch:
             self._shared = MOST_SHARED
 
     def _copy(self, run: PassRun, values: list[Tensor], times: list[float]) -> None:
-        for tap, value, version in zip(self._taps, values, self._versions, strict=True):
+        for tap, value, version in zip(self._taps, values, self._versions, strict=False):
             if value.is_inference() or value._version != version or not value.untyped_storage().resizable():
                 raise BrokenPromiseError(
                     f"the value of {tap.site.name!r} was written to after it was computed, or lies in the memory of "
                     "another library, which was so in no pass before. engine='static' is the promise that every pass "
                     "runs the same ops; use engine='eager' for this model"
                 )
-        for tap, value in zip(self._taps, values, strict=True):
+        for tap, value in zip(self._taps, values, strict=False):
             tap(run, value)
         run.times = times
 

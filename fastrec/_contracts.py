@@ -101,7 +101,7 @@ class Batch(Protocol):
         """Whether the values of the pass that begins are to be held for it; else its taps are fed one by one."""
 
     def __call__(self, run: Any, values: list[torch.Tensor], times: list[float]) -> None:
-        """Feed all taps, in event order, from a list that alone holds the values."""
+        """Feed the taps, in event order, from a list that alone has the values; the first few if the pass failed."""
 
 
 MakeBatch = Callable[[Sequence[Tap], Sequence[int]], Batch | None]

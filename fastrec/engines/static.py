@@ -129,10 +129,7 @@ class StaticEngine(EagerEngine):
             if token is None:
                 thread.course = thread.lesson = None
             return token
-        run = self._direct.begin(name)
-        if run is None:
-            return None
-        return self._begin_by_plan(course, run)
+        return self._begin_by_plan(course, self._direct.begin(name))
 
     def leave_region(self, token: Any, error: BaseException | None) -> bool:
         """End the region's pass; whether the listener takes the exception as its own."""
@@ -220,8 +217,6 @@ class StaticEngine(EagerEngine):
             finally:
                 self._thread.course = self._thread.lesson = None
         run = self._direct.begin(known.address)
-        if run is None:
-            return self._thread.mute(_plain, (call, module, args, kwargs), {})
         now = self._begin_by_plan(course, run)
         try:
             out = layer(module, *args, **kwargs)
@@ -251,7 +246,7 @@ class StaticEngine(EagerEngine):
             self._thread.lesson = Lesson()
 
     def _begin_by_plan(self, course: Course, run: Any) -> Now:
-        """A pass begins that runs by its plan."""
+        """A pass begins that runs by its plan; without a run nothing of it is recorded."""
         thread, plan = self._thread, course.plan
         assert plan is not None
         course.left -= 1
@@ -262,7 +257,7 @@ class StaticEngine(EagerEngine):
             now.mode = OpMode(self._listener, thread, may_rest=self._ops)
         now.course, now.plan, now.run = course, plan, run
         now.held = None
-        if plan.idle is not None and plan.idle(run):
+        if run is None or (plan.idle is not None and plan.idle(run)):
             now.modules, now.step = plan.idle_modules, plan.end
         else:
             now.modules, now.step = plan.modules, plan.first
@@ -277,11 +272,12 @@ class StaticEngine(EagerEngine):
         run, held = now.run, now.held
         now.run = now.held = None
         thread.spare_now = now
-        if error is None:
-            if now.step is not now.plan.end and self._open:
-                run.fail(self._broken(now.course, f"{_name(now.step)!r} was not called"))
-            elif held is not None:
-                self._feed_batch(now, run, held)
+        if run is None:
+            return False
+        if error is None and now.step is not now.plan.end and self._open:
+            run.fail(self._broken(now.course, f"{_name(now.step)!r} was not called"))
+        elif held:
+            self._feed_batch(now, run, held)
         return self._direct.end(run, error)
 
     def _feed_batch(self, now: Now, run: Any, held: list[Tensor]) -> None:
@@ -330,7 +326,8 @@ class StaticEngine(EagerEngine):
     ) -> Any:
         """A call in a pass by plan that is not as simple as most are."""
         kind = now.modules.get(id(module))
-        if _graph_task() != -1 or kind == HIDDEN:  # autograd runs a part of the forward pass again, or it is one event
+        # Autograd runs a part of the forward pass again, or the module is one event, or nothing is recorded.
+        if _graph_task() != -1 or kind == HIDDEN or now.run is None:
             return self._thread.mute(_plain, (call, module, args, kwargs), {})
         if kind is None:
             if not (self._table.known.get(id(module)) or self._table.find_late(module)):
@@ -429,7 +426,8 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _name(step: Step) -> str:
-    return _site(step.entered)
+    assert step.entered.known is not None
+    return step.entered.known.name
 
 
 def _site(node: Node) -> str:

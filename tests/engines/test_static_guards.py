@@ -1,0 +1,234 @@
+"""Each guard of the static engine is needed: without it a recording is wrong, or a pass is refused that is right."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from models import encoder
+from naive import seeded
+from same_recordings import assert_same_recordings
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fastrec import Recorder
+from fastrec._batch import Batch
+from fastrec._errors import FastrecError
+from fastrec.engines import _static_lesson, static
+from fastrec.engines._static_plan import _Calls
+from fastrec.engines.static import StaticEngine
+from fastrec.predicates import inside, op
+
+
+def differ(make: Callable[[], nn.Module], drive: Callable[[Any, Recorder], Any], **options: Any) -> bool:
+    """Whether the eager and the static engine record different things, or only one of them records at all."""
+    found = []
+    for engine in ("eager", "static"):
+        with seeded():
+            model = make()
+        try:
+            with seeded(), torch.no_grad(), Recorder(model, engine=engine, **options) as rec:
+                popped = drive(model, rec)
+        except FastrecError:
+            return True
+        found.append(popped or [rec.recording])
+    try:
+        for one, other in zip(*found, strict=True):
+            assert_same_recordings(one, other)
+    except AssertionError:
+        return True
+    return False
+
+
+class Model(nn.Module):
+    """What it does after its op, and with what it computed, can be told."""
+
+    def __init__(self, inside: Callable[[Tensor], Any] = id, later: Callable[[Tensor], Any] = id) -> None:
+        super().__init__()
+        self.act = _Act(inside)
+        self.lin = nn.Linear(4, 4)
+        self.later = later
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.act(self.lin(x))
+        self.later(h)
+        return self.lin(h)
+
+
+class _Act(nn.Module):
+    def __init__(self, inside: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.tanh()
+        self.inside(y)
+        return y
+
+
+def write_unseen(value: Tensor) -> None:
+    """Write without a trace in the version counter, and without an op that comes after the one whose value it is."""
+    value.numpy().__iadd__(1)
+
+
+def popping(model: Any, rec: Recorder, after: Callable[[], Any] = lambda: None) -> list[Any]:
+    popped = []
+    for index in range(8):
+        model(torch.randn(3, 4) + index)
+        popped.append(rec.pop())
+        after()
+    return popped
+
+
+def leaking(model: Any, rec: Recorder) -> list[Any]:
+    """The model gives away what it computed, from some pass on, and the loop writes into that after the pass."""
+    got: list[Tensor] = []
+    popped = []
+    for index in range(8):
+        model.later = id if index < 4 else lambda h: got.append(h.detach())
+        model(torch.randn(3, 4))
+        popped.append(rec.pop())
+        for value in got:
+            value.fill_(7)
+    return popped
+
+
+def test_values_that_others_have_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not differ(Model, leaking, keep_op="tanh")
+    monkeypatch.setattr("fastrec._batch.are_alone", lambda values: True)
+    assert differ(Model, leaking, keep_op="tanh")
+
+
+class _AnyVersions(list[int]):
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+
+def test_versions_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drive(model: Any, rec: Recorder) -> list[Any]:
+        popped = popping(model, rec)
+        model.later = lambda h: h.add_(1)
+        with pytest.raises(FastrecError, match="was written to"):
+            model(torch.ones(3, 4))
+        return popped
+
+    with torch.no_grad(), Recorder(Model(), keep_op="tanh", engine="static") as rec:
+        drive(rec._roots[""], rec)
+    make = Batch.__init__
+
+    def without(self: Any, *args: Any) -> None:
+        make(self, *args)
+        self._versions = _AnyVersions(self._versions)
+
+    monkeypatch.setattr(Batch, "__init__", without)
+    model = Model()
+    with torch.no_grad(), Recorder(model, keep_op="tanh", engine="static") as rec:
+        popping(model, rec)
+        model.later = lambda h: h.add_(1)
+        x = torch.ones(3, 4)
+        model(x)
+        assert not torch.equal(rec.pop()[0].activation, model.lin(x).tanh())
+
+
+@pytest.mark.parametrize("where", ["inside", "later"])
+def test_values_are_compared_with_copies_in_the_first_passes(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = write_unseen if where == "inside" else lambda h: h.data.add_(1)
+
+    def make() -> nn.Module:
+        return Model(**{where: write})
+
+    assert not differ(make, popping, keep_op="tanh")
+    monkeypatch.setattr(_static_lesson, "_is_as_it_was", lambda *_: True)
+    assert differ(make, popping, keep_op="tanh")
+
+
+def test_parts_that_autograd_runs_again_are_told_from_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Checkpoints(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.enable_grad():
+                x = x.clone().requires_grad_()
+                y = checkpoint(self.block, x, use_reentrant=False)
+                (slope,) = torch.autograd.grad(y.sum(), x)
+            return self.block(slope)
+
+    def drive(model: Any, rec: Recorder) -> None:
+        for _ in range(5):
+            model(torch.randn(3, 4))
+
+    assert not differ(Checkpoints, drive, keep_op="tanh")
+    monkeypatch.setattr(static, "_graph_task", lambda: -1)
+    assert differ(Checkpoints, drive, keep_op="tanh")
+
+
+def test_fused_modules_are_watched_where_something_inside_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drive(model: Any, rec: Recorder) -> None:
+        model.eval()
+        for _ in range(5):
+            model(torch.randn(2, 3, 8))
+
+    with pytest.warns(match="without its fused kernel"):
+        assert not differ(encoder, drive, keep_module="0.layers.0.linear1")
+    monkeypatch.setattr(_Calls, "_unfuse", lambda self: None)
+    with pytest.warns(match="without its fused kernel"):
+        assert differ(encoder, drive, keep_module="0.layers.0.linear1")
+
+
+def test_passes_that_fuse_and_those_that_do_not_have_plans_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drive(model: Any, rec: Recorder) -> None:
+        model.eval()
+        for index in range(12):
+            model.requires_grad_(index // 4 != 1)
+            with torch.enable_grad():
+                model(torch.randn(2, 3, 8))
+
+    kept = op("linear") & inside("1")  # its label counts what ran before it, but for what is inside of fused modules
+    assert not differ(encoder, drive, keep_op=kept)
+    monkeypatch.setattr(static, "is_fused_now", lambda module: False)
+    assert differ(encoder, drive, keep_op=kept)
+
+
+def test_an_op_is_not_taken_from_a_module_with_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = torch.ones(3, 4)
+
+    def drive(model: Any, rec: Recorder) -> None:
+        for index in range(8):
+            if index == 4:
+                model.act.register_forward_hook(lambda module, args, out: other)
+            model(torch.randn(3, 4))
+
+    assert not differ(Model, drive, keep_op="tanh")
+
+    def take_anyway(self: Any, now: Any, eager: Any, module: Any, args: Any, kwargs: Any) -> Any:
+        step, now.step = now.step, now.step.after
+        out = module._call_impl(*args, **kwargs)
+        self._take(now, step, out)
+        return out
+
+    monkeypatch.setattr(StaticEngine, "_watch", take_anyway)
+    assert differ(Model, drive, keep_op="tanh")
+
+
+def test_eager_passes_see_what_the_calls_do_not_show() -> None:
+    class Changes(Model):
+        more = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.lin(x).tanh() if self.more else x)
+
+    def drive(model: Any, rec: Recorder) -> None:
+        for index in range(12):
+            model.more = index > 6
+            model(torch.randn(3, 4))
+
+    assert differ(Changes, drive, keep_op=lambda ctx: ctx.site == "act/tanh", check_every=4)
+
+    with torch.no_grad(), Recorder(Changes(), keep_module="act", engine="static") as rec:  # long before the next check
+        drive(rec._roots[""], rec)
+    assert len(rec.recording) == 12
