@@ -6,6 +6,7 @@ its value, that value tells the same, and where a module only calls others, ther
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -64,7 +65,8 @@ def only_calls_others(module: nn.Module) -> bool:
     if type(module) is not nn.Sequential or not _is_torchs_own(module):
         return False
     # A module whose class has a __call__ of its own does what it likes before its call is seen.
-    return {type(child).__call__ for child in module._modules.values() if child is not None} <= {nn.Module.__call__}
+    children: Iterable[nn.Module | None] = module._modules.values()
+    return {type(child).__call__ for child in children if child is not None} <= {nn.Module.__call__}
 
 
 def _is_torchs_own(module: nn.Module) -> bool:
