@@ -136,7 +136,9 @@ class DataInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     columns: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
 
     def step_dtype(self) -> np.dtype[Any]:
-        """The rows of steps, as numpy reads them."""
+        """The rows of steps, as numpy reads them; a ValueError for what is no number."""
+        if any(np.dtype(dtype).kind not in "biuf" for _, dtype, _ in self.columns):
+            raise ValueError(f"columns of steps are numbers, and these are {self.columns}")
         fixed: list[Any] = [("step", "<i8"), ("order", "<i8")]
         return np.dtype(fixed + [(f"column:{name}", dtype, shape) for name, dtype, shape in self.columns])
 

@@ -149,7 +149,7 @@ class Log:
             try:
                 kind, number, content = msgspec.json.decode(entry, type=tuple[str, int, msgspec.Raw])
                 self._add(segment, kind, number, content)
-            except (msgspec.DecodeError, ValueError, TypeError, AttributeError) as error:
+            except (msgspec.DecodeError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
                 raise DamagedFileError(f"the log holds an entry that makes no sense: {error}") from error
         return end
 

@@ -18,6 +18,7 @@ from fastrec.sinks._hdf5_layout import (
     COUNTERS,
     COUNTERS_ROW,
     FORMAT,
+    LATE,
     LOG,
     TABLES,
     TRAILER,
@@ -29,6 +30,7 @@ from fastrec.sinks._hdf5_layout import (
 from fastrec.sinks._hdf5_log import Log, checked
 from fastrec.sinks._hdf5_packed import PackedFile
 from fastrec.sinks._hdf5_paths import Paths
+from fastrec.sinks._hdf5_rehearse import rehearse
 
 LEAST, PIECE = 1 << 10, 1 << 16
 """So many rows of a table are read at first and at most, as it may end at any of them."""
@@ -48,7 +50,7 @@ class ReadFile:
             raise RecordingFileError(f"{path!r} can't be read: {error.strerror}") from error
         if not stat.S_ISREG(os.fstat(self._file).st_mode):
             raise RecordingFileError(f"{path!r} can't be read: it is no plain file")
-        self.map = _map_beside(path, map_path) if growing else _trailer(self._file) or map_of(path)
+        self.map = _map_beside(path, map_path) if growing else _trailer(self._file) or _walked(path)
         self._packed = PackedFile(path)
         self._check()
 
@@ -114,7 +116,8 @@ class ReadFile:
 
     def _check(self) -> None:
         rows = {name: dtype.itemsize for name, dtype in (*TABLES.items(), (COUNTERS, COUNTERS_ROW))}
-        for name in (LOG, *rows):
+        rows |= {LOG: 1, LATE: 1}
+        for name in rows:
             if name not in self.map.sets:
                 raise DamagedFileError(f"{self.path!r} lacks the data set {name!r}")
         size = os.fstat(self._file).st_size
@@ -129,6 +132,8 @@ class ReadFile:
             piece = min(extent.chunk_rows, extent.rows) * extent.row_bytes
             if chunks and not 0 <= min(extent.offsets) <= max(extent.offsets) <= size - piece:
                 raise DamagedFileError(f"{self.path!r}: {name!r} lies past the end of the file; was it copied whole?")
+        if sum(extent.rows * extent.row_bytes for extent in self.map.sets.values() if not extent.packed) > size:
+            raise DamagedFileError(f"{self.path!r}: the data sets take more than the file")
 
 
 def find_files(path: str | os.PathLike[str]) -> list[ReadFile]:
@@ -179,7 +184,7 @@ def segment_of(path: str) -> int:
         os.close(file)
     if found is None and not os.path.isfile(path):
         raise RecordingFileError(f"{path!r} can't be read: it is no plain file")
-    return (found or map_of(path)).segment
+    return (found or _walked(path)).segment
 
 
 def _map_beside(path: str, map_path: str) -> SegmentMap:
@@ -187,7 +192,7 @@ def _map_beside(path: str, map_path: str) -> SegmentMap:
         text = file.read()
     entry = checked(text.rstrip(b"\n"))
     if entry is None:  # damaged; the file itself may well be whole
-        return map_of(path)
+        return _walked(path)
     found = _decoded(entry)
     if found.version != VERSION:
         raise DamagedFileError(f"{path!r} has version {found.version}; this fastrec reads {VERSION}")
@@ -209,6 +214,12 @@ def _trailer(file: int) -> SegmentMap | None:
         raise DamagedFileError("the end of the file, which tells what lies where, is damaged")
     found = _decoded(entry)
     return found if found.version == VERSION else None
+
+
+def _walked(path: str) -> SegmentMap:
+    """The map that HDF5 itself tells."""
+    rehearse(path)
+    return map_of(path)
 
 
 def _decoded(entry: bytes) -> SegmentMap:
