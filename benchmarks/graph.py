@@ -19,7 +19,7 @@ import torch
 from benchmarks.graph_models import CASES, TIMED
 
 ROOT = Path(__file__).parent.parent
-TURNS = 3
+TURNS = 2
 REFERENCES = ("2.15.0", "2.36.1")
 Found = dict[str, Any]
 
@@ -103,7 +103,7 @@ def page(found: list[Found]) -> str:
             "# The graph of a forward pass, against the reference",
             "",
             f"Made by `python -m benchmarks.graph` with torch {torch.__version__}, Python {platform.python_version()}, "
-            "one thread, random weights, `torch.no_grad()`. CPU time, a low percentile of 15 passes, the least of "
+            "one thread, random weights, `torch.no_grad()`. CPU time, a low percentile of 9 passes, the least of "
             f"{TURNS} turns in processes of their own.",
             "",
             *times(found),

@@ -147,8 +147,8 @@ class Performer(Listener, Protocol):
     def hidden(self, place: Place, module: nn.Module, out: Any) -> None:
         """A module returned of whose inside nothing was seen; ``leave`` follows."""
 
-    def raised(self, depth: int) -> None:
-        """An exception left all modules but the outermost so many."""
+    def raised(self, place: Place) -> None:
+        """An exception left a module that was entered at a place."""
 
 
 class PlannedTap(Tap, Protocol):

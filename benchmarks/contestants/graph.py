@@ -20,7 +20,7 @@ import torch
 from benchmarks.graph_models import CASES, TIMED, Additions
 from fastrec._op_table import canonical
 
-ROUNDS = 15
+ROUNDS = 9
 Operation = dict[str, Any]
 
 

@@ -30,7 +30,7 @@ class PerformingMode(OpMode):
         kwargs = kwargs or {}
         if func is self._opening:
             return self._run_opened(func, args, kwargs)
-        if _graph_task() != -1 or func in RUN_AUTOGRAD:
+        if _graph_task() != -1:  # autograd runs a part of the forward pass again
             return self.thread.mute(func, args, kwargs)
         if func in self._skipped:
             return self._performer.glance(func, args, kwargs)
@@ -40,6 +40,8 @@ class PerformingMode(OpMode):
         if node is None:
             node = self.make(func)
             if node is None:
+                if func in RUN_AUTOGRAD:
+                    return self.thread.mute(func, args, kwargs)
                 self._skipped.add(func)
                 return self._performer.glance(func, args, kwargs)
         if node.opens is not None:
@@ -67,4 +69,4 @@ class PerformingMode(OpMode):
 
     def raised(self, entered: Node) -> None:
         super().raised(entered)
-        self._performer.raised(entered.depth - 1)
+        self._performer.raised(entered)

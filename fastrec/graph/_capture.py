@@ -22,6 +22,7 @@ from fastrec.graph._raw import Call, Capture, Constant, ModuleCall, Op, Paramete
 from fastrec.graph._saving import Saver
 from fastrec.graph._stacks import StackReader
 from fastrec.graph._state import ModelState
+from fastrec.graph._transforms import Transforms
 from fastrec.graph._writes import Writes
 
 _ATOMS = frozenset(
@@ -52,6 +53,7 @@ class GraphListener:
         self._takes_inputs = takes_inputs  # tensors from outside are inputs, for nobody has named the inputs
         self._rng = GeneratorStates()
         self._writes = Writes()
+        self._transforms = Transforms()
         self._stacks = StackReader()
         self._values: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # which operation a tensor came from
         self._refs: list[Ref] = []
@@ -199,10 +201,14 @@ class GraphListener:
         with _disabled():
             self._returned(call, entered.entered, out, (), {})
 
-    def raised(self, depth: int) -> None:
-        """An exception left modules."""
-        while len(self._open) > depth:
-            self._close(self._open.pop()[0])
+    def raised(self, place: Place) -> None:
+        """An exception left a module, and those inside of it before."""
+        address = place.site.frames[-1].module_address
+        if any((call.address, call.number) == (address, place.number) for call, _ in self._open):
+            left = None
+            while left is None or (left.address, left.number) != (address, place.number):
+                left, _ = self._open.pop()
+                self._close(left)
 
     # What whoever makes the pass tells.
 
@@ -257,13 +263,17 @@ class GraphListener:
                 self._parameters.append(parameter)
             return parameter
         address = self._state.buffer_address(value)
-        if address is not None:
+        wrapped = self._transforms.producer(value, self._producer)
+        if wrapped is not None:
+            index = wrapped
+        elif address is not None:
             index = self._buffer(value, address).index
         elif self._takes_inputs and not self._state.holds(value):
             index = self._input(value, ":in").index
         else:
             return self._constant(value)
-        self._parents.append(index)
+        if index not in self._parents:
+            self._parents.append(index)
         return self._refs[index]
 
     def _constant(self, value: Tensor) -> Constant:
@@ -317,6 +327,7 @@ class GraphListener:
         op = self._add("op", call, parents, value)
         op.module = self._module
         self._bind(value, op.index)
+        self._transforms.note(value, op.index)
         return op
 
     def _add(self, kind: Any, call: Call, parents: tuple[int, ...], value: Tensor) -> Op:

@@ -261,6 +261,13 @@ class ModelHistory(HistoryFacts):
         """All layers, in the order of their first passes."""
         return [LayerEntry(self, layer) for layer in self.graph.layers]
 
+    def finds(self, record: ActivationRecord) -> int | None:
+        """The index of the operation that a record is of, orphans included; None where there is none."""
+        try:
+            return self._records.index_of(record.ctx)
+        except RecordKeyError:
+            return None
+
     @cached_property
     def _records(self) -> RecordFinder:
         return RecordFinder(self.graph)

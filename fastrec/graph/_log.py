@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastrec._capture import CaptureSpec
+from fastrec._errors import GradientError
 from fastrec._oneshot import NOT_GIVEN
 from fastrec._recorder import roots_of
 from fastrec._state import random_state_restored, restored
@@ -28,6 +30,7 @@ def log_forward_pass(  # noqa: PLR0913
     activation_postfunc: Callable[[Tensor], Tensor] | None = None,
     save_raw_activation: bool = True,
     train_mode: bool = False,
+    detach_saved_tensors: bool = True,
     save_gradients: bool = False,
 ) -> ModelHistory:
     """Run a model once and log every operation: values, functions, parents, modules, layers.
@@ -51,15 +54,21 @@ def log_forward_pass(  # noqa: PLR0913
             seed that is reported is the one that torch was last seeded with.
         activation_postfunc: a function of each saved value; its results are the ``transformed_activation``.
         save_raw_activation: save values themselves too where there is an ``activation_postfunc``.
-        train_mode: saved values stay attached to autograd.
+        train_mode: saved values stay attached to autograd, and what can't be trained is refused.
+        detach_saved_tensors: False leaves saved values attached where they are, without train_mode's checks.
         save_gradients: keep the gradients that later backward passes bring to saved values.
 
     Returns a ModelHistory. An error of the model passes through.
     """
     roots = roots_of(model)
     run = PassRunner(roots, input_args, input_kwargs, call, random_seed)
+    if (train_mode or save_gradients) and not torch.is_grad_enabled():
+        raise GradientError(
+            f"{'train_mode' if train_mode else 'save_gradients'}=True under torch.no_grad or torch.inference_mode, "
+            "where no graph is built for a backward pass; log with gradients on"
+        )
     spec = CaptureSpec(
-        keep_grad=train_mode,
+        keep_grad=train_mode or not detach_saved_tensors,
         transform=activation_postfunc,
         save_raw=save_raw_activation,
         save_gradient=save_gradients,

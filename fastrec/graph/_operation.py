@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fastrec._recording import Recording
+from fastrec._recording_records import ActivationRecord
 from fastrec.graph._operation_call import CallFacts
 from fastrec.graph._operation_modules import ModuleFacts
 from fastrec.graph._operation_relations import RelationFacts
@@ -30,6 +32,18 @@ class Operation(ValueFacts, CallFacts, RelationFacts, ModuleFacts):
         return shown(self)
 
     __repr__ = __str__
+
+    def records_in(self, recording: Recording) -> list[ActivationRecord]:
+        """The records of a fast recording that hold this operation's value, those of modules included.
+
+        >>> import torch, fastrec
+        >>> from fastrec.graph import log_forward_pass
+        >>> model, x = torch.nn.Sequential(torch.nn.Tanh()), torch.ones(2)
+        >>> recording = fastrec.record(model, x, keep_op=True, keep_module=True)
+        >>> [r.ctx.site for r in log_forward_pass(model, x)["tanh_1"].records_in(recording)]
+        ['0/tanh', '0', ':out']
+        """
+        return [record for record in recording if self.history.finds(record) == self.index]
 
     def materialize_activation(self) -> Tensor | None:
         """The saved value, read from the file where it lies in one."""

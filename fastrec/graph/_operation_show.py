@@ -27,7 +27,7 @@ def shown(op: Any) -> str:
         lines.append("Params: none")
     lines.append(f"Parent Layers: {_list(op.parent_layers)}")
     lines.append(f"Child Layers: {_list(op.child_layers)}")
-    function = f"{op.func_applied_name} (grad_fn={op.gradfunc_name})" if op.func_applied else "none"
+    function = f"{op.func_applied_name} (grad_fn={op.gradfunc_name})" if op.func_applied is not None else "none"
     lines.append(f"Function: {function}")
     if op.in_cond_branch:
         lines.append("Part of a condition")

@@ -25,14 +25,14 @@ class Writes:
 
     def note(self, value: Tensor, op: int) -> None:
         """An operation wrote to a tensor."""
-        key = _storage(value)
+        key = storage_of(value)
         if key is not None:
             write = _Write(op, tuple(value.shape), value.stride(), int(value.storage_offset()))
             self._by_storage.setdefault(key, []).append(write)
 
     def since(self, value: Tensor, op: int) -> tuple[int, ...]:
         """The operations after a given one that wrote to memory of a tensor."""
-        key = _storage(value)
+        key = storage_of(value)
         found = self._by_storage.get(key) if key is not None else None
         # Memory that was freed and taken again is no danger: its new owner came after the writes to the old one.
         if not found or found[-1].op <= op:
@@ -45,7 +45,8 @@ class Writes:
         )
 
 
-def _storage(value: Tensor) -> int | None:
+def storage_of(value: Tensor) -> int | None:
+    """The identity of a tensor's memory, None where it has none of its own."""
     try:
         return int(value.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # a tensor without memory of its own: sparse, fake, wrapped

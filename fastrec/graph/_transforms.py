@@ -1,0 +1,43 @@
+"""Values inside of functorch transforms (vmap, grad, jvp), which come and go in wrappers that no function made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastrec.graph._writes import storage_of
+
+_interpreter = torch._C._functorch.peek_interpreter_stack
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+_unwrap = torch._C._functorch.get_unwrapped
+
+
+class Transforms:
+    """Follows values into transforms and out of them, by what the wrappers hold."""
+
+    def __init__(self) -> None:
+        self._inside: dict[int, int] = {}  # the operation that each memory comes from
+
+    def note(self, value: Tensor, op: int) -> None:
+        """An operation returned a value."""
+        if _interpreter() is not None:
+            key = storage_of(_unwrapped(value))
+            if key is not None:
+                self._inside[key] = op
+
+    def producer(self, value: Tensor, known: Callable[[Tensor], int | None]) -> int | None:
+        """The operation that a value comes from which went through a wrapper; None for one that did not."""
+        inner = _unwrapped(value)
+        found = known(inner) if inner is not value else None
+        if found is None and self._inside:
+            key = storage_of(inner)
+            found = None if key is None else self._inside.get(key)
+        return found
+
+
+def _unwrapped(value: Tensor) -> Tensor:
+    while _is_wrapped(value):
+        value = _unwrap(value)
+    return value
