@@ -30,6 +30,7 @@ from fastrec.engines.eager import EagerEngine, _plain
 MOST_LESSONS = 8
 """Passes that may run differently at first (caches are filled, lazy modules made) before the promise is broken."""
 
+_grad_is_on = torch.is_grad_enabled
 _graph_task = torch._C._current_graph_task_id
 _interpreter = torch._C._functorch.peek_interpreter_stack
 _tracing = torch._C._get_tracing_state
@@ -123,13 +124,14 @@ class StaticEngine(EagerEngine):
                 "end the one before, or open the region around the outermost call"
             )
         course = self._course(("", name), name, training=False)
-        if self._must_learn(course):
+        plan = course.plan
+        if plan is None or course.left <= 0:
             self._begin_lesson(course)
             token = super().enter_region(name)
             if token is None:
                 thread.course = thread.lesson = None
             return token
-        return self._begin_by_plan(course, self._direct.begin(name))
+        return self._begin_by_plan(course, plan, self._direct.begin(name))
 
     def leave_region(self, token: Any, error: BaseException | None) -> bool:
         """End the region's pass; whether the listener takes the exception as its own."""
@@ -167,16 +169,18 @@ class StaticEngine(EagerEngine):
                 now.step = step.after
             elif kind != CALM:
                 return step_aside(now, eager, call, module, args, kwargs)
+            # One dict, because each attribute of a module is looked up in its class first.
+            state = module.__dict__
             if not (
-                module._forward_hooks
-                or module._forward_pre_hooks
-                or module._backward_hooks
-                or module._backward_pre_hooks
+                state["_forward_hooks"]
+                or state["_forward_pre_hooks"]
+                or state["_backward_hooks"]
+                or state["_backward_pre_hooks"]
                 or hooks
                 or pre_hooks
                 or backward_hooks
                 or backward_pre_hooks
-                or module._compiled_call_impl is not None
+                or "_compiled_call_impl" in state
             ):
                 # What torch's own call does with a module that has no hooks.
                 out = module.forward(*args, **kwargs) if call is None else call(module, *args, **kwargs)
@@ -209,15 +213,20 @@ class StaticEngine(EagerEngine):
         module = known.module
         if _graph_task() != -1:  # autograd runs a part of an earlier forward pass again
             return _plain(call, module, args, kwargs)
-        course = self._course(id(module), known.name, training=module.training)
-        if self._must_learn(course) or _interpreter() is not None or _tracing() is not None:
+        if self._fusing:
+            course = self._course(id(module), known.name, training=module.training)
+        else:
+            key = id(module), module.training, _grad_is_on()
+            found = self._courses.get(key)
+            course = self._courses.setdefault(key, Course(known.name)) if found is None else found
+        plan = course.plan
+        if plan is None or course.left <= 0 or _interpreter() is not None or _tracing() is not None:
             self._begin_lesson(course)
             try:
                 return self._outermost(layer, call, known, args, kwargs)
             finally:
                 self._thread.course = self._thread.lesson = None
-        run = self._direct.begin(known.address)
-        now = self._begin_by_plan(course, run)
+        now = self._begin_by_plan(course, plan, self._direct.begin(known.address))
         try:
             out = layer(module, *args, **kwargs)
         except BaseException as error:
@@ -235,9 +244,6 @@ class StaticEngine(EagerEngine):
         course = self._courses.get(key)
         return course or self._courses.setdefault(key, Course(called))
 
-    def _must_learn(self, course: Course) -> bool:
-        return course.left <= 0 or self._whole
-
     def _begin_lesson(self, course: Course) -> None:
         if self._whole:
             return
@@ -245,10 +251,9 @@ class StaticEngine(EagerEngine):
         if course.plan is None or not course.plan.whole:
             self._thread.lesson = Lesson()
 
-    def _begin_by_plan(self, course: Course, run: Any) -> Now:
+    def _begin_by_plan(self, course: Course, plan: Plan, run: Any) -> Now:
         """A pass begins that runs by its plan; without a run nothing of it is recorded."""
-        thread, plan = self._thread, course.plan
-        assert plan is not None
+        thread = self._thread
         course.left -= 1
         now: Now | None = thread.spare_now
         thread.spare_now = None
