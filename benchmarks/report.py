@@ -143,8 +143,8 @@ def main(benchmarked_path: str, costs_path: str) -> None:
         "",
         *contest_table(contests, references),
         "",
-        "In brackets the limit. Those of `keep_module` and of the static engine are what hooks by hand cost on the same "
-        "model, for the static engine 0.95 of it on the MLP.",
+        "In brackets the limit. Those of `keep_module` and of the static engine are what hooks by hand cost on the "
+        "same model, for the static engine 0.95 of it on the MLP.",
         "",
         "## Sessions, memory, import",
         "",
