@@ -1,6 +1,7 @@
 """The slow path: the whole graph of a forward pass."""
 
 from fastrec.graph._diff import HistoryDiff as HistoryDiff
+from fastrec.graph._file_load import load_history as load_history
 from fastrec.graph._history import ModelHistory as ModelHistory
 from fastrec.graph._layer import LayerEntry as LayerEntry
 from fastrec.graph._log import get_model_metadata as get_model_metadata

@@ -14,6 +14,7 @@ from fastrec.graph._raw import Op, Stack, Truth
 from fastrec.graph._source import Span, Test, TestKind, span_of, test_at, verdict
 
 Branch = Literal["then", "else"]
+Branches = Mapping[int, tuple[tuple[int, Branch], ...]]
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -75,6 +76,15 @@ class Conditions:
         self.starts: set[int] = set()
         for index in self.tested:
             self._trace(to_output, index)
+
+    @classmethod
+    def known(cls, conditions: Iterable[Condition], ops: Mapping[str, Iterable[int]], branches: Branches) -> Conditions:
+        """Conditions as they were found before, by those who had the source; ``ops`` are its sets of operations."""
+        found = cls((), (), {}, (), (), str)
+        found.terminal_bools, found.tested = set(ops["terminal_bools"]), list(ops["tested"])
+        found.evaluating, found.starts = set(ops["evaluating"]), set(ops["starts"])
+        vars(found).update(branches=dict(branches), _all=list(conditions))
+        return found
 
     def _trace(self, to_output: Sequence[int], index: int) -> None:
         """Walk back from a condition to where it leaves the way to the output."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import torch
-from torch import nn
 
 from fastrec.graph._graph import Graph
 from fastrec.graph._raw import ModuleCall, Parameter
@@ -76,8 +75,8 @@ class BufferEntry(msgspec.Struct, frozen=True):
     written_by: tuple[str, ...]
 
 
-def modules_of(graph: Graph, roots: Mapping[str, nn.Module]) -> dict[str, ModuleEntry]:
-    """The modules that ran, by address."""
+def modules_of(graph: Graph, names: Sequence[str]) -> dict[str, ModuleEntry]:
+    """The modules that ran, by address; ``names`` are the addresses of all parameters."""
     inside: dict[int, list[int]] = {}
     children: dict[int, list[str]] = {}
     for index in graph.order:
@@ -101,7 +100,6 @@ def modules_of(graph: Graph, roots: Mapping[str, nn.Module]) -> dict[str, Module
                 _labels(graph, call.exited),
             )
         )
-    names = _names_of_parameters(roots)
     kinds: dict[str, ModuleCall] = {call.address: call for call in graph.submodule_calls}
     return {
         address: ModuleEntry(
@@ -155,7 +153,3 @@ def buffers_of(graph: Graph) -> dict[str, BufferEntry]:
 
 def _labels(graph: Graph, indices: Iterable[int]) -> tuple[str, ...]:
     return tuple(graph.label(index) for index in indices if index in graph.positions)
-
-
-def _names_of_parameters(roots: Mapping[str, nn.Module]) -> list[str]:
-    return [f"{root}.{name}" if root else name for root, model in roots.items() for name, _ in model.named_parameters()]

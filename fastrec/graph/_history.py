@@ -22,6 +22,7 @@ from fastrec.graph._entries import (
     modules_of,
     parameters_of,
 )
+from fastrec.graph._file_save import save_history
 from fastrec.graph._graph import Graph
 from fastrec.graph._history_facts import HistoryFacts
 from fastrec.graph._history_show import shown
@@ -222,6 +223,22 @@ class ModelHistory(HistoryFacts):
             )
         return self.operation(index)
 
+    def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the history to an HDF5 file with all tensors that it holds, for ``load_history``.
+
+        >>> import tempfile, torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> log_forward_pass(torch.nn.ReLU(), torch.ones(2)).save(tempfile.mkdtemp() + "/pass.h5")
+
+        Arguments:
+            path: of the new file.
+            overwrite: take the place of a file that is there; else that is a RecordingExistsError.
+
+        Functions are written by their names, arguments that are no plain data as they print, parameters without
+        their values.
+        """
+        save_history(self, path, overwrite=overwrite)
+
     def profile(self, by: Literal["operation", "module"] = "operation", *, sort: str = "seconds") -> Profile:
         """Where time and memory go, as a table sorted from the most.
 
@@ -244,7 +261,7 @@ class ModelHistory(HistoryFacts):
     @cached_property
     def modules(self) -> dict[str, ModuleEntry]:
         """The modules that ran, by address, in the order in which they were first called."""
-        return modules_of(self.graph, self.roots)
+        return modules_of(self.graph, [parameter.address for parameter in self._parameters])
 
     @cached_property
     def parameters(self) -> dict[str, ParameterEntry]:

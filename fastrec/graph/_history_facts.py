@@ -30,7 +30,7 @@ class HistoryFacts:
     def numbered(self) -> list[int]:
         """The operations that ordinal numbers count: the saved ones, all where none is."""
         ops = self.graph.ops
-        saved = [i for i in self.graph.order if ops[i].value is not None or ops[i].transformed is not None]
+        saved = [i for i in self.graph.order if ops[i].is_saved]
         return saved or self.graph.order
 
     @property
@@ -130,13 +130,12 @@ class HistoryFacts:
     def tensor_fsize_saved(self) -> int:
         """The size of the saved tensors in bytes, transformed ones included."""
         ops = self.graph.ops
-        parts = [part for i in self._saved for part in (ops[i].value, ops[i].transformed) if part is not None]
-        return sum(part.numel() * part.element_size() for part in parts)
+        return sum(ops[i].saved_bytes for i in self._saved)
 
     @cached_property
     def _saved(self) -> list[int]:
         ops = self.graph.ops
-        return [i for i in self.graph.order if ops[i].value is not None or ops[i].transformed is not None]
+        return [i for i in self.graph.order if ops[i].is_saved]
 
     @cached_property
     def _parameters(self) -> list[Parameter]:

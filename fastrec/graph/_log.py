@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from fastrec._capture import CaptureSpec
-from fastrec._errors import GradientError
+from fastrec._errors import GradientError, OptionError
 from fastrec._oneshot import NOT_GIVEN
 from fastrec._recorder import roots_of
 from fastrec._state import random_state_restored, restored
+from fastrec.graph._file_save import finish_history
 from fastrec.graph._history import ModelHistory
 from fastrec.graph._pass import Keeping, PassRunner
 from fastrec.graph._same_graph import check_same_graph
-from fastrec.graph._saving import All
+from fastrec.graph._saving import All, Stream
+from fastrec.graph._stored import TensorFile
 
 
 def log_forward_pass(  # noqa: PLR0913
@@ -32,6 +37,8 @@ def log_forward_pass(  # noqa: PLR0913
     train_mode: bool = False,
     detach_saved_tensors: bool = True,
     save_gradients: bool = False,
+    save_activations_to: str | PathLike[str] | None = None,
+    keep_activations_in_memory: bool = True,
 ) -> ModelHistory:
     """Run a model once and log every operation: values, functions, parents, modules, layers.
 
@@ -57,6 +64,9 @@ def log_forward_pass(  # noqa: PLR0913
         train_mode: saved values stay attached to autograd, and what can't be trained is refused.
         detach_saved_tensors: False leaves saved values attached where they are, without train_mode's checks.
         save_gradients: keep the gradients that later backward passes bring to saved values.
+        save_activations_to: an HDF5 file that values are written to as they appear, and the history when the pass
+            has ended; ``load_history`` reads it.
+        keep_activations_in_memory: with a file, False keeps no value in memory; the history reads them from the file.
 
     Returns a ModelHistory. An error of the model passes through.
     """
@@ -73,26 +83,51 @@ def log_forward_pass(  # noqa: PLR0913
         save_raw=save_raw_activation,
         save_gradient=save_gradients,
     )
+    if save_activations_to is None:
+        if not keep_activations_in_memory:
+            raise OptionError("keep_activations_in_memory=False needs a file: give save_activations_to='pass.h5'")
+        return _logged(run, roots, layers_to_save, spec, None)
+    if spec.keep_grad and not keep_activations_in_memory:
+        raise OptionError("train_mode keeps values attached to autograd, which only values in memory are")
+    file = TensorFile(Path(save_activations_to)).create(overwrite=False)
+    try:
+        history = _logged(run, roots, layers_to_save, spec, Stream(file, keep_activations_in_memory))
+        finish_history(history, file)
+    except BaseException:
+        file.abandon()
+        raise
+    return history
+
+
+def _logged(
+    run: PassRunner,
+    roots: dict[str, nn.Module],
+    layers_to_save: str | int | Sequence[str | int] | None,
+    spec: CaptureSpec,
+    stream: Stream | None,
+) -> ModelHistory:
     selectors = _selectors(layers_to_save)
     if layers_to_save == "all":
         keeping = Keeping(All(), spec)
     elif not selectors:
         keeping = Keeping()
-    elif call is not None:
+    elif run.is_call:
         # What a user's function does may not be done twice, so everything is kept for as long as it runs.
         history = ModelHistory(run(Keeping(All(), spec)), roots, Keeping(All(), spec))
         history.forget_all_but(history.keys.selected(selectors))
+        if stream is not None:
+            stream.all_of(history.graph.ops)
         return history
     else:
         with restored(roots.values()), random_state_restored():
             first = run(Keeping())
         keeping = Keeping(ModelHistory(first, roots, Keeping()).keys.selected(selectors), spec)
-        capture = run(keeping)
+        capture = run(msgspec.structs.replace(keeping, stream=stream))
         check_same_graph(
             first, capture, remedy="a selection takes two passes that run alike; give layers_to_save='all'"
         )
         return ModelHistory(capture, roots, keeping)
-    return ModelHistory(run(keeping), roots, keeping)
+    return ModelHistory(run(msgspec.structs.replace(keeping, stream=stream)), roots, keeping)
 
 
 def get_model_metadata(

@@ -46,5 +46,6 @@ class Operation(ValueFacts, CallFacts, RelationFacts, ModuleFacts):
         return [record for record in recording if self.history.finds(record) == self.index]
 
     def materialize_activation(self) -> Tensor | None:
-        """The saved value, read from the file where it lies in one."""
+        """The saved value, taken into memory for good where it lies in a file."""
+        self.raw.value = self.raw.value
         return self.activation

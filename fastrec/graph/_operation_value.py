@@ -87,7 +87,7 @@ class ValueFacts(Facts):
     @property
     def has_saved_activations(self) -> bool:
         """Whether a value was saved, raw or transformed."""
-        return self.raw.value is not None or self.raw.transformed is not None
+        return self.raw.is_saved
 
     @property
     def not_saved_because(self) -> str:

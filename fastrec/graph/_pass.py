@@ -22,15 +22,16 @@ from fastrec._seeds import seeded
 from fastrec.engines import EagerEngine
 from fastrec.graph._capture import GraphListener
 from fastrec.graph._raw import Capture
-from fastrec.graph._saving import Saver
+from fastrec.graph._saving import Saver, Stream
 from fastrec.graph._state import ModelState
 
 
 class Keeping(msgspec.Struct, frozen=True):
-    """Which operations are to be kept, by index, and how."""
+    """Which operations are to be kept, by index, how, and where to if not in memory alone."""
 
     which: Container[int] = ()
     spec: CaptureSpec = CaptureSpec()
+    stream: Stream | None = None
 
 
 class PassRunner:
@@ -56,11 +57,16 @@ class PassRunner:
         self._call = call
         self._seed = random_seed
 
+    @property
+    def is_call(self) -> bool:
+        """Whether a function of the user runs the model."""
+        return self._call is not None
+
     def __call__(self, keeping: Keeping) -> Capture:
         """Run it once, and see everything."""
         began = perf_counter()
         capture = Capture()
-        saver = Saver(keeping.which, keeping.spec, capture.gradients)
+        saver = Saver(keeping.which, keeping.spec, capture.gradients, keeping.stream)
         listener = GraphListener(ModelState(self._roots), capture, saver, takes_inputs=self._call is not None)
         engine = EagerEngine(performs=True)
         with seeded(self._seed), _quiet_about_fusing():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import CodeType
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, Protocol
 
 import msgspec
 import torch
@@ -55,6 +55,17 @@ class Constant(msgspec.Struct, frozen=True, eq=False):
     shape: tuple[int, ...]
     dtype: torch.dtype
     value: Tensor | None
+
+
+class Readable(Protocol):
+    """A tensor that lies elsewhere."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+
+    def read(self) -> Tensor:
+        """It."""
 
 
 class ModuleCall:
@@ -120,7 +131,8 @@ class Op(msgspec.Struct, gc=False, eq=False):
     """One value of the pass: an operation's output, an input, a buffer that was read, or an output of the model.
 
     ``parents`` are indices of operations. ``path`` and ``output_index`` tell which value of its call it is.
-    ``value`` and ``transformed`` are what was saved of it, ``unsaved`` why nothing could be.
+    ``value`` and ``transformed`` are what was saved of it, ``unsaved`` why nothing could be; ``held`` and
+    ``held_transformed`` are where: a tensor, or one in a file, which is read whenever it is asked for.
     """
 
     index: int
@@ -137,8 +149,8 @@ class Op(msgspec.Struct, gc=False, eq=False):
     path: str = ""
     output_index: int | None = None
     address: str = ""
-    value: Tensor | None = None
-    transformed: Tensor | None = None
+    held: Tensor | Readable | None = None
+    held_transformed: Tensor | Readable | None = None
     unsaved: str = ""
 
     @classmethod
@@ -150,6 +162,36 @@ class Op(msgspec.Struct, gc=False, eq=False):
         gradient = value.grad_fn
         name = None if gradient is None else type(gradient).__name__
         return cls(index, kind, call, parents, shape, value.dtype, value.device, nbytes, value.requires_grad, name)
+
+    @property
+    def value(self) -> Tensor | None:
+        """What was saved of it."""
+        held = self.held
+        return held if held is None or isinstance(held, Tensor) else held.read()
+
+    @value.setter
+    def value(self, value: Tensor | None) -> None:
+        self.held = value
+
+    @property
+    def transformed(self) -> Tensor | None:
+        """What a function of the user made of it."""
+        held = self.held_transformed
+        return held if held is None or isinstance(held, Tensor) else held.read()
+
+    @transformed.setter
+    def transformed(self, value: Tensor | None) -> None:
+        self.held_transformed = value
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether anything was saved of it."""
+        return self.held is not None or self.held_transformed is not None
+
+    @property
+    def saved_bytes(self) -> int:
+        """The size of what was saved of it."""
+        return sum(held.nbytes for held in (self.held, self.held_transformed) if held is not None)
 
 
 class Truth(msgspec.Struct, frozen=True):

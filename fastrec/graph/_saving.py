@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from fastrec._capture import CaptureSpec
 from fastrec._copying import check_copyable, parts_of, watch_gradient
 from fastrec._errors import UnsupportedTensorError
-from fastrec.graph._raw import Op
+from fastrec.graph._raw import Op, Readable
 
 _interpreter = torch._C._functorch.peek_interpreter_stack
 
@@ -22,11 +23,44 @@ class All:
         return True
 
 
+class Store(Protocol):
+    """Where values are written while the pass runs."""
+
+    def put(self, name: str, value: Tensor) -> Readable:
+        """Write a value."""
+
+
+class Stream(NamedTuple):
+    """Where values go as they appear, and whether they stay in memory, too."""
+
+    store: Store
+    in_memory: bool
+
+    def send(self, op: Op) -> None:
+        """Write what is held of an operation."""
+        op.held = self._sent(f"values/{op.index}", op.held)
+        op.held_transformed = self._sent(f"transformed/{op.index}", op.held_transformed)
+
+    def all_of(self, ops: Iterable[Op]) -> None:
+        """Write what is held of some operations."""
+        for op in ops:
+            self.send(op)
+
+    def _sent(self, name: str, held: Tensor | Readable | None) -> Tensor | Readable | None:
+        if not isinstance(held, Tensor):
+            return held
+        stored = self.store.put(name, held)
+        return held if self.in_memory else stored
+
+
 class Saver:
     """Keeps values of operations as a spec says."""
 
-    def __init__(self, keep: Container[int], spec: CaptureSpec, gradients: dict[int, Tensor]) -> None:
+    def __init__(
+        self, keep: Container[int], spec: CaptureSpec, gradients: dict[int, Tensor], stream: Stream | None = None
+    ) -> None:
         self.keep = keep
+        self._stream = stream
         self._spec = spec
         self._plain = spec.save_raw and not spec.keep_grad and spec.transform is None
         self._gradients = gradients
@@ -52,6 +86,9 @@ class Saver:
                 op.transformed = None if op.transformed is None else copied(op.transformed)
         if self._spec.save_gradient and value.requires_grad:
             watch_gradient(value, self._spec, self._gradients, op.index)
+
+        if self._stream is not None:
+            self._stream.send(op)
 
     def snapshot(self, value: Tensor) -> Tensor | None:
         """A copy of a value that is no operation's, if values are kept at all."""

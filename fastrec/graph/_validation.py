@@ -97,7 +97,9 @@ def validate_history(
     Returns a ValidationReport.
     """
     ops = history.graph.ops
-    missing = [i for i in history.graph.order if ops[i].value is None and not ops[i].unsaved]
+    missing = [i for i in history.graph.order if ops[i].held is None and not ops[i].unsaved]
+    if not history.roots:
+        raise OptionError("validation runs functions again, and a history from a file has none; validate before saving")
     if missing:
         raise OptionError(
             f"validation takes all values, and that of {history.graph.label(missing[0])} was not saved; log the pass "

@@ -111,6 +111,10 @@ _FACTORS = {name: (moved, factors) for name, moved, factors in _factors()}
 
 
 def _zero_factor(trial: Trial) -> bool:
+    if trial.layer_type == "batchnorm" and trial.place in (2, "running_var"):
+        centred = trial.args[0] - trial.argument(1, "running_mean").reshape(-1, *(1,) * (trial.args[0].dim() - 2))
+        if _is_zero(centred):
+            return True
     moved, factors = _FACTORS.get(trial.layer_type, ((), ()))
     if moved != _ALL and trial.place not in moved:
         return False

@@ -1,0 +1,218 @@
+"""Histories in files: complete, lazy, streamed, and harmless."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import msgspec
+import numpy as np
+import pandas
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastrec import FastrecError
+from fastrec.graph import load_history, log_forward_pass, validate_history
+from fastrec.graph._file_values import Opaque, decoded, encoded
+from fastrec.graph._stored import Stored
+
+
+class Varied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm, self.lstm = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.LSTM(4, 3)
+        self.register_buffer("scale", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Any:
+        for _ in range(2):
+            x = nn.functional.dropout(self.norm(self.linear(x)))
+            x.view(-1)[0] = 2.0
+            x = x * self.scale + torch.tensor(1.5)
+        if x.sum() > -1e9:
+            x = x[..., :4].to(torch.bfloat16).to(torch.float32)
+        return {"x": self.lstm(x)[0], "z": x.to(torch.complex64).conj(), "n": x.new_zeros(0, 3), "i": x.argmax()}
+
+
+TABLES: list[Any] = ["operations", "layers", "modules", "parameters", "buffers"]
+
+
+def test_a_loaded_history_tells_the_same(tmp_path: Path) -> None:
+    history = log_forward_pass(Varied(), torch.randn(5, 4), random_seed=1)
+    history.save(tmp_path / "pass.h5")
+    loaded = load_history(tmp_path / "pass.h5")
+    assert str(loaded) == str(history)
+    for table in TABLES:
+        pandas.testing.assert_frame_equal(loaded.to_pandas(table), history.to_pandas(table))
+    assert list(loaded.conditions) == list(history.conditions) and len(history.conditions) == 1
+    for here, there in zip(history.operations, loaded.operations, strict=True):
+        assert here.activation is not None and there.activation is not None
+        assert torch.equal(here.activation, there.activation) and here.activation.dtype == there.activation.dtype
+        assert [(f.file, f.line, f.function) for f in here.func_call_stack] == [
+            (f.file, f.line, f.function) for f in there.func_call_stack
+        ]
+        assert here.func_position_args_non_tensor == there.func_position_args_non_tensor
+        assert here.func_rng_states.keys() == there.func_rng_states.keys()
+        assert there.func_applied is None
+    assert not loaded.diff(history) and loaded.diff(history).values == ()
+    assert loaded.profile()[0].name == history.profile()[0].name
+    loaded.save(tmp_path / "again.h5")
+    assert str(load_history(tmp_path / "again.h5")) == str(history)
+
+
+def test_values_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "pass.h5"
+    log_forward_pass(nn.Linear(4, 3), torch.randn(2, 4)).save(path)
+    operation = load_history(path).operations[1]
+    assert isinstance(operation.raw.held, Stored) and operation.has_saved_activations
+    taken = operation.materialize_activation()
+    assert operation.activation is taken and not isinstance(operation.raw.held, Stored)
+    lazy = load_history(path).operations[0]
+    path.unlink()
+    with pytest.raises(FastrecError, match="pass.h5"):
+        lazy.materialize_activation()
+
+
+def test_values_stream_to_a_file_while_the_pass_runs(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    class Looks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.exp()
+            seen.append((tmp_path / "pass.h5.partial").exists())
+            return y + 1
+
+    path, x = tmp_path / "pass.h5", torch.randn(3)
+    history = log_forward_pass(Looks(), x, save_activations_to=path, keep_activations_in_memory=False)
+    assert seen == [True] and os.listdir(tmp_path) == ["pass.h5"]
+    assert all(isinstance(op.raw.held, Stored) for op in history.operations)
+    assert torch.equal(history["exp_1"].activation, x.exp())  # type: ignore[arg-type]
+    assert validate_history(history)
+    assert torch.equal(load_history(path)["add_1"].activation, x.exp() + 1)  # type: ignore[arg-type]
+    assert history.tensor_fsize_saved == 4 * 12
+
+
+@pytest.mark.parametrize("select", ["all", ["linear"]])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_selection_is_streamed(tmp_path: Path, select: Any, in_memory: bool) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.randn(2, 4)
+    options: dict[str, Any] = {"layers_to_save": select, "keep_activations_in_memory": in_memory}
+    history = log_forward_pass(model, x, save_activations_to=tmp_path / "a.h5", **options)
+    called = log_forward_pass(model, call=lambda: model(x), save_activations_to=tmp_path / "b.h5", **options)
+    for path, logged in (("a.h5", history), ("b.h5", called)):
+        loaded = load_history(tmp_path / path)
+        assert loaded.num_tensors_saved == logged.num_tensors_saved
+        assert torch.equal(loaded["linear_1"].activation, model[0](x))  # type: ignore[arg-type]
+        assert isinstance(logged["linear_1"].raw.held, Stored) is not in_memory  # type: ignore[union-attr]
+
+
+def test_a_pass_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x.exp()
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        log_forward_pass(Fails(), torch.ones(2), save_activations_to=tmp_path / "pass.h5")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    model, x, path = nn.ReLU(), torch.ones(2), tmp_path / "pass.h5"
+    with pytest.raises(FastrecError, match="needs a file: give save_activations_to"):
+        log_forward_pass(model, x, keep_activations_in_memory=False)
+    with pytest.raises(FastrecError, match="attached to autograd, which only values in memory are"):
+        log_forward_pass(model, x, save_activations_to=path, keep_activations_in_memory=False, train_mode=True)
+    history = log_forward_pass(model, x)
+    history.save(path)
+    with pytest.raises(FileExistsError, match="give another path, or overwrite=True"):
+        history.save(path)
+    history.save(path, overwrite=True)
+    loaded = load_history(path)
+    with pytest.raises(FastrecError, match="does not hold the model"):
+        loaded.save_new_activations(x)
+    with pytest.raises(FastrecError, match="a history from a file has none"):
+        validate_history(loaded)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        load_history(tmp_path / "other.h5")
+
+
+def test_gradients_and_transformed_values_are_saved(tmp_path: Path) -> None:
+    x = torch.randn(3, requires_grad=True)
+    history = log_forward_pass(nn.Tanh(), x, save_gradients=True, train_mode=True, activation_postfunc=torch.mean)
+    history["tanh_1"].activation.sum().backward()  # type: ignore[union-attr]
+    history.save(tmp_path / "pass.h5")
+    loaded = load_history(tmp_path / "pass.h5")["tanh_1"]
+    assert torch.equal(loaded.transformed_activation, torch.tanh(x).mean())  # type: ignore[union-attr]
+
+
+class Evil:
+    """Would run something if it were unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, ("echo run",))
+
+    def __repr__(self) -> str:
+        return "Evil()"
+
+
+def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
+    class Takes(nn.Module):
+        def forward(self, x: Tensor, evil: object) -> Tensor:
+            return x.exp()
+
+    path = tmp_path / "pass.h5"
+    log_forward_pass(Takes(), (torch.ones(2), Evil())).save(path)
+    assert b"posix" not in path.read_bytes() and b"pickle" not in path.read_bytes()
+    assert decoded(encoded(Evil(), str), str) == Opaque("Evil()")
+    for name in ("ops", "load", "__builtins__", "os.system"):
+        with pytest.raises(FastrecError, match="an argument in the file is none"):
+            decoded(["torch", name], str)
+
+
+def damaged(path: Path, change: Any) -> None:
+    """Change the structure in a file."""
+    with h5py.File(path, "r+") as file:
+        told = msgspec.msgpack.decode(file["structure"][()].tobytes())
+        change(told)
+        del file["structure"]
+        file["structure"] = np.frombuffer(msgspec.msgpack.encode(told), np.uint8)
+
+
+CHANGES: dict[str, Any] = {
+    "another format": lambda told: told.update(format="fastrec history 9"),
+    "parents from later": lambda told: told["ops"][0].__setitem__(2, [1]),
+    "calls that are not there": lambda told: told["ops"][1].__setitem__(1, 99),
+    "an unknown dtype": lambda told: told["ops"][1].__setitem__(4, "load"),
+    "arguments that are none": lambda told: told["calls"][1].__setitem__(4, ["os", "system"]),
+    "fewer fields": lambda told: told.pop("seed"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_file_that_does_not_hold_together_is_refused(tmp_path: Path, change: Any) -> None:
+    path = tmp_path / "pass.h5"
+    log_forward_pass(nn.ReLU(), torch.ones(2)).save(path)
+    damaged(path, change)
+    with pytest.raises(FastrecError):
+        load_history(path)
+
+
+def test_a_file_reads_nothing_outside_of_itself(tmp_path: Path) -> None:
+    path = tmp_path / "pass.h5"
+    log_forward_pass(nn.ReLU(), torch.ones(2)).save(path)
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["x"] = np.ones(2, np.float32)
+    with h5py.File(path, "r+") as file:
+        del file["values/1"]
+        file["values/1"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "x")
+    with pytest.raises(FastrecError, match="is no history, or not all of one"):
+        load_history(path)["relu_1"].activation  # noqa: B018
+
+
+@pytest.mark.parametrize("content", [b"", b"no file of this kind", b"\x89HDF\r\n\x1a\n"])
+def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "pass.h5"
+    path.write_bytes(content)
+    with pytest.raises(FastrecError, match="is no history"):
+        load_history(path)
