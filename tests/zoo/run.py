@@ -5,6 +5,7 @@ Models run in a process of their own that goes on after each; one that dies is n
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
@@ -57,6 +58,7 @@ def work(part: str, path: Path) -> None:
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
         append(path, row)
+        gc.collect()
 
 
 def append(path: Path, row: Row) -> None:
