@@ -66,7 +66,7 @@ class Aligned:
 
     def _find(self, node: fx.Node) -> None:
         facts = facts_of(node)
-        if facts is None:
+        if facts is None or not _tensors(node):
             return
         for index in range(self.end, len(self._lesson.events)):
             event = self._lesson.events[index]
@@ -186,16 +186,19 @@ def _arguments(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _same_values(node: fx.Node, event: Event) -> bool:
-    value = example(node)
-    if node.target is operator.setitem:
-        value = example(node.args[0])
-    found = [each for _, each in leaves(value)]
+    found = _tensors(node)
     if len(found) != len(event.values):
         return False
     return all(
         each.dtype == seen.dtype and _same_shape(each.shape, seen.shape)
         for each, seen in zip(found, event.values, strict=True)
     )
+
+
+def _tensors(node: fx.Node) -> list[Tensor]:
+    """The tensors that a node gives; for a write the one that was written."""
+    value = example(node.args[0] if node.target is operator.setitem else node)
+    return [each for _, each in leaves(value)]
 
 
 def _same_shape(shape: Sequence[Any], seen: tuple[int, ...]) -> bool:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import fx
 
 from fastrec._contracts import PlannedTap, PlanningListener
 from fastrec._errors import UnsupportedModelError
 from fastrec._sites import Site
 from fastrec.engines._aligned import Aligned, facts_of
+from fastrec.engines._expanded import expand
 from fastrec.engines._extra_outputs import ExtraOutputs
 from fastrec.engines._lesson import Event, Leaf, Lesson, Value
 from fastrec.engines._modules import Known
+from fastrec.engines._side_inputs import run_gated, side_inputs
 
 Feed = tuple[Callable[[Any, Any], None], int]
 """Who is fed, and with which output of the graph."""
@@ -24,10 +27,37 @@ class Graph:
     """One graph that dynamo captured, with what it was captured from."""
 
     def __init__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> None:
-        self.nodes = list(module.graph.nodes)
+        self._graph = module.graph
         self.inputs = list(inputs)
-        self.outputs = ExtraOutputs(module.graph)
+        self._look()
         self.compiled: Any = None  # by the user's backend
+        self._side: list[int] = []
+
+    def _look(self) -> None:
+        self.nodes = list(self._graph.nodes)
+        self.outputs = ExtraOutputs(self._graph)
+
+    def finish(self, module: fx.GraphModule) -> None:
+        """Nothing more is kept: let the graph return what is."""
+        outputs = self.outputs
+        outputs.finish()
+        module.recompile()
+        if outputs.attached:
+            own = outputs.nodes(range(outputs.n_own))
+            self._side = side_inputs(list(self._graph.nodes), own, outputs.nodes(outputs.attached))
+
+    def run(self, given: Sequence[Any]) -> Sequence[Any]:
+        """All its outputs."""
+        if self._side and torch.is_grad_enabled():
+            return run_gated(self.compiled, given, self._side, self.outputs.attached)
+        return self.compiled(*given)  # type: ignore[no-any-return]
+
+    def expand(self, composites: Iterable[fx.Node]) -> bool:
+        """Take composites apart; whether that could be done with any of them."""
+        done = [expand(node) for node in composites]
+        if any(done):
+            self._look()
+        return any(done)
 
 
 class Step:
@@ -73,22 +103,37 @@ class Way:
 
     def go(self, graph: Graph) -> Edge:
         """Go on through a graph; what its run feeds."""
-        aligned = Aligned(graph.nodes, graph.inputs, self.lesson, self.reached, self._known)
+        aligned = self._align(graph)
+        while not graph.outputs.done and graph.expand(aligned.ops[i] for i in self._closed(aligned)):
+            aligned = self._align(graph)
         self._check(aligned)
         edge = Edge()
         first = min(aligned.ops, default=self.reached)
         for index in range(self.reached, aligned.end):
             self._plan(graph, aligned, index, edge, early=index < first)
         last = aligned.after(aligned.end)
+        goes_on = any(event.is_op for event in self.lesson.events[aligned.end :])
         for index in range(aligned.end, len(self.lesson.events)):
             event = self.lesson.events[index]
             for value in () if event.is_op else event.values:
                 tap, holder = value.leaf.tap(self._listener), aligned.holder(value, index)
                 if tap is not None and holder is not None:
-                    edge.step.held[value.leaf] = self._output(graph, edge, (holder, last), tap, value)
+                    edge.step.held[value.leaf] = self._output(graph, edge, (holder, last), tap, value, alone=goes_on)
         self.reached = aligned.end
         self._step = edge.step
         return edge
+
+    def _align(self, graph: Graph) -> Aligned:
+        return Aligned(graph.nodes, graph.inputs, self.lesson, self.reached, self._known)
+
+    def _closed(self, aligned: Aligned) -> list[int]:
+        """The composites that the graph holds as one node, though something inside of them is kept."""
+        found = []
+        for index in aligned.ops:
+            inside = self.lesson.inside_of(index)
+            if any(value.leaf.tap(self._listener) is not None for event in inside for value in event.values):
+                found.append(index)
+        return found
 
     def end(self) -> list[Feed]:
         """The pass ends; what is fed."""
@@ -112,7 +157,9 @@ class Way:
             edge.before += self._from_before(event)
         for value in event.values:
             tap = value.leaf.tap(self._listener)
-            if tap is None or value.leaf in self._fed or (event.is_op and index not in aligned.ops):
+            if tap is None or value.leaf in self._fed:
+                continue
+            if event.is_op and index not in aligned.ops and not self.lesson.inside_of(index):
                 continue
             holder = aligned.holder(value, index)
             if holder is not None:
@@ -131,9 +178,16 @@ class Way:
         return feeds
 
     def _output(
-        self, graph: Graph, edge: Edge, where: tuple[fx.Node, fx.Node | None], tap: PlannedTap, value: Value
+        self,
+        graph: Graph,
+        edge: Edge,
+        where: tuple[fx.Node, fx.Node | None],
+        tap: PlannedTap,
+        value: Value,
+        *,
+        alone: bool = False,
     ) -> int:
-        output = graph.outputs.add(*where, attached=tap.attached)
+        output = graph.outputs.add(*where, attached=tap.attached, alone=alone)
         if value.requires_grad and not tap.attached and output >= graph.outputs.n_own and output not in edge.marked:
             edge.marked.append(output)
         return output

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from types import MethodType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +112,14 @@ class Lesson:
         self.tokens = tokens
         self.parents: tuple[str, ...] | None = None
         self.given: tuple[Any, ...] = ()  # the arguments of the op that runs
+
+    def inside_of(self, index: int) -> list[Event]:
+        """The events inside of a composite, which come before it: those of its own inside come in there too."""
+        prefix = self.events[index].place.label.partition("[")[0] + "/"
+        first = index
+        while first and self.events[first - 1].place.label.startswith(prefix):
+            first -= 1
+        return self.events[first:index]
 
     def add(self, leaf: Leaf, value: Tensor) -> None:
         """A leaf of a value appeared."""
@@ -235,6 +244,8 @@ class Teacher(EagerEngine):
             stack.enter_context(attributes_restored(self._objects))
             stack.enter_context(restored(self._modules))
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+            # Models look at it to compute otherwise while they are compiled, which is when this runs.
+            stack.enter_context(patch.object(torch.compiler, "_is_compiling_flag", False))
             for module in self._modules:
                 _uncompile(module)
             copied_args, copied_kwargs = self._copied((args, dict(kwargs)), tokens)

@@ -140,15 +140,14 @@ class CompiledEngine:
         except FastrecError as error:
             current.refused = error  # dynamo wraps what a backend raises
             raise
-        graph.outputs.done()
-        module.recompile()
+        graph.finish(module)
         graph.compiled = root.code.backend(module, inputs)
         n_own = graph.outputs.n_own
         thread = self._thread
         root.graphs.append(graph)
 
         def run_graph(*given: Any) -> Any:
-            out = graph.compiled(*given)
+            out = graph.run(given)
             now = thread.current
             if now is not None:
                 self._ran(now, graph, out)

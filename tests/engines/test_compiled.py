@@ -270,6 +270,35 @@ def test_attached_values_train_like_those_of_the_eager_engine() -> None:
         torch.testing.assert_close(one, other)
 
 
+def test_what_only_kept_values_use_gets_a_gradient_from_them_alone() -> None:
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.probe = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.body(x)
+            self.probe(hidden.tanh())
+            return hidden.sin()
+
+    model, x = Aside(), torch.randn(3, 4)
+    for uses_probe in (False, True):
+        gradients = []
+        for make in (lambda m: m, lambda m: torch.compile(m, backend="aot_eager")):
+            twin = copy.deepcopy(model)
+            run = make(twin)
+            with Recorder(run, keep_module="probe", capture=CaptureSpec(keep_grad=True)) as rec:
+                loss = run(x).sum()
+                if uses_probe:
+                    loss = loss + rec.pop().stack("probe").square().sum()
+                loss.backward()
+            gradients.append([p.grad for p in twin.parameters()])
+        assert (gradients[0][-1] is not None) == uses_probe
+        for one, other in zip(*gradients, strict=True):
+            assert (one is None) == (other is None)
+            torch.testing.assert_close(one, other)
+
+
 def test_plain_values_take_no_part_in_training() -> None:
     model, x = mlp(), torch.randn(3, 4)
     results = []
