@@ -74,20 +74,21 @@ class Step:
 
 
 class Edge:
-    """What a run of a graph feeds: first with outputs of the graph before, then with its own.
+    """What a run of a graph feeds.
 
-    ``marked`` are outputs that would carry gradients in an eager pass.
+    ``early`` comes before the graph's first op, and part of it from outputs of the graph before (True). ``marked`` are
+    outputs that would carry gradients in an eager pass.
     """
 
     def __init__(self) -> None:
-        self.before: list[Feed] = []
+        self.early: list[tuple[bool, Feed]] = []
         self.feeds: list[Feed] = []
         self.marked: list[int] = []
         self.step = Step()
 
     def feeds_as(self, other: Edge) -> bool:
         """Whether it feeds the same as another one."""
-        return (self.before, self.feeds) == (other.before, other.feeds)
+        return (self.early, self.feeds) == (other.early, other.feeds)
 
 
 class Way:
@@ -137,10 +138,8 @@ class Way:
 
     def end(self) -> list[Feed]:
         """The pass ends; what is fed."""
-        feeds = []
-        for event in self.lesson.events[self.reached :]:
-            feeds += self._from_before(event)
-        return feeds
+        left = [(event, value) for event in self.lesson.events[self.reached :] for value in event.values]
+        return [feed for event, value in left if (feed := self._from_before(event, value))]
 
     def missing(self) -> list[str]:
         """The sites of kept values that no graph holds."""
@@ -153,29 +152,30 @@ class Way:
 
     def _plan(self, graph: Graph, aligned: Aligned, index: int, edge: Edge, *, early: bool) -> None:
         event = self.lesson.events[index]
-        if early and not event.is_op:
-            edge.before += self._from_before(event)
         for value in event.values:
             tap = value.leaf.tap(self._listener)
             if tap is None or value.leaf in self._fed:
+                continue
+            if early and not event.is_op and (feed := self._from_before(event, value)):
+                edge.early.append((True, feed))
                 continue
             if event.is_op and index not in aligned.ops and not self.lesson.inside_of(index):
                 continue
             holder = aligned.holder(value, index)
             if holder is not None:
                 output = self._output(graph, edge, (holder, aligned.after(index)), tap, value)
-                edge.feeds.append((_with_parents(tap, event), output))
                 self._fed.add(value.leaf)
+                feed = _with_parents(tap, event), output
+                edge.early.append((False, feed)) if early else edge.feeds.append(feed)
 
-    def _from_before(self, event: Event) -> list[Feed]:
-        feeds: list[Feed] = []
-        for value in event.values:
-            held = self._step.held.get(value.leaf) if self._step is not None else None
-            tap = value.leaf.tap(self._listener)
-            if tap is not None and held is not None and value.leaf not in self._fed:
-                feeds.append((_with_parents(tap, event), held))
-                self._fed.add(value.leaf)
-        return feeds
+    def _from_before(self, event: Event, value: Value) -> Feed | None:
+        """The feed of a value that an output of the graph before holds."""
+        held = self._step.held.get(value.leaf) if self._step is not None else None
+        tap = value.leaf.tap(self._listener)
+        if tap is None or held is None or value.leaf in self._fed:
+            return None
+        self._fed.add(value.leaf)
+        return _with_parents(tap, event), held
 
     def _output(
         self,

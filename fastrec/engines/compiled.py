@@ -163,8 +163,8 @@ class CompiledEngine:
         run = current.run
         for position in edge.marked:
             out[position].requires_grad_()
-        for tap, position in edge.before:
-            tap(run, current.out[position])
+        for is_held, (tap, position) in edge.early:
+            tap(run, (current.out if is_held else out)[position])
         for tap, position in edge.feeds:
             tap(run, out[position])
         current.step = edge.step
