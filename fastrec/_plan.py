@@ -14,7 +14,7 @@ from fastrec._options import RecorderOptions
 from fastrec._sites import Kind, PassInfo, Site, Variant
 from fastrec._taps import AskTap, KeepTap, Question, spec_of
 from fastrec.predicates import NEVER
-from fastrec.predicates._ahead import looks_ahead, may_keep_in
+from fastrec.predicates._ahead import ahead, any_of
 from fastrec.predicates._base import Constant, Opaque, PredicateBase, settled
 from fastrec.predicates._edge import normalise
 from fastrec.predicates._modules import Inside, Module, ModuleInput, ModuleType
@@ -50,7 +50,7 @@ class Plan:
         )
         self.sources = options.include_source_events
         self._questions: dict[Predicate, Question] = {}
-        self._looks_ahead = any(map(looks_ahead, (self.keep_op, self.keep_module, self.halt)))
+        self._ahead = any_of([ahead(predicate) for predicate in (self.keep_op, self.keep_module, self.halt)])
         for needed in (self.keep_op.history, self.keep_module.history):
             if needed > options.history_size:
                 raise OptionError(
@@ -130,10 +130,10 @@ class Plan:
 
     def wants(self, catalog: Catalog, info: PassInfo) -> bool:
         """Whether something of a pass could be kept, by what is known of it before it runs."""
-        if not self._looks_ahead:
-            return True
-        ctx = RecordContext(catalog, _NO_SITE, _NO_VARIANT, info, 0.0, info.step)
-        return any(may_keep_in(predicate, ctx) for predicate in (self.keep_op, self.keep_module, self.halt))
+        ask = self._ahead
+        if isinstance(ask, bool):
+            return ask
+        return ask(RecordContext(catalog, _NO_SITE, _NO_VARIANT, info, 0.0, info.step))
 
     def _question(self, rest: Predicate) -> Question:
         if not rest.reads <= PASS_FIELDS:

@@ -240,15 +240,16 @@ class Recorder:
     def _make_engine(self) -> Any:
         if not isinstance(self.options.engine, str):
             return self.options.engine
+        make_batch = partial(batch_of, self._sinks[0] if len(self._sinks) == 1 else None)
         sources, parents = self.options.include_source_events, self.options.track_parents
         engine = self.options.engine
         if engine == "compiled" or (engine == "auto" and any(map(is_compiled, self._roots.values()))):
             self._plan.check_compilable()
-            return CompiledEngine(sources=sources, parents=parents)
+            return CompiledEngine(batch=make_batch, sources=sources, parents=parents)
         if engine == "static":
             return StaticEngine(
                 idle=idle_question,
-                batch=partial(batch_of, self._sinks[0] if len(self._sinks) == 1 else None),
+                batch=make_batch,
                 check_every=self.options.check_every,
                 ops=self._plan.watches_ops,
                 sources=sources,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastrec._contracts import PlannedTap, PlanningListener
+from fastrec._contracts import Batch, MakeBatch, PlannedTap, PlanningListener
 from fastrec._errors import UnsupportedModelError
 from fastrec._sites import Site
 from fastrec.engines._aligned import Aligned, facts_of
@@ -85,6 +85,18 @@ class Edge:
         self.feeds: list[Feed] = []
         self.marked: list[int] = []
         self.step = Step()
+        self.batch: Batch | None = None  # all that a pass through this edge alone feeds, in one go
+        self.batched: list[int] = []
+        self.batch_asked = False
+
+    def make_batch(self, n_own: int, out: Sequence[Any], make: MakeBatch) -> None:
+        """Let passes that go through this edge alone feed in one go, where only the recorder has the values."""
+        self.batch_asked = True
+        feeds = [*(feed for _, feed in self.early), *self.feeds, *(self.step.end or ())]
+        positions = [position for _, position in feeds]
+        if positions and min(positions) >= n_own and len(set(positions)) == len(positions):
+            self.batch = make([tap for tap, _ in feeds], [out[position]._version for position in positions])
+            self.batched = positions
 
     def feeds_as(self, other: Edge) -> bool:
         """Whether it feeds the same as another one."""

@@ -11,12 +11,13 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from fastrec._contracts import PlanningListener
+from fastrec._contracts import MakeBatch, PlanningListener
 from fastrec._errors import FastrecError, FastrecWarning, SessionError, UnsupportedModelError
 from fastrec._sites import Frame
 from fastrec.engines._calls import COMPILED_CALLS, MODULE_CALLS, Call
@@ -32,11 +33,13 @@ class CompiledEngine:
     """Records roots that ``torch.compile`` compiled: modules, functions and methods.
 
     Arguments:
+        batch: makes taps that are fed together when a pass ends.
         sources: inputs and buffers that are read become events.
         parents: follow which event each value came from.
     """
 
-    def __init__(self, *, sources: bool = False, parents: bool = False) -> None:
+    def __init__(self, *, batch: MakeBatch, sources: bool = False, parents: bool = False) -> None:
+        self._batch = batch
         self._sources = sources
         self._parents = parents
         self._thread = _Thread()
@@ -101,30 +104,31 @@ class CompiledEngine:
 
     def _call(self, root: CompiledRoot, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of a root, which by itself would run ``own``."""
-        thread = self._thread
-        if thread.muted or thread.current is not None or _graph_task() != -1 or _interpreter() is not None:
+        thread, listener = self._thread, self._listener
+        if thread.muted or _graph_task() != -1 or _interpreter() is not None:
             return own(*args, **kwargs)
-        run = self._listener.begin(root.entry)
+        run = listener.begin(root.entry)
         if run is None:
-            return own(*args, **kwargs)
-        thread.current = current = _Pass(run, root, args, kwargs)
-        out, error = None, None
+            return thread.mute(own, args, kwargs)
+        current: _Pass | None = None
+        thread.muted = True  # what it calls is no pass of its own
         try:
-            if self._listener.wants(run):
+            if listener.wants(run):
+                thread.current = current = _Pass(run, root, args, kwargs)
                 out = root.recording(*args, **kwargs)
                 self._finish(current)
             else:
                 out = own(*args, **kwargs)
         except BaseException as raised:
-            error = current.refused or raised
-            thread.current = None
-            if not self._listener.end(run, error):
+            thread.muted, thread.current = False, None
+            error = (current and current.refused) or raised
+            if not listener.end(run, error):
                 if error is raised:
                     raise
                 raise error from None
             return None
-        thread.current = None
-        self._listener.end(run, None)
+        thread.muted, thread.current = False, None
+        listener.end(run, None)
         return out
 
     def _backend(
@@ -149,14 +153,24 @@ class CompiledEngine:
         def run_graph(*given: Any) -> Any:
             out = graph.run(given)
             now = thread.current
-            if now is not None:
+            if now is None:
+                return out[:n_own]
+            own = out[:n_own]
+            edge = now.step.following.get(graph)
+            if edge is not None and edge.batch is not None and not now.ran and edge.batch.is_ready():
+                now.held = [out[position] for position in edge.batched]
+                now.step = edge.step
+                now.ran.append((graph, edge))
+            else:
                 self._ran(now, graph, out)
-            return out[:n_own]
+            return own
 
         return run_graph
 
     def _ran(self, current: _Pass, graph: Graph, out: Sequence[Any]) -> None:
         """A graph has run."""
+        if current.held is not None:  # this pass goes on where others ended
+            self._feed_held(current)
         edge = current.step.following.get(graph)
         if edge is None:
             edge = current.step.following[graph] = self._way(current).go(graph)
@@ -178,8 +192,29 @@ class CompiledEngine:
             way = self._way(current)
             step.end = way.end()
             self._tell_missing(way.missing(), ran=bool(current.ran))
+        if current.held is not None:
+            _, edge = current.ran[0]
+            assert edge.batch is not None
+            held, current.held = current.held, None
+            edge.batch(current.run, held, [perf_counter()] * len(held))
+            return
         for tap, position in step.end:
             tap(current.run, current.out[position])
+        if len(current.ran) == 1 and not self._parents:
+            ((graph, edge),) = current.ran
+            if not edge.batch_asked:
+                edge.make_batch(graph.outputs.n_own, current.out, self._batch)
+
+    def _feed_held(self, current: _Pass) -> None:
+        """Feed one by one what was held for the end of the pass."""
+        held, current.held = current.held or [], None
+        ((_, edge),) = current.ran
+        values = dict(zip(edge.batched, held, strict=True))
+        for _, (tap, position) in edge.early:
+            tap(current.run, values[position])
+        for tap, position in edge.feeds:
+            tap(current.run, values[position])
+        current.out = values
 
     def _way(self, current: _Pass) -> Way:
         """How far the pass has come in its lesson, which is learned now if it was not."""
@@ -212,7 +247,7 @@ class CompiledEngine:
 class _Pass:
     """A pass while it runs."""
 
-    __slots__ = ("args", "kwargs", "out", "ran", "refused", "root", "run", "step", "way")
+    __slots__ = ("args", "held", "kwargs", "out", "ran", "refused", "root", "run", "step", "way")
 
     def __init__(self, run: Any, root: CompiledRoot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.run = run
@@ -220,7 +255,8 @@ class _Pass:
         self.args = args
         self.kwargs = kwargs
         self.step: Step = root.start
-        self.out: Sequence[Any] = ()
+        self.out: Any = ()  # of the last graph, by position
+        self.held: list[Tensor] | None = None  # for the end of the pass
         self.ran: list[tuple[Graph, Edge]] = []
         self.way: Way | None = None
         self.refused: FastrecError | None = None

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastrec._context import PASS_FIELDS
 from fastrec._contracts import Context
-from fastrec.predicates._base import And, Not, Or, PredicateBase, With
+from fastrec.predicates._base import And, Constant, Not, Or, PredicateBase, With
+
+Ahead = Callable[[Context], bool] | bool
+"""Whether some event of a pass could be kept; of the context only the fields of the pass are known."""
 
 
-def looks_ahead(predicate: PredicateBase) -> bool:
-    """Whether some part of a predicate only asks about the pass."""
-    return any(leaf.reads and leaf.reads <= PASS_FIELDS for leaf in predicate.leaves())
-
-
-def may_keep_in(predicate: PredicateBase, ctx: Context) -> bool:
-    """Whether some event of a pass could be kept; of the context only the fields of the pass are known."""
-    return _could(predicate, ctx, True)
-
-
-def _could(predicate: PredicateBase, ctx: Context, answer: bool) -> bool:
-    """Whether, at some event, it could answer so."""
+def ahead(predicate: PredicateBase, answer: bool = True) -> Ahead:
+    """Whether, at some event of a pass, a predicate could answer so: always, never, or a question about the pass."""
     if isinstance(predicate, Not):
-        return _could(predicate.part, ctx, not answer)
+        return ahead(predicate.part, not answer)
     if isinstance(predicate, With):
-        return _could(predicate.part, ctx, answer)
+        return ahead(predicate.part, answer)
     if isinstance(predicate, And | Or):
-        all_have_to = isinstance(predicate, And) is answer
-        return (all if all_have_to else any)(_could(part, ctx, answer) for part in predicate.parts)
+        parts = [ahead(part, answer) for part in predicate.parts]
+        return all_of(parts) if isinstance(predicate, And) is answer else any_of(parts)
+    if isinstance(predicate, Constant):
+        return (predicate.decision is not False) is answer
     if predicate.reads <= PASS_FIELDS:
-        return (predicate.decide(ctx) is not False) is answer
+        decide = predicate.decide
+        return (lambda ctx: decide(ctx) is not False) if answer else (lambda ctx: decide(ctx) is False)
     return True
+
+
+def all_of(parts: list[Ahead]) -> Ahead:
+    """Whether all of some questions say yes."""
+    asked = [part for part in parts if not isinstance(part, bool)]
+    if False in parts or not asked:
+        return False not in parts
+    return asked[0] if len(asked) == 1 else lambda ctx: all(part(ctx) for part in asked)
+
+
+def any_of(parts: list[Ahead]) -> Ahead:
+    """Whether any of some questions says yes."""
+    asked = [part for part in parts if not isinstance(part, bool)]
+    if True in parts or not asked:
+        return True in parts
+    return asked[0] if len(asked) == 1 else lambda ctx: any(part(ctx) for part in asked)
