@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from made_models import made_models
 from models import MODELS
 from naive import same_bits, seeded
-from same_recordings import assert_same_recordings
+from same_recordings import assert_same_recordings, facts_of
 from torch import Tensor, nn
 
 from fastrec import CaptureSpec, Recorder
