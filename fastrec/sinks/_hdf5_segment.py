@@ -10,16 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrec.sinks._hdf5_checks import check_row, checksum
-from fastrec.sinks._hdf5_file import Read, Rewriting, Wanted, attribute, create, name_of, rewrite, shrink
+from fastrec.sinks._hdf5_file import Read, Rewriting, Wanted, create, name_of, rewrite, shrink
 from fastrec.sinks._hdf5_late import LateBlocks, Moves
 from fastrec.sinks._hdf5_layout import (
     CHECKED,
     CHECKS,
     COUNTERS,
-    COUNTERS_ROW,
     LATE,
     LOG,
-    TABLES,
     Bytes,
     DataInfo,
     Identity,
@@ -29,26 +27,11 @@ from fastrec.sinks._hdf5_layout import (
 from fastrec.sinks._hdf5_log import line, signed
 from fastrec.sinks._hdf5_options import HDF5Options
 from fastrec.sinks._hdf5_paths import Paths, lock
+from fastrec.sinks._hdf5_plan import LARGEST_ROW, MOST_DATA_SETS, MOST_TOLD, Needs, fits, planned, wanted_of
 from fastrec.sinks._hdf5_staging import Place, StagedBlock
 
-MOST_DATA_SETS = 512
-LARGEST_ROW = 1 << 30  # a chunk of HDF5 is less than 4 GiB; larger values lie among the late ones
-MOST_DIMENSIONS = 31
-MOST_TOLD = 2048
-"""What the log says of one data set takes less than so many bytes."""
 MOST_REWRITTEN = 128 << 20
 """A file of up to so many bytes is written anew when it is finished; a larger one keeps holes where it had room."""
-
-
-class Needs(msgspec.Struct):
-    """What a new segment has to have room for: rows of its tables, and of each data set that is worth one.
-
-    ``rows`` are needed at once, ``weights`` the bytes that came of late, by number of the data.
-    """
-
-    rows: Mapping[int, int]
-    weights: Mapping[int, int]
-    tables: Mapping[str, int]
 
 
 class Segment:
@@ -60,7 +43,7 @@ class Segment:
         self.number = number = identity.segment
         self._paths = paths
         self._infos = infos
-        self._wanted = _planned(infos, needs, options.room())
+        self._wanted = planned(infos, needs, options.room())
         self._names = {int(one.attributes["number"]): one.name for one in self._wanted if "number" in one.attributes}
         self._path = paths.growing(number)
         self._map = create(self._path, identity, self._wanted)
@@ -194,7 +177,7 @@ class Segment:
         wanted = {one.name: msgspec.structs.replace(one, rows=self.used[one.name]) for one in self._wanted}
         rows = {number: self._late.rows(number) for number in self._late.blocks}
         chosen = sorted(rows, key=lambda n: -rows[n] * self._late.row_bytes[n])[:MOST_DATA_SETS]
-        chosen = [n for n in chosen if rows[n] and self._late.row_bytes[n] <= LARGEST_ROW and _fits(self._infos[n])]
+        chosen = [n for n in chosen if rows[n] and self._late.row_bytes[n] <= LARGEST_ROW and fits(self._infos[n])]
         if not chosen:
             return list(wanted.values()), self._read, None
         names, bases, lines = {}, {}, b""
@@ -204,7 +187,7 @@ class Segment:
             name = self._names.get(number) or name_of(folder, plain, wanted)
             names[number], bases[number] = name, wanted[name].rows if name in wanted else 0
             total = bases[number] + rows[number]
-            wanted[name] = Wanted(name, _dtype(info), _shape(info), total, _attributes(info, number))
+            wanted[name] = wanted_of(info, number, name, total)
             lines += line("data", number, msgspec.structs.replace(info, name=name))
         if len(chosen) == len(rows):
             wanted[LATE].rows = 0
@@ -243,55 +226,6 @@ class Segment:
     def _write(self, name: str, first: int, data: Bytes, rows: int) -> None:
         write_rows(self._file, self._map.sets[name], first, data)
         self.used[name] = max(self.used[name], first + rows)
-
-
-def _planned(infos: Sequence[DataInfo], needs: Needs, nbytes: int) -> list[Wanted]:
-    """The data sets of a segment: those that hold most of what came of late, each with its share of the room."""
-    chosen = sorted(needs.weights, key=lambda number: -needs.weights[number])[:MOST_DATA_SETS]
-    chosen = [n for n in chosen if 0 < needs.weights[n] and _row_bytes(infos[n]) <= LARGEST_ROW]
-    chosen = sorted(n for n in chosen if _fits(infos[n]))
-    total = sum(needs.weights[number] for number in chosen)
-    wanted: dict[str, Wanted] = {}
-    for number in chosen:
-        info = infos[number]
-        share = max(nbytes * needs.weights[number] // total, nbytes // (8 * len(chosen)))
-        rows = max(min(share // _row_bytes(info), nbytes // 256), 2 * needs.rows.get(number, 0), 1)
-        folder, _, plain = info.name.partition("/")
-        name = name_of(folder, plain, wanted)
-        wanted[name] = Wanted(name, _dtype(info), _shape(info), rows, _attributes(info, number))
-    late = sum(_row_bytes(infos[n]) * rows + 64 for n, rows in needs.rows.items() if n not in chosen)
-    wanted[LATE] = Wanted(LATE, "uint8", (), max(nbytes // 4, 2 * late))
-    wanted[LOG] = Wanted(LOG, "uint8", (), max(nbytes // 64, 4 * needs.tables.get(LOG, 0)) + 2 * MOST_TOLD * len(infos))
-    for table, dtype in TABLES.items():
-        wanted[table] = Wanted(table, dtype, (), max(nbytes // 256, 2 * needs.tables.get(table, 0) + 4 * len(infos)))
-    wanted[COUNTERS] = Wanted(COUNTERS, COUNTERS_ROW, (), 2)
-    return list(wanted.values())
-
-
-def _fits(info: DataInfo) -> bool:
-    return len(info.shape) <= MOST_DIMENSIONS
-
-
-def _row_bytes(info: DataInfo) -> int:
-    if info.part == "step":
-        return info.step_dtype().itemsize
-    size = {"bfloat16": 2, "complex32": 4}.get(info.dtype) or (
-        1 if info.dtype.startswith("float8") else np.dtype(info.dtype).itemsize
-    )
-    return size * int(np.prod(info.shape, dtype=np.int64))
-
-
-def _dtype(info: DataInfo) -> object:
-    return info.step_dtype() if info.part == "step" else info.dtype
-
-
-def _shape(info: DataInfo) -> tuple[int, ...]:
-    return () if info.part == "step" else info.shape
-
-
-def _attributes(info: DataInfo, number: int) -> dict[str, str]:
-    of = attribute(info.name.partition("/")[2])
-    return {"number": str(number), "of": of, "part": info.part, "torch_dtype": info.dtype}
 
 
 def _write_map(path: str, data: bytes) -> None:

@@ -12,12 +12,14 @@ from fastrec._catalog import Catalog
 from fastrec._copying import MOST_ROWS, ROW_BITS
 from fastrec.sinks._hdf5_batch import Batch, Mark
 from fastrec.sinks._hdf5_begin import begin
-from fastrec.sinks._hdf5_checks import Checker, Counters, checksum
-from fastrec.sinks._hdf5_layout import CHECKS, LOG, MARKS, PASSES, RECORDS, Bytes, DataInfo
+from fastrec.sinks._hdf5_checks import Counters
+from fastrec.sinks._hdf5_layout import CHECKS, LOG, MARKS, PASSES, RECORDS, DataInfo
 from fastrec.sinks._hdf5_log import CatalogLog, line
 from fastrec.sinks._hdf5_options import HDF5Options
 from fastrec.sinks._hdf5_paths import Paths
-from fastrec.sinks._hdf5_segment import Needs, Segment
+from fastrec.sinks._hdf5_plan import Needs
+from fastrec.sinks._hdf5_puts import Puts
+from fastrec.sinks._hdf5_segment import Segment
 from fastrec.sinks._hdf5_staging import Place, Pool, StagedBlock
 from fastrec.sinks._hdf5_together import write_together
 from fastrec.sinks._ram_table import Entry
@@ -50,7 +52,7 @@ class Writer:
         self._is_closed = False
         self._last = Counters()
         self._closing = False
-        self._checker = Checker()
+        self._puts = Puts()
         start = begin(paths, options)
         self._identity, self._lock = start.identity, start.lock
         self._thread = threading.Thread(target=self._run, name="fastrec-writer", daemon=True)
@@ -92,7 +94,7 @@ class Writer:
                 self._pool.changed.notify_all()
             if self._segment is not None:
                 self._segment.leave()
-        self._checker.close()
+        self._puts.close()
         os.close(self._lock)
 
     def _work(self) -> None:
@@ -119,9 +121,9 @@ class Writer:
                 return self._finish()
 
     def _write_whole(self, block: StagedBlock) -> None:
-        _arrived(block)
-        self._put_checked(block, self._place(block), block.count)
-        self._segment.written(block)  # type: ignore[union-attr]
+        self._place(block)
+        assert self._segment is not None
+        self._puts.whole(self._segment, block)
         self._pool.written(block)
 
     def _write_batch(self, batch: Batch) -> None:
@@ -134,7 +136,7 @@ class Writer:
         self._settle(batch, touched)
         for block, bottom in zip(touched, batch.bottoms.tolist(), strict=True):
             if block.memory:
-                self._put_settled(block, bottom)
+                self._puts.settled(segment, block, bottom)
         segment.append(LOG, self._lines(batch))
         first = segment.append(RECORDS, batch.records_at(touched))
         if durable:
@@ -165,15 +167,6 @@ class Writer:
             block.settled += 1
             block.top = max(block.top, (row & (MOST_ROWS - 1)) + 1)
             self._pool.settle(block)
-
-    def _put_settled(self, block: StagedBlock, bottom: int) -> None:
-        """Write the rows of a batch; with a checksum where none before them can still change."""
-        _arrived(block)
-        assert block.place is not None
-        if block.settled == block.top:
-            self._put_checked(block, block.place, block.top)
-        else:
-            self._put(block, block.place, bottom, [memory[bottom : block.top] for memory in block.memory])
 
     def _count(self, segment: Segment, counters: Counters) -> None:
         self._counted += 1
@@ -256,15 +249,9 @@ class Writer:
         self._told.update(segment.seen)
         for block in list(self._pool.blocks.values()):
             if block.memory and block.place is not None and block.top > block.checked:
-                self._put_copy(block, block.place)
+                self._puts.copy(segment, block)
         segment.write_checks()
         self._count(segment, self.counters.copy())
-
-    def _put_copy(self, block: StagedBlock, place: Place) -> None:
-        """Write rows of which some may be on their way at this moment, so that file and checksum agree."""
-        start, parts = block.checked, [memory[block.checked : block.top].copy() for memory in block.memory]
-        self._put(block, place, start, parts)
-        self._note(block, place, start, parts, [checksum(part) for part in parts])
 
     def _weights(self) -> dict[int, int]:
         """The bytes that came for each data set since the last time."""
@@ -283,23 +270,6 @@ class Writer:
             "flush_seconds": self._options.flush_seconds,
         }
 
-    def _put(self, block: StagedBlock, place: Place, start: int, parts: list[Bytes]) -> None:
-        assert self._segment is not None
-        for number, first, rows in zip(block.stage.data, place.firsts, parts, strict=True):
-            self._segment.put(number, first, start, rows)
-
-    def _put_checked(self, block: StagedBlock, place: Place, stop: int) -> None:
-        """Write all rows that have no checksum yet, and will change no more."""
-        start, block.checked = block.checked, stop
-        parts = [memory[start:stop] for memory in block.memory]
-        sums = self._checker.of(parts, lambda: self._put(block, place, start, parts))
-        self._note(block, place, start, parts, sums)
-
-    def _note(self, block: StagedBlock, place: Place, start: int, parts: list[Bytes], sums: list[int]) -> None:
-        assert self._segment is not None
-        for number, first, rows, one in zip(block.stage.data, place.firsts, parts, sums, strict=True):
-            self._segment.check(number, first, start, rows, one)
-
     def _finish(self) -> None:
         """Give the last segment the name that the recording has."""
         segment = self._segment or self._roll(None)
@@ -311,10 +281,3 @@ class Writer:
         # A file that a killed session left has to be recovered first.
         if segment.number and all(os.path.exists(self._paths.sealed(n)) for n in range(segment.number + 1)):
             write_together(self._paths, segment.number + 1)
-
-
-def _arrived(block: StagedBlock) -> None:
-    """Wait for copies from a device that are under way."""
-    for maker, rows in zip(block.stage.makers, block.values, strict=True):
-        if maker.arrive_from is not None:
-            rows.read()

@@ -44,7 +44,8 @@ class HDF5Sink:
         flush_rows: flush in the background whenever so many more records were kept; default never.
         durable: flushing waits until the disk has it (fsync), so that it is safe if the machine loses power.
         compression: "gzip", "lzf", "zstd" or "lz4" (the last two need the extra fastrec[zstd]), or with a level, as in
-            "gzip:4". A file is compressed when it is finished; while it grows it takes the room of its values.
+            "gzip:4". A file is compressed when it is full or the session ends; while it grows it takes the room of its
+            values. Nothing else is written meanwhile, so a long run wants smaller ``segment_bytes``.
         dtype: a floating dtype to cast floating values to, unless their capture names one.
         overwrite: remove an earlier recording of the same name, instead of refusing to write over it.
         append: continue an earlier recording of the same name, if there is one: pass indices and steps go on where it

@@ -253,7 +253,44 @@ def test_what_stopped_the_writer_is_raised_once_more_only_if_nobody_saw_it(
         fastrec.load(tmp_path / "other.h5")
 
 
-def _no_space(*_: object) -> int:
+def test_a_disk_that_is_full_at_the_end_leaves_all_that_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = torch.nn.Identity()
+
+    def session(name: str, *failing: str) -> None:
+        with monkeypatch.context() as patch:
+            for function in failing:
+                patch.setattr(f"fastrec.sinks.{function}", _no_space)
+            with Recorder(model, keep_module=True, sink=tmp_path / name):
+                for i in range(5):
+                    model(torch.full((3,), float(i)))
+
+    session("a.h5", "_hdf5_segment.rewrite")  # there is no room for a second copy, so the first is cut down
+    with pytest.raises(RecordingFileError, match="the recording stopped: .*No space left"):
+        session("b.h5", "_hdf5_segment.rewrite", "_hdf5_segment.shrink")
+    assert (tmp_path / "a.h5").exists() and not (tmp_path / "b.h5").exists()
+    for name in ("a.h5", "b.h5"):
+        assert fastrec.load(tmp_path / name).stack("module:")[:, 0].tolist() == list(range(5))
+        check_checksums(tmp_path / name)
+
+
+def test_an_error_is_raised_by_the_next_call_and_what_was_flushed_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sink = torch.nn.Identity(), HDF5Sink(tmp_path / "run.h5", flush_seconds=1000)
+    with Recorder(model, keep_module=True, sink=sink) as rec:
+        model(torch.zeros(3))
+        rec.flush()
+        monkeypatch.setattr("fastrec.sinks._hdf5_layout.os.pwrite", _no_space)
+        model(torch.ones(3))
+        for call in (rec.flush, lambda: model(torch.ones(3)), lambda: rec.step(reward=1), rec.flush):
+            with pytest.raises(RecordingFileError, match="the recording stopped: .*No space left"):
+                call()
+    assert fastrec.load(tmp_path / "run.h5").stack("module:").tolist() == [[0, 0, 0]]
+
+
+def _no_space(*_: object, **__: object) -> int:
     raise OSError(28, "No space left on device")
 
 
