@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install demo test test-zoo lint bench bench-files bench-memory bench-reference
+.PHONY: install demo test test-zoo lint bench bench-files bench-memory bench-reference bench-graph
 
 install: $(INSTALLED)
 
@@ -49,6 +49,9 @@ bench-files: $(INSTALLED) .benchmarks/torchlens-2.36.1
 
 bench-memory: $(INSTALLED)
 	$(BIN)/python -m benchmarks.files_memory
+
+bench-graph: bench-reference
+	$(BIN)/python -m benchmarks.graph
 
 # The versions exclude each other, so each gets a folder of its own; --no-deps keeps them from bringing another torch.
 bench-reference: $(addprefix .benchmarks/torchlens-,2.15.0 2.36.1)

@@ -78,6 +78,7 @@ class PassRunner:
                 capture.ended = time.time()
             finally:
                 engine.close()
+                listener.outside = None  # a frame, which holds the output and the listener itself
             listener.outputs(out)
         capture.seconds = perf_counter() - began
         return capture
