@@ -12,7 +12,7 @@ from fastrec._contracts import OUTCOMES
 from fastrec._errors import DamagedFileError
 from fastrec.sinks._hdf5_checks import Counters
 from fastrec.sinks._hdf5_layout import CHECKS, COUNTERS, LOG, MARKS, PASSES, RECORDS, TABLES
-from fastrec.sinks._hdf5_log import Log
+from fastrec.sinks._hdf5_log import Log, torch_dtype_of
 from fastrec.sinks._hdf5_read import ReadFile
 from fastrec.sinks._hdf5_sessions import Before, SessionNumbers
 
@@ -148,6 +148,7 @@ class Tail:
     def _check_log(self) -> None:
         catalog = self.log.catalog
         for variant in catalog.variants.items[self._variants :]:
+            torch_dtype_of(variant.dtype)
             if not (0 <= variant.site < len(catalog.sites) and 0 <= variant.spec < len(catalog.specs)):
                 raise DamagedFileError(f"the variant {variant.label!r} names a site or spec that is not there")
         self._variants = len(catalog.variants)

@@ -140,7 +140,13 @@ class DataInfo(msgspec.Struct, frozen=True, omit_defaults=True):
         if any(np.dtype(dtype).kind not in "biuf" for _, dtype, _ in self.columns):
             raise ValueError(f"columns of steps are numbers, and these are {self.columns}")
         fixed: list[Any] = [("step", "<i8"), ("order", "<i8")]
-        return np.dtype(fixed + [(f"column:{name}", dtype, shape) for name, dtype, shape in self.columns])
+        try:
+            made = np.dtype(fixed + [(f"column:{name}", dtype, shape) for name, dtype, shape in self.columns])
+        except (TypeError, ValueError) as error:
+            raise DamagedFileError(f"the columns of steps {self.columns} make no sense") from error
+        if made.hasobject:
+            raise DamagedFileError(f"the columns of steps {self.columns} are no numbers")
+        return made
 
 
 def write_rows(file: int, extent: Extent, first: int, data: Bytes) -> None:

@@ -90,7 +90,7 @@ def read_session(files: list[h5py.File], found: Found, before: int, marks_before
     marked: dict[str, int] = {}
     for file in files:
         check(file, {number: own for (segment, number), own in data.items() if segment == file.attrs["segment"]}, found)
-        records = file["records"]
+        records = file["records"][:]
         for row in whole(file["passes"]):
             phase = log["phase", int(row["phase"])]
             for record in records[row["first"] : row["first"] + row["count"]]:

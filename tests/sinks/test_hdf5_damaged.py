@@ -1,6 +1,7 @@
 """Files that are none, or not all of one: a typed error, never a crash, never a value that was not recorded."""
 
 import shutil
+import zlib
 from pathlib import Path
 from random import Random
 
@@ -237,3 +238,19 @@ def test_a_path_has_to_say_that_it_is_hdf5() -> None:
 def test_the_map_is_plain_json(growing: Path) -> None:
     text = (growing.parent / "run.00000.h5.tmp.map").read_bytes()
     assert msgspec.json.decode(text[9:], type=SegmentMap).segment == 0
+
+
+def test_a_log_that_names_what_is_no_dtype(tmp_path: Path, finished: Path) -> None:
+    for old, new in ((b'"dtype":"float32"', b'"dtype":"float1"'), (b'"<f8"', b'"|O"')):
+        path = tmp_path / "run.h5"
+        path.write_bytes(with_log_line(finished.read_bytes(), old, new))
+        with pytest.raises(DamagedFileError, match="is no dtype that this torch knows|are no numbers"):
+            read_all(path)
+
+
+def with_log_line(content: bytes, old: bytes, new: bytes) -> bytes:
+    """The same file with other words in the log, and checksums that fit; the last line that has them is changed."""
+    at = content.rindex(old, 0, content.rindex(b'"sample"'))
+    start, stop = content.rindex(b"\n", 0, at) + 1, content.index(b"\n", at)
+    text = content[start + 9 : stop].replace(old, new).ljust(stop - start - 9)
+    return content[:start] + b"%08x %s" % (zlib.crc32(text), text) + content[stop:]
