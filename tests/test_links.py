@@ -77,3 +77,11 @@ def test_names_in_documents_are_real(page: Path) -> None:
 
 def test_names_that_are_none_are_found() -> None:
     assert unknown("`fastrec.load`, fastrec.files.merge and fastrec.lod, fastrec.files.merj") == [".lod", ".files.merj"]
+
+
+def test_the_readme_names_every_extra() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    section = project.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    extras = set(re.findall(r"^(\w+) = ", section, re.MULTILINE)) - {"test", "dev"}
+    install = (ROOT / "README.md").read_text().split("## Install")[1].split("\n## ")[0]
+    assert set(re.findall(r"`(\w+)`", install)) >= extras
