@@ -52,7 +52,7 @@ def _rows(found: Description) -> list[tuple[str, str]]:
         rows.append(("episodes", f"{found.episodes:,}"))
     rows.append(("sites", f"{found.sites:,}"))
     rows.append(("records", f"{found.records:,} with {told_bytes(found.nbytes)} of values"))
-    rows += [(name, str(value)) for name, value in found.options.items() if value is not None]
+    rows += [(name, str(value)) for name, value in found.options.items() if value not in (None, "NEVER")]
     return rows
 
 
