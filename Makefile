@@ -46,6 +46,7 @@ bench: $(INSTALLED)
 # What files cost: about four minutes. Whether memory stays flat over ten million records: about ten.
 bench-files: $(INSTALLED) .benchmarks/torchlens-2.36.1
 	$(BIN)/python -m benchmarks.files
+	$(BIN)/python -m benchmarks.files_reading
 
 bench-memory: $(INSTALLED)
 	$(BIN)/python -m benchmarks.files_memory

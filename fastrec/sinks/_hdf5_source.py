@@ -49,6 +49,7 @@ class HDF5Source:
         self._raw = contents.records
         self.catalog = contents.log.catalog
         self._layouts: dict[tuple[int, int], tuple[tuple[int, ...], torch.dtype, int]] = {}
+        self._segments_and_data: dict[str, Integers] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Whoever reads it elsewhere opens the files again, and finds there what was read here.
@@ -143,11 +144,16 @@ class HDF5Source:
             passes[name] = raw[name][order]
         count = passes["count"]
         first = np.cumsum(count) - count
-        at = np.repeat(passes["first"] - first, count) + np.arange(count.sum())
+        total = int(count.sum())
+        if total == len(self._raw) and np.array_equal(passes["first"], first):
+            at, raw = np.arange(total), self._raw  # they lie in their order, as they do where one thread records
+        else:
+            at = np.repeat(passes["first"] - first, count) + np.arange(total)
+            raw = self._raw[at]
         passes["first"] = first
-        records = np.empty(len(at), RECORD_DTYPE)
-        records["variant"], records["time"] = self._raw["variant"][at], self._raw["time"][at]
-        records["row"] = np.where((self._raw["data"][at] < 0) & (self._raw["transformed_data"][at] < 0), -1, at)
+        records = np.empty(total, RECORD_DTYPE)
+        records["variant"], records["time"], records["row"] = raw["variant"], raw["time"], at
+        records["row"][(raw["data"] < 0) & (raw["transformed_data"] < 0)] = -1
         return passes, records
 
     @cached_property
@@ -195,10 +201,21 @@ class HDF5Source:
 
     def _keys(self, rows: Integers, prefix: str) -> tuple[list[tuple[int, int]], Integers]:
         """The different (segment, data) of rows, and which of them each row has."""
-        raw = self._raw[rows]
-        together = (raw[prefix + "segment"].astype(np.int64) << 32) | raw[prefix + "data"]
+        together = self._places(prefix)[rows]
+        if len(together) and (together == together[0]).all():
+            first = int(together[0])
+            return [(first >> 32, first & 0xFFFFFFFF)], np.zeros(len(rows), np.int64)
         found, inverse = np.unique(together, return_inverse=True)
         return [(key >> 32, key & 0xFFFFFFFF) for key in found.tolist()], inverse
+
+    def _places(self, prefix: str) -> Integers:
+        """Segment and data of all records, together in one number each."""
+        found = self._segments_and_data.get(prefix)
+        if found is None:
+            found = self._raw[prefix + "segment"].astype(np.int64) << 32
+            found |= self._raw[prefix + "data"]
+            self._segments_and_data[prefix] = found
+        return found
 
     def _layout(self, key: tuple[int, int]) -> tuple[tuple[int, ...], torch.dtype, int]:
         """The shape, dtype and bytes of the values in a data set."""

@@ -105,7 +105,7 @@ def check(path: Path, data: bytes) -> None:
         pass
 
 
-ONE_FOLDER = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ONE_FOLDER = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @ONE_FOLDER
