@@ -131,10 +131,7 @@ def _is_zero(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == 0
 
 
-_LOOKUPS = frozenset(
-    "embedding getitem gather indexselect take takealongdim gridsample select maskedselect embeddingbag sort "
-    "indexput roll flip where".split()
-)
+_LOOKUPS = frozenset("embedding embeddingbag getitem gather indexselect select take takealongdim gridsample".split())
 
 
 def _all_alike(trial: Trial) -> bool:

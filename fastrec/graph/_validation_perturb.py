@@ -50,7 +50,8 @@ def _floats(value: Tensor, layer_type: str, generator: torch.Generator) -> Itera
     yield (noise * scale).to(value.dtype)
     if SIZES_ITS_RESULT.search(layer_type):
         return
-    yield (noise * min(max(scale, 1.0) * 1e3, float(torch.finfo(value.dtype).max) / 100)).to(value.dtype)
+    for more in (max(scale, 1.0) * 1e3, 1e18):  # the other operands may be as large
+        yield (noise * min(more, float(torch.finfo(value.dtype).max) / 100)).to(value.dtype)
     if not value.is_complex():
         yield (noise.abs() * scale).to(value.dtype)
         yield (noise.abs() * -scale).to(value.dtype)
