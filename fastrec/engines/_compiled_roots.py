@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from fastrec._contracts import PlanningListener
-from fastrec._errors import UnsupportedModelError
+from fastrec._errors import SessionError, UnsupportedModelError
+from fastrec.engines._calls import COMPILED_CALLS
 from fastrec.engines._compiled_code import CompiledCode, compiled_part, function_of
 from fastrec.engines._graphs import Graph, Step
 from fastrec.engines._lesson import Lesson, Teacher
@@ -52,12 +53,19 @@ class CompiledRoot:
 
     def open(self, backend: Callable[..., Any], caught: Caught) -> None:
         """Compile it anew, and catch its calls."""
+        if id(self.code.wrapper) in COMPILED_CALLS.taken:
+            raise SessionError(
+                f"{self.called} is compiled and is being recorded already, and compiled code hands its values to one "
+                "recorder; join the predicates of the two with |, or give the second one torch.compile(model._orig_mod)"
+            )
+        COMPILED_CALLS.taken.add(id(self.code.wrapper))
         self.recording = self.code.compiled_by(_Backend(backend, self.code.backend))
         if self.module is None:
             self.code.catch(partial(caught, self))
 
     def close(self) -> None:
         """Let calls be as they were; compiled code and graphs can be let go of."""
+        COMPILED_CALLS.taken.discard(id(self.code.wrapper))
         self.code.release()
         self.recording = self.code.compiled
         self.start = Step()

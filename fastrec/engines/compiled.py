@@ -50,8 +50,13 @@ class CompiledEngine:
         self._listener = listener
         self._roots = roots_of(roots, listener, self._sources, self._parents)
         keep_out_of_compiling()
-        for root in self._roots:
-            root.open(partial(self._backend, root), self._call)
+        for opened, root in enumerate(self._roots):
+            try:
+                root.open(partial(self._backend, root), self._call)
+            except BaseException:
+                for each in self._roots[:opened]:
+                    each.close()
+                raise
         self._by_module = {id(root.module): root for root in self._roots if root.module is not None}
         self._layer = self._make_layer
         if self._by_module:
