@@ -33,8 +33,9 @@ def mask_of(view: View, key: str) -> Mask:
         raise RecordKeyError(f"{key!r} is ambiguous here; say {forms}")
     if not hits:
         raise RecordKeyError(_nothing(view, key))
-    wanted = np.fromiter(next(iter(hits.values())), np.int64)
-    return np.isin(view.variants, wanted)
+    wanted = np.zeros(max(view.kinds) + 1, np.bool_)
+    wanted[list(next(iter(hits.values())))] = True
+    return wanted[view.variants]
 
 
 def base_name(site: Site) -> str:

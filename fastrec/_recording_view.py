@@ -56,7 +56,7 @@ class View:
     @cached_property
     def kinds(self) -> list[int]:
         """The variants that occur, in order of their numbers."""
-        kinds: list[int] = np.unique(self.variants).tolist()
+        kinds: list[int] = np.flatnonzero(np.bincount(self.variants)).tolist()
         return kinds
 
     @cached_property

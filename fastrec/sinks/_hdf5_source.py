@@ -114,11 +114,11 @@ class HDF5Source:
     def layouts(self, rows: Integers, part: Part) -> tuple[Integers, list[tuple[tuple[int, ...], torch.dtype]]]:
         """Which layout the values of records have, and the shape and dtype of each."""
         prefix = PREFIX.get(part)
-        missing = rows < 0
-        if prefix is not None:
-            missing |= self._raw[prefix + "data"][rows] < 0
-        if prefix is None or missing.any():
-            raise KeyError(0 if prefix is None else int(np.argmax(missing)))
+        if prefix is None:
+            raise KeyError(0)
+        missing = (rows < 0) | (self._places(prefix)[rows] < 0)
+        if missing.any():
+            raise KeyError(int(np.argmax(missing)))
         keys, inverse = self._keys(rows, prefix)
         numbers: dict[tuple[tuple[int, ...], torch.dtype], int] = {}
         which = [numbers.setdefault(self._layout(key)[:2], len(numbers)) for key in keys]
@@ -209,7 +209,7 @@ class HDF5Source:
         return [(key >> 32, key & 0xFFFFFFFF) for key in found.tolist()], inverse
 
     def _places(self, prefix: str) -> Integers:
-        """Segment and data of all records, together in one number each."""
+        """Segment and data of all records, together in one number each, below 0 where there is no value."""
         found = self._segments_and_data.get(prefix)
         if found is None:
             found = self._raw[prefix + "segment"].astype(np.int64) << 32
