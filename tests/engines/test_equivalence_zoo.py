@@ -51,7 +51,7 @@ def test_language_models(name: str) -> None:
     check(dict(language_models())[name])
 
 
-@pytest.mark.zoo
+@pytest.mark.long
 def test_all_language_models() -> None:
     pytest.importorskip("transformers")
     for name, make in language_models():
@@ -60,7 +60,7 @@ def test_all_language_models() -> None:
             check(make)
 
 
-@pytest.mark.zoo
+@pytest.mark.long
 def test_plain_models() -> None:
     for name, make in plain_models():
         print(name)
