@@ -70,6 +70,7 @@ def test_the_order_is_that_of_ranks_passes_and_events(virtual: bool) -> None:
     indices = [record.ctx.pass_index for record in whole]
     assert indices == sorted(indices)
     assert whole.select(phase="rollout").stack("0").shape == (15, 2, 3)
+    assert whole.steps.step.tolist() == [0, 1, 2, 3, 4] * 3
     assert len(whole.episodes()) == 3 * len(wanted[0].episodes())
     assert whole.select(phase="rollout", steps=slice(0, 2)).stack("0").shape == (6, 2, 3)
 
