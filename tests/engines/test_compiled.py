@@ -329,6 +329,25 @@ def test_plain_values_take_no_part_in_training() -> None:
     assert all(record.ctx.tensor_requires_grad for record in rec.recording if record.ctx.kind == "op")
 
 
+def test_what_only_plain_values_use_gets_no_gradient() -> None:
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.probe = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.body(x)
+            self.probe(hidden)
+            return hidden.sin()
+
+    model = Aside()
+    compiled = torch.compile(model, backend="aot_eager")
+    with Recorder(compiled, keep_module="probe") as rec:
+        compiled(torch.randn(3, 4)).sum().backward()
+    assert len(rec.recording) == 1
+    assert model.body.weight.grad is not None and model.probe.weight.grad is None
+
+
 def test_a_session_lets_go_of_what_it_compiled() -> None:
     made = []
 
