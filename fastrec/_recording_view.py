@@ -75,8 +75,11 @@ class View:
 
     def take(self, chosen: Mask | Integers) -> View:
         """Some of the records; all passes stay."""
+        if chosen.dtype == np.bool_:
+            chosen = np.flatnonzero(chosen)
         view = View(self.source, self.passes, self.at[chosen])
         view.n_passes = self.n_passes
+        view.variants, view.rows = self.variants[chosen], self.rows[chosen]
         return view
 
     def of_passes(self, mask: Mask) -> View:

@@ -50,6 +50,7 @@ class HDF5Source:
         self.catalog = contents.log.catalog
         self._layouts: dict[tuple[int, int], tuple[tuple[int, ...], torch.dtype, int]] = {}
         self._segments_and_data: dict[str, Integers] = {}
+        self._rows_in_data: dict[str, Integers] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Whoever reads it elsewhere opens the files again, and finds there what was read here.
@@ -103,23 +104,22 @@ class HDF5Source:
         prefix = PREFIX.get(part)
         if row < 0 or prefix is None or self._raw[prefix + "data"][row] < 0:
             return None
-        return self._read(np.array([row]), prefix)[0]
+        rows = np.array([row])
+        return self._read(rows, prefix, *self._keys(rows, prefix))[0]
 
     def values(self, variants: Integers, rows: Integers, part: Part) -> Sequence[Tensor]:
         """The values of many records in their order, each with its records in front; as few tensors as possible."""
+        keys, inverse = self._kept(rows, part)
+        if len({self._layout(key)[:2] for key in keys}) == 1:
+            return [self._read(rows, PREFIX[part], keys, inverse)]
         layouts, _ = self.layouts(rows, part)
         edges = [0, *(np.flatnonzero(np.diff(layouts)) + 1).tolist(), len(rows)]
-        return [self._read(rows[start:stop], PREFIX[part]) for start, stop in zip(edges, edges[1:], strict=False)]
+        pieces = [rows[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+        return [self._read(piece, PREFIX[part], *self._keys(piece, PREFIX[part])) for piece in pieces]
 
     def layouts(self, rows: Integers, part: Part) -> tuple[Integers, list[tuple[tuple[int, ...], torch.dtype]]]:
         """Which layout the values of records have, and the shape and dtype of each."""
-        prefix = PREFIX.get(part)
-        if prefix is None:
-            raise KeyError(0)
-        missing = (rows < 0) | (self._places(prefix)[rows] < 0)
-        if missing.any():
-            raise KeyError(int(np.argmax(missing)))
-        keys, inverse = self._keys(rows, prefix)
+        keys, inverse = self._kept(rows, part)
         numbers: dict[tuple[tuple[int, ...], torch.dtype], int] = {}
         which = [numbers.setdefault(self._layout(key)[:2], len(numbers)) for key in keys]
         return np.array(which, np.int64)[inverse], list(numbers)
@@ -202,11 +202,22 @@ class HDF5Source:
     def _keys(self, rows: Integers, prefix: str) -> tuple[list[tuple[int, int]], Integers]:
         """The different (segment, data) of rows, and which of them each row has."""
         together = self._places(prefix)[rows]
-        if len(together) and (together == together[0]).all():
-            first = int(together[0])
-            return [(first >> 32, first & 0xFFFFFFFF)], np.zeros(len(rows), np.int64)
-        found, inverse = np.unique(together, return_inverse=True)
-        return [(key >> 32, key & 0xFFFFFFFF) for key in found.tolist()], inverse
+        if not len(together):
+            return [], np.zeros(0, np.int64)
+        # Records of one site lie in few places, one after the other.
+        edges = np.flatnonzero(np.concatenate(([True], together[1:] != together[:-1], [True])))
+        found, inverse = np.unique(together[edges[:-1]], return_inverse=True)
+        return [(key >> 32, key & 0xFFFFFFFF) for key in found.tolist()], np.repeat(inverse, np.diff(edges))
+
+    def _kept(self, rows: Integers, part: Part) -> tuple[list[tuple[int, int]], Integers]:
+        """The same of rows which all have this part; a KeyError tells the position of the first that has not."""
+        prefix = PREFIX.get(part)
+        if prefix is None:
+            raise KeyError(0)
+        keys, inverse = self._keys(rows, prefix) if not len(rows) or rows.min() >= 0 else ([(-1, 0)], rows)
+        if keys and min(keys)[0] < 0:
+            raise KeyError(int(np.argmax((rows < 0) | (self._places(prefix)[rows] < 0))))
+        return keys, inverse
 
     def _places(self, prefix: str) -> Integers:
         """Segment and data of all records, together in one number each, below 0 where there is no value."""
@@ -215,6 +226,13 @@ class HDF5Source:
             found = self._raw[prefix + "segment"].astype(np.int64) << 32
             found |= self._raw[prefix + "data"]
             self._segments_and_data[prefix] = found
+        return found
+
+    def _rows(self, prefix: str) -> Integers:
+        """The row of each record in its data set."""
+        found = self._rows_in_data.get(prefix)
+        if found is None:
+            found = self._rows_in_data[prefix] = np.ascontiguousarray(self._raw[prefix + "row"])
         return found
 
     def _layout(self, key: tuple[int, int]) -> tuple[tuple[int, ...], torch.dtype, int]:
@@ -231,11 +249,10 @@ class HDF5Source:
             raise DamagedFileError(f"a record lies in data {key[1]} of segment {key[0]}, which is not here")
         return self._contents.log.data[key]
 
-    def _read(self, rows: Integers, prefix: str) -> Tensor:
-        """Values of one layout as one tensor."""
-        keys, inverse = self._keys(rows, prefix)
+    def _read(self, rows: Integers, prefix: str, keys: list[tuple[int, int]], inverse: Integers) -> Tensor:
+        """Values of one layout as one tensor, from the places that they are in."""
         shape, dtype, nbytes = self._layout(keys[0])
-        raw = self._raw[prefix + "row"][rows]
+        raw = self._rows(prefix)[rows]
         self._check_size(keys, raw, inverse, nbytes)
         out = np.empty((len(rows), nbytes), np.uint8)
         if nbytes:
@@ -253,7 +270,7 @@ class HDF5Source:
         for i, key in enumerate(keys):
             name = self._info(key).name
             extent = self._files[key[0]].map.sets.get(name)
-            in_set = raw[inverse == i] >= 0
+            in_set = (raw if len(keys) == 1 else raw[inverse == i]) >= 0
             if extent is None or (in_set.any() and extent.row_bytes != nbytes):
                 raise DamagedFileError(f"the data set {name!r} does not hold values of {nbytes} bytes")
             late = self._files[key[0]].map.sets.get(LATE)
