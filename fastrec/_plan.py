@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog
 from fastrec._context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
 from fastrec._contracts import Place, PlannedTap, Predicate
@@ -12,7 +13,7 @@ from fastrec._errors import OptionError
 from fastrec._failures import Failing
 from fastrec._options import RecorderOptions
 from fastrec._sites import Kind, PassInfo, Site, Variant
-from fastrec._taps import AskTap, KeepTap, Question, spec_of
+from fastrec._taps import NO_COMPILED_GRADIENTS, AskTap, KeepTap, Question, spec_of
 from fastrec.predicates import NEVER
 from fastrec.predicates._ahead import ahead, any_of
 from fastrec.predicates._base import Constant, Opaque, PredicateBase, settled
@@ -95,8 +96,10 @@ class Plan:
         """The halt predicate that is asked about events of a kind; one that only speaks of modules means their ends."""
         return NEVER if kind in OP_KINDS and self._halts_at_modules else self.halt
 
-    def check_compilable(self) -> None:
+    def check_compilable(self, default: CaptureSpec) -> None:
         """Raise OptionError for what the compiled engine can't do."""
+        if default.save_gradient:
+            raise OptionError(NO_COMPILED_GRADIENTS)
         for leaf in self._opaque():
             raise OptionError(
                 f"{leaf!r} can't be looked into, and the compiled engine settles which values to keep when it "

@@ -101,6 +101,7 @@ class Recorder:
         self._session = Session(self.options, self._plan, sink, self._catalog, self._ram)
         self._engine = self._make_engine()
         self._session.unseen = self._engine.unseen
+        self._session.is_compiled = isinstance(self._engine, CompiledEngine)
         try:
             self._engine.open(self._roots, self._session)
         except BaseException:
@@ -244,7 +245,7 @@ class Recorder:
         sources, parents = self.options.include_source_events, self.options.track_parents
         engine = self.options.engine
         if engine == "compiled" or (engine == "auto" and any(map(is_compiled, self._roots.values()))):
-            self._plan.check_compilable()
+            self._plan.check_compilable(self.options.default_capture)
             return CompiledEngine(batch=make_batch, sources=sources, parents=parents)
         if engine == "static":
             return StaticEngine(

@@ -60,6 +60,7 @@ class Session:
         self.call = _Call()
         self.own_calls = 0  # of the recorder itself that are under way in any thread; without, `call` need not be read
         self.columns: dict[int, Column] = {}
+        self.is_compiled = False  # values are outputs of compiled code, not the model's own
         self.attached: set[int] = set()
         self.passes_attached = 0
         self.seen_layer_types: set[str] = set()

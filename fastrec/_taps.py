@@ -14,7 +14,7 @@ from fastrec._alike import Alike, alike, unlike
 from fastrec._capture import CaptureSpec
 from fastrec._context import PASS_FIELDS, RecordContext
 from fastrec._contracts import Decision, Place, Predicate
-from fastrec._errors import UnsupportedTensorError
+from fastrec._errors import OptionError, UnsupportedTensorError
 from fastrec._recording_limits import check_copyable
 from fastrec._run import PassRun
 from fastrec._sites import Site, Variant
@@ -36,6 +36,12 @@ _no_modes = torch._C.DisableTorchFunction
 def _no_tensor(value: Tensor) -> int:
     return -1
 
+
+NO_COMPILED_GRADIENTS = (
+    "save_gradient=True can't be kept by the compiled engine, whose values are extra outputs of the compiled code: the "
+    "gradient that reaches the model's own value does not pass through them. Record the model that was compiled "
+    "(model._orig_mod) with engine='eager'"
+)
 
 NOT_ASKED: Any = object()
 
@@ -149,6 +155,8 @@ class KeepTap:
     def _make(self, run: PassRun, value: Tensor) -> _Kept:
         session = self._session
         spec = session.options.capture_of(self._spec, value.dtype)
+        if spec.save_gradient and session.is_compiled:
+            raise OptionError(NO_COMPILED_GRADIENTS)
         catalog = session.catalog
         variant = session.variants.make(self._place, self._site, value, catalog.specs.add(spec), run.parents)
         number = catalog.variants.add(variant)

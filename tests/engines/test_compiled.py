@@ -198,6 +198,17 @@ def test_opaque_predicates_are_refused_with_a_way_out() -> None:
             raise AssertionError("the block must not begin")
 
 
+def test_gradients_of_values_are_refused() -> None:
+    compiled = torch.compile(mlp(), backend="eager")
+    gradients = CaptureSpec(save_gradient=True)
+    with pytest.raises(OptionError, match="save_gradient=True.*engine='eager'"):
+        with Recorder(compiled, keep_op="relu", capture=gradients):
+            raise AssertionError("the block must not begin")
+    with pytest.raises(OptionError, match="save_gradient=True.*engine='eager'"):
+        with Recorder(compiled, keep_op=op("relu").with_(save_gradient=True)):
+            compiled(torch.randn(3, 4))
+
+
 def test_a_region_is_refused() -> None:
     compiled = torch.compile(mlp(), backend="eager")
     with Recorder(compiled, keep_op="relu") as rec:
