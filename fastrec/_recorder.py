@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastrec import engines
 from fastrec._batch import batch_of
 from fastrec._catalog import Catalog
 from fastrec._closing import warn_about_nothing
@@ -24,7 +25,7 @@ from fastrec._session import PhaseBlock, Session
 from fastrec._sinks_of import TeeSink, sinks_of
 from fastrec._steps import step_columns
 from fastrec._taps import idle_question
-from fastrec.engines import CompiledEngine, EagerEngine, StaticEngine, is_compiled
+from fastrec.engines import EagerEngine, is_compiled
 from fastrec.sinks import HDF5Sink, RAMSink
 
 
@@ -101,7 +102,7 @@ class Recorder:
         self._session = Session(self.options, self._plan, sink, self._catalog, self._ram)
         self._engine = self._make_engine()
         self._session.unseen = self._engine.unseen
-        self._session.is_compiled = isinstance(self._engine, CompiledEngine)
+        self._session.is_compiled = self._records_compiled()
         try:
             self._engine.open(self._roots, self._session)
         except BaseException:
@@ -238,17 +239,20 @@ class Recorder:
         roots = ", ".join(f"{name}={type(m).__name__}" if name else type(m).__name__ for name, m in self._roots.items())
         return f"<Recorder of {roots}: {self._state}>"
 
+    def _records_compiled(self) -> bool:
+        engine = self.options.engine
+        return engine == "compiled" or (engine == "auto" and any(map(is_compiled, self._roots.values())))
+
     def _make_engine(self) -> Any:
         if not isinstance(self.options.engine, str):
             return self.options.engine
         make_batch = partial(batch_of, self._sinks[0] if len(self._sinks) == 1 else None)
         sources, parents = self.options.include_source_events, self.options.track_parents
-        engine = self.options.engine
-        if engine == "compiled" or (engine == "auto" and any(map(is_compiled, self._roots.values()))):
+        if self._records_compiled():
             self._plan.check_compilable(self.options.default_capture)
-            return CompiledEngine(batch=make_batch, sources=sources, parents=parents)
-        if engine == "static":
-            return StaticEngine(
+            return engines.CompiledEngine(batch=make_batch, sources=sources, parents=parents)
+        if self.options.engine == "static":
+            return engines.StaticEngine(
                 idle=idle_question,
                 batch=make_batch,
                 check_every=self.options.check_every,

@@ -1,6 +1,22 @@
-"""How events are obtained: one file per engine."""
+"""How events are obtained: one file per engine.
 
-from fastrec.engines._compiled_roots import is_compiled as is_compiled
-from fastrec.engines.compiled import CompiledEngine as CompiledEngine
+Most sessions need neither the static nor the compiled engine, so each is loaded when it is asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fastrec.engines._compiled_code import is_compiled as is_compiled
 from fastrec.engines.eager import EagerEngine as EagerEngine
-from fastrec.engines.static import StaticEngine as StaticEngine
+
+if TYPE_CHECKING:
+    from fastrec.engines.compiled import CompiledEngine as CompiledEngine
+    from fastrec.engines.static import StaticEngine as StaticEngine
+
+_LATER = {"CompiledEngine": "fastrec.engines.compiled", "StaticEngine": "fastrec.engines.static"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from fastrec._errors import UnsupportedModelError
-from fastrec.engines._modules import is_compiled_wrapper
+from fastrec.engines._modules import is_compiled_wrapper, unwrapped
 
 ORIGINAL = "_torchdynamo_orig_callable"
 
@@ -30,6 +30,13 @@ def compiled_part(root: Any) -> Any:
         return root._compiled_call_impl
     forward = root.__dict__.get("forward") or getattr(root, "forward", None)
     return forward if ORIGINAL in getattr(function_of(forward), "__dict__", {}) else None
+
+
+def is_compiled(root: Any) -> bool:
+    """Whether calling something runs what ``torch.compile`` made."""
+    return compiled_part(unwrapped(root) if isinstance(root, nn.Module) else root) is not None or (
+        compiled_part(root) is not None
+    )
 
 
 def function_of(callable_: Any) -> Any:

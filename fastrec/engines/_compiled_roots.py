@@ -19,13 +19,6 @@ from fastrec.engines._modules import is_compiled_wrapper, unwrapped
 Caught = Callable[["CompiledRoot", Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
-def is_compiled(root: Any) -> bool:
-    """Whether calling something runs what ``torch.compile`` made."""
-    return compiled_part(unwrapped(root) if isinstance(root, nn.Module) else root) is not None or (
-        compiled_part(root) is not None
-    )
-
-
 class CompiledRoot:
     """A compiled module, function or method.
 
