@@ -142,6 +142,9 @@ class EagerEngine:
                 if called is not None and not thread.muted:
                     return outermost(__call__, call, called, args, kwargs)
                 return _plain(call, module, args, kwargs)
+            # Where ops are watched, what runs autograd is seen, and nothing of it is watched.
+            if not watches and _graph_task() != -1:
+                return _plain(call, module, args, kwargs)
             entered = mode.node.entered
             if entered.module is not module:
                 found = enter(mode, module)

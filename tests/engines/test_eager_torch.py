@@ -91,6 +91,26 @@ def test_recomputation_is_no_event(reentrant: bool, region: bool, run: Any) -> N
     assert model.lin.weight.grad is not None
 
 
+@pytest.mark.parametrize("keep", [{"keep_module": True}, {"keep_op": "linear"}], ids=["modules", "ops"])
+def test_what_a_gradient_inside_a_pass_computes_again_is_no_call(keep: dict[str, Any]) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        y = checkpoint(m.lin, x, use_reentrant=False)
+        (slope,) = torch.autograd.grad(y.tanh().sum(), x)
+        return m.lin(slope)
+
+    model = Calls(forward)
+    inputs = [torch.randn(3, 4) for _ in range(4)]
+    with Recorder(model, **keep) as rec:
+        outs = [model(x) for x in inputs]
+    found = rec.recording["lin" if "keep_module" in keep else "lin/linear"]
+    assert len(found) == 2 * len(inputs)
+    for i, (x, out) in enumerate(zip(inputs, outs, strict=True)):
+        first, second = [record for record in found if record.ctx.pass_index == i]
+        assert same_bits(first.activation, model.lin(x)) and same_bits(second.activation, out)
+        assert [first.ctx.module_pass_index, second.ctx.module_pass_index] == [1, 2]
+
+
 def test_gradients_through_a_checkpoint_are_those_without_a_recorder() -> None:
     model = Calls(lambda m, x: checkpoint(lambda y: m.lin(y).tanh(), x, use_reentrant=False).sum())
     x = torch.randn(3, 4)
