@@ -136,15 +136,14 @@ class DataInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     columns: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
 
     def step_dtype(self) -> np.dtype[Any]:
-        """The rows of steps, as numpy reads them; a ValueError for what is no number."""
-        if any(np.dtype(dtype).kind not in "biuf" for _, dtype, _ in self.columns):
-            raise ValueError(f"columns of steps are numbers, and these are {self.columns}")
+        """The rows of steps, as numpy reads them; a DamagedFileError for what is no number."""
         fixed: list[Any] = [("step", "<i8"), ("order", "<i8")]
         try:
+            are_numbers = all(np.dtype(dtype).kind in "biuf" for _, dtype, _ in self.columns)
             made = np.dtype(fixed + [(f"column:{name}", dtype, shape) for name, dtype, shape in self.columns])
         except (TypeError, ValueError) as error:
             raise DamagedFileError(f"the columns of steps {self.columns} make no sense") from error
-        if made.hasobject:
+        if not are_numbers:
             raise DamagedFileError(f"the columns of steps {self.columns} are no numbers")
         return made
 

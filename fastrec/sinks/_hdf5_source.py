@@ -180,10 +180,7 @@ class HDF5Source:
         for segment, number in np.unique(marks[["segment", "data"]]).tolist():
             key = segment, number
             infos[number] = info = self._info(key)
-            try:
-                dtype = info.step_dtype()
-            except ValueError as error:
-                raise DamagedFileError(f"the columns of {info.name!r} are no numbers: {error}") from None
+            dtype = info.step_dtype()
             at = marks["row"][(marks["segment"] == segment) & (marks["data"] == number)]
             out = np.empty((len(at), dtype.itemsize), np.uint8)
             self._fill(out, key, info, at)
