@@ -142,6 +142,8 @@ def facts_of(node: fx.Node) -> OpFacts | None:
         return op_facts(vars(torch._C.TensorBase)[name].__get__) if name in TENSOR_PROPERTIES else None
     if target is operator.getitem and not isinstance(example(node.args[0]), Tensor):
         return None  # takes a tensor out of a tuple
+    if type(target).__module__ == "torch._dynamo.utils":
+        return None  # a function of numpy, which dynamo computes with torch
     return op_facts(target)
 
 

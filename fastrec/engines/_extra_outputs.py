@@ -25,6 +25,7 @@ class ExtraOutputs:
         self._shared = {storage for node in self._fixed() for storage in storages_of(example(node))}
         self.done = False
         self.attached: list[int] = []  # the positions of those through which gradients flow
+        self.copies: set[fx.Node] = set()  # into which nothing writes, though their examples say so
         self._known: dict[Any, int] = {}
         self._writers = [node for node in graph.nodes if writes(node)]
 
@@ -73,6 +74,7 @@ class ExtraOutputs:
             place = taken
         if written or shared:
             taken = self._then("clone", taken, place)
+            self.copies.add(taken)
         return taken
 
     def _then(self, method: str, value: fx.Node, place: fx.Node) -> fx.Node:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import fx
 
 from fastrec._contracts import Batch, MakeBatch, PlannedTap, PlanningListener
@@ -15,9 +14,9 @@ from fastrec._sites import Site
 from fastrec.engines._aligned import Aligned, facts_of
 from fastrec.engines._expanded import expand
 from fastrec.engines._extra_outputs import ExtraOutputs
+from fastrec.engines._gradient_paths import GradientPaths
 from fastrec.engines._lesson import Event, Leaf, Lesson, Value
 from fastrec.engines._modules import Known
-from fastrec.engines._side_inputs import run_gated, side_inputs
 
 Feed = tuple[Callable[[Any, Any], None], int]
 """Who is fed, and with which output of the graph."""
@@ -31,7 +30,7 @@ class Graph:
         self.inputs = list(inputs)
         self._look()
         self.compiled: Any = None  # by the user's backend
-        self._side: list[int] = []
+        self._paths: GradientPaths | None = None
 
     def _look(self) -> None:
         self.nodes = list(self._graph.nodes)
@@ -43,14 +42,16 @@ class Graph:
         outputs.finish()
         module.recompile()
         if outputs.attached:
+            kept = dict(zip(outputs.attached, outputs.nodes(outputs.attached), strict=True))
             own = outputs.nodes(range(outputs.n_own))
-            self._side = side_inputs(list(self._graph.nodes), own, outputs.nodes(outputs.attached))
+            self._paths = GradientPaths(self._graph.nodes, own, kept, outputs.copies)
 
     def run(self, given: Sequence[Any]) -> Sequence[Any]:
         """All its outputs."""
-        if self._side and torch.is_grad_enabled():
-            return run_gated(self.compiled, given, self._side, self.outputs.attached)
-        return self.compiled(*given)  # type: ignore[no-any-return]
+        out: Sequence[Any] = self.compiled(*given)
+        if self._paths is not None:
+            self._paths.watch(given, out)
+        return out
 
     def expand(self, composites: Iterable[fx.Node]) -> bool:
         """Take composites apart; whether that could be done with any of them."""

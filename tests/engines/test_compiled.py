@@ -295,33 +295,71 @@ def test_attached_values_train_like_those_of_the_eager_engine() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_what_only_kept_values_use_gets_a_gradient_from_them_alone() -> None:
-    class Aside(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.probe = nn.Linear(4, 4), nn.Linear(4, 2)
+class Heads(nn.Module):
+    """Uses its layers in all the ways in which a loss may reach them or not."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            hidden = self.body(x)
-            self.probe(hidden.tanh())
-            return hidden.sin()
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.value = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+        self.probe, self.cut, self.scale = nn.Linear(4, 2), nn.Linear(4, 4), nn.Parameter(torch.ones(4))
 
-    model, x = Aside(), torch.randn(3, 4)
-    for uses_probe in (False, True):
-        gradients = []
-        for make in (lambda m: m, lambda m: torch.compile(m, backend="aot_eager")):
-            twin = copy.deepcopy(model)
-            run = make(twin)
-            with Recorder(run, keep_module="probe", capture=CaptureSpec(keep_grad=True)) as rec:
-                loss = run(x).sum()
-                if uses_probe:
-                    loss = loss + rec.pop().stack("probe").square().sum()
-                loss.backward()
-            gradients.append([p.grad for p in twin.parameters()])
-        assert (gradients[0][-1] is not None) == uses_probe
-        for one, other in zip(*gradients, strict=True):
-            assert (one is None) == (other is None)
-            torch.testing.assert_close(one, other)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.body(x).tanh()
+        self.probe(hidden.sin()).relu()
+        with torch.no_grad():
+            aside = self.cut(hidden)
+        hidden = (hidden - 0.5).mul_(self.scale)
+        return self.head(hidden), self.value(hidden.detach()) + aside.sum()
+
+
+class BrokenHeads(Heads):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        out, value = super().forward(x)
+        torch._dynamo.graph_break()
+        return out.cos(), value.cos()
+
+
+LOSSES = [["out", "value"], ["/tanh"], ["/relu"], ["/relu", "/sub"], ["out", "value", "/relu"], ["out", "value"]]
+"""Which values a loss adds up; the same backward pass is run for each, one after the other."""
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("make", [Heads, BrokenHeads])
+def test_parameters_get_a_gradient_where_they_get_one_without_compiled_code(make: Any) -> None:
+    model, x = make(), torch.randn(3, 4)
+    told: list[list[list[Tensor | None]]] = []
+    for compiled in (False, True):
+        twin = copy.deepcopy(model)
+        run = torch.compile(twin, backend="aot_eager") if compiled else twin
+        with Recorder(run, keep_op=["tanh", "relu", "sub", "sin"], capture=CaptureSpec(keep_grad=True)) as rec:
+            out, value = run(x)
+        values = {"out": out, "value": value} | {record.ctx.site: record.activation for record in rec.recording}
+        told.append([])
+        for summed in LOSSES:
+            twin.zero_grad()
+            sum(values[name].square().sum() for name in summed).backward(retain_graph=True)  # type: ignore[union-attr]
+            told[-1].append([None if p.grad is None else p.grad.clone() for p in twin.parameters()])
+    for summed, expected, found in zip(LOSSES, *told, strict=True):
+        assert any(gradient is None for gradient in expected)
+        assert [one is None for one in found] == [other is None for other in expected], summed
+        torch.testing.assert_close(found, expected)
+
+
+def test_outputs_that_no_loss_uses_give_what_they_give_without_a_recorder() -> None:
+    model, x = Heads(), torch.randn(3, 4)
+    gradients = []
+    for record in (False, True):
+        twin = copy.deepcopy(model)
+        run = torch.compile(twin, backend="aot_eager")
+        if record:
+            with Recorder(run, keep_op=["tanh", "relu"], capture=CaptureSpec(keep_grad=True)):
+                out, _ = run(x)
+        else:
+            out, _ = run(x)
+        out.sum().backward()
+        gradients.append([None if p.grad is None else p.grad for p in twin.parameters()])
+    assert [one is None for one in gradients[1]] == [other is None for other in gradients[0]]
+    torch.testing.assert_close(*gradients)
 
 
 def test_plain_values_take_no_part_in_training() -> None:
