@@ -258,7 +258,8 @@ class PhaseSteps(msgspec.Struct, frozen=True):
 
     ``numbers`` counts the marks of the phase, ``order`` those of all phases. ``columns`` hold one row per mark, masked
     where a mark did not give that column. ``before`` are the columns of the mark before the first one, as far as it is
-    known: what a trimmed or popped recording needs to tell whether an environment had just ended.
+    known: what a trimmed or popped recording needs to tell whether an environment had just ended. ``starts`` are the
+    numbers of the marks with which another session began, in a recording that was continued.
     """
 
     phase: int
@@ -266,6 +267,7 @@ class PhaseSteps(msgspec.Struct, frozen=True):
     order: npt.NDArray[np.int64]
     columns: Mapping[str, npt.NDArray[Any]]
     before: Mapping[str, npt.NDArray[Any]]
+    starts: tuple[int, ...] = ()
 
 
 class Source(Protocol):

@@ -238,7 +238,7 @@ def _of_steps(view: View, table: Steps, steps: Numbers) -> tuple[View, Steps]:
         numbers = next((own.numbers for own in table.tables if own.phase == phase), np.empty(0, np.int64))
         both = numbers_mask("steps", steps, np.concatenate([numbers, view.passes["step"][here]]))
         table = table.restrict(phase, both[: len(numbers)])
-        kept[here] = both[len(numbers) :]
+        kept[here] = both[len(numbers) :] & (view.passes["step"][here] >= 0)
     return view.of_passes(kept), table
 
 

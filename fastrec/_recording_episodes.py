@@ -13,7 +13,7 @@ from fastrec._contracts import PhaseSteps
 from fastrec._errors import StepError
 from fastrec._recording_keys import mask_of
 from fastrec._recording_stack import stacked
-from fastrec._recording_steps import DONE, RESET_ONLY, Steps, done_of
+from fastrec._recording_steps import DONE, RESET_ONLY, Steps, done_of, session_edges
 from fastrec._recording_view import Integers, View
 
 
@@ -105,12 +105,14 @@ class _Phase:
 
     def episodes(self) -> Iterator[Episode]:
         """All episodes, environment by environment."""
+        # The environments of the next session begin anew, so what is open at the end of one stays open.
+        last = np.array(session_edges(self.table)[1:], np.int64) - 1
         for env in range(self.done.shape[1]):
             only = self.reset_only[:, env]
-            ends = np.flatnonzero(self.done[:, env]).tolist()
+            ends = np.union1d(np.flatnonzero(self.done[:, env]), last).tolist()
             start = 0
-            for end in [*ends, len(self.done) - 1]:
-                start += bool(start < len(only) and only[start])
+            for end in ends:
+                start += bool(only[start])
                 if start <= end:
                     yield Episode(self, env, range(start, end + 1))
                 start = end + 1

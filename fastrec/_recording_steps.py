@@ -87,6 +87,12 @@ def steps_of(tables: Sequence[PhaseSteps], names: Sequence[str], autoreset: str 
     return Steps(tables, names)
 
 
+def session_edges(table: PhaseSteps) -> list[int]:
+    """Rows between which the steps are of one session, the first and the end included."""
+    starts = np.searchsorted(table.numbers, np.array(table.starts, np.int64))
+    return sorted({0, *starts.tolist(), len(table.numbers)})
+
+
 def done_of(table: PhaseSteps) -> Array | None:
     """Whether each environment ended in each step, of shape [steps, envs]; None where no column tells."""
     columns = [table.columns[name] for name in DONE if name in table.columns]
@@ -105,16 +111,30 @@ def _with_reset_only(table: PhaseSteps) -> PhaseSteps:
     if done is None or RESET_ONLY in table.columns:
         return table
     before = [table.before[name].astype(bool).reshape(-1) for name in DONE if name in table.before]
-    reset_only = np.zeros_like(done)
-    # A row that only resets has no end of its own, whatever its columns say.
-    previous = np.logical_or.reduce(before) if before else np.zeros(done.shape[1], np.bool_)
-    for row in range(len(done)) if (done[:-1] & done[1:]).any() else ():
-        reset_only[row] = previous
-        previous = done[row] & ~previous
-    if not reset_only.any():
-        reset_only[1:], reset_only[:1] = done[:-1], previous
+    fresh = np.zeros(done.shape[1], np.bool_)
+    previous = np.logical_or.reduce(before) if before else fresh
+    edges = session_edges(table)
+    parts = []
+    for start, stop in zip(edges, edges[1:], strict=False):
+        # A session begins with a reset of its own, which is no row.
+        previous = fresh if int(table.numbers[start]) in table.starts else previous
+        parts.append(_reset_only(done[start:stop], previous))
+    reset_only = np.concatenate([np.zeros((0, done.shape[1]), np.bool_), *parts])
     shape = next(table.columns[name].shape for name in DONE if name in table.columns)
     return msgspec.structs.replace(table, columns={**table.columns, RESET_ONLY: reset_only.reshape(shape)})
+
+
+def _reset_only(done: Array, previous: Array) -> Array:
+    """In which rows of a session environments were only reset, given which of them ended in the row before."""
+    reset_only = np.zeros_like(done)
+    # A row that only resets has no end of its own, whatever its columns say.
+    if (done[:-1] & done[1:]).any() or (done[:1] & previous).any():
+        for row in range(len(done)):
+            reset_only[row] = previous
+            previous = done[row] & ~previous
+    else:
+        reset_only[1:], reset_only[:1] = done[:-1], previous
+    return reset_only
 
 
 def _masked(table: PhaseSteps, mask: Mask) -> PhaseSteps:

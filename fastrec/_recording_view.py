@@ -95,8 +95,8 @@ class View:
         )
 
     def step_of(self, info: PassInfo) -> int | None:
-        """The step of a pass; None in a phase that has no steps."""
-        return info.step if info.step or info.phase in self.marked else None
+        """The step of a pass; None in a phase that has no steps, or where its session ended before its step."""
+        return info.step if info.step > 0 or (info.step == 0 and info.phase in self.marked) else None
 
 
 def _remade(source: Source, passes: npt.NDArray[Any], at: Integers | None, n_passes: int) -> View:

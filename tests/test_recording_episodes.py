@@ -1,5 +1,6 @@
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -177,3 +178,25 @@ def test_episodes_are_those_that_a_loop_over_the_rows_finds(ended: list[list[boo
     for episode in recording.episodes():
         steps = range(episode.start_step, episode.stop_step)
         assert episode["a"][:, 0].tolist() == [100.0 * step + episode.env for step in steps]
+
+
+@given(
+    st.lists(st.lists(st.booleans(), min_size=2, max_size=2), min_size=1, max_size=20),
+    st.sets(st.integers(0, 20)),
+    st.booleans(),
+)
+def test_sessions_have_the_episodes_that_each_has_alone(
+    ended: list[list[bool]], starts: set[int], next_step: bool
+) -> None:
+    autoreset = "next_step" if next_step else "same_step"
+    rows = [[int(e) for e in row] for row in ended]
+    source: Any = played(rows, autoreset).sink.source()
+    source._steps = [msgspec.structs.replace(table, starts=tuple(starts)) for table in source._steps]
+    edges = [0, *sorted(start for start in starts if 0 < start < len(rows)), len(rows)]
+    expected = [
+        (env, first + start, first + stop, done, cut)
+        for first, end in zip(edges, edges[1:], strict=False)
+        for env, start, stop, done, cut in facts(recorded(played(rows[first:end], autoreset)))
+    ]
+    found = facts(Recording(source))
+    assert len(found) == len(expected) and set(found) == set(expected)

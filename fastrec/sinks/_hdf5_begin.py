@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
-from fastrec._errors import DamagedFileError, RecordingExistsError, RecordingNotFoundError
-from fastrec.sinks._hdf5_layout import Identity
+from fastrec._catalog import Catalog
+from fastrec._errors import DamagedFileError, OptionError, RecordingExistsError, RecordingNotFoundError
+from fastrec.sinks._hdf5_layout import MERGED, Identity
+from fastrec.sinks._hdf5_log import Log
 from fastrec.sinks._hdf5_options import HDF5Options
 from fastrec.sinks._hdf5_paths import Paths, rank
-from fastrec.sinks._hdf5_read import find_files
+from fastrec.sinks._hdf5_read import ReadFile, find_files, segment_of
+from fastrec.sinks._hdf5_sessions import Before
+
+Shapes = Mapping[tuple[str, str], tuple[int, ...]]
 
 
 class Beginning(msgspec.Struct, frozen=True):
-    """What the first file of a session is part of, and the descriptor that keeps others away from it."""
+    """What the first file of a session is part of, and the descriptor that keeps others away from it.
+
+    ``shapes`` are those that step columns have in the sessions before, by name of the phase and the column.
+    """
 
     identity: Identity
     lock: int
+    shapes: Shapes
 
 
-def begin(paths: Paths, options: HDF5Options) -> Beginning:
+def begin(paths: Paths, options: HDF5Options, catalog: Catalog) -> Beginning:
     """Claim the first file of a session."""
     there = paths.files()
     if there and not (options.overwrite or options.append):
@@ -36,22 +47,26 @@ def begin(paths: Paths, options: HDF5Options) -> Beginning:
     if writer is not None:
         raise RecordingExistsError(f"{writer!r} is being written by another process, or open in another program")
     identity = Identity(uuid.uuid4().hex, 0, 0, rank(), os.getpid())
+    shapes: Shapes = {}
     if options.append:
-        identity = _behind(paths, identity)
+        identity, shapes = _behind(paths, identity, catalog)
     else:
         for path in there:
             os.unlink(path)
-    return Beginning(identity, paths.claim(identity.segment, locking=options.locking))
+    return Beginning(identity, paths.claim(identity.segment, locking=options.locking), shapes)
 
 
-def _behind(paths: Paths, identity: Identity) -> Identity:
+def _behind(paths: Paths, identity: Identity, catalog: Catalog) -> tuple[Identity, Shapes]:
     """Make way for a session behind those that are there, without a change to what their files hold."""
+    if os.path.exists(paths.path) and segment_of(paths.path) == MERGED:
+        raise _merged(paths.path)
     try:
         files = find_files(paths.path)
     except RecordingNotFoundError:  # at most the beginning of a file that nothing was written to
         for number in paths.segments():
             paths.forget(number)
-        return identity
+        return identity, {}
+    shapes = _earlier_shapes(paths.path, files, catalog.header)
     last = files[-1].map.identity
     stray = [number for number in paths.segments() if number > last.segment]
     for number in stray:
@@ -60,4 +75,29 @@ def _behind(paths: Paths, identity: Identity) -> Identity:
         paths.forget(number)
     if len(files) == 1 and files[0].path == paths.path:
         os.rename(paths.path, paths.sealed(last.segment))
-    return msgspec.structs.replace(identity, run=last.run, session=last.session + 1, segment=last.segment + 1)
+    identity = msgspec.structs.replace(identity, run=last.run, session=last.session + 1, segment=last.segment + 1)
+    return identity, shapes
+
+
+def _earlier_shapes(path: str, files: Sequence[ReadFile], header: Mapping[str, Any]) -> Shapes:
+    """What step columns look like so far; an OptionError where steps of another session would not mean the same."""
+    log = Log()
+    for before, file in zip([files[0], *files], files, strict=False):
+        if file.map.identity.session != before.map.identity.session:
+            log.begin_session(Before())
+        file.log(log)
+        log.settle()
+    if log.catalog.origins:
+        raise _merged(path)
+    here, there = header.get("autoreset"), log.catalog.header.get("autoreset")
+    if (here == "next_step") != (there == "next_step"):
+        raise OptionError(
+            f"{path!r} was recorded with autoreset={there!r} and this session has autoreset={here!r}, so its steps "
+            "would not mean the same; give another path"
+        )
+    infos = [info for info in log.data.values() if info.part == "step"]
+    return {(log.catalog.phases[info.phase], name): tuple(shape) for info in infos for name, _, shape in info.columns}
+
+
+def _merged(path: str) -> OptionError:
+    return OptionError(f"{path!r} was merged of several recordings, and only one can be continued; give another path")

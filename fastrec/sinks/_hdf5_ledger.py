@@ -64,7 +64,9 @@ class FileLedger:
         self._pool.check_is_own()
         self._pool.check()
         for name, value in columns.items():
-            known = self._shapes.setdefault((phase, name), value.shape)
+            known = self._shapes.get((phase, name))
+            if known is None:
+                known = self._first_shape(phase, name, value.shape)
             if known != value.shape:
                 raise StepError(
                     f"the step column {name!r} has shape {value.shape} now and had {known} before; "
@@ -103,6 +105,11 @@ class FileLedger:
             first = len(self.writer.infos)
             self.writer.infos += infos
         return list(range(first, first + len(infos)))
+
+    def _first_shape(self, phase: int, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a step column: that of a session before this one, or what it has now."""
+        before = self.writer.shapes_before.get((self._catalog.phases[phase], name), shape)
+        return self._shapes.setdefault((phase, name), before)
 
     def _stage(self, phase: int, columns: Mapping[str, npt.NDArray[Any]]) -> tuple[Stage, np.dtype[Any]]:
         key = (phase, *((name, value.dtype, value.shape) for name, value in columns.items()))

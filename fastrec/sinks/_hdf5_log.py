@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -65,6 +65,9 @@ class CatalogLog:
         self._done = lengths
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+
+
 class StoredTransform:
     """Stands for a transform that a file can't hold: its name, to be read."""
 
@@ -120,12 +123,15 @@ class Log:
         self.samples: dict[int, str | int] = {}
         self.data: dict[tuple[int, int], DataInfo] = {}
         self.numbers = SessionNumbers(Before())
+        self.starts: dict[int, set[int]] = {}
         self._failures = 0
         self._data: dict[tuple[int, int], DataInfo] = {}
 
     def begin_session(self, before: Before) -> None:
         """What is read from here on is of another session."""
         self.numbers, self._failures, self._data = SessionNumbers(before), 0, {}
+        for phase, steps in before.steps.items():
+            self.starts.setdefault(phase, set()).add(steps)
 
     def settle(self) -> None:
         """All logs were read that there are: what one says of data may name what only the next one tells."""
@@ -169,15 +175,20 @@ class Log:
             numbers.add(kind, number, catalog.specs, _spec_of(msgspec.json.decode(content, type=dict[str, Any])))
         elif kind == "data":
             self._data[segment, number] = msgspec.json.decode(content, type=DataInfo)
-        elif kind == "sample":
-            self.samples[number + numbers.before.passes] = msgspec.json.decode(content, type=str | int)
-        elif kind == "halted":
-            catalog.halted[number + numbers.before.passes] = msgspec.json.decode(content, type=str)
+        elif kind in ("sample", "halted"):
+            made_of = str | int if kind == "sample" else str
+            told: dict[int, Any] = self.samples if kind == "sample" else catalog.halted
+            told[number + numbers.before.passes] = msgspec.json.decode(content, type=made_of)
         elif kind == "failure" and number >= self._failures:
             self._failures = number + 1
             catalog.failures.append(self._failure(msgspec.json.decode(content, type=_Failure)))
         elif kind == "origin" and number >= len(catalog.origins):
             catalog.origins.append(numbers.origin(msgspec.json.decode(content, type=Origin)))
+        elif kind == "starts":
+            phase = numbers.of("phase", number)
+            first = numbers.before.steps.get(phase, 0)
+            found = msgspec.json.decode(content, type=list[_Count])
+            self.starts.setdefault(phase, set()).update(first + start for start in found)
         elif kind == "session":
             facts = msgspec.json.decode(content, type=dict[str, Any])
             numbers.began = float(facts["began"])

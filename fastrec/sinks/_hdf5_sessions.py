@@ -26,6 +26,17 @@ class Before(msgspec.Struct):
     steps: Mapping[int, int] = {}
     entries: Mapping[int, int] = {}
 
+    def leave_open(self, passes: Rows) -> None:
+        """Take passes out of the step that the sessions before left open, in place: the next one begins another."""
+        rows = np.flatnonzero(passes["pass_index"] < self.passes)
+        if len(rows):
+            marked = np.zeros(int(passes["phase"].max()) + 1, np.int64)
+            for phase, steps in self.steps.items():
+                if phase < len(marked):
+                    marked[phase] = steps
+            step = passes["step"][rows]
+            passes["step"][rows] = np.where(step >= marked[passes["phase"][rows]], -1, step)
+
 
 class SessionNumbers:
     """From a session's own numbers to those of the whole recording."""

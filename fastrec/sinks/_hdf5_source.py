@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -142,6 +143,8 @@ class HDF5Source:
         passes = np.zeros(len(raw), PASS_DTYPE)
         for name in PASS_DTYPE.names or ():
             passes[name] = raw[name][order]
+        for numbers in self._contents.sessions.values():
+            numbers.before.leave_open(passes)
         count = passes["count"]
         first = np.cumsum(count) - count
         total = int(count.sum())
@@ -169,8 +172,14 @@ class HDF5Source:
             number = numbers.pop()
             own = np.concatenate([rows[key] for key in sorted(rows) if key[1] == number])
             columns = {name: own[f"column:{name}"].copy() for name, _, _ in infos[number].columns}
-            found.append(PhaseSteps(phase, own["step"].copy(), own["order"].copy(), columns, {}))
+            found.append(
+                PhaseSteps(phase, own["step"].copy(), own["order"].copy(), columns, {}, self._starts(phase))
+            )
         return found
+
+    def _starts(self, phase: int) -> tuple[int, ...]:
+        """With which steps of a phase a session began."""
+        return tuple(sorted(self._contents.log.starts.get(phase, ())))
 
     def _step_rows(self) -> tuple[dict[tuple[int, int], npt.NDArray[Any]], dict[int, DataInfo]]:
         """The rows of all marks in order, by segment and data."""
@@ -197,7 +206,8 @@ class HDF5Source:
         for _, number, row in sorted(marks, key=lambda mark: mark[0]):
             columns = {name: np.array(row[f"column:{name}"]) for name, _, _ in infos[number].columns}
             table.mark(infos[number].phase, int(row["step"]), columns)
-        return table.read()
+        found = table.read()
+        return [msgspec.structs.replace(steps, starts=self._starts(steps.phase)) for steps in found]
 
     def _keys(self, rows: Integers, prefix: str) -> tuple[list[tuple[int, int]], Integers]:
         """The different (segment, data) of rows, and which of them each row has."""

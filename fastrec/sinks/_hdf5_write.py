@@ -175,3 +175,6 @@ def _log(
             yield line("sample", index, sample)
     for index, why in catalog.halted.items():
         yield line("halted", index, why)
+    for steps in source.steps():
+        if steps.starts:
+            yield line("starts", steps.phase, steps.starts)

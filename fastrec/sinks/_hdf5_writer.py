@@ -53,8 +53,8 @@ class Writer:
         self._last = Counters()
         self._closing = False
         self._puts = Puts()
-        start = begin(paths, options)
-        self._identity, self._lock = start.identity, start.lock
+        start = begin(paths, options, catalog)
+        self._identity, self._lock, self.shapes_before = start.identity, start.lock, start.shapes
         self._thread = threading.Thread(target=self._run, name="fastrec-writer", daemon=True)
         self._thread.start()
 

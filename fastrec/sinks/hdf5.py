@@ -49,7 +49,8 @@ class HDF5Sink:
         dtype: a floating dtype to cast floating values to, unless their capture names one.
         overwrite: remove an earlier recording of the same name, instead of refusing to write over it.
         append: continue an earlier recording of the same name, if there is one: pass indices and steps go on where it
-            ended, and so does an episode that was open. Its files are kept as they are; run.h5 becomes run.00000.h5.
+            ended; an episode that was open then stays open, and the next one begins. Its files are kept as they are;
+            run.h5 becomes run.00000.h5.
         locking: lock the file that is being written, so that no other recorder or HDF5 program changes it.
 
     Raises OptionError for options that do not fit. When the session opens: RecordingExistsError where there is a
