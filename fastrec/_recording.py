@@ -12,7 +12,7 @@ from fastrec._contracts import Source
 from fastrec._errors import OptionError, RecordKeyError
 from fastrec._recording_episodes import Episode, episodes_of
 from fastrec._recording_frames import frame_of
-from fastrec._recording_keys import mask_of
+from fastrec._recording_keys import kinds_of
 from fastrec._recording_records import ActivationRecord as ActivationRecord
 from fastrec._recording_records import Records
 from fastrec._recording_select import Numbers, names_mask, numbers_mask, of_origin
@@ -88,7 +88,7 @@ class Recording(Values):
         if not isinstance(key, str):
             return any(record is key for record in self)
         try:
-            mask_of(self._view, key)
+            kinds_of(self._view, key)
         except RecordKeyError:
             return False
         return True

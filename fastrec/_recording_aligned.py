@@ -16,7 +16,7 @@ from fastrec._errors import MissingExtraError, OptionError, RecordKeyError, Step
 from fastrec._recording_batches import check_together
 from fastrec._recording_episodes import fired_once
 from fastrec._recording_frames import filled, numpy_of
-from fastrec._recording_keys import mask_of
+from fastrec._recording_keys import kinds_of
 from fastrec._recording_rows import Rows
 from fastrec._recording_stack import stacked
 from fastrec._recording_steps import Steps
@@ -65,7 +65,7 @@ def sites_with_values(view: View) -> list[str]:
 
 def view_of(view: View, key: str, keys: str | Iterable[str] | None) -> View:
     """The records of a key; a name that was taken from the sites means that site."""
-    return view.take(mask_of(view, f"site:{key}" if keys is None else key))
+    return view.of_kinds(kinds_of(view, f"site:{key}" if keys is None else key))
 
 
 def aligned(view: View, steps: Steps, keys: str | Iterable[str] | None, by: Literal["step"] | None) -> Aligned:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastrec._contracts import PhaseSteps
 from fastrec._errors import StepError
-from fastrec._recording_keys import mask_of
+from fastrec._recording_keys import kinds_of
 from fastrec._recording_stack import stacked
 from fastrec._recording_steps import DONE, RESET_ONLY, Steps, done_of, session_edges
 from fastrec._recording_view import Integers, View
@@ -121,7 +121,7 @@ class _Phase:
         """What a key's records hold for an environment in consecutive steps."""
         if key not in self._fired:
             view = self.view.of_passes(self.view.passes["phase"] == self.table.phase)
-            self._fired[key] = firings(view.take(mask_of(view, key)), self.table)
+            self._fired[key] = firings(view.of_kinds(kinds_of(view, key)), self.table)
         fired, at, count = self._fired[key]
         here = slice(rows.start, rows.stop)
         _check_once(count[here], self.table.numbers[here], key, self._where())

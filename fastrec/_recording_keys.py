@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from fastrec._errors import RecordKeyError, near
-from fastrec._recording_view import Mask, View
+from fastrec._recording_view import View
 from fastrec._sites import Site
 
 FORMS = ("module", "site", "label")
 
 
-def mask_of(view: View, key: str) -> Mask:
-    """The records that a key means.
+def kinds_of(view: View, key: str) -> frozenset[int]:
+    """The variants that a key means.
 
     A key that means different records in two forms is an error: nobody could tell from the code which it was.
     """
@@ -33,9 +31,7 @@ def mask_of(view: View, key: str) -> Mask:
         raise RecordKeyError(f"{key!r} is ambiguous here; say {forms}")
     if not hits:
         raise RecordKeyError(_nothing(view, key))
-    wanted = np.zeros(max(view.kinds) + 1, np.bool_)
-    wanted[list(next(iter(hits.values())))] = True
-    return wanted[view.variants]
+    return next(iter(hits.values()))
 
 
 def base_name(site: Site) -> str:

@@ -14,7 +14,7 @@ from fastrec._errors import OptionError
 from fastrec._recording_aligned import aligned, keys_of, to_tensordict, to_xarray, view_of
 from fastrec._recording_batches import Batches, BatchOptions, RowsDataset, check_together
 from fastrec._recording_frames import numpy_of
-from fastrec._recording_keys import mask_of
+from fastrec._recording_keys import kinds_of
 from fastrec._recording_rows import By, Rows
 from fastrec._recording_stack import by_pass, stacked
 from fastrec._recording_steps import Steps
@@ -148,7 +148,7 @@ class Values(ABC):
         return to_tensordict(aligned(self._view, self._steps, keys, by))
 
     def _at(self, key: str) -> View:
-        return self._view.take(mask_of(self._view, key))
+        return self._view.of_kinds(kinds_of(self._view, key))
 
     def _rows_of(self, keys: str | Iterable[str], by: By) -> Rows | dict[str, Rows]:
         if isinstance(keys, str):

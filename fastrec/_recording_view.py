@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -56,8 +57,16 @@ class View:
     @cached_property
     def kinds(self) -> list[int]:
         """The variants that occur, in order of their numbers."""
-        kinds: list[int] = np.flatnonzero(np.bincount(self.variants)).tolist()
+        kinds: list[int] = np.flatnonzero(np.diff(self._by_variant[1])).tolist()
         return kinds
+
+    @cached_property
+    def _by_variant(self) -> tuple[Integers, Integers]:
+        """The records sorted by variant, those of one in their order, and where each variant begins there."""
+        variants = self.variants
+        short = variants.max(initial=0) < 1 << 15  # which numpy sorts in linear time
+        order = np.argsort(variants.astype(np.int16) if short else variants, kind="stable")
+        return order, np.concatenate(([0], np.cumsum(np.bincount(variants))))
 
     @cached_property
     def marked(self) -> frozenset[int]:
@@ -77,9 +86,18 @@ class View:
         """Some of the records; all passes stay."""
         if chosen.dtype == np.bool_:
             chosen = np.flatnonzero(chosen)
-        view = View(self.source, self.passes, self.at[chosen])
+        view = View(self.source, self.passes, chosen if self._at is None else self._at[chosen])
         view.n_passes = self.n_passes
         view.variants, view.rows = self.variants[chosen], self.rows[chosen]
+        return view
+
+    def of_kinds(self, kinds: Iterable[int]) -> View:
+        """The records of some of the variants that occur; all passes stay."""
+        kinds = sorted(kinds)
+        order, first = self._by_variant
+        pieces = [order[first[kind] : first[kind + 1]] for kind in kinds]
+        view = self.take(pieces[0] if len(pieces) == 1 else np.sort(np.concatenate(pieces)))
+        view.kinds = kinds
         return view
 
     def of_passes(self, mask: Mask) -> View:

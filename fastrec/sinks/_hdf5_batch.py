@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrec._catalog import Catalog
-from fastrec._contracts import PASS_DTYPE
+from fastrec._contracts import OUTCOMES, PASS_DTYPE
 from fastrec._copying import MOST_ROWS, ROW_BITS
+from fastrec.sinks._ended import EndedPasses
 from fastrec.sinks._hdf5_layout import MARK_ROW, PASS_ROW, RECORD_ROW
 from fastrec.sinks._hdf5_log import line
 from fastrec.sinks._hdf5_staging import StagedBlock
-from fastrec.sinks._ram_table import Entry, Table
 
 Mark = tuple[int, int]
 """A phase, and the row in which the columns of the step were staged."""
@@ -26,12 +26,11 @@ Integers = npt.NDArray[np.int64]
 class Batch:
     """What ended since the last flush; ``numbers`` are its blocks, ``bottoms`` to ``tops`` its rows in them."""
 
-    def __init__(self, ended: deque[Entry], marks: deque[Mark]) -> None:
+    def __init__(self, ended: EndedPasses, marks: deque[Mark]) -> None:
         # Marks first: a step that is read here must not come before the passes that it closed.
         self.marks = [marks.popleft() for _ in range(len(marks))]
-        self._entries = [ended.popleft() for _ in range(len(ended))]
-        self.table = Table()
-        self.table.add(self._entries)
+        self.table = ended.take()
+        self._passes = self.table.read_passes()
         self.rows = np.array(self.table.rows, np.int64)
         self.mark_rows = np.array([row for _, row in self.marks], np.int64)
         both = np.concatenate([self.rows[self.rows >= 0], self.mark_rows])
@@ -42,17 +41,17 @@ class Batch:
         np.minimum.at(self.bottoms, inverse, both & (MOST_ROWS - 1))
 
     def __bool__(self) -> bool:
-        return bool(self._entries or self.marks)
+        return bool(len(self.table) or self.marks)
 
     @property
     def begun(self) -> int:
         """One more than the highest index of its passes."""
-        return max((info.index + 1 for info, *_ in self._entries), default=0)
+        return int(self._passes["pass_index"].max(initial=-1)) + 1
 
     def lines(self, catalog: Catalog) -> bytes:
         """What the log says of single passes."""
         told = [line("sample", index, sample) for index, sample in self.table.samples.items()]
-        halted = (info.index for info, *_ in self._entries if info.outcome == "halted")
+        halted = self._passes["pass_index"][self._passes["outcome"] == OUTCOMES.index("halted")].tolist()
         told += [line("halted", index, catalog.halted.get(index, "")) for index in halted]
         return b"".join(told)
 
@@ -70,10 +69,9 @@ class Batch:
 
     def passes_from(self, first: int, began: float) -> Rows:
         """The passes, if their records are written from row ``first`` on."""
-        packed = self.table.read_passes()
-        passes = np.zeros(len(packed), PASS_ROW)
+        passes = np.zeros(len(self._passes), PASS_ROW)
         for name in PASS_DTYPE.names or ():
-            passes[name] = packed[name]
+            passes[name] = self._passes[name]
         passes["started"] -= began
         passes["first"] += first
         passes["ok"] = 1

@@ -16,7 +16,7 @@ from fastrec.sinks._hdf5_layout import CHECK_ROW, COUNTERS_ROW, Bytes
 WORDS = 512
 PAGE = 8 * WORDS
 PIECE = 128 * PAGE
-LARGE = 1 << 20
+LARGE = 4 << 20
 """From so many bytes on, another thread is worth its while."""
 
 

@@ -27,9 +27,8 @@ class FileLedger:
 
     def __init__(self, pool: Pool, paths: Paths, catalog: Catalog, options: HDF5Options) -> None:
         # h5py takes longer to import than the rest of fastrec, and who records into RAM needs none of it.
-        from fastrec.sinks._hdf5_writer import MOST_ENDED, Writer
+        from fastrec.sinks._hdf5_writer import Writer
 
-        self._most = MOST_ENDED
         self._flush_rows = options.flush_rows or sys.maxsize
         self._unasked = 0
         self._pool = pool
@@ -53,9 +52,9 @@ class FileLedger:
                 writer.counters.empty += 1
                 writer.counters.begun = max(writer.counters.begun, info.index + 1)
             return
-        writer.ended.append((info, variants, rows, times))
+        many = writer.ended.add((info, variants, rows, times))
         self._unasked += len(rows)
-        if self._unasked >= self._flush_rows or len(writer.ended) >= self._most:
+        if many or self._unasked >= self._flush_rows:
             self._unasked = 0
             writer.wake()
 

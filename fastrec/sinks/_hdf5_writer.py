@@ -10,6 +10,7 @@ from typing import Any
 
 from fastrec._catalog import Catalog
 from fastrec._copying import MOST_ROWS, ROW_BITS
+from fastrec.sinks._ended import MOST_ENDED, EndedPasses
 from fastrec.sinks._hdf5_batch import Batch, Mark
 from fastrec.sinks._hdf5_begin import begin
 from fastrec.sinks._hdf5_checks import Counters
@@ -22,17 +23,13 @@ from fastrec.sinks._hdf5_puts import Puts
 from fastrec.sinks._hdf5_segment import Segment
 from fastrec.sinks._hdf5_staging import Place, Pool, StagedBlock
 from fastrec.sinks._hdf5_together import write_together
-from fastrec.sinks._ram_table import Entry
-
-MOST_ENDED = 4096
-"""Passes that ended and are not written; as many wake the writer, eight times as many wait for it."""
 
 
 class Writer:
     """Owns the files: everything else only stages."""
 
     def __init__(self, pool: Pool, paths: Paths, catalog: Catalog, options: HDF5Options) -> None:
-        self.ended: deque[Entry] = deque()
+        self.ended = EndedPasses()
         self.marks: deque[Mark] = deque()
         self.infos: list[DataInfo] = []
         self.counters = Counters()
