@@ -84,11 +84,11 @@ class View:
 
     def take(self, chosen: Mask | Integers) -> View:
         """Some of the records; all passes stay."""
-        if chosen.dtype == np.bool_:
-            chosen = np.flatnonzero(chosen)
-        view = View(self.source, self.passes, chosen if self._at is None else self._at[chosen])
+        is_mask = chosen.dtype == np.bool_
+        positions: Integers = np.flatnonzero(chosen) if is_mask else chosen.astype(np.int64, copy=False)
+        view = View(self.source, self.passes, positions if self._at is None else self._at[positions])
         view.n_passes = self.n_passes
-        view.variants, view.rows = self.variants[chosen], self.rows[chosen]
+        view.variants, view.rows = self.variants[positions], self.rows[positions]
         return view
 
     def of_kinds(self, kinds: Iterable[int]) -> View:
