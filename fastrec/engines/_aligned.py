@@ -20,6 +20,9 @@ from fastrec.engines._leaves import leaves
 from fastrec.engines._lesson import Event, Lesson, Value, constants_in
 from fastrec.engines._modules import Known
 
+ADDED = "fastrec_added"
+"""In the meta of a node: a recorder has put it there."""
+
 
 class Aligned:
     """Where the events of a lesson, from one on, are in a graph.
@@ -132,6 +135,8 @@ class Aligned:
 def facts_of(node: fx.Node) -> OpFacts | None:
     """What is known of the op that a node calls; None if it is no event."""
     target = node.target
+    if ADDED in node.meta:
+        return None
     if node.op == "call_method":
         method = getattr(Tensor, str(target), None)
         return op_facts(method) if method is not None else None

@@ -30,7 +30,7 @@ class ModuleCalls:
 
     def __init__(self, patched: Callable[[], type[nn.Module]]) -> None:
         self._patched = patched
-        self.taken: set[int] = set()  # what no second recorder can have: compiled functions, by identity
+        self.shared: dict[int, list[Any]] = {}  # who records a compiled function, by its identity, in order of coming
         self._lock = threading.RLock()
         self._layers: dict[Layer, Muting] = {}
         self._original: Call | None = None

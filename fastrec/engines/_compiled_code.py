@@ -52,7 +52,6 @@ class CompiledCode:
         self.wrapper = function_of(compiled)
         self.original: Callable[..., Any] = getattr(self.wrapper, ORIGINAL)
         self.bound_to = getattr(compiled, "__self__", None)
-        self._cell: Any = None
         self._context = _cell(self.wrapper, "self").cell_contents
         if not callable(getattr(self._context, "callback", None)):
             raise UnsupportedModelError(
@@ -87,7 +86,6 @@ class CompiledCode:
 
     def catch(self, caught: Callable[..., Any]) -> None:
         """Let calls of the user's compiled function go to ``caught(own, args, kwargs)``."""
-        self._cell = _cell(self.wrapper, "fn")
         set_callback = _dynamo("eval_frame").set_eval_frame
         original = self.original
 
@@ -107,13 +105,11 @@ class CompiledCode:
             finally:
                 set_callback(compiling)
 
-        self._cell.cell_contents = _dynamo("decorators").skip(catching)
+        _cell(self.wrapper, "fn").cell_contents = _dynamo("decorators").skip(catching)
 
     def release(self) -> None:
         """Let calls be as they were."""
-        if self._cell is not None:
-            self._cell.cell_contents = self.original
-            self._cell = None
+        _cell(self.wrapper, "fn").cell_contents = self.original
 
     def plain(self) -> Callable[..., Any]:
         """The function that was compiled."""

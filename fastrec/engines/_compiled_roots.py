@@ -16,14 +16,20 @@ from fastrec.engines._graphs import Graph, Step
 from fastrec.engines._lesson import Lesson, Teacher
 from fastrec.engines._modules import is_compiled_wrapper, unwrapped
 
-Caught = Callable[["CompiledRoot", Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Caught = Callable[["CompiledRoot", Callable[..., Any], Arguments, "Roots"], Any]
+Roots = tuple["CompiledRoot", ...]
+"""Those of several recorders of the same compiled code that want what a call computes, the last to come first."""
+
+CompileGraph = Callable[[Any, Any], Any]
+Backend = Callable[["CompiledRoot", CompileGraph, Any, Any], Any]
 
 
 class CompiledRoot:
     """A compiled module, function or method.
 
-    ``module`` is the module whose calls are passes, None where calls of the function are. ``recording`` is the same
-    compiled by the engine's backend.
+    ``module`` is the module whose calls are passes, None where calls of the function are. ``before`` is the same in
+    the recorder that came before, if one that is still open did.
     """
 
     def __init__(self, name: str, root: Any, listener: PlanningListener, *, sources: bool, parents: bool) -> None:
@@ -39,38 +45,90 @@ class CompiledRoot:
         is_module = isinstance(root, nn.Module)
         self.module = root if is_module and is_compiled_wrapper(root) else None
         self.inner = unwrapped(root) if is_module else None
+        self.catches = self.module is None
+        self.before: CompiledRoot | None = None
+        self._together: dict[Roots, Callable[..., Any]] = {}
         self.start = Step()
         self.graphs: list[Graph] = []
         modules, objects = ({name: self.inner}, []) if self.inner is not None else _reached(name, self.code)
         self.teacher = Teacher(modules, objects, listener, sources=sources, parents=parents)
 
-    def open(self, backend: Callable[..., Any], caught: Caught) -> None:
+    def open(self, backend: Backend, caught: Caught) -> None:
         """Compile it anew, and catch its calls."""
-        if id(self.code.wrapper) in COMPILED_CALLS.taken:
+        roots = COMPILED_CALLS.shared.setdefault(id(self.code.wrapper), [])
+        if any(root.catches != self.catches for root in roots):
             raise SessionError(
-                f"{self.called} is compiled and is being recorded already, and compiled code hands its values to one "
-                "recorder; join the predicates of the two with |, or give the second one torch.compile(model._orig_mod)"
+                f"{self.called} runs compiled code that another recorder has as "
+                f"{'a module' if self.catches else 'a function'}; give both recorders the same, the compiled module or "
+                "the compiled function"
             )
-        COMPILED_CALLS.taken.add(id(self.code.wrapper))
-        self.recording = self.code.compiled_by(_Backend(backend, self.code.backend))
-        if self.module is None:
-            self.code.catch(partial(caught, self))
+        self.backend = backend
+        self.caught = caught
+        self.alone = self.compiled_for((self,))
+        if self.catches and not roots:
+            self.code.catch(partial(_call_last, roots))
+        roots.append(self)
+        _connect(roots)
 
     def close(self) -> None:
         """Let calls be as they were; compiled code and graphs can be let go of."""
-        COMPILED_CALLS.taken.discard(id(self.code.wrapper))
-        self.code.release()
-        self.recording = self.code.compiled
+        roots = COMPILED_CALLS.shared.get(id(self.code.wrapper), [])
+        if self in roots:
+            roots.remove(self)
+            _connect(roots)
+            if not roots:
+                del COMPILED_CALLS.shared[id(self.code.wrapper)]
+                if self.catches:
+                    self.code.release()
+        self.alone = self.code.compiled
+        self._together.clear()
         self.start = Step()
         for graph in self.graphs:  # torch holds them for as long as the code that they were made from
             graph.compiled = None
         self.graphs.clear()
+
+    def compiled_for(self, roots: Roots) -> Callable[..., Any]:
+        """The same, compiled so that these roots get what they keep."""
+        compile_graph: CompileGraph = self.code.backend
+        for root in reversed(roots):
+            compile_graph = partial(root.backend, root, compile_graph)
+        return self.code.compiled_by(_Backend(compile_graph, self.code.backend))
+
+    def call(self, own: Callable[..., Any], arguments: Arguments, wanting: Roots) -> Any:
+        """Call it for the recorders that want what it computes, after those that came before were asked."""
+        args, kwargs = arguments
+        if self.before is not None:
+            return self.before.caught(self.before, own, arguments, wanting)
+        if not wanting:
+            return own(*args, **kwargs)
+        first = wanting[0]
+        if len(wanting) == 1:
+            return first.alone(*args, **kwargs)
+        together = first._together.get(wanting)
+        if together is None:
+            together = first._together.setdefault(wanting, first.compiled_for(wanting))
+        return together(*args, **kwargs)
 
     def learn(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lesson:
         """What a call of it does."""
         if self.inner is None:
             return self.teacher.learn_region(self.entry, self.code.plain(), args, kwargs)
         return self.teacher.learn(self.inner, args, kwargs)
+
+
+def _connect(roots: list[CompiledRoot]) -> None:
+    for root, before in zip(roots, [None, *roots], strict=False):
+        root.before = before
+        root._together.clear()
+
+
+def _call_last(
+    roots: list[CompiledRoot], own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A call of a function goes to the recorder that came last."""
+    if not roots:
+        return own(*args, **kwargs)
+    return roots[-1].caught(roots[-1], own, (args, kwargs), ())
 
 
 class _Backend:
@@ -93,6 +151,8 @@ def roots_of(
     made = [CompiledRoot(name, root, listener, sources=sources, parents=parents) for name, root in roots.items()]
     given = [root.code.wrapper for root in made]
     for root in made:
+        if given.count(root.code.wrapper) > 1:
+            raise SessionError(f"{root.called} is the same compiled code as another root; give it once")
         if root.inner is not None:
             check_methods(root.called, root.inner, given)
     return made

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fastrec._errors import UnsupportedModelError
 from fastrec._ops import reads_inplace_flag
-from fastrec.engines._aligned import example, facts_of
+from fastrec.engines._aligned import ADDED, example, facts_of
 
 
 class ExtraOutputs:
@@ -83,6 +83,7 @@ class ExtraOutputs:
         with self._graph.inserting_after(place):
             node = self._graph.call_method(method, (value,))
         node.meta["example_value"] = example(value)
+        node.meta[ADDED] = True
         return node
 
     def _fixed(self) -> Iterator[fx.Node]:

@@ -21,6 +21,9 @@ from fastrec.engines._modules import Known
 Feed = tuple[Callable[[Any, Any], None], int]
 """Who is fed, and with which output of the graph."""
 
+RECORDED = "fastrec_recorded"
+"""In the meta of a graph: for whom its outputs hold values, the last one."""
+
 
 class Graph:
     """One graph that dynamo captured, with what it was captured from."""
@@ -30,6 +33,8 @@ class Graph:
         self.inputs = list(inputs)
         self._look()
         self.compiled: Any = None  # by the user's backend
+        self._attached: dict[int, None] = {}  # the positions of what is attached, also for recorders around this one
+        self._copies: set[fx.Node] = set()
         self._paths: GradientPaths | None = None
 
     def _look(self) -> None:
@@ -41,10 +46,18 @@ class Graph:
         outputs = self.outputs
         outputs.finish()
         module.recompile()
-        if outputs.attached:
-            kept = dict(zip(outputs.attached, outputs.nodes(outputs.attached), strict=True))
-            own = outputs.nodes(range(outputs.n_own))
-            self._paths = GradientPaths(self._graph.nodes, own, kept, outputs.copies)
+        around: Graph | None = module.meta.get(RECORDED)
+        module.meta[RECORDED] = self
+        self._attached = dict.fromkeys(outputs.attached)
+        self._copies = set(outputs.copies)
+        if around is not None:  # of another recorder, which can't know what this one adds
+            self._attached |= around._attached
+            self._copies |= around._copies
+            around._paths = None
+        if self._attached:
+            own = outputs.nodes(position for position in range(outputs.n_own) if position not in self._attached)
+            kept = dict(zip(self._attached, outputs.nodes(self._attached), strict=True))
+            self._paths = GradientPaths(self._graph.nodes, own, kept, self._copies)
 
     def run(self, given: Sequence[Any]) -> Sequence[Any]:
         """All its outputs."""

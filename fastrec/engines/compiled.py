@@ -21,7 +21,7 @@ from fastrec._contracts import MakeBatch, PlanningListener
 from fastrec._errors import FastrecError, FastrecWarning, SessionError, UnsupportedModelError
 from fastrec._sites import Frame
 from fastrec.engines._calls import COMPILED_CALLS, MODULE_CALLS, Call
-from fastrec.engines._compiled_roots import CompiledRoot, roots_of
+from fastrec.engines._compiled_roots import Arguments, CompiledRoot, CompileGraph, Roots, roots_of
 from fastrec.engines._graphs import Edge, Graph, Step, Way
 from fastrec.engines._supported import keep_out_of_compiling
 
@@ -52,7 +52,7 @@ class CompiledEngine:
         keep_out_of_compiling()
         for opened, root in enumerate(self._roots):
             try:
-                root.open(partial(self._backend, root), self._call)
+                root.open(self._backend, self._call)
             except BaseException:
                 for each in self._roots[:opened]:
                     each.close()
@@ -103,27 +103,30 @@ class CompiledEngine:
             root = roots.get(id(module))
             if root is None:
                 return call(module, *args, **kwargs)
-            return self._call(root, partial(call, module), args, kwargs)
+            return self._call(root, partial(call, module), (args, kwargs), ())
 
         return __call__
 
-    def _call(self, root: CompiledRoot, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call of a root, which by itself would run ``own``."""
+    def _call(self, root: CompiledRoot, own: Callable[..., Any], arguments: Arguments, wanting: Roots) -> Any:
+        """A call of a root, which by itself would run ``own``; recorders that came later are ``wanting`` its values."""
         thread, listener = self._thread, self._listener
         if thread.muted or _graph_task() != -1 or _interpreter() is not None:
-            return own(*args, **kwargs)
+            return root.call(own, arguments, wanting)
         run = listener.begin(root.entry)
         if run is None:
-            return thread.mute(own, args, kwargs)
+            return thread.mute(root.call, (own, arguments, wanting), {})
         current: _Pass | None = None
         thread.muted = True  # what it calls is no pass of its own
         try:
             if listener.wants(run):
-                thread.current = current = _Pass(run, root, args, kwargs)
-                out = root.recording(*args, **kwargs)
+                thread.current = current = _Pass(run, root, arguments)
+                if wanting or root.before is not None:
+                    out = root.call(own, arguments, (*wanting, root))
+                else:
+                    out = root.alone(*arguments[0], **arguments[1])
                 self._finish(current)
             else:
-                out = own(*args, **kwargs)
+                out = root.call(own, arguments, wanting)
         except BaseException as raised:
             thread.muted, thread.current = False, None
             error = (current and current.refused) or raised
@@ -137,12 +140,12 @@ class CompiledEngine:
         return out
 
     def _backend(
-        self, root: CompiledRoot, module: fx.GraphModule, inputs: Sequence[Any]
+        self, root: CompiledRoot, compile_graph: CompileGraph, module: fx.GraphModule, inputs: Sequence[Any]
     ) -> Callable[..., Any]:
         """What compiles a graph: the user's backend, after the kept values were added to the outputs."""
         current = self._thread.current
         if current is None or current.root is not root:
-            return root.code.backend(module, inputs)  # type: ignore[no-any-return]
+            return compile_graph(module, inputs)  # type: ignore[no-any-return]
         graph = Graph(module, inputs)
         try:
             current.step.following[graph] = self._way(current).go(graph)
@@ -150,7 +153,7 @@ class CompiledEngine:
             current.refused = error  # dynamo wraps what a backend raises
             raise
         graph.finish(module)
-        graph.compiled = root.code.backend(module, inputs)
+        graph.compiled = compile_graph(module, inputs)
         n_own = graph.outputs.n_own
         thread = self._thread
         root.graphs.append(graph)
@@ -225,7 +228,7 @@ class CompiledEngine:
         """How far the pass has come in its lesson, which is learned now if it was not."""
         if current.way is None:
             root = current.root
-            way = current.way = Way(root.learn(current.args, current.kwargs), self._listener, root.teacher.table.known)
+            way = current.way = Way(root.learn(*current.arguments), self._listener, root.teacher.table.known)
             for graph, edge in current.ran:
                 if not way.go(graph).feeds_as(edge):
                     raise UnsupportedModelError(
@@ -252,13 +255,12 @@ class CompiledEngine:
 class _Pass:
     """A pass while it runs."""
 
-    __slots__ = ("args", "held", "kwargs", "out", "ran", "refused", "root", "run", "step", "way")
+    __slots__ = ("arguments", "held", "out", "ran", "refused", "root", "run", "step", "way")
 
-    def __init__(self, run: Any, root: CompiledRoot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, run: Any, root: CompiledRoot, arguments: Arguments) -> None:
         self.run = run
         self.root = root
-        self.args = args
-        self.kwargs = kwargs
+        self.arguments = arguments
         self.step: Step = root.start
         self.out: Any = ()  # of the last graph, by position
         self.held: list[Tensor] | None = None  # for the end of the pass

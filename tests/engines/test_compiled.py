@@ -246,20 +246,6 @@ def test_a_compiled_method_is_a_root(fullgraph: bool) -> None:
     assert counters["stats"]["unique_graphs"] == 2 and agent.act is act
 
 
-def test_a_second_recorder_of_the_same_compiled_code_is_refused() -> None:
-    compiled, x = torch.compile(mlp(), backend="eager"), torch.randn(3, 4)
-    with Recorder(compiled, keep_op="tanh") as first:
-        with pytest.raises(SessionError, match="being recorded already"), Recorder(compiled, keep_op="relu"):
-            raise AssertionError("the block must not begin")
-        with Recorder(torch.compile(compiled._orig_mod, backend="eager"), keep_op="relu") as second:
-            compiled(x), second.log(x)
-    assert [record.ctx.site for record in first.recording] == ["1/tanh"]
-    assert [record.ctx.site for record in second.recording] == ["3/relu"]
-    with Recorder(compiled, keep_op="relu") as third:
-        compiled(x)
-    assert len(third.recording) == 1
-
-
 def test_a_compiled_method_that_is_no_root_is_refused() -> None:
     agent = Agent()
     agent.act = torch.compile(agent.act, backend="eager")
