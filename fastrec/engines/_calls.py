@@ -54,6 +54,11 @@ class ModuleCalls:
                 del self._layers[layer]
                 self._install()
 
+    def original(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Call a module as if nobody watched."""
+        assert self._original is not None
+        return self._original(module, *args, **kwargs)
+
     def threads(self) -> list[Muting]:
         """What all recorders know of the current thread."""
         with self._lock:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from fastrec._errors import UnsupportedModelError
+from fastrec.engines._compiled_hooks import Detour
 from fastrec.engines._modules import is_compiled_wrapper, unwrapped
 
 ORIGINAL = "_torchdynamo_orig_callable"
@@ -25,7 +26,8 @@ def compiled_part(root: Any) -> Any:
     if not isinstance(root, nn.Module):
         return root if ORIGINAL in getattr(function_of(root), "__dict__", {}) else None
     if is_compiled_wrapper(root):
-        return root.__dict__.get("_forward") or root.__dict__["forward"]
+        forward = root.__dict__.get("_forward") or root.__dict__["forward"]
+        return forward.own if isinstance(forward, Detour) else forward
     if root._compiled_call_impl is not None:
         return root._compiled_call_impl
     forward = root.__dict__.get("forward") or getattr(root, "forward", None)

@@ -12,6 +12,7 @@ from fastrec._contracts import PlanningListener
 from fastrec._errors import SessionError, UnsupportedModelError
 from fastrec.engines._calls import COMPILED_CALLS
 from fastrec.engines._compiled_code import CompiledCode, compiled_part, function_of
+from fastrec.engines._compiled_hooks import Detour, has_hooks
 from fastrec.engines._graphs import Graph, Step
 from fastrec.engines._lesson import Lesson, Teacher
 from fastrec.engines._modules import is_compiled_wrapper, unwrapped
@@ -48,6 +49,7 @@ class CompiledRoot:
         self.catches = self.module is None
         self.before: CompiledRoot | None = None
         self._together: dict[Roots, Callable[..., Any]] = {}
+        self._detour: Detour | None = None
         self.start = Step()
         self.graphs: list[Graph] = []
         modules, objects = ({name: self.inner}, []) if self.inner is not None else _reached(name, self.code)
@@ -81,6 +83,9 @@ class CompiledRoot:
                 if self.catches:
                     self.code.release()
         self.alone = self.code.compiled
+        if self._detour is not None:
+            self._detour.leave(self)
+            self._detour = None
         self._together.clear()
         self.start = Step()
         for graph in self.graphs:  # torch holds them for as long as the code that they were made from
@@ -96,18 +101,31 @@ class CompiledRoot:
 
     def call(self, own: Callable[..., Any], arguments: Arguments, wanting: Roots) -> Any:
         """Call it for the recorders that want what it computes, after those that came before were asked."""
-        args, kwargs = arguments
         if self.before is not None:
             return self.before.caught(self.before, own, arguments, wanting)
         if not wanting:
-            return own(*args, **kwargs)
+            return self.run(None, own, arguments)
         first = wanting[0]
         if len(wanting) == 1:
-            return first.alone(*args, **kwargs)
+            return self.run(first.alone, own, arguments)
         together = first._together.get(wanting)
         if together is None:
             together = first._together.setdefault(wanting, first.compiled_for(wanting))
-        return together(*args, **kwargs)
+        return self.run(together, own, arguments)
+
+    def run(self, compiled: Callable[..., Any] | None, own: Callable[..., Any], arguments: Arguments) -> Any:
+        """Call it, with other compiled code in the place of its own if there is some."""
+        (args, kwargs), module = arguments, self.module
+        if module is None:
+            return (compiled or own)(*args, **kwargs)
+        if not has_hooks(module):
+            # All that torch's own call would do; the way there takes longer than to record some values.
+            return (compiled or self.code.compiled)(*args, **kwargs)
+        if self._detour is None:
+            if "_forward" in module.__dict__:
+                return (compiled or own)(*args, **kwargs)
+            self._detour = Detour.of(module, self)
+        return self._detour.run(compiled, partial(COMPILED_CALLS.original, module), args, kwargs)
 
     def learn(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lesson:
         """What a call of it does."""

@@ -123,7 +123,7 @@ class CompiledEngine:
                 if wanting or root.before is not None:
                     out = root.call(own, arguments, (*wanting, root))
                 else:
-                    out = root.alone(*arguments[0], **arguments[1])
+                    out = root.run(root.alone, own, arguments)
                 self._finish(current)
             else:
                 out = root.call(own, arguments, wanting)

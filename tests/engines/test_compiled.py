@@ -5,6 +5,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -441,3 +442,55 @@ def test_nothing_is_said_where_all_is_well() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         both(mlp(), [torch.randn(3, 4)], keep_op="tanh")
+
+
+@pytest.mark.parametrize("recorders", [1, 2])
+def test_hooks_of_the_compiled_module_run_as_they_do_without_a_recorder(recorders: int) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    compiled, calls = torch.compile(model, backend="aot_eager"), []
+    own = compiled.forward
+
+    def before(module: nn.Module, args: Any) -> Any:
+        calls.append("before")
+        return (args[0] + 1,)
+
+    def after(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        calls.append("after")
+        if len(calls) == 2:
+            compiled(args[0])  # a call inside of the hook is none of the recorder's
+        return out * 2
+
+    compiled.register_forward_pre_hook(before)
+    compiled.register_forward_hook(after)
+    x = torch.randn(2, 4)
+    expected = compiled(x)
+    calls.clear()
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(Recorder(compiled, keep_op=op("tanh") & every(2))) for _ in range(recorders)]
+        for _ in range(3):
+            calls.clear()
+            torch.testing.assert_close(compiled(x), expected)
+            assert calls == ["before", "after"] * 2
+    for session in sessions:
+        kept = session.recording.stack("1/tanh")
+        torch.testing.assert_close(kept[0] * 2, expected)
+        assert len(kept) == 2
+    assert compiled.forward is own
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile:UserWarning")
+def test_global_hooks_run_once_more_for_the_compiled_module_as_without_a_recorder() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    compiled, names, x = torch.compile(model, backend="aot_eager"), [], torch.randn(2, 4)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: names.append(type(module).__name__))
+    try:
+        compiled(x)
+        expected = list(names)
+        assert "OptimizedModule" in expected
+        with Recorder(compiled, keep_op="tanh") as rec:
+            compiled(x)  # learns
+            names.clear()
+            compiled(x)
+        assert names == expected and len(rec.recording) == 2
+    finally:
+        handle.remove()
