@@ -13,6 +13,7 @@ from torch import nn
 
 from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog
+from fastrec._op_facts import OpFacts
 from fastrec._sites import Frame, PassInfo, Site
 
 Decision = bool | CaptureSpec | Mapping[str, Any]
@@ -127,8 +128,10 @@ class Listener(Protocol):
 class Performer(Listener, Protocol):
     """A listener that runs the ops itself, and so sees what goes into them."""
 
-    def perform(self, place: Place, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an op that happens at a place; its value."""
+    def perform(
+        self, facts: OpFacts, label: str, site: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run an op, which is called so if it proves to be an event; its value."""
 
     def compose(
         self, place: Place, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inside: Callable[[], Any]

@@ -7,22 +7,30 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastrec._contracts import Performer
-from fastrec._ops import OpFacts
+from fastrec._ops import OpFacts, op_facts
+from fastrec.engines._leaves import leaves
 from fastrec.engines._mode import RUN_AUTOGRAD, OpMode, ThreadState, unseen_by_dynamo
-from fastrec.engines._trie import Node
+from fastrec.engines._modules import Known
+from fastrec.engines._trie import NOWHERE, Node, Tally
 
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 
 
 @unseen_by_dynamo
 class PerformingMode(OpMode):
-    """Finds the place of each call, and hands the call to the listener."""
+    """Names each call, and hands it to the listener.
+
+    Each pass is its own: only open modules and composites have nodes, which form a chain and no trie, and the tally is
+    never worked out again.
+    """
 
     def __init__(self, listener: Performer, thread: ThreadState) -> None:
         super().__init__(listener, thread, may_rest=False)
         self._performer = listener
+        self._counted = Tally("")
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -34,28 +42,64 @@ class PerformingMode(OpMode):
             return self.thread.mute(func, args, kwargs)
         if func in self._skipped:
             return self._performer.glance(func, args, kwargs)
+        facts = op_facts(func)
+        if facts is None:
+            if func in RUN_AUTOGRAD:
+                return self.thread.mute(func, args, kwargs)
+            self._skipped.add(func)
+            return self._performer.glance(func, args, kwargs)
+        if facts.composite:
+            return self._compose(facts, func, args, kwargs)
+        tally = self._counted
+        label, site = tally.upcoming(facts)
+        out = self._performer.perform(facts, label, site, func, args, kwargs)
+        if type(out) is Tensor or _is_event(facts, out):
+            tally.count(facts)
+        return out
+
+    def _compose(self, facts: OpFacts, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a Python function that is made of ops."""
         before = self.node
-        node = before.edges.get(func)
-        new = node is None
-        if node is None:
-            node = self.make(func)
-            if node is None:
-                if func in RUN_AUTOGRAD:
-                    return self.thread.mute(func, args, kwargs)
-                self._skipped.add(func)
-                return self._performer.glance(func, args, kwargs)
-        if node.opens is not None:
-            inside = partial(self._open, node, func, args, kwargs)
-            out = self._performer.compose(node, func, args, kwargs, inside)
-        else:
-            out = self._performer.perform(node, func, args, kwargs)
-            self.arrive(node, out, args)
-        if new and self.node is node:
+        node = self._counted.op(facts, before, func)
+        node.opens = self._counted.inside(before, facts)
+        node.spread = node.opens.spread = True
+        inside = partial(self._open, node, func, args, kwargs)
+        out = self._performer.compose(node, func, args, kwargs, inside)
+        if self.node is node:
             self.follow(before, node)
         return out
 
-    def _may_open(self, node: Node, facts: OpFacts, func: Any) -> bool:
-        return True
+    def begin(self, run: Any, root: Node) -> None:
+        super().begin(run, Node(root.site, None, None, None))
+        self.node.spread = True
+        self._tally = self._counted = Tally(root.site.name)
+        self._tally_at = self.node
+
+    def tally(self) -> Tally:
+        return self._counted
+
+    def follow(self, before: Node, node: Node) -> None:
+        self._counted.advance(node)
+        self._tally_at = node
+
+    def enter(self, known: Known, step: Any, *, sealed: bool) -> Node | None:
+        if _graph_task() != -1:
+            return None
+        self._tally_at = node = self._counted.enter(known, self.node, sealed)
+        node.spread = True
+        self._counted.entered(node)
+        return node
+
+    def leave(self, entered: Node) -> Node:
+        self._counted.left()
+        return self._outside(entered)
+
+    def _outside(self, entered: Node) -> Node:
+        """Back to where a module was entered from."""
+        assert entered.parent is not None
+        self._tally_at = node = entered.parent
+        node.entered = NOWHERE  # the next call of it is another one
+        return node
 
     def feed_arguments(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._performer.enter(node, args, kwargs)
@@ -68,5 +112,11 @@ class PerformingMode(OpMode):
         self._performer.hidden(entered, entered.known.module, out)
 
     def raised(self, entered: Node) -> None:
-        super().raised(entered)
+        self._counted.close_to(entered.depth - 1)
+        self.node = self._outside(entered)
         self._performer.raised(entered)
+
+
+def _is_event(facts: OpFacts, out: Any) -> bool:
+    # What was written to is the value of `x[i] = y`, which returns nothing.
+    return (out is None and facts.layer_type == "setitem") or next(leaves(out), None) is not None

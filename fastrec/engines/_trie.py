@@ -177,6 +177,21 @@ class Tally:
         count = frame.counts.get(facts.segment, 0) + 1
         return f"{frame.prefix}/{facts.segment}" + (f"_{count}" if count > 1 else "")
 
+    def upcoming(self, facts: OpFacts) -> tuple[str, str]:
+        """The label and the site of an op that may return next."""
+        kind = facts.layer_type
+        return f"{self.label_prefix}{kind}_{self.numbers.get(kind, 0) + 1}", self._op_name(facts)
+
+    def count(self, facts: OpFacts) -> None:
+        """Count an op that has no node."""
+        kind, segment = facts.layer_type, facts.segment
+        self.numbers[kind] = self.numbers.get(kind, 0) + 1
+        counts = self.frames[-1].counts
+        counts[segment] = counts.get(segment, 0) + 1
+        self.ops += 1
+        self.events += 1
+        self.order += 1
+
     def _node(self, site: Site, parent: Node, step: Any, stack: tuple[int, ...], module_pass: int) -> Node:
         node = Node(site, self.last, parent, step)
         node.stack_passes = stack
@@ -266,16 +281,7 @@ class Tally:
             self._seal(frame, node.label)
             self.frames.append(frame)
         elif node.site.kind == "module_enter":
-            self.last = node
-            self.events += 1
-            self.order += 1
-            known = node.known
-            assert known is not None
-            self.calls[known.address] = node.number
-            frame = _Open(known.frame, known.address, node.number)
-            if node.sealed:
-                self._seal(frame, f"{node.label}/")
-            self.frames.append(frame)
+            self.entered(node)
         elif node.site.kind == "module_exit":
             self._close()
             self.last = node
@@ -292,6 +298,26 @@ class Tally:
             self.last = node
             self.events += 1
             self.order += 1
+
+    def entered(self, node: Node) -> None:
+        """Count the call of a module."""
+        self.last = node
+        self.events += 1
+        self.order += 1
+        known = node.known
+        assert known is not None
+        self.calls[known.address] = node.number
+        frame = _Open(known.frame, known.address, node.number)
+        frame.modules = node.site.frames, node.stack_passes
+        if node.sealed:
+            self._seal(frame, f"{node.label}/")
+        self.frames.append(frame)
+
+    def left(self) -> None:
+        """Count the return of a module that has no node."""
+        self._close()
+        self.events += 1
+        self.order += 1
 
     def _seal(self, frame: _Open, label_prefix: str) -> None:
         frame.numbers, self.numbers = self.numbers, {}

@@ -76,12 +76,11 @@ class EagerEngine:
         check_roots(roots)
         self._table = ModuleTable(roots)
         self._listener = listener
-        self._layer = self._make_layer
-        MODULE_CALLS.add(self._layer, self._thread)
+        MODULE_CALLS.add(self._make_layer, self._thread)
 
     def close(self) -> None:
         """Stop watching; passes that still run in other threads are no longer seen."""
-        MODULE_CALLS.remove(self._layer)
+        MODULE_CALLS.remove(self._make_layer)
         # The trie may be large, and a recorder outlives its block for as long as somebody reads from it.
         self._thread.spare = None
         self._root = _root("")

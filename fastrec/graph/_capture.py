@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrec._contracts import Place
-from fastrec._ops import op_facts, reads_inplace_flag
+from fastrec._ops import OpFacts, reads_inplace_flag
 from fastrec._sites import Site
 from fastrec.engines._leaves import argument_leaves, leaves
 from fastrec.graph._arguments import flat, referenced
@@ -22,7 +22,7 @@ from fastrec.graph._raw import Call, Capture, Constant, ModuleCall, Op, Paramete
 from fastrec.graph._saving import Saver
 from fastrec.graph._stacks import StackReader
 from fastrec.graph._state import ModelState
-from fastrec.graph._transforms import Transforms
+from fastrec.graph._transforms import Transforms, interpreter, is_wrapped
 from fastrec.graph._writes import Writes
 
 _ATOMS = frozenset(
@@ -34,6 +34,7 @@ _LOOKS: Mapping[Any, str] = {
     for name in ("__bool__", "item", "__int__", "__float__", "__index__", "__complex__", "tolist")
 }
 _disabled = torch._C.DisableTorchFunction
+_any_autocast = torch._C._is_any_autocast_enabled
 
 
 class Pass:
@@ -50,6 +51,7 @@ class GraphListener:
         self._capture = capture
         self._ops = capture.ops
         self._saver = saver
+        self._keeps = saver.keeps_any
         self._takes_inputs = takes_inputs  # tensors from outside are inputs, for nobody has named the inputs
         self._rng = GeneratorStates()
         self._writes = Writes()
@@ -85,7 +87,9 @@ class GraphListener:
 
     # What it tells a performer.
 
-    def perform(self, place: Place, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def perform(
+        self, facts: OpFacts, label: str, site: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Run an op, and note it if it returns tensors."""
         reference = self._reference
         parents: list[int] = []
@@ -97,26 +101,24 @@ class GraphListener:
         started = perf_counter()
         out = func(*args, **kwargs) if kwargs else func(*args)
         seconds = perf_counter() - started
-        site = place.site
-        facts = op_facts(func)
-        writes = facts is not None and reads_inplace_flag(facts, args, kwargs)
+        writes = reads_inplace_flag(facts, args, kwargs)
         value = args[0] if out is None and writes and args else out
         if type(value) is not Tensor and next(leaves(value), None) is None:
             return out
         call = Call(
             func,
-            site.func_name,
-            site.layer_type,
-            place.label,
-            site.name,
+            facts.func_name,
+            facts.layer_type,
+            label,
+            site,
             told_args,
             told_kwargs,
-            tuple(parameters),
+            tuple(dict.fromkeys(parameters)),
             states,
             seconds,
             self._stack(2),
             writes,
-            _autocast(),
+            _autocast() if _any_autocast() else (),
         )
         with _disabled():
             self._returned(call, tuple(parents), value, args, kwargs)
@@ -139,7 +141,7 @@ class GraphListener:
         call = Call(func, place.site.func_name, place.site.layer_type, place.label, place.site.name)
         call.args = tuple(map(self._reference, args))
         call.kwargs = {key: self._reference(value) for key, value in kwargs.items()}
-        call.parameters = tuple(parameters)
+        call.parameters = tuple(dict.fromkeys(parameters))
         call.stack = self._stack(2)
         inner = tuple(range(first, len(self._ops)))
         with _disabled():
@@ -230,12 +232,22 @@ class GraphListener:
                 op.path = path
                 op.address = path
 
+    def finish(self) -> None:
+        """Let go of the capture, whoever still holds the listener."""
+        self._capture = Capture()
+        self._ops = self._capture.ops
+        self._refs = []
+        for held in (self._values, self._constants, self._rewritten):
+            held.clear()
+
     # Inside.
 
     def _reference(self, argument: Any) -> Any:
         kind = type(argument)
         if kind is Tensor:
             return self._tensor(argument)
+        if kind is nn.Parameter:
+            return self._source(argument) if id(argument) not in self._values else self._tensor(argument)
         if kind is tuple and _ATOMS.issuperset(map(type, argument)):
             return argument
         return referenced(argument, self._tensor)
@@ -247,7 +259,7 @@ class GraphListener:
         op = held[1]
         if op not in self._parents:
             self._parents.append(op)
-        if self._writes:
+        if self._writes.by_storage:
             with _disabled():
                 later = self._writes.since(value, op)
                 if later:
@@ -259,11 +271,12 @@ class GraphListener:
         """The reference to a tensor that no operation has produced."""
         parameter = self._state.parameter(value)
         if parameter is not None:
-            if parameter not in self._parameters:
-                self._parameters.append(parameter)
+            self._parameters.append(parameter)
             return parameter
         address = self._state.buffer_address(value)
-        wrapped = self._transforms.producer(value, self._producer)
+        wrapped = None
+        if self._transforms.inside or is_wrapped(value):
+            wrapped = self._transforms.producer(value, self._producer)
         if wrapped is not None:
             index = wrapped
         elif address is not None:
@@ -324,10 +337,16 @@ class GraphListener:
             self._note_writes(call, found, args, kwargs)
 
     def _value(self, call: Call, parents: tuple[int, ...], value: Tensor) -> Op:
-        op = self._add("op", call, parents, value)
+        index = len(self._ops)
+        op = Op.of(index, "op", call, parents, value)
         op.module = self._module
-        self._bind(value, op.index)
-        self._transforms.note(value, op.index)
+        self._ops.append(op)
+        self._refs.append(Ref(index))
+        self._values[id(value)] = (weakref.ref(value), index)
+        if self._keeps:
+            self._saver.save(op, value)
+        if interpreter() is not None:
+            self._transforms.note(value, op.index)
         return op
 
     def _add(self, kind: Any, call: Call, parents: tuple[int, ...], value: Tensor) -> Op:
@@ -382,14 +401,12 @@ class GraphListener:
         self._module = call.parent
 
     def _stack(self, depth: int) -> Any:
-        frame = sys._getframe(depth + 1)
+        stop, outside = self.outside, None
         if self._open:
             call, stop = self._open[-1]
-            return self._stacks.read(frame, stop, call.stack)
-        return self._stacks.read(frame, self.outside, None)
+            outside = call.stack
+        return self._stacks.read(sys._getframe(depth + 1), stop, outside)
 
 
 def _autocast() -> tuple[tuple[str, torch.dtype], ...]:
-    if not torch._C._is_any_autocast_enabled():
-        return ()
     return tuple((d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d))

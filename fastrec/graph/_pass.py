@@ -67,7 +67,8 @@ class PassRunner:
         began = perf_counter()
         capture = Capture()
         saver = Saver(keeping.which, keeping.spec, capture.gradients, keeping.stream)
-        listener = GraphListener(ModelState(self._roots), capture, saver, takes_inputs=self._call is not None)
+        state = ModelState(self._roots, attributes=self.is_call)
+        listener = GraphListener(state, capture, saver, takes_inputs=self.is_call)
         engine = EagerEngine(performs=True)
         with seeded(self._seed), _quiet_about_fusing():
             capture.seed = torch.initial_seed() if self._seed is None else self._seed
@@ -80,6 +81,7 @@ class PassRunner:
                 engine.close()
                 listener.outside = None  # a frame, which holds the output and the listener itself
             listener.outputs(out)
+            listener.finish()
         capture.seconds = perf_counter() - began
         return capture
 

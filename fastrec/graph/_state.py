@@ -11,12 +11,12 @@ from fastrec.graph._raw import Parameter
 
 
 class ModelState:
-    """Looks tensors of the model up by identity."""
+    """Looks tensors of the model up by identity; with ``attributes``, those in plain attributes, too."""
 
-    def __init__(self, roots: Mapping[str, nn.Module]) -> None:
+    def __init__(self, roots: Mapping[str, nn.Module], *, attributes: bool) -> None:
         self._parameters: dict[int, Parameter] = {}
         self._buffers: dict[int, tuple[Tensor, str]] = {}
-        self._attributes: dict[int, Tensor] = {}
+        self._attributes: dict[int, Tensor] | None = {} if attributes else None
         for root, model in roots.items():
             self._take(root, model, set())
 
@@ -31,9 +31,8 @@ class ModelState:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 self._buffers.setdefault(id(buffer), (buffer, prefix + name))
-        for value in vars(module).values():
-            if isinstance(value, Tensor):
-                self._attributes[id(value)] = value
+        if self._attributes is not None:
+            self._attributes.update({id(value): value for value in vars(module).values() if isinstance(value, Tensor)})
         for name, child in module._modules.items():
             if child is not None:
                 self._take(prefix + name, child, seen)
@@ -43,7 +42,7 @@ class ModelState:
         found = self._parameters.get(id(value))
         if found is not None and found.tensor is value:
             return found
-        if isinstance(value, nn.Parameter):  # made during the pass, or held by nobody that torch knows of
+        if type(value) is not Tensor and isinstance(value, nn.Parameter):  # made during the pass, or held by nobody that torch knows of
             return self._parameters.setdefault(id(value), Parameter("", value))
         return None
 
@@ -57,8 +56,8 @@ class ModelState:
         return (v for v in values if isinstance(v, Tensor) and self.buffer_address(v) is not None)
 
     def holds(self, value: Tensor) -> bool:
-        """Whether a tensor is an attribute of a module."""
-        return self._attributes.get(id(value)) is value
+        """Whether a tensor was an attribute of a module, where attributes were asked for."""
+        return self._attributes is not None and self._attributes.get(id(value)) is value
 
     @property
     def parameters(self) -> list[Parameter]:

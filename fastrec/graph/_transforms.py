@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastrec.graph._writes import storage_of
 
-_interpreter = torch._C._functorch.peek_interpreter_stack
-_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+interpreter = torch._C._functorch.peek_interpreter_stack
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _unwrap = torch._C._functorch.get_unwrapped
 
 
@@ -18,26 +18,25 @@ class Transforms:
     """Follows values into transforms and out of them, by what the wrappers hold."""
 
     def __init__(self) -> None:
-        self._inside: dict[int, int] = {}  # the operation that each memory comes from
+        self.inside: dict[int, int] = {}  # the operation that each memory comes from
 
     def note(self, value: Tensor, op: int) -> None:
-        """An operation returned a value."""
-        if _interpreter() is not None:
-            key = storage_of(_unwrapped(value))
-            if key is not None:
-                self._inside[key] = op
+        """An operation returned a value inside of a transform."""
+        key = storage_of(_unwrapped(value))
+        if key is not None:
+            self.inside[key] = op
 
     def producer(self, value: Tensor, known: Callable[[Tensor], int | None]) -> int | None:
         """The operation that a value comes from which went through a wrapper; None for one that did not."""
         inner = _unwrapped(value)
         found = known(inner) if inner is not value else None
-        if found is None and self._inside:
+        if found is None and self.inside:
             key = storage_of(inner)
-            found = None if key is None else self._inside.get(key)
+            found = None if key is None else self.inside.get(key)
         return found
 
 
 def _unwrapped(value: Tensor) -> Tensor:
-    while _is_wrapped(value):
+    while is_wrapped(value):
         value = _unwrap(value)
     return value

@@ -18,22 +18,19 @@ class Writes:
     """In-place writes by the memory that they went to."""
 
     def __init__(self) -> None:
-        self._by_storage: dict[int, list[_Write]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._by_storage)
+        self.by_storage: dict[int, list[_Write]] = {}
 
     def note(self, value: Tensor, op: int) -> None:
         """An operation wrote to a tensor."""
         key = storage_of(value)
         if key is not None:
             write = _Write(op, tuple(value.shape), value.stride(), int(value.storage_offset()))
-            self._by_storage.setdefault(key, []).append(write)
+            self.by_storage.setdefault(key, []).append(write)
 
     def since(self, value: Tensor, op: int) -> tuple[int, ...]:
         """The operations after a given one that wrote to memory of a tensor."""
         key = storage_of(value)
-        found = self._by_storage.get(key) if key is not None else None
+        found = self.by_storage.get(key) if key is not None else None
         # Memory that was freed and taken again is no danger: its new owner came after the writes to the old one.
         if not found or found[-1].op <= op:
             return ()
