@@ -70,6 +70,8 @@ class EagerEngine:
         self._kept_inside: dict[Any, bool] = {}
         self._called: set[Frame] = set()
         self._kept_out = False
+        # Its wrappers of module calls, by what each calls next: one that held itself would keep all of this alive.
+        self._made: dict[Call | None, Call] = {}
 
     def open(self, roots: Mapping[str, nn.Module], listener: Listener) -> None:
         """Begin to watch the roots, in every thread."""
@@ -83,6 +85,7 @@ class EagerEngine:
         MODULE_CALLS.remove(self._make_layer)
         # The trie may be large, and a recorder outlives its block for as long as somebody reads from it.
         self._thread.spare = None
+        self._made.clear()
         self._root = _root("")
         self._regions.clear()
 
@@ -131,15 +134,16 @@ class EagerEngine:
         known_modules = self._table.known
         thread = self._thread
         outermost, enter, run_apart, call_other = self._outermost, self._enter, self._run_apart, self._call_other
-        watches = self._ops
+        made, watches = self._made, self._ops
         hooks, pre_hooks, backward_hooks, backward_pre_hooks = GLOBAL_HOOKS
 
         def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:  # noqa: C901
             mode = thread.mode
             if mode is None:
                 called = known_modules.get(id(module))
-                if called is not None and not thread.muted:
-                    return outermost(__call__, call, called, args, kwargs)
+                layer = made.get(call)
+                if called is not None and layer is not None and not thread.muted:
+                    return outermost(layer, call, called, args, kwargs)
                 return _plain(call, module, args, kwargs)
             # Where ops are watched, what runs autograd is seen, and nothing of it is watched.
             if not watches and _graph_task() != -1:
@@ -206,6 +210,7 @@ class EagerEngine:
                 mode.feed_value(left, out)
             return out
 
+        self._made[call] = __call__
         return __call__
 
     def _outermost(

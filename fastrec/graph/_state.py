@@ -42,7 +42,8 @@ class ModelState:
         found = self._parameters.get(id(value))
         if found is not None and found.tensor is value:
             return found
-        if type(value) is not Tensor and isinstance(value, nn.Parameter):  # made during the pass, or held by nobody that torch knows of
+        # One that was made during the pass, or that is held by nobody that torch knows of.
+        if type(value) is not Tensor and isinstance(value, nn.Parameter):
             return self._parameters.setdefault(id(value), Parameter("", value))
         return None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Made = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
@@ -16,7 +16,7 @@ SMALL = "test atto femto pico zepto nano lite xxs micro tiny xtiny xs mini small
 
 
 def torchvision_models() -> Iterator[tuple[str, Callable[[], Made]]]:
-    """Classification, segmentation, detection and video models that are built without the compiled operators."""
+    """Classification, segmentation, detection and video models, of which none needs a compiled operator but nms."""
     define_operators()
     from torchvision import models
 
@@ -31,15 +31,35 @@ def torchvision_models() -> Iterator[tuple[str, Callable[[], Made]]]:
 
 
 def define_operators() -> None:
-    """Tell torch the names of torchvision's compiled operators, without which it can't be imported."""
+    """Give torch what torchvision's compiled operators are to it; without their names it can't be imported.
+
+    Detection calls one that torchvision has no Python for, ``nms``; here it is written in plain torch.
+    """
     global _library
     if _library is None:
         _library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _library.impl("nms", nms, "CPU")
+        from torchvision.ops import boxes
+
+        boxes._assert_has_ops = lambda: None
 
 
 _library: torch.library.Library | None = None
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Which boxes stay when each that overlaps a better one too much is dropped, the best first."""
+    corner, other = boxes[:, :2], boxes[:, 2:]
+    areas = (other - corner).prod(1)
+    left, kept = scores.argsort(descending=True, stable=True), []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        overlap = (torch.minimum(other[left], other[best]) - torch.maximum(corner[left], corner[best])).clamp(0).prod(1)
+        left = left[overlap <= iou_threshold * (areas[left] + areas[best] - overlap)]
+    return torch.stack(kept) if kept else scores.new_zeros(0, dtype=torch.int64)
 
 
 def _torchvision_maker(name: str, kind: str) -> Callable[[], Made]:
@@ -55,7 +75,7 @@ def _torchvision_maker(name: str, kind: str) -> Callable[[], Made]:
         if kind == "detection":
             return model, ([torch.rand(3, 64, 64)],), {}
         if kind == "video":
-            size = 224 if name.startswith("mvit") else 64
+            size = 224 if name.startswith(("mvit", "s3d")) else 64
             return model, (torch.randn(1, 3, 16, size, size),), {}
         size = 224 if re.match("vit_|maxvit", name) else 96 if name.startswith("inception") else 64
         return model, (torch.randn(1, 3, size, size),), {}
