@@ -33,6 +33,7 @@ _LOOKS: Mapping[Any, str] = {
     getattr(Tensor, name): name.strip("_")
     for name in ("__bool__", "item", "__int__", "__float__", "__index__", "__complex__", "tolist")
 }
+_GRADIENTS = frozenset({Tensor.grad.__get__})  # type: ignore[attr-defined]
 _disabled = torch._C.DisableTorchFunction
 _any_autocast = torch._C._is_any_autocast_enabled
 
@@ -158,6 +159,9 @@ class GraphListener:
             if producer is not None:
                 look = Truth(producer, how, out if how != "tolist" else None, self._stack(2), len(self._ops))
                 self._capture.truths.append(look)
+        elif func in _GRADIENTS:
+            if isinstance(out, Tensor):
+                self._constant(out)  # what a backward pass left there, not what its tensor is
         elif isinstance(out, Tensor) and args and isinstance(args[0], Tensor) and self._producer(out) is None:
             producer = self._producer(args[0])  # `x.data`: the same values in another tensor
             if producer is not None:
@@ -281,7 +285,7 @@ class GraphListener:
             index = wrapped
         elif address is not None:
             index = self._buffer(value, address).index
-        elif self._takes_inputs and not self._state.holds(value):
+        elif self._takes_inputs and id(value) not in self._constants and not self._state.holds(value):
             index = self._input(value, ":in").index
         else:
             return self._constant(value)

@@ -44,6 +44,8 @@ class Replayer:
         """Run a call from the saved values of its parents, or from others ``instead`` of some of them."""
         if call.func is None or isinstance(call.func, nn.Module):
             raise CannotReplay("of the inside of its module nothing was seen, so there is no function to run again")
+        if call.func is torch.autograd.grad:
+            raise CannotReplay("a derivative comes from autograd's graph of the pass, which saved values don't have")
         arguments: dict[int, Tensor] = {}
         others: dict[int, Tensor] = {}
 

@@ -252,3 +252,57 @@ def test_a_report_reads_as_text_and_as_a_table() -> None:
     assert str(report).startswith("Valid: 5 operations, 3 replayed (0 equal up to rounding)")
     assert "zeroslike_1_1 of input_1 (form only)" in str(report)
     assert list(report.to_pandas().rule) == ["form only"]
+
+
+class Forces(nn.Module):
+    """Computes a derivative in its forward pass, as models of molecules do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.energy = nn.Linear(3, 8), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = x.detach().requires_grad_()
+        energy = self.energy(torch.tanh(self.inner(x))).sum()
+        (slope,) = torch.autograd.grad(energy, x, create_graph=True)
+        return {"energy": energy, "forces": -slope * 2}
+
+
+class Stepping(nn.Module):
+    """Runs a backward pass in its forward pass, and reads what that left behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        offset = torch.zeros(3, requires_grad=True)
+        self.linear(x + offset).pow(2).sum().backward()
+        assert offset.grad is not None
+        return x - 0.1 * offset.grad
+
+
+def test_a_derivative_in_the_pass_is_the_one_thing_that_could_not_be_checked() -> None:
+    report = validate_saved_activations(Forces(), torch.randn(4, 3))
+    assert report, report
+    assert [entry.name for entry in report.unchecked] == ["grad_1_6"]
+    assert "a derivative comes from autograd's graph" in report.unchecked[0].why
+    assert report.n_replayed == 7
+
+
+def test_what_is_computed_from_a_derivative_is_still_checked() -> None:
+    history = log_forward_pass(Forces(), torch.randn(4, 3))
+    history["mul_1"].activation[0, 0] += 1
+    report = validate_history(history)
+    assert not report and str(report.first_failure).startswith("mul_1_8")
+
+
+@pytest.mark.parametrize("by_call", [False, True])
+def test_a_gradient_that_a_backward_pass_left_is_not_the_value_of_its_tensor(by_call: bool) -> None:
+    model, x = Stepping(), torch.randn(4, 3)
+    given = {"call": lambda: model(x)} if by_call else {"input_args": x}
+    history = log_forward_pass(model, **given)
+    assert history["mul_1"].parent_layers == []
+    report = validate_history(history)
+    assert report and report.unchecked == [], report
+    model.zero_grad()
