@@ -33,7 +33,7 @@ _LOOKS: Mapping[Any, str] = {
     getattr(Tensor, name): name.strip("_")
     for name in ("__bool__", "item", "__int__", "__float__", "__index__", "__complex__", "tolist")
 }
-_GRADIENTS = frozenset({Tensor.grad.__get__})  # type: ignore[attr-defined]
+_GRADIENTS: frozenset[Any] = frozenset({vars(torch._C.TensorBase)["grad"].__get__})
 _disabled = torch._C.DisableTorchFunction
 _any_autocast = torch._C._is_any_autocast_enabled
 
