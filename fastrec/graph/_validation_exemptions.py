@@ -217,6 +217,13 @@ def _discrete(trial: Trial) -> bool:
     return not any(result.is_floating_point() or result.is_complex() for result in trial.results)
 
 
+def _equal_bounds(trial: Trial) -> bool:
+    if trial.layer_type not in ("clamp", "clip") or trial.value is not trial.args[0]:
+        return False
+    least, most = trial.argument(1, "min"), trial.argument(2, "max")
+    return least is not None and most is not None and bool(torch.as_tensor(least >= most).all())
+
+
 def _only_zero(trial: Trial) -> bool:
     whole = not (trial.value.is_floating_point() or trial.value.is_complex() or trial.value.dtype == torch.bool)
     return whole and int(trial.value.max()) <= 0 and int(trial.value.min()) >= 0
@@ -232,6 +239,7 @@ EXEMPTIONS = (
     Exemption("one element", "what is normalised over a single element is the same whatever it is", _one_element),
     Exemption("not chosen", "the condition takes nothing from this argument, or both choices are equal", _not_chosen),
     Exemption("dropped", "all of the value was dropped at random", _dropped),
+    Exemption("equal bounds", "the least that it may be is the most that it may be", _equal_bounds),
     Exemption("absorbed", "another argument is infinite, or so large that adding to it changes nothing", _absorbed),
     Exemption("only zero", "the only index is zero, and no other is known to be in range", _only_zero),
     Exemption("discrete", "the result is an integer or a boolean, which may be the same for many values", _discrete),

@@ -46,6 +46,8 @@ CASES: list[tuple[str, Callable[..., Any], tuple[Tensor, ...]]] = [
     ("not chosen", lambda x: x.masked_fill(torch.ones(4, dtype=torch.bool), 2.0), (X,)),
     ("not chosen", lambda x: torch.where(x > 0, torch.ones(4), torch.ones(4)), (X,)),
     ("dropped", lambda x: F.dropout(x, 1.0), (X,)),
+    ("equal bounds", lambda x: x.clamp(1.0, 1.0), (X,)),
+    ("equal bounds", lambda x: torch.clamp(x, min=torch.ones(4), max=torch.ones(4)), (X,)),
     ("absorbed", lambda x: x + torch.tensor(float("inf")), (X,)),
     ("only zero", lambda x: x[:, torch.zeros_like(x[0, 0]).long()], (X,)),
     ("discrete", lambda x: torch.logical_or(x > 0, torch.ones(4, dtype=torch.bool)), (X,)),

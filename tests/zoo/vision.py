@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,9 +43,11 @@ def define_operators() -> None:
         for name in ("nms", "qnms"):
             _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _library.impl("nms", nms, "CPU")
-        from torchvision.ops import boxes
-
-        boxes._assert_has_ops = lambda: None
+        importlib.import_module("torchvision.ops")
+        modules = sys.modules  # for `torchvision.ops.roi_align` is the function
+        modules["torchvision.ops.boxes"]._assert_has_ops = lambda: None
+        aligning = modules["torchvision.ops.roi_align"]
+        aligning._roi_align = aligning._roi_align.__wrapped__  # it would be compiled when it is first called
 
 
 _library: torch.library.Library | None = None
@@ -73,6 +77,8 @@ def _torchvision_maker(name: str, kind: str) -> Callable[[], Made]:
             options["init_weights"] = False
         model = models.get_model(name, **options)
         if kind == "detection":
+            if hasattr(model, "rpn"):
+                model.rpn._post_nms_top_n["testing"] = 20  # of a thousand boxes each is cut out of the features
             return model, ([torch.rand(3, 64, 64)],), {}
         if kind == "video":
             size = 224 if name.startswith(("mvit", "s3d")) else 64
