@@ -19,6 +19,7 @@ from fastrec._state import random_state_restored, restored
 from fastrec.graph._file_save import finish_history
 from fastrec.graph._history import ModelHistory
 from fastrec.graph._pass import Keeping, PassRunner
+from fastrec.graph._roots import uncompiled
 from fastrec.graph._same_graph import check_same_graph
 from fastrec.graph._saving import All, Stream
 from fastrec.graph._stored import TensorFile
@@ -50,7 +51,8 @@ def log_forward_pass(  # noqa: PLR0913
     torch.Size([2, 8])
 
     Arguments:
-        model: a module, or a dict name -> module together with ``call``.
+        model: a module, or a dict name -> module together with ``call``. Of one that ``torch.compile`` made, the
+            model that it was made from is run.
         input_args: one positional argument, or a tuple or list of them.
         input_kwargs: keyword arguments.
         call: a function without arguments that uses the model in any way, in place of inputs.
@@ -70,6 +72,7 @@ def log_forward_pass(  # noqa: PLR0913
 
     Returns a ModelHistory. An error of the model passes through.
     """
+    model = uncompiled(model, by_call=call is not None)
     roots = roots_of(model)
     run = PassRunner(roots, input_args, input_kwargs, call, random_seed)
     if (train_mode or save_gradients) and not torch.is_grad_enabled():

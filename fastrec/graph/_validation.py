@@ -20,6 +20,7 @@ from fastrec.graph._arguments import filled, mapped
 from fastrec.graph._history import ModelHistory
 from fastrec.graph._log import log_forward_pass
 from fastrec.graph._raw import Call, Op, Stale
+from fastrec.graph._roots import uncompiled
 from fastrec.graph._validation_exemptions import Trial, exemption
 from fastrec.graph._validation_live import stale_reads
 from fastrec.graph._validation_perturb import replacements
@@ -60,6 +61,7 @@ def validate_saved_activations(
     Arguments are those of log_forward_pass. With ``call`` there is no pass beside the logged one.
     Returns a ValidationReport, which is true or false.
     """
+    model = uncompiled(model, by_call=call is not None)
     roots = roots_of(model)
     with random_state_restored(), restored(roots.values()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the pass is run twice, and its warnings would be, too

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
+from fastrec._capture import CaptureSpec
 from fastrec._context import PASS_FIELDS, RecordContext
 from fastrec._copying import kept_dtype, parts_of
 from fastrec._dry_run import dry_run
@@ -21,9 +23,11 @@ from fastrec._state import random_state_restored, restored
 from fastrec.graph._history import ModelHistory
 from fastrec.graph._log import log_forward_pass
 from fastrec.graph._records import RecordFinder
+from fastrec.graph._roots import uncompiled
 from fastrec.graph._validation_replay import difference
 from fastrec.graph._validation_report import Failure, Unchecked, ValidationReport
 from fastrec.predicates import parse
+from fastrec.sinks._hdf5_log import StoredTransform
 
 Event = tuple[str, str, str]
 """Kind, label and site."""
@@ -66,6 +70,7 @@ def validate_recording(  # noqa: PLR0913
     Returns a ValidationReport; a failure is named by the record's label and site.
     """
     records = _of_one_pass(recording, pass_index)
+    model = uncompiled(model, by_call=call is not None)
     roots = roots_of(model)
     with random_state_restored(), restored(roots.values()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -152,7 +157,7 @@ class _Comparison:
         if not spec.save_activation:
             return
         with torch.no_grad():
-            right = parts_of(value, spec)
+            right = _parts(value, spec)
         for part in ("activation", "transformed_activation"):
             kept, expected = getattr(record, part), right.get(part)
             if expected is None and kept is None:
@@ -191,6 +196,13 @@ class _Comparison:
 
     def _wrong(self, ctx: RecordContext, why: str) -> None:
         self.report.failures.append(Failure(_name(ctx), why))
+
+
+def _parts(value: Tensor, spec: CaptureSpec) -> Mapping[str, Tensor]:
+    """What had to be kept of a value, as far as that is known."""
+    if isinstance(spec.transform, StoredTransform):  # a file keeps its name alone
+        return parts_of(value, replace(spec, transform=None)) if spec.save_raw else {}
+    return parts_of(value, spec)
 
 
 def _event(ctx: RecordContext) -> Event:

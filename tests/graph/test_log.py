@@ -2,12 +2,13 @@
 
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fastrec._errors import OptionError
+from fastrec._errors import FastrecError, OptionError
 from fastrec.graph import ModelHistory, get_model_metadata, log_forward_pass
 
 
@@ -214,3 +215,26 @@ def test_there_has_to_be_one_way_to_run_the_model() -> None:
         log_forward_pass(nn.ReLU())
     with pytest.raises(OptionError, match="several roots"):
         log_forward_pass({"a": nn.ReLU(), "b": nn.ReLU()}, torch.ones(1))
+
+
+def test_a_compiled_model_is_logged_as_the_one_that_it_was_made_from() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+    compiled: Any = torch.compile(model, backend="eager")
+    x = torch.ones(2, 4)
+    history = log_forward_pass(compiled, x)
+    assert history.layer_labels == log_forward_pass(model, x).layer_labels
+    assert history.model_name == "Sequential"
+    with pytest.raises(FastrecError, match=r"compiled with torch.compile.*model._orig_mod"):
+        log_forward_pass({"net": compiled}, call=lambda: compiled(x))
+
+
+def test_values_go_with_the_history_and_wait_for_no_collection(model: Branching) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        history = log_forward_pass(model, torch.ones(2, 4), {"y": torch.ones(4)})
+        kept = [weakref.ref(op.activation) for op in history.operations]
+        del history
+        assert [ref() for ref in kept] == [None] * len(kept)
+    finally:
+        gc.enable()

@@ -11,6 +11,7 @@ import fastrec
 from fastrec import CaptureSpec, FastrecError, Recorder, Recording
 from fastrec.graph import validate_recording
 from fastrec.predicates import every, kind, op
+from fastrec.sinks import HDF5Sink, RAMSink
 
 
 class Varied(nn.Module):
@@ -62,6 +63,54 @@ def test_a_file_is_checked_as_well(tmp_path: Path) -> None:
         model(X)
     report = validate_recording(model, fastrec.load(path), X)
     assert report and report.n_replayed > 10
+
+
+@pytest.mark.parametrize("engine", ["eager", "static"])
+@pytest.mark.parametrize("sinks", ["memory", "file", "both"])
+def test_any_engine_and_any_sink_is_checked(engine: Any, sinks: str, tmp_path: Path) -> None:
+    model, path = Varied().eval(), tmp_path / "run.h5"
+    file = HDF5Sink(path, compression="gzip")
+    sink: Any = {"memory": RAMSink(), "file": file, "both": [RAMSink(), file]}[sinks]
+    with torch.no_grad(), Recorder(model, keep_op=True, keep_module=True, engine=engine, sink=sink) as rec:
+        for x in (X, -X, X):  # the static engine runs by its plan from the second pass on
+            model(x)
+    recordings = [rec.recording] if sinks == "memory" else [fastrec.load(path)]
+    recordings += [rec.recording] if sinks == "both" else []
+    with torch.no_grad():
+        for recording in recordings:
+            report = validate_recording(model, recording, X, pass_index=2)
+            assert report and report.n_replayed == 22 and report.unchecked == [], report
+            wrong = validate_recording(model, recording, X, pass_index=1)
+            assert "conv2d_1 at conv/conv2d" in str(wrong.first_failure)
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_compiled_model_is_checked_against_the_one_that_it_was_made_from(in_file: bool, tmp_path: Path) -> None:
+    model, path = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), tmp_path / "run.h5"
+    compiled: Any = torch.compile(model, backend="eager")
+    x = torch.randn(3, 4)
+    with torch.no_grad(), Recorder(compiled, keep_op=True, keep_module="2", sink=str(path) if in_file else None) as rec:
+        compiled(x)
+    recording = fastrec.load(path) if in_file else rec.recording
+    with torch.no_grad():
+        report = validate_recording(compiled, recording, x, tolerance=1e-4)
+        assert report and report.n_replayed == 4, report
+        with pytest.raises(FastrecError, match="give the model that it was made from"):
+            validate_recording(compiled, recording, call=lambda: compiled(x))
+        model[0].weight.mul_(2)  # type: ignore[operator]
+        assert not validate_recording(compiled, recording, x, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("save_raw", [False, True])
+def test_what_a_transform_in_a_file_made_is_not_checked(save_raw: bool, tmp_path: Path) -> None:
+    model, path = nn.Sequential(nn.Linear(4, 8), nn.ReLU()), tmp_path / "run.h5"
+    x = torch.randn(3, 4)
+    capture = CaptureSpec(transform=torch.mean, save_raw=save_raw)
+    with torch.no_grad(), Recorder(model, keep_op=True, capture=capture, sink=str(path)):
+        model(x)
+    report = validate_recording(model, fastrec.load(path), x)
+    assert report and report.n_replayed == 2 * save_raw, report
+    assert [entry.name for entry in report.unchecked] == ["linear_1 at 0/linear", "relu_1 at 1/relu"]
 
 
 def test_one_pass_of_many_is_named() -> None:
