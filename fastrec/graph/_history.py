@@ -59,14 +59,10 @@ class ModelHistory(HistoryFacts):
         self.graph = Graph(capture)
         self.roots = dict(roots)
         self._keeping = keeping
-        self._entries: dict[int, Operation] = {}
 
     def operation(self, index: int) -> Operation:
         """The operation with an index of the capture."""
-        entry = self._entries.get(index)
-        if entry is None:
-            entry = self._entries[index] = Operation(self, index)
-        return entry
+        return Operation(self, index)  # not kept: it would hold the history that holds it
 
     @property
     def operations(self) -> Operations:
@@ -196,7 +192,7 @@ class ModelHistory(HistoryFacts):
 
     def _take(self, capture: Capture) -> None:
         """Tell of another capture from now on."""
-        held = {"graph", "roots", "_keeping", "_entries"}
+        held = {"graph", "roots", "_keeping"}
         for name in [name for name in vars(self) if name not in held]:
             del self.__dict__[name]  # what was worked out from the old one
         self.graph = Graph(capture)
@@ -273,7 +269,7 @@ class ModelHistory(HistoryFacts):
         """The buffers that were read, by address."""
         return buffers_of(self.graph)
 
-    @cached_property
+    @property
     def layers(self) -> list[LayerEntry]:
         """All layers, in the order of their first passes."""
         return [LayerEntry(self, layer) for layer in self.graph.layers]
