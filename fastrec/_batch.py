@@ -30,12 +30,13 @@ MOST_SHARED = 8
 class Batch:
     """The taps of all values of the passes that run alike, in event order.
 
-    ``versions`` are what the values' version counters show when a pass ends, unless they were written to.
+    ``versions`` are what the values' version counters show when a pass ends, unless they were written to; None where
+    the values have just been computed, so that nothing can have been.
     """
 
-    def __init__(self, taps: Sequence[KeepTap], versions: Sequence[int], sink: RAMSink) -> None:
+    def __init__(self, taps: Sequence[KeepTap], versions: Sequence[int] | None, sink: RAMSink) -> None:
         self._taps = taps
-        self._versions = list(versions)
+        self._versions = None if versions is None else list(versions)
         self._pool = sink.pool
         self._known: dict[torch.Size, tuple[list[int], AllAlike]] = {}
         self._shared = 0
@@ -53,7 +54,7 @@ class Batch:
         elif known is None:
             self._copy(run, values, times)
             self._learn(run, values)
-        elif not known[1](*values) or [value._version for value in values] != self._versions:
+        elif not known[1](*values) or self._were_written(values):
             self._copy(run, values, times)
         elif not are_alone(values):
             self._shared += 1
@@ -61,6 +62,9 @@ class Batch:
         else:
             self._shared = 0
             run.variants, run.rows, run.times = known[0], self._pool.hold(values), times  # type: ignore[assignment]
+
+    def _were_written(self, values: list[Tensor]) -> bool:
+        return self._versions is not None and [value._version for value in values] != self._versions
 
     def _learn(self, run: PassRun, values: list[Tensor]) -> None:
         if len(self._known) >= MOST_SHAPES:
@@ -71,7 +75,7 @@ class Batch:
             self._shared = MOST_SHARED
 
     def _copy(self, run: PassRun, values: list[Tensor], times: list[float]) -> None:
-        for tap, value, version in zip(self._taps, values, self._versions, strict=False):
+        for tap, value, version in zip(self._taps, values, self._versions or (), strict=False):
             if value.is_inference() or value._version != version or not value.untyped_storage().resizable():
                 raise BrokenPromiseError(
                     f"the value of {tap.site.name!r} was written to after it was computed, or lies in the memory of "
@@ -83,7 +87,7 @@ class Batch:
         run.times = times
 
 
-def batch_of(sink: Any, taps: Sequence[Tap], versions: Sequence[int]) -> Batch | None:
+def batch_of(sink: Any, taps: Sequence[Tap], versions: Sequence[int] | None) -> Batch | None:
     """A batch of some taps; None where one of them has to be fed at its event."""
     keepers = [tap for tap in taps if isinstance(tap, KeepTap) and tap.is_plain]
     if not 0 < len(keepers) <= MOST_VALUES or len(keepers) < len(taps) or not isinstance(sink, RAMSink):

@@ -105,8 +105,10 @@ class Batch(Protocol):
         """Feed the taps, in event order, from a list that alone has the values; the first few if the pass failed."""
 
 
-MakeBatch = Callable[[Sequence[Tap], Sequence[int]], Batch | None]
-"""A batch of some taps, given the version of each value when a pass ends; None where one has to be fed at its event."""
+MakeBatch = Callable[[Sequence[Tap], Sequence[int] | None], Batch | None]
+"""A batch of some taps, given the version of each value when a pass ends; None where one has to be fed at its event.
+
+Without versions the values have just been computed when they are handed over."""
 
 
 class Listener(Protocol):

@@ -8,7 +8,9 @@ the graph does not hold (nobody uses their value, or they run outside of it).
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +19,11 @@ from torch import Tensor, fx
 from fastrec._op_table import TENSOR_PROPERTIES
 from fastrec._ops import OpFacts, op_facts
 from fastrec.engines._leaves import leaves
-from fastrec.engines._lesson import Event, Lesson, Value, constants_in
+from fastrec.engines._lesson import Caller, Event, Lesson, Value, constants_in
 from fastrec.engines._modules import Known
+
+_FRAME = re.compile(r'File "([^"]+)", line \d+, in (torch_dynamo_resume_in_)?(\S+?)(?(2)_at_\d+)$', re.MULTILINE)
+_DYNAMO = os.path.join("torch", "_dynamo")
 
 ADDED = "fastrec_added"
 """In the meta of a node: a recorder has put it there."""
@@ -27,11 +32,17 @@ ADDED = "fastrec_added"
 class Aligned:
     """Where the events of a lesson, from one on, are in a graph.
 
-    ``ops`` maps an event's index to its node; ``end`` is the index after the last of them.
+    ``ops`` maps an event's index to its node; ``end`` is the index after the last of them. ``inputs`` are the tensors
+    of the lesson that the graph is given, as far as they are known.
     """
 
     def __init__(
-        self, nodes: Sequence[fx.Node], inputs: Sequence[Any], lesson: Lesson, start: int, known: Mapping[int, Known]
+        self,
+        nodes: Sequence[fx.Node],
+        inputs: Sequence[int | None],
+        lesson: Lesson,
+        start: int,
+        known: Mapping[int, Known],
     ) -> None:
         self.ops: dict[int, fx.Node] = {}
         self.unmatched: list[fx.Node] = []
@@ -42,8 +53,7 @@ class Aligned:
         self._tokens: dict[fx.Node, int] = {}
         self._holders: dict[int, list[tuple[int, fx.Node]]] = {}
         placeholders = [node for node in nodes if node.op == "placeholder"]
-        for node, given in zip(placeholders, inputs, strict=False):
-            token = lesson.tokens.known(given)
+        for node, token in zip(placeholders, inputs, strict=False):
             if token is not None:
                 self._bind(node, token, start)
         for node in nodes:
@@ -55,6 +65,10 @@ class Aligned:
         if node is not None and node.target is not operator.setitem:
             return leaf_node(node, value.leaf.site.output_address)
         return self._held(value.token, index)
+
+    def tokens(self, nodes: Iterable[Any]) -> list[int | None]:
+        """Which tensors of the lesson nodes hold, None where that is not known."""
+        return [self._tokens.get(node) if isinstance(node, fx.Node) else None for node in nodes]
 
     def after(self, index: int) -> fx.Node | None:
         """The node of the last op before an event, or of the event itself; None: the graph has not begun."""
@@ -71,12 +85,16 @@ class Aligned:
         facts = facts_of(node)
         if facts is None or not _tensors(node):
             return
-        for index in range(self.end, len(self._lesson.events)):
-            event = self._lesson.events[index]
-            if event.is_op and self._agree(node, facts, event):
-                self._match(node, index, event)
-                return
-        self.unmatched.append(node)
+        events = self._lesson.events
+        agree = (i for i in range(self.end, len(events)) if events[i].is_op and self._agree(node, facts, events[i]))
+        first = next(agree, None)
+        if first is None:
+            self.unmatched.append(node)
+            return
+        caller = _caller(node)
+        # A function may be called by another one while the model is compiled, but not without need.
+        found = (i for i in (first, *agree) if events[i].caller == caller)
+        self._match(node, index := next(found, first), events[index])
 
     def _agree(self, node: fx.Node, facts: OpFacts, event: Event) -> bool:
         site = event.place.site
@@ -130,6 +148,12 @@ class Aligned:
         if not held:
             return None
         return next((node for since, node in reversed(held) if since <= index), held[0][1])
+
+
+def _caller(node: fx.Node) -> Caller | None:
+    """The function in which a node was traced, but for those that stand for others in dynamo."""
+    found = _FRAME.findall(node.meta.get("stack_trace") or "")
+    return next(((file, name) for file, _, name in reversed(found) if _DYNAMO not in file), None)
 
 
 def facts_of(node: fx.Node) -> OpFacts | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastrec._contracts import PlanningListener
@@ -48,6 +49,7 @@ class CompiledRoot:
         self.inner = unwrapped(root) if is_module else None
         self.catches = self.module is None
         self.before: CompiledRoot | None = None
+        self.ran: Callable[..., Any] | None = None  # what the last pass ran, if it was recorded
         self._together: dict[Roots, Callable[..., Any]] = {}
         self._detour: Detour | None = None
         self.start = Step()
@@ -86,6 +88,7 @@ class CompiledRoot:
         if self._detour is not None:
             self._detour.leave(self)
             self._detour = None
+        self.ran = None
         self._together.clear()
         self.start = Step()
         for graph in self.graphs:  # torch holds them for as long as the code that they were made from
@@ -107,11 +110,12 @@ class CompiledRoot:
             return self.run(None, own, arguments)
         first = wanting[0]
         if len(wanting) == 1:
-            return self.run(first.alone, own, arguments)
-        together = first._together.get(wanting)
-        if together is None:
-            together = first._together.setdefault(wanting, first.compiled_for(wanting))
-        return self.run(together, own, arguments)
+            compiled = first.alone
+        else:
+            found = first._together.get(wanting)
+            compiled = found or first._together.setdefault(wanting, first.compiled_for(wanting))
+        first.ran = compiled if torch.is_grad_enabled() else None
+        return self.run(compiled, own, arguments)
 
     def run(self, compiled: Callable[..., Any] | None, own: Callable[..., Any], arguments: Arguments) -> Any:
         """Call it, with other compiled code in the place of its own if there is some."""

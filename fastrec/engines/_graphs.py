@@ -13,13 +13,16 @@ from fastrec._errors import UnsupportedModelError
 from fastrec._sites import Site
 from fastrec.engines._aligned import Aligned, facts_of
 from fastrec.engines._expanded import expand
-from fastrec.engines._extra_outputs import ExtraOutputs
+from fastrec.engines._extra_outputs import ExtraOutputs, writes
 from fastrec.engines._gradient_paths import GradientPaths
 from fastrec.engines._lesson import Event, Leaf, Lesson, Value
 from fastrec.engines._modules import Known
 
 Feed = tuple[Callable[[Any, Any], None], int]
 """Who is fed, and with which output of the graph."""
+
+Links = Mapping[int, tuple[int, int]]
+"""Inputs of a graph that are outputs of others: of the how manieth graph of the pass, and which."""
 
 RECORDED = "fastrec_recorded"
 """In the meta of a graph: for whom its outputs hold values, the last one."""
@@ -66,6 +69,22 @@ class Graph:
             self._paths.watch(given, out)
         return out
 
+    def asleep(self, drawing: Iterable[fx.Node]) -> set[fx.Node]:
+        """What must not be kept: it would make numbers be drawn that are not, because nobody uses them, else."""
+        dead = set(drawing) - self._live() if drawing else set()
+        for node in self.nodes if dead else ():
+            if not dead.isdisjoint(node.all_input_nodes):
+                dead.add(node)
+        return dead
+
+    def _live(self) -> set[fx.Node]:
+        own = set(self.outputs.nodes(range(self.outputs.n_own)))
+        live: set[fx.Node] = set()
+        for node in reversed(self.nodes):
+            if node in own or node in live or writes(node):
+                live.update((node, *node.all_input_nodes))
+        return live
+
     def expand(self, composites: Iterable[fx.Node]) -> bool:
         """Take composites apart; whether that could be done with any of them."""
         done = [expand(node) for node in composites]
@@ -94,7 +113,8 @@ class Edge:
     outputs that would carry gradients in an eager pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, links: Links) -> None:
+        self.links = links
         self.early: list[tuple[bool, Feed]] = []
         self.feeds: list[Feed] = []
         self.marked: list[int] = []
@@ -103,13 +123,13 @@ class Edge:
         self.batched: list[int] = []
         self.batch_asked = False
 
-    def make_batch(self, n_own: int, out: Sequence[Any], make: MakeBatch) -> None:
+    def make_batch(self, n_own: int, make: MakeBatch) -> None:
         """Let passes that go through this edge alone feed in one go, where only the recorder has the values."""
         self.batch_asked = True
         feeds = [*(feed for _, feed in self.early), *self.feeds, *(self.step.end or ())]
         positions = [position for _, position in feeds]
         if positions and min(positions) >= n_own and len(set(positions)) == len(positions):
-            self.batch = make([tap for tap, _ in feeds], [out[position]._version for position in positions])
+            self.batch = make([tap for tap, _ in feeds], None)
             self.batched = positions
 
     def feeds_as(self, other: Edge) -> bool:
@@ -126,15 +146,18 @@ class Way:
         self._listener = listener
         self._known = known
         self._fed: set[Leaf] = set()
+        self._asleep: set[fx.Node] = set()
         self._step: Step | None = None
+        self._returned: list[list[int | None]] = []  # which tensors of the lesson the graphs returned
 
-    def go(self, graph: Graph) -> Edge:
-        """Go on through a graph; what its run feeds."""
-        aligned = self._align(graph)
+    def go(self, graph: Graph, given: Sequence[Any], links: Links) -> Edge:
+        """Go on through a graph that is given some inputs; what its run feeds."""
+        aligned = self._align(graph, given, links)
         while not graph.outputs.done and graph.expand(aligned.ops[i] for i in self._closed(aligned)):
-            aligned = self._align(graph)
+            aligned = self._align(graph, given, links)
         self._check(aligned)
-        edge = Edge()
+        self._asleep = graph.asleep([node for i, node in aligned.ops.items() if self.lesson.events[i].draws])
+        edge = Edge(links)
         first = min(aligned.ops, default=self.reached)
         for index in range(self.reached, aligned.end):
             self._plan(graph, aligned, index, edge, early=index < first)
@@ -143,15 +166,23 @@ class Way:
         for index in range(aligned.end, len(self.lesson.events)):
             event = self.lesson.events[index]
             for value in () if event.is_op else event.values:
-                tap, holder = value.leaf.tap(self._listener), aligned.holder(value, index)
+                tap, holder = value.leaf.tap(self._listener), self._holder(aligned, value, index)
                 if tap is not None and holder is not None:
                     edge.step.held[value.leaf] = self._output(graph, edge, (holder, last), tap, value, alone=goes_on)
         self.reached = aligned.end
         self._step = edge.step
+        self._returned.append(aligned.tokens(graph.outputs.nodes(range(graph.outputs.n_own))))
         return edge
 
-    def _align(self, graph: Graph) -> Aligned:
-        return Aligned(graph.nodes, graph.inputs, self.lesson, self.reached, self._known)
+    def _align(self, graph: Graph, given: Sequence[Any], links: Links) -> Aligned:
+        tokens = [self.lesson.tokens.known(each) for each in given]
+        for position, (number, output) in links.items():
+            tokens[position] = self._returned[number][output]
+        return Aligned(graph.nodes, tokens, self.lesson, self.reached, self._known)
+
+    def _holder(self, aligned: Aligned, value: Value, index: int) -> fx.Node | None:
+        holder = aligned.holder(value, index)
+        return None if holder in self._asleep else holder
 
     def _closed(self, aligned: Aligned) -> list[int]:
         """The composites that the graph holds as one node, though something inside of them is kept."""
@@ -187,7 +218,7 @@ class Way:
                 continue
             if event.is_op and index not in aligned.ops and not self.lesson.inside_of(index):
                 continue
-            holder = aligned.holder(value, index)
+            holder = self._holder(aligned, value, index)
             if holder is not None:
                 output = self._output(graph, edge, (holder, aligned.after(index)), tap, value)
                 self._fed.add(value.leaf)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from types import MethodType
+from types import FrameType, MethodType
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from fastrec._contracts import Place, PlannedTap, PlanningListener, Tap
@@ -26,6 +28,12 @@ from fastrec.engines._modules import Known, ModuleTable
 from fastrec.engines.eager import EagerEngine
 
 UNASKED: Any = object()
+
+Caller = tuple[str, str]
+
+_OVERRIDES = torch.overrides.__file__
+
+_saving_is_free = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message
 
 
 class Tokens:
@@ -88,9 +96,12 @@ class Value:
 
 
 class Event:
-    """One event of a lesson; ``reads`` and ``constants`` are the tensors and the plain values that an op was given."""
+    """One event of a lesson; ``reads`` and ``constants`` are the tensors and the plain values that an op was given.
 
-    __slots__ = ("constants", "parents", "place", "reads", "values")
+    An op that ``draws`` takes numbers from a generator. ``caller`` is the function that calls it: a file and a name.
+    """
+
+    __slots__ = ("caller", "constants", "draws", "parents", "place", "reads", "values")
 
     def __init__(self, place: Place, parents: tuple[str, ...] | None) -> None:
         self.place = place
@@ -98,6 +109,8 @@ class Event:
         self.values: list[Value] = []
         self.reads: tuple[int, ...] = ()
         self.constants: tuple[Any, ...] = ()
+        self.draws = False
+        self.caller: Caller | None = None
 
     @property
     def is_op(self) -> bool:
@@ -112,6 +125,8 @@ class Lesson:
         self.tokens = tokens
         self.parents: tuple[str, ...] | None = None
         self.given: tuple[Any, ...] = ()  # the arguments of the op that runs
+        self.random: Tensor | None = None  # the random state when it began
+        self.caller: Caller | None = None
 
     def inside_of(self, index: int) -> list[Event]:
         """The events inside of a composite, which come before it: those of its own inside come in there too."""
@@ -129,6 +144,8 @@ class Lesson:
             if event.is_op:
                 event.reads = tuple(self.tokens.of(read) for _, read in leaves(self.given))
                 event.constants = tuple(constants_in(self.given))
+                event.draws = self.random is not None and not torch.equal(self.random, random_state())
+                event.caller = self.caller
             events.append(event)
         events[-1].values.append(Value(leaf, value, self.tokens.of(value)))
 
@@ -144,6 +161,25 @@ def constants_in(value: Any) -> Iterable[Any]:
         yield from constants_in(tuple(value.values()))
     elif isinstance(value, slice):
         yield from constants_in((value.start, value.stop, value.step))
+
+
+def _caller_of(func: Any) -> Caller | None:
+    """The function that called an op whose mode has just been called."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame and frame.f_code.co_filename == _OVERRIDES:
+        frame = frame.f_back
+    if frame and frame.f_code is getattr(func, "__code__", None):
+        frame = frame.f_back
+    return (frame.f_code.co_filename, frame.f_code.co_name) if frame else None
+
+
+def random_state() -> Tensor:
+    """The state of the generators that ops draw from."""
+    with torch._C.DisableTorchFunction():
+        states = [torch.default_generator.get_state()]
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            states += [generator.get_state() for generator in torch.cuda.default_generators]
+        return torch.cat(states)
 
 
 class _Collector:
@@ -173,11 +209,12 @@ class LessonMode(TracingMode):
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         lesson: Lesson = self.run
-        before, lesson.given = lesson.given, (args, kwargs or {})
+        before = lesson.given, lesson.random, lesson.caller
+        lesson.given, lesson.random, lesson.caller = (args, kwargs or {}), random_state(), _caller_of(func)
         try:
             return super().__torch_function__(func, types, args, kwargs)
         finally:
-            lesson.given = before
+            lesson.given, lesson.random, lesson.caller = before
 
 
 class Teacher(EagerEngine):
@@ -240,6 +277,9 @@ class Teacher(EagerEngine):
         for thread in (*COMPILED_CALLS.threads(), *MODULE_CALLS.threads()):
             unseen = partial(_muted, thread, unseen)
         with ExitStack() as stack:
+            if _saving_is_free() is None:
+                # Else whoever saves tensors for the pass (checkpointing) would get those of the lesson too.
+                stack.enter_context(saved_tensors_hooks(_itself, _itself))
             stack.enter_context(random_state_restored())
             stack.enter_context(attributes_restored(self._objects))
             stack.enter_context(restored(self._modules))
@@ -297,6 +337,10 @@ class _CopiesTensors(TorchFunctionMode):
             memo[id(value)] = clone
             self._tokens.same(clone, value)
         return memo[id(value)]
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value
 
 
 def _uncompile(module: nn.Module) -> None:

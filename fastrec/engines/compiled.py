@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,9 +23,10 @@ from fastrec._errors import FastrecError, FastrecWarning, SessionError, Unsuppor
 from fastrec._sites import Frame
 from fastrec.engines._calls import COMPILED_CALLS, MODULE_CALLS, Call
 from fastrec.engines._compiled_roots import Arguments, CompiledRoot, CompileGraph, Roots, roots_of
-from fastrec.engines._graphs import Edge, Graph, Step, Way
+from fastrec.engines._graphs import Edge, Graph, Links, Step, Way
 from fastrec.engines._supported import keep_out_of_compiling
 
+_grad_is_on = torch.is_grad_enabled
 _graph_task = torch._C._current_graph_task_id
 _interpreter = torch._C._functorch.peek_interpreter_stack
 
@@ -111,7 +113,10 @@ class CompiledEngine:
         """A call of a root, which by itself would run ``own``; recorders that came later are ``wanting`` its values."""
         thread, listener = self._thread, self._listener
         if thread.muted or _graph_task() != -1 or _interpreter() is not None:
-            return root.call(own, arguments, wanting)
+            if root.ran is not None and _graph_task() != -1:
+                # What checkpointing runs again has to save the same tensors.
+                return thread.mute(root.run, (root.ran, own, arguments), {})
+            return thread.mute(root.call, (own, arguments, wanting), {})
         run = listener.begin(root.entry)
         if run is None:
             return thread.mute(root.call, (own, arguments, wanting), {})
@@ -123,9 +128,11 @@ class CompiledEngine:
                 if wanting or root.before is not None:
                     out = root.call(own, arguments, (*wanting, root))
                 else:
+                    root.ran = root.alone if _grad_is_on() else None
                     out = root.run(root.alone, own, arguments)
                 self._finish(current)
             else:
+                root.ran = None
                 out = root.call(own, arguments, wanting)
         except BaseException as raised:
             thread.muted, thread.current = False, None
@@ -145,10 +152,10 @@ class CompiledEngine:
         """What compiles a graph: the user's backend, after the kept values were added to the outputs."""
         current = self._thread.current
         if current is None or current.root is not root:
-            return compile_graph(module, inputs)  # type: ignore[no-any-return]
+            return self._unseen_graph(root, compile_graph(module, inputs))
         graph = Graph(module, inputs)
         try:
-            current.step.following[graph] = self._way(current).go(graph)
+            current.step.following[graph] = self._way(current).go(graph, inputs, current.links(inputs))
         except FastrecError as error:
             current.refused = error  # dynamo wraps what a backend raises
             raise
@@ -170,18 +177,36 @@ class CompiledEngine:
                 now.step = edge.step
                 now.ran.append((graph, edge))
             else:
-                self._ran(now, graph, out)
+                self._ran(now, graph, given, out)
+            now.own = own
             return own
 
         return run_graph
 
-    def _ran(self, current: _Pass, graph: Graph, out: Sequence[Any]) -> None:
+    def _unseen_graph(self, root: CompiledRoot, compiled: Callable[..., Any]) -> Callable[..., Any]:
+        """A graph that was compiled while nothing was recorded (autograd ran a part of a pass again)."""
+
+        def run_graph(*given: Any) -> Any:
+            now = self._thread.current
+            if now is not None and now.root is root:
+                now.refused = UnsupportedModelError(
+                    f"{root.called} runs code that was compiled while autograd ran a part of it again, whose values "
+                    "are not known; record the model that was compiled with engine='eager'"
+                )
+                raise now.refused
+            return compiled(*given)
+
+        return run_graph
+
+    def _ran(self, current: _Pass, graph: Graph, given: Sequence[Any], out: Sequence[Any]) -> None:
         """A graph has run."""
         if current.held is not None:  # this pass goes on where others ended
             self._feed_held(current)
+        if current.ran:
+            current.let_go()
         edge = current.step.following.get(graph)
         if edge is None:
-            edge = current.step.following[graph] = self._way(current).go(graph)
+            edge = current.step.following[graph] = self._way(current).go(graph, given, current.links(given))
         run = current.run
         for position in edge.marked:
             out[position].requires_grad_()
@@ -211,7 +236,7 @@ class CompiledEngine:
         if len(current.ran) == 1 and not self._parents:
             ((graph, edge),) = current.ran
             if not edge.batch_asked:
-                edge.make_batch(graph.outputs.n_own, current.out, self._batch)
+                edge.make_batch(graph.outputs.n_own, self._batch)
 
     def _feed_held(self, current: _Pass) -> None:
         """Feed one by one what was held for the end of the pass."""
@@ -230,7 +255,7 @@ class CompiledEngine:
             root = current.root
             way = current.way = Way(root.learn(*current.arguments), self._listener, root.teacher.table.known)
             for graph, edge in current.ran:
-                if not way.go(graph).feeds_as(edge):
+                if not way.go(graph, graph.inputs, edge.links).feeds_as(edge):
                     raise UnsupportedModelError(
                         f"{root.called} took another way through its compiled code than a run of it without compiled "
                         "code, so its records could be named wrong; record the model that was compiled with "
@@ -255,7 +280,7 @@ class CompiledEngine:
 class _Pass:
     """A pass while it runs."""
 
-    __slots__ = ("arguments", "held", "out", "ran", "refused", "root", "run", "step", "way")
+    __slots__ = ("arguments", "held", "out", "own", "ran", "refused", "returned", "root", "run", "step", "way")
 
     def __init__(self, run: Any, root: CompiledRoot, arguments: Arguments) -> None:
         self.run = run
@@ -264,9 +289,27 @@ class _Pass:
         self.step: Step = root.start
         self.out: Any = ()  # of the last graph, by position
         self.held: list[Tensor] | None = None  # for the end of the pass
+        self.own: Sequence[Any] = ()  # what the last graph returned
         self.ran: list[tuple[Graph, Edge]] = []
+        self.returned: list[list[Any]] = []  # by the graphs before the last one, held weakly
         self.way: Way | None = None
         self.refused: FastrecError | None = None
+
+
+    def let_go(self) -> None:
+        """Hold what the last graph returned only as long as the model does: another one has run."""
+        self.returned.append([ref(each) if isinstance(each, Tensor) else None for each in self.own])
+        self.own = ()
+
+    def links(self, given: Sequence[Any]) -> Links:
+        """Which of the tensors that a graph is given come from which outputs of the graphs before."""
+        known = {id(each): (len(self.ran) - 1, position) for position, each in enumerate(self.own)}
+        for number, outputs in enumerate(self.returned):
+            for position, held in enumerate(outputs):
+                value = held and held()
+                if value is not None:
+                    known.setdefault(id(value), (number, position))
+        return {i: known[id(each)] for i, each in enumerate(given) if isinstance(each, Tensor) and id(each) in known}
 
 
 class _Thread(threading.local):
