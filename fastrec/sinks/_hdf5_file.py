@@ -29,6 +29,12 @@ from fastrec.sinks._hdf5_layout import (
 from fastrec.sinks._hdf5_log import signed
 
 CHUNK_BYTES = 1024 * 1024
+TURNS = 32
+"""Data sets get their room in turns, so that what none of them used lies at the end, and is cut off with it."""
+
+META_BYTES = 1 << 20
+"""Room for the structure of a file in one piece, which would else lie among the values up to the end of the file."""
+
 _SAME = "float64 float32 float16 uint8 uint16 uint32 uint64 int8 int16 int32 int64 bool complex64 complex128".split()
 
 
@@ -55,10 +61,12 @@ class Wanted(msgspec.Struct):
 
 def create(path: str, identity: Identity, wanted: Sequence[Wanted]) -> SegmentMap:
     """Make a file with room for all its rows."""
-    with h5py.File(path, "w", libver="earliest", locking=False) as file:
+    with h5py.File(path, "w", libver="earliest", locking=False, meta_block_size=META_BYTES) as file:
         _start(file, identity)
-        for one in wanted:
-            _make(file, one, _chunked(one))
+        made = [_make(file, one, _chunked(one), -(-one.rows // TURNS)) for one in wanted]
+        for turn in range(2, TURNS + 1):
+            for data_set, one in zip(made, wanted, strict=True):
+                data_set.resize(-(-one.rows * turn // TURNS), axis=0)
         file.flush()
         return _map_of(file)
 
@@ -183,13 +191,15 @@ def _start(file: Any, identity: Identity) -> None:
         file.create_group(group)
 
 
-def _make(file: Any, one: Wanted, layout: h5p.PropDCID) -> None:
+def _make(file: Any, one: Wanted, layout: h5p.PropDCID, rows: int | None = None) -> Any:
+    """A data set with room for some of its rows, or all."""
     resizable = layout.get_layout() == h5d.CHUNKED
     limits = (h5s.UNLIMITED, *one.shape) if resizable else None
-    space = h5s.create_simple((one.rows, *one.shape), limits)
+    space = h5s.create_simple((one.rows if rows is None else rows, *one.shape), limits)
     made = h5py.Dataset(h5d.create(file.id, one.name.encode(), type_of(one.dtype), space, layout))
     for name, value in one.attributes.items():
         made.attrs[name] = value
+    return made
 
 
 def _contiguous(one: Wanted) -> h5p.PropDCID:

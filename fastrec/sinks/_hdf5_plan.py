@@ -13,6 +13,9 @@ from fastrec.sinks._hdf5_layout import COUNTERS, COUNTERS_ROW, LATE, LOG, TABLES
 MOST_DATA_SETS = 512
 LARGEST_ROW = 1 << 30  # a chunk of HDF5 is less than 4 GiB; larger values lie among the late ones
 MOST_DIMENSIONS = 31
+LEAST_TOLD = 1 << 16
+"""Rows of a table that there is room for in any case; what is late needs some too."""
+
 MOST_TOLD = 2048
 """What the log says of one data set takes less than so many bytes."""
 
@@ -43,10 +46,12 @@ def planned(infos: Sequence[DataInfo], needs: Needs, nbytes: int) -> list[Wanted
         name = name_of(folder, plain, wanted)
         wanted[name] = wanted_of(info, number, name, rows)
     late = sum(_row_bytes(infos[n]) * rows + 64 for n, rows in needs.rows.items() if n not in chosen)
-    wanted[LATE] = Wanted(LATE, "uint8", (), max(nbytes // 4, 2 * late))
+    wanted[LATE] = Wanted(LATE, "uint8", (), max(nbytes // 16, 2 * late))
     wanted[LOG] = Wanted(LOG, "uint8", (), max(nbytes // 64, 4 * needs.tables.get(LOG, 0)) + 2 * MOST_TOLD * len(infos))
+    records = sum(one.rows for name, one in wanted.items() if name != LATE and name != LOG)
     for table, dtype in TABLES.items():
-        wanted[table] = Wanted(table, dtype, (), max(nbytes // 256, 2 * needs.tables.get(table, 0) + 4 * len(infos)))
+        rows = min(nbytes // 256, LEAST_TOLD + 2 * records)
+        wanted[table] = Wanted(table, dtype, (), max(rows, 2 * needs.tables.get(table, 0) + 4 * len(infos)))
     wanted[COUNTERS] = Wanted(COUNTERS, COUNTERS_ROW, (), 2)
     return list(wanted.values())
 

@@ -100,7 +100,8 @@ class Writer:
         while True:
             with pool.changed:
                 pool.changed.wait_for(
-                    lambda: pool.full or self._asked > self._flushed or self._closing, max(0.0, due - perf_counter())
+                    lambda: self._has_work() or self._asked > self._flushed or self._closing,
+                    max(0.0, due - perf_counter()),
                 )
                 closing = self._closing
                 flushes = closing or self._asked > self._flushed or perf_counter() >= due
@@ -116,6 +117,12 @@ class Writer:
                     pool.changed.notify_all()
             if closing:
                 return self._finish()
+
+    def _has_work(self) -> bool:
+        """Whether full blocks are to be written; the first file waits until it is seen what comes how often."""
+        pool = self._pool
+        enough = min(pool.queue_bytes, self._options.segment_bytes) // 8
+        return bool(pool.full) and (self._segment is not None or pool.queued >= enough)
 
     def _write_whole(self, block: StagedBlock) -> None:
         self._place(block)

@@ -121,6 +121,18 @@ def test_passes_that_kept_nothing_take_no_room(tmp_path: Path) -> None:
         assert len(file["passes"]) == 0 and max(file["counters"]["begun"]) == 1500
 
 
+@pytest.mark.slow
+def test_a_large_file_is_little_larger_than_its_values(tmp_path: Path) -> None:
+    model, x = torch.nn.Sequential(*(torch.nn.Tanh() for _ in range(3)), torch.nn.Flatten(0)), torch.randn(64, 1024)
+    sink = HDF5Sink(tmp_path / "run.h5")
+    with Recorder(model, keep_module=["0", "1", "2", "3"], sink=sink), torch.no_grad():
+        for _ in range(150):  # 150 MiB, more than is written anew
+            model(x)
+    assert os.listdir(tmp_path) == ["run.h5"]
+    assert 150 << 20 < os.path.getsize(sink.path) < 200 << 20
+    assert fastrec.load(sink.path).stack("3").shape == (150, 64 * 1024)
+
+
 def test_memory_of_many_sites_stays_below_the_limit(tmp_path: Path) -> None:
     sink = HDF5Sink(tmp_path / "run.h5", queue_bytes=1 << 20, flush_seconds=0.05)
     model = torch.nn.Sequential(*(torch.nn.Identity() for _ in range(100)))
