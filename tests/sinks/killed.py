@@ -13,9 +13,11 @@ import time
 from random import Random
 
 import torch
+from sinks import learning
+from stable_baselines3.common.callbacks import BaseCallback
 
 from fastrec import Recorder
-from fastrec.sinks import HDF5Sink
+from fastrec.sinks import HDF5Sink, RAMSink
 
 SUFFIX = ".flushed"
 
@@ -95,13 +97,47 @@ def record(path: str, seed: int) -> None:
         os.pwrite(told, b"%9d" % (stop - 1), 0)
 
 
+def is_rollout(seed: int) -> bool:
+    """Whether a seed stands for a training run, and not for the model of which new parts run."""
+    return seed % 3 == 0
+
+
+class Telling(BaseCallback):
+    """Flushes after some steps of a training run, and tells what the sink has flushed after others."""
+
+    def __init__(self, sink: HDF5Sink, told: int, moment: Moment) -> None:
+        super().__init__()
+        self._sink, self._told, self._moment = sink, told, moment
+
+    def _on_step(self) -> bool:
+        self._moment.passed(self.n_calls * 4)
+        if self.n_calls % 7 == 1:
+            self._sink.flush()
+        if self.n_calls % 7 in (1, 4):
+            os.pwrite(self._told, b"%9d" % (int(self._sink.statistics()["passes_flushed"]) - 1), 0)
+        return True
+
+
+def record_rollout(path: str, seed: int) -> None:
+    random = Random(seed)
+    moment, told = Moment(random), os.open(path + SUFFIX, os.O_CREAT | os.O_WRONLY)
+    size, rows = random.choice([1 << 20, 1 << 28]), random.choice([None, 50])
+    compression = random.choice([None, None, "gzip"])
+    sink = HDF5Sink(path, segment_bytes=size, flush_seconds=0.02, flush_rows=rows, compression=compression)
+    rec = learning.learn(sink, Telling(sink, told, moment))
+    moment.closing()
+    rec.__exit__(None, None, None)
+    os.pwrite(told, b"%9d" % (int(sink.statistics()["passes_flushed"]) - 1), 0)
+
+
 def main() -> None:
     torch.set_num_threads(1)
+    learning.learn(RAMSink()).__exit__(None, None, None)  # what torch imports for it takes longer than the run itself
     while line := sys.stdin.readline():
         path, seed = line.rstrip("\n").split("\t")
         child = os.fork()
         if not child:
-            record(path, int(seed))
+            (record_rollout if is_rollout(int(seed)) else record)(path, int(seed))
             os._exit(0)
         print(child, flush=True)
         sys.stdin.readline()
