@@ -24,6 +24,9 @@ from fastrec.sinks._hdf5_segment import Segment
 from fastrec.sinks._hdf5_staging import Place, Pool, StagedBlock
 from fastrec.sinks._hdf5_together import write_together
 
+EARLY = 0.8
+"""Of the time after which passes are to be safe: then a flush begins, so that it has some to end in."""
+
 
 class Writer:
     """Owns the files: everything else only stages."""
@@ -95,7 +98,7 @@ class Writer:
         os.close(self._lock)
 
     def _work(self) -> None:
-        pool, seconds = self._pool, self._options.flush_seconds
+        pool, seconds = self._pool, EARLY * self._options.flush_seconds
         due = perf_counter() + seconds
         while True:
             with pool.changed:
@@ -110,8 +113,8 @@ class Writer:
             for block in full:
                 self._write_whole(block)
             if flushes:
-                self._write_batch(Batch(self.ended, self.marks))
                 due = perf_counter() + seconds
+                self._write_batch(Batch(self.ended, self.marks))
                 with pool.changed:
                     self._flushed = self._begun
                     pool.changed.notify_all()

@@ -51,6 +51,16 @@ def writing(path: Path, end: str) -> Iterator[multiprocessing.Process]:
     process.join()
 
 
+def tell_the_time(path: Path) -> None:
+    """Record the time, with the options that are the default."""
+    model, start = nn.Identity(), time.monotonic()
+    with Recorder(model, keep_module=True, sink=path):
+        while time.monotonic() - start < 3:
+            model(torch.tensor(time.monotonic(), dtype=torch.float64))
+            time.sleep(0.01)
+    os._exit(0)
+
+
 def numbers(recording: Recording) -> list[int]:
     """What the values say that they are, each the number of its pass."""
     found = [record.activation for record in recording]
@@ -217,3 +227,23 @@ def test_workers_read_the_recording(tmp_path: Path, method: str, monkeypatch: py
         loader = DataLoader(dataset, batch_size=4, num_workers=1, multiprocessing_context=method)
         assert sorted(torch.cat(list(loader))[:, 0].tolist()) == sorted(list(range(20)) * 2)
         assert float(recording.stack("module:").sum()) == 6 * sum(range(20))
+
+
+def test_another_process_sees_what_was_recorded_about_a_second_ago(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=tell_the_time, args=(tmp_path / "run.h5",))
+    process.start()
+    while not list(tmp_path.glob("*.map")):
+        time.sleep(0.01)
+    live = fastrec.load(tmp_path / "run.h5", live=True)
+    live.refresh()
+    seen, delays = live.n_passes, []
+    while live.state == "growing":
+        if live.refresh():
+            now = time.monotonic()
+            delays += [now - float(record.activation) for record in live[seen:]]
+            seen = live.n_passes
+        time.sleep(0.01)
+    process.join()
+    print(f"rows were seen {max(delays):.2f} s after they were recorded at worst, {min(delays):.2f} s at best")
+    assert live.n_passes == seen > 50 and sorted(delays)[len(delays) // 2] < 1
+    assert max(delays) < 2  # most of a second that the machine may be busy with something else
