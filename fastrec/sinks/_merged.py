@@ -40,6 +40,11 @@ class MergedSource:
             first_record += len(part.records)
             first_mark += part.n_marks
         self._firsts = np.array([part.first_record for part in self._parts])
+        self._given = sources
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The sources open their files again elsewhere, and the tables are made of them as they were here.
+        return MergedSource, (self._given,)
 
     def sources(self) -> list[Any]:
         """What was merged, in order."""

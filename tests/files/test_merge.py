@@ -1,6 +1,7 @@
 """Merged recordings keep ranks and order, copied or shown."""
 
 import os
+import pickle
 from pathlib import Path
 
 import h5py
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from same import assert_same
+from torch.utils.data import DataLoader
 
 import fastrec
 from fastrec import Recorder, load
@@ -193,3 +195,38 @@ def test_contexts_halts_and_failures_keep_their_passes() -> None:
     whole, one = load("run.h5"), load("run.0.h5")
     assert len(whole.predicate_failures) == 2 * len(one.predicate_failures) > 0
     assert sorted(whole.halted) == [*one.halted, *(index + 3 for index in one.halted)]
+
+
+@BOTH
+def test_merged_recordings_can_be_pickled(virtual: bool) -> None:
+    for rank in (0, 1):
+        record(f"run.{rank}.h5", rank, steps=60)
+    merge(["run.0.h5", "run.1.h5"], "run.h5", virtual=virtual)
+    whole = load("run.h5")
+    part = whole.ranks[1].select(phase="rollout")
+    assert len(pickle.dumps(whole)) < 5000
+    copied, copied_part = pickle.loads(pickle.dumps(whole)), pickle.loads(pickle.dumps(part))
+    assert_same(copied, whole)
+    assert list(copied.ranks) == [0, 1]
+    assert torch.equal(copied_part.stack("tanh_1"), part.stack("tanh_1"))
+    assert copied_part.steps["reward"].tolist() == part.steps["reward"].tolist()
+    assert len(copied.episodes()) == len(whole.episodes()) > 20
+    rows = pickle.loads(pickle.dumps(whole.rows("tanh_1", by="sample")))
+    assert torch.equal(rows[:], whole.rows("tanh_1", by="sample")[:])
+
+
+@pytest.mark.parametrize(("virtual", "method"), [(False, "fork"), (True, "fork"), (True, "spawn")])
+def test_workers_read_merged_recordings(virtual: bool, method: str) -> None:
+    for rank in (0, 1):
+        record(f"run.{rank}.h5", rank)
+    merge(["run.0.h5", "run.1.h5"], "run.h5", virtual=virtual)
+    whole = load("run.h5")
+    expected = whole.rows("tanh_1", by="sample")[:]
+    batches = whole.iter_batches("tanh_1", 4, by="sample", shuffle=True, seed=0)
+    # An interpreter that starts anew takes seconds to import torch, so there is only one.
+    for data in [batches] if method == "spawn" else [batches, whole.to_dataset("tanh_1", by="sample")]:
+        size = 4 if data is not batches else None
+        loader = DataLoader(data, batch_size=size, num_workers=1, multiprocessing_context=method)
+        found = torch.cat(list(loader))
+        assert sorted(found.tolist()) == sorted(expected.tolist())
+    assert torch.equal(whole.rows("tanh_1", by="sample")[:], expected)  # the handles of this process are its own
