@@ -12,6 +12,7 @@ from fastrec._errors import OptionError, RecordingFileError
 from fastrec._sites import Origin
 from fastrec.sinks._hdf5_layout import MERGED, Identity
 from fastrec.sinks._hdf5_open import Named, merged_of
+from fastrec.sinks._hdf5_paths import why
 from fastrec.sinks._hdf5_source import HDF5Source
 from fastrec.sinks._hdf5_together import show
 from fastrec.sinks._hdf5_write import Told, Writing, check_free, write_source
@@ -129,7 +130,7 @@ def _show(target: str, identity: Identity, found: list[_Source]) -> None:
         show(part, identity, files, msgspec.json.encode(named, enc_hook=repr))
         os.replace(part, target)
     except OSError as error:
-        raise RecordingFileError(f"{target!r} can't be written: {error.strerror or error}") from error
+        raise RecordingFileError(f"{target!r} can't be written: {why(error)}") from error
     finally:
         if os.path.exists(part):
             os.unlink(part)

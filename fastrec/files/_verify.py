@@ -147,7 +147,10 @@ def _unchecked(file: ReadFile, contents: Contents, blocks: list[_Block]) -> int:
     for prefix in PREFIX.values():
         raw = contents.records[contents.records[prefix + "segment"] == file.number]
         for number in np.unique(raw[prefix + "data"]).tolist():
-            if number >= 0 and 0 not in contents.log.data[file.number, number].shape:
+            info = contents.log.data.get((file.number, number))
+            if number >= 0 and info is None:
+                raise DamagedFileError(f"{file.path!r}: a record lies in the data {number}, of which the log is silent")
+            if info is not None and 0 not in info.shape:
                 rows = raw[prefix + "row"][raw[prefix + "data"] == number]
                 own = [block for block in blocks if block.file is file and block.data == number]
                 for late in (False, True):

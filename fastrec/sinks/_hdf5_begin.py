@@ -10,11 +10,18 @@ from typing import Any
 import msgspec
 
 from fastrec._catalog import Catalog
-from fastrec._errors import DamagedFileError, OptionError, RecordingExistsError, RecordingNotFoundError
+from fastrec._errors import (
+    DamagedFileError,
+    FastrecError,
+    OptionError,
+    RecordingExistsError,
+    RecordingFileError,
+    RecordingNotFoundError,
+)
 from fastrec.sinks._hdf5_layout import MERGED, Identity
 from fastrec.sinks._hdf5_log import Log
 from fastrec.sinks._hdf5_options import HDF5Options
-from fastrec.sinks._hdf5_paths import Paths, rank
+from fastrec.sinks._hdf5_paths import Paths, rank, why
 from fastrec.sinks._hdf5_read import ReadFile, find_files, segment_of
 from fastrec.sinks._hdf5_sessions import Before
 
@@ -48,11 +55,16 @@ def begin(paths: Paths, options: HDF5Options, catalog: Catalog) -> Beginning:
         raise RecordingExistsError(f"{writer!r} is being written by another process, or open in another program")
     identity = Identity(uuid.uuid4().hex, 0, 0, rank(), os.getpid())
     shapes: Shapes = {}
-    if options.append:
-        identity, shapes = _behind(paths, identity, catalog)
-    else:
-        for path in there:
-            os.unlink(path)
+    try:
+        if options.append:
+            identity, shapes = _behind(paths, identity, catalog)
+        else:
+            for path in there:
+                os.unlink(path)
+    except OSError as error:
+        if isinstance(error, FastrecError):
+            raise
+        raise RecordingFileError(f"{paths.path!r} can't be replaced or continued: {why(error)}") from error
     return Beginning(identity, paths.claim(identity.segment, locking=options.locking), shapes)
 
 

@@ -151,6 +151,8 @@ class Tail:
             torch_dtype_of(variant.dtype)
             if not (0 <= variant.site < len(catalog.sites) and 0 <= variant.spec < len(catalog.specs)):
                 raise DamagedFileError(f"the variant {variant.label!r} names a site or spec that is not there")
+            if len(variant.stack_passes) != len(catalog.sites[variant.site].frames):
+                raise DamagedFileError(f"the variant {variant.label!r} runs in other modules than its site")
         self._variants = len(catalog.variants)
         for key, info in self.log.data.items():
             if min(info.shape, default=0) < 0:

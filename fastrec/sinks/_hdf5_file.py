@@ -18,7 +18,6 @@ from fastrec.sinks._hdf5_filters import compress
 from fastrec.sinks._hdf5_layout import (
     FORMAT,
     LATE,
-    TRAILER,
     VERSION,
     Bytes,
     Extent,
@@ -26,7 +25,7 @@ from fastrec.sinks._hdf5_layout import (
     SegmentMap,
     write_rows,
 )
-from fastrec.sinks._hdf5_log import signed
+from fastrec.sinks._hdf5_trailer import add_trailer
 
 CHUNK_BYTES = 1024 * 1024
 TURNS = 32
@@ -178,13 +177,6 @@ def type_of(dtype: Any) -> h5t.TypeID:
     return h5t.py_create(np.dtype(np.uint8))
 
 
-def add_trailer(path: str, found: SegmentMap) -> None:
-    """Tell behind the end of the HDF5 file what lies where; any tool that changes the file drops it."""
-    entry = signed(msgspec.json.encode(found))
-    with open(path, "ab") as file:
-        file.write(entry + TRAILER.pack(len(entry), FORMAT.encode()))
-
-
 def _start(file: Any, identity: Identity) -> None:
     set_identity(file, identity)
     for group in ("data", "steps"):
@@ -244,13 +236,21 @@ def _extent(name: str, made: Any) -> Extent:
     if not rows:
         return Extent(row_bytes, 0, 1, [])
     if space.get_create_plist().get_nfilters():
-        return Extent(row_bytes, rows, rows, [], packed=True)
+        chunks = sorted(_chunks(space))
+        return Extent(row_bytes, rows, rows, [at for at, _ in chunks], packed=True, sizes=[size for _, size in chunks])
     if made.chunks is None:
         offset = space.get_offset()
         if offset is None:
             raise DamagedFileError(f"the data set {name!r} has no room in the file")
         return Extent(row_bytes, rows, rows, [offset])
     return Extent(row_bytes, rows, int(made.chunks[0]), _chunk_offsets(name, made, rows))
+
+
+def _chunks(space: h5d.DatasetID) -> list[tuple[int, int]]:
+    """Where chunks lie, and how large they are there."""
+    found: list[tuple[int, int]] = []
+    space.chunk_iter(lambda info: found.append((info.byte_offset, info.size)))
+    return found
 
 
 def _chunk_offsets(name: str, made: Any, rows: int) -> list[int]:

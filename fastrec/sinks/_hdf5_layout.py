@@ -66,7 +66,7 @@ Bytes = npt.NDArray[np.uint8]
 class Extent(msgspec.Struct, frozen=True, omit_defaults=True):
     """One data set in a file: so many rows of so many bytes, in chunks at these offsets.
 
-    A ``packed`` one is compressed, so that its rows lie nowhere as they are.
+    A ``packed`` one is compressed, so that its rows lie nowhere as they are; its chunks have other ``sizes``.
     """
 
     row_bytes: int
@@ -74,6 +74,12 @@ class Extent(msgspec.Struct, frozen=True, omit_defaults=True):
     chunk_rows: int
     offsets: list[int]
     packed: bool = False
+    sizes: list[int] = []
+
+    def stored(self) -> list[tuple[int, int]]:
+        """Where the bytes of its chunks begin and end."""
+        sizes = self.sizes or [self.chunk_rows * self.row_bytes] * len(self.offsets)
+        return [(offset, offset + size) for offset, size in zip(self.offsets, sizes, strict=False)]
 
     def pieces(self, first: int, count: int) -> list[tuple[int, int, int]]:
         """The (offset in the file, first byte, end byte) of rows, chunk by chunk."""
@@ -108,12 +114,13 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class SegmentMap(msgspec.Struct, frozen=True):
-    """All data sets of one segment, by name."""
+    """All data sets of one segment, by name; ``structure`` is a checksum of all else in a finished file."""
 
     format: str
     version: int
     identity: Identity
     sets: dict[str, Extent]
+    structure: int | None = None
 
     @property
     def segment(self) -> int:

@@ -191,13 +191,16 @@ class Log:
             self.starts.setdefault(phase, set()).update(first + start for start in found)
         elif kind == "session":
             facts = msgspec.json.decode(content, type=dict[str, Any])
+            header = msgspec.convert(facts["header"], dict[str, Any])
             numbers.began = float(facts["began"])
             if not self.facts:
-                self.facts, catalog.header = facts, facts["header"]
+                self.facts, catalog.header = facts, header
 
     def _failure(self, made: _Failure) -> PredicateFailure:
         numbers = self.numbers
         variant = numbers.variant(made.variant)
+        if len(variant.stack_passes) != len(made.site.frames):
+            raise ValueError("a failure was in other modules than its site")
         info = numbers.info(made.info)
         step = None if made.step is None else info.step
         ctx = RecordContext(self.catalog, made.site, variant, info, made.time, step)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import h5py
 import msgspec
 
 from fastrec._errors import DamagedFileError, RecordingNotFoundError
@@ -13,6 +12,7 @@ from fastrec.sinks._hdf5_layout import MERGED, SOURCES
 from fastrec.sinks._hdf5_paths import Paths
 from fastrec.sinks._hdf5_read import segment_of
 from fastrec.sinks._hdf5_source import HDF5Source
+from fastrec.sinks._hdf5_trailer import opened
 from fastrec.sinks._merged import MergedSource
 
 
@@ -39,9 +39,9 @@ def merged_of(path: str | os.PathLike[str]) -> list[Named] | None:
     if not os.path.exists(place) or segment_of(place) != MERGED:
         return None
     try:
-        with h5py.File(place, "r", locking=False) as file:
+        with opened(place) as file:
             found = msgspec.json.decode(file[SOURCES][:].tobytes(), type=list[Named])
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError, msgspec.DecodeError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, AttributeError, ValueError, msgspec.DecodeError) as error:
         raise DamagedFileError(f"{place!r} does not tell what was merged: {error}") from error
     if not found:
         raise DamagedFileError(f"{place!r} shows nothing")

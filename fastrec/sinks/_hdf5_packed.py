@@ -7,13 +7,13 @@ import threading
 from importlib.util import find_spec
 from typing import Any
 
-import h5py
 import numpy as np
 from h5py import h5s
 
 from fastrec._errors import DamagedFileError
 from fastrec.sinks._hdf5_filters import load_plugins
 from fastrec.sinks._hdf5_layout import Bytes
+from fastrec.sinks._hdf5_trailer import opened
 
 CACHE_BYTES = 16 << 20
 
@@ -40,7 +40,9 @@ class PackedFile:
                 if data.size:
                     space.select_hyperslab((first, *(0 for _ in shape[1:])), (count, *shape[1:]))
                     made.read(h5s.create_simple((count, *shape[1:])), space, data, made.get_type())
-            except (OSError, KeyError, RuntimeError) as error:
+            except DamagedFileError:
+                raise
+            except (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
                 if find_spec("hdf5plugin") is None:
                     load_plugins(f"{self._path!r} ({error})")
                 raise DamagedFileError(f"{self._path!r}, {name!r} can't be read: {error}") from error
@@ -50,6 +52,6 @@ class PackedFile:
         if self._pid != os.getpid():  # a handle of HDF5 is of no use in a forked child
             if find_spec("hdf5plugin") is not None:
                 load_plugins("reading")
-            self._file = h5py.File(self._path, "r", locking=False, rdcc_nbytes=CACHE_BYTES)
+            self._file = opened(self._path, rdcc_nbytes=CACHE_BYTES)
             self._pid = os.getpid()
         return self._file

@@ -19,6 +19,11 @@ SUFFIXES = (".h5", ".hdf5")
 FIELDS = ("rank", "pid", "worker", "host")
 
 
+def why(error: OSError) -> str:
+    """What the system says of an error, without what HDF5 says around it."""
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
 class Paths:
     """From the path that the user gave to those of the segments."""
 

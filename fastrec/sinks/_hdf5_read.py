@@ -7,7 +7,6 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -17,11 +16,9 @@ from fastrec.sinks._hdf5_file import map_of
 from fastrec.sinks._hdf5_layout import (
     COUNTERS,
     COUNTERS_ROW,
-    FORMAT,
     LATE,
     LOG,
     TABLES,
-    TRAILER,
     VERSION,
     Bytes,
     SegmentMap,
@@ -31,6 +28,7 @@ from fastrec.sinks._hdf5_log import Log, checked
 from fastrec.sinks._hdf5_packed import PackedFile
 from fastrec.sinks._hdf5_paths import Paths
 from fastrec.sinks._hdf5_rehearse import rehearse
+from fastrec.sinks._hdf5_trailer import decoded, read_trailer
 
 LEAST, PIECE = 1 << 10, 1 << 16
 """So many rows of a table are read at first and at most, as it may end at any of them."""
@@ -50,7 +48,7 @@ class ReadFile:
             raise RecordingFileError(f"{path!r} can't be read: {error.strerror}") from error
         if not stat.S_ISREG(os.fstat(self._file).st_mode):
             raise RecordingFileError(f"{path!r} can't be read: it is no plain file")
-        self.map = _map_beside(path, map_path) if growing else _trailer(self._file) or _walked(path)
+        self.map = _map_beside(path, map_path) if growing else read_trailer(self._file) or _walked(path)
         self._packed = PackedFile(path)
         self._check()
 
@@ -179,7 +177,7 @@ def segment_of(path: str) -> int:
     except PermissionError as error:
         raise RecordingFileError(f"{path!r} can't be read: {error.strerror}") from error
     try:
-        found = _trailer(file) if stat.S_ISREG(os.fstat(file).st_mode) else None
+        found = read_trailer(file) if stat.S_ISREG(os.fstat(file).st_mode) else None
     finally:
         os.close(file)
     if found is None and not os.path.isfile(path):
@@ -193,37 +191,13 @@ def _map_beside(path: str, map_path: str) -> SegmentMap:
     entry = checked(text.rstrip(b"\n"))
     if entry is None:  # damaged; the file itself may well be whole
         return _walked(path)
-    found = _decoded(entry)
+    found = decoded(entry)
     if found.version != VERSION:
         raise DamagedFileError(f"{path!r} has version {found.version}; this fastrec reads {VERSION}")
     return found
-
-
-def _trailer(file: int) -> SegmentMap | None:
-    """The map behind the end of a finished file, which spares looking at its structure; None where there is none."""
-    size = os.fstat(file).st_size
-    last = os.pread(file, TRAILER.size, max(0, size - TRAILER.size))
-    if len(last) < TRAILER.size:
-        return None
-    length, mark = TRAILER.unpack(last)
-    if mark.rstrip(b"\0") != FORMAT.encode():
-        return None
-    start = size - TRAILER.size - length
-    entry = checked(os.pread(file, length, start).rstrip(b"\n")) if start >= 0 else None
-    if entry is None:
-        raise DamagedFileError("the end of the file, which tells what lies where, is damaged")
-    found = _decoded(entry)
-    return found if found.version == VERSION else None
 
 
 def _walked(path: str) -> SegmentMap:
     """The map that HDF5 itself tells."""
     rehearse(path)
     return map_of(path)
-
-
-def _decoded(entry: bytes) -> SegmentMap:
-    try:
-        return msgspec.json.decode(entry, type=SegmentMap)
-    except msgspec.DecodeError as error:
-        raise DamagedFileError(f"the map of what lies where makes no sense: {error}") from error

@@ -8,11 +8,11 @@ import shutil
 import msgspec
 import numpy as np
 
-from fastrec._errors import RecordingExistsError
+from fastrec._errors import RecordingExistsError, RecordingFileError
 from fastrec.sinks._hdf5_contents import Contents, read_contents
 from fastrec.sinks._hdf5_file import Rewriting, Wanted, attribute, rewrite
 from fastrec.sinks._hdf5_layout import CHECKS, COUNTERS, COUNTERS_ROW, LATE, LOG, TABLES, DataInfo
-from fastrec.sinks._hdf5_paths import Paths
+from fastrec.sinks._hdf5_paths import Paths, why
 from fastrec.sinks._hdf5_read import ReadFile, find_files
 from fastrec.sinks._hdf5_source import PREFIX, HDF5Source
 from fastrec.sinks._hdf5_together import write_together
@@ -35,7 +35,20 @@ def recover_files(path: str | os.PathLike[str], to: str | os.PathLike[str] | Non
         _check_free(target)
     files = find_files(path)
     contents = read_contents(files)
-    grew = [file for file in files if file.growing]
+    try:
+        _finish(files, contents, source, target)
+    except OSError as error:
+        if isinstance(error, RecordingFileError):
+            raise
+        raise RecordingFileError(f"{target.path!r} can't be written: {why(error)}") from error
+    made = HDF5Source(target.path)
+    steps = sum(len(steps.numbers) for steps in made.steps())
+    lost = _lost(contents) if any(file.growing for file in files) else "nothing"
+    return Recovered(target.path, made.n_passes(), len(made.records()), steps, lost)
+
+
+def _finish(files: list[ReadFile], contents: Contents, source: Paths, target: Paths) -> None:
+    """Make the files of the target; those of the source that are not needed any more go, where they are the same."""
     for file in files:
         alone = len(files) == 1 and file.number == 0
         final = target.path if alone else target.sealed(file.number)
@@ -43,17 +56,13 @@ def recover_files(path: str | os.PathLike[str], to: str | os.PathLike[str] | Non
             part = target.part(file.number)
             rewrite(file.rows, file.map.identity, _used(contents, file), part, options=Rewriting(durable=True))
             os.replace(part, final)
-        elif to is not None:
+        elif target.path != source.path:
             shutil.copyfile(file.path, final)
     if not (len(files) == 1 and files[0].number == 0):
         write_together(target, len(files))
-    if to is None:
+    if target.path == source.path:
         for number in source.segments():  # also one that had only begun
             source.forget(number)
-    made = HDF5Source(target.path)
-    steps = sum(len(steps.numbers) for steps in made.steps())
-    lost = _lost(contents) if grew else "nothing"
-    return Recovered(target.path, made.n_passes(), len(made.records()), steps, lost)
 
 
 def _lost(contents: Contents) -> str:

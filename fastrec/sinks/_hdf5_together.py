@@ -10,9 +10,11 @@ import h5py
 import msgspec
 import numpy as np
 
-from fastrec.sinks._hdf5_file import add_trailer, map_of, name_of, set_identity
+from fastrec._errors import DamagedFileError, FastrecError
+from fastrec.sinks._hdf5_file import map_of, name_of, set_identity
 from fastrec.sinks._hdf5_layout import FORMAT, SOURCES, VERSION, Identity, SegmentMap
 from fastrec.sinks._hdf5_paths import Paths
+from fastrec.sinks._hdf5_trailer import add_trailer, opened
 
 
 class _Alike(msgspec.Struct):
@@ -52,13 +54,18 @@ def show(part: str, identity: Identity, shown: Sequence[str], sources: bytes | N
 
 
 def _collect(path: str, name_in_file: str, found: dict[Any, _Alike]) -> None:
-    with h5py.File(path, "r", locking=False) as file:
-        for group in ("data", "steps"):
-            for name, made in file[group].items():
-                attributes = {key: str(value) for key, value in made.attrs.items() if key != "number"}
-                key = (group, *sorted(attributes.items()), str(made.dtype), made.shape[1:])
-                one = found.setdefault(key, _Alike(made.dtype, made.shape[1:], attributes, []))
-                one.parts.append((name_in_file, f"{group}/{name}", made.shape[0]))
+    try:
+        with opened(path) as file:
+            for group in ("data", "steps"):
+                for name, made in file[group].items():
+                    attributes = {key: str(value) for key, value in made.attrs.items() if key != "number"}
+                    key = (group, *sorted(attributes.items()), str(made.dtype), made.shape[1:])
+                    one = found.setdefault(key, _Alike(made.dtype, made.shape[1:], attributes, []))
+                    one.parts.append((name_in_file, f"{group}/{name}", made.shape[0]))
+    except (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, FastrecError):
+            raise
+        raise DamagedFileError(f"{path!r} can't be shown, as HDF5 does not read it: {error}") from error
 
 
 def _show(file: Any, name: str, one: _Alike) -> None:

@@ -33,7 +33,7 @@ from fastrec.sinks._hdf5_layout import (
     Identity,
 )
 from fastrec.sinks._hdf5_log import CatalogLog, line
-from fastrec.sinks._hdf5_paths import Paths
+from fastrec.sinks._hdf5_paths import Paths, why
 from fastrec.sinks._hdf5_sets import DataSet, StepSet, data_sets, step_sets
 
 LARGEST_PACKED = (1 << 32) - 1
@@ -71,7 +71,7 @@ def write_source(source: Source, path: str | os.PathLike[str], writing: Writing)
     except OSError as error:
         if isinstance(error, RecordingFileError):
             raise
-        raise RecordingFileError(f"{target!r} can't be written: {error.strerror or error}") from error
+        raise RecordingFileError(f"{target!r} can't be written: {why(error)}") from error
     finally:
         if os.path.exists(part):
             os.unlink(part)
@@ -173,8 +173,8 @@ def _log(
         sample = source.sample_id(index)
         if sample is not None:
             yield line("sample", index, sample)
-    for index, why in catalog.halted.items():
-        yield line("halted", index, why)
+    for index, reason in catalog.halted.items():
+        yield line("halted", index, reason)
     for steps in source.steps():
         if steps.starts:
             yield line("starts", steps.phase, steps.starts)

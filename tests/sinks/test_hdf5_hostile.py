@@ -152,6 +152,22 @@ def test_any_bytes_are_told_or_read(whole: bytes, tmp_path: Path, data: st.DataO
     check(tmp_path / "run.h5", bytes(made))
 
 
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [("session", "header", "x"), ("session", "header", None), ("site", "frames", []), ("variant", "stack_passes", [])],
+)
+def test_a_log_whose_parts_do_not_fit_together_is_told(
+    whole: bytes, tmp_path: Path, kind: str, field: str, value: Any
+) -> None:
+    def change(lines: list[Any]) -> list[Any]:
+        at = next(i for i, line in enumerate(lines) if line[0] == kind and line[2].get(field))
+        return [*lines[:at], changed(lines[at], (2, field), value), *lines[at + 1 :]]
+
+    (tmp_path / "run.h5").write_bytes(with_log(whole, change))
+    with pytest.raises(DamagedFileError):
+        read_all(tmp_path / "run.h5")
+
+
 def test_deep_json_is_told(whole: bytes, tmp_path: Path) -> None:
     told, body = map_in(whole)
     log = told["sets"]["log"]

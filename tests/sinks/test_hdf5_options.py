@@ -68,7 +68,7 @@ def test_a_packed_file_whose_filter_is_missing_names_the_extra(
     def fails(*_: object, **__: object) -> Any:
         raise OSError("required filter 'zstd' is not registered")
 
-    monkeypatch.setattr("fastrec.sinks._hdf5_packed.h5py.File", fails)
+    monkeypatch.setattr("fastrec.sinks._hdf5_trailer.h5py.File", fails)
     for module in ("_hdf5_packed", "_hdf5_filters"):
         monkeypatch.setattr(f"fastrec.sinks.{module}.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"needs hdf5plugin, which is not installed.*fastrec\[zstd\]"):
