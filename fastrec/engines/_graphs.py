@@ -150,6 +150,11 @@ class Way:
         self._step: Step | None = None
         self._returned: list[list[int | None]] = []  # which tensors of the lesson the graphs returned
 
+    @property
+    def gone(self) -> int:
+        """Through how many graphs."""
+        return len(self._returned)
+
     def go(self, graph: Graph, given: Sequence[Any], links: Links) -> Edge:
         """Go on through a graph that is given some inputs; what its run feeds."""
         aligned = self._align(graph, given, links)

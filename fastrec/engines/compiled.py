@@ -251,9 +251,11 @@ class CompiledEngine:
 
     def _way(self, current: _Pass) -> Way:
         """How far the pass has come in its lesson, which is learned now if it was not."""
-        if current.way is None:
-            root = current.root
-            way = current.way = Way(root.learn(*current.arguments), self._listener, root.teacher.table.known)
+        root, way = current.root, current.way
+        # Torch may give a graph up after its backend has seen it, and compile it otherwise.
+        if way is None or way.gone != len(current.ran):
+            lesson = root.learn(*current.arguments) if way is None else way.lesson
+            way = current.way = Way(lesson, self._listener, root.teacher.table.known)
             for graph, edge in current.ran:
                 if not way.go(graph, graph.inputs, edge.links).feeds_as(edge):
                     raise UnsupportedModelError(
@@ -261,7 +263,7 @@ class CompiledEngine:
                         "code, so its records could be named wrong; record the model that was compiled with "
                         "engine='eager'"
                     )
-        return current.way
+        return way
 
     def _tell_missing(self, sites: list[str], *, ran: bool) -> None:
         fresh = [site for site in sites if site not in self._warned]

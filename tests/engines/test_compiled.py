@@ -128,6 +128,23 @@ def test_several_graphs_record_in_order_whatever_way_a_pass_takes() -> None:
     assert_same(compiled, eager)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_graph_that_torch_compiles_twice_is_followed_once() -> None:
+    class Item(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.lin(x)
+            y = y.sin() if y.sum().item() > 0 else y.cos()
+            return y.relu()
+
+    # From the second number on it is an input, which aot_eager finds out only after the backend was called.
+    eager, compiled = both(Item(), [torch.randn(3, 4) for _ in range(4)], "aot_eager", **EVERYTHING)
+    assert_same(compiled, eager)
+
+
 def test_new_shapes_compile_anew_and_dynamic_ones_do_not() -> None:
     passes = [torch.randn(n, 4) for n in (3, 3, 5, 7, 9)]
     eager, compiled = both(mlp(), passes, **EVERYTHING)
