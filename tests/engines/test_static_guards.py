@@ -232,3 +232,158 @@ def test_eager_passes_see_what_the_calls_do_not_show() -> None:
     with torch.no_grad(), Recorder(Changes(), keep_module="act", engine="static") as rec:  # long before the next check
         drive(rec._roots[""], rec)
     assert len(rec.recording) == 12
+
+
+class Slices(nn.Module):
+    """One value keeps its shape, the other has one that its loop tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.then, self.rows = nn.Tanh(), nn.ReLU(), 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.then(self.first(x)[: self.rows] * 2).sum()
+
+
+def test_values_in_a_batch_are_looked_at_for_their_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drive(model: Any, rec: Recorder) -> list[Any]:
+        popped = []
+        for index in range(9):
+            model.rows = 3 if index < 6 else 2
+            model(torch.randn(3, 4))
+            popped.append(rec.pop())
+        return popped
+
+    assert not differ(Slices, drive, keep_op=["tanh", "relu"])
+    monkeypatch.setattr("fastrec._batch.all_alike", lambda values: lambda *others: True)
+    assert differ(Slices, drive, keep_op=["tanh", "relu"])
+
+
+def test_memory_of_other_libraries_is_no_bodys_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays: list[Any] = []
+
+    class Foreign(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            arrays.append(x.numpy() * 2)
+            return torch.from_numpy(arrays[-1])
+
+    def drive(model: Any, rec: Recorder) -> list[Any]:
+        popped = popping(model, rec)
+        for array in arrays:
+            array[:] = 7
+        return popped
+
+    def make() -> nn.Module:
+        return nn.Sequential(Foreign(), nn.Tanh())
+
+    assert not differ(make, drive, keep_module="0")
+    for where in ("fastrec._batch.are_alone", "fastrec.engines._static_lesson.are_alone"):
+        monkeypatch.setattr(where, lambda values: True)
+    assert differ(make, drive, keep_module="0")
+
+
+class Orders(nn.Module):
+    """Calls its parts in the order that it is told, and goes on where one of them raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Tanh(), nn.Sigmoid()])
+        self.order = [0, 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index in self.order:
+            x = self.parts[index](x)
+        return x
+
+
+ORDERS = {"in another order": [1, 0], "twice": [0, 1, 1], "not at all": [0]}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_calls_come_in_their_order_and_number(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drive(model: Any, rec: Recorder) -> list[Any]:
+        for index in range(8):
+            model.order = ORDERS[order] if index == 5 else [0, 1]
+            try:
+                model(torch.ones(3, 4))
+            except FastrecError:
+                return []
+        raise LookupError  # what was promised was broken, and nobody noticed
+
+    def noticed() -> bool:
+        with torch.no_grad(), Recorder(Orders(), keep_op=["tanh", "sigmoid"], engine="static") as rec:
+            try:
+                drive(rec._roots[""], rec)
+            except LookupError:
+                return False
+        return True
+
+    assert noticed()
+    aside = StaticEngine._step_aside
+
+    def go_on(self: Any, now: Any, *call: Any) -> Any:
+        _, _, module, args, kwargs = call
+        return module._call_impl(*args, **kwargs) if now.step.module is not module else aside(self, now, *call)
+
+    monkeypatch.setattr(StaticEngine, "_step_aside", go_on)
+    monkeypatch.setattr(StaticEngine, "_broken", lambda self, course, what: None)
+    monkeypatch.setattr("fastrec._run.PassRun.fail", lambda self, error: None)
+    assert not noticed()
+
+
+def test_a_full_pass_is_made_as_often_as_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Changes(Model):
+        more = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.sin().cos() if self.more else x)
+
+    def passes() -> int:
+        model = Changes()
+        with torch.no_grad(), Recorder(model, keep_op="tanh", engine="static", check_every=3) as rec:
+            for index in range(12):
+                model.more = index > 4
+                try:
+                    model(torch.randn(3, 4))
+                except FastrecError:
+                    return rec.recording.n_passes
+        return 12
+
+    assert passes() < 9
+    learn = StaticEngine._learn
+
+    def never_again(self: Any, course: Any, lesson: Any, mode: Any) -> None:
+        learn(self, course, lesson, mode)
+        course.left = 1000 if course.plan is not None else 0
+
+    monkeypatch.setattr(StaticEngine, "_learn", never_again)
+    assert passes() == 12
+
+
+def test_a_module_that_returns_no_tensor_breaks_the_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act, self.pair = _Act(id), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.act.forward = (lambda x: (x, x)) if self.pair else lambda x: x.tanh()  # type: ignore[assignment]
+            out: Any = self.act(x)
+            return out[0] if self.pair else out
+
+    def drive() -> int:
+        model = Pairs()
+        with torch.no_grad(), Recorder(model, keep_module="act", engine="static") as rec:
+            for index in range(6):
+                model.pair = index == 4
+                try:
+                    model(torch.ones(3, 4))
+                except FastrecError:
+                    pass
+        return rec.recording.n_passes
+
+    assert drive() == 5
+
+    monkeypatch.setattr(StaticEngine, "_fail", lambda self, now, what: None)
+    monkeypatch.setattr(StaticEngine, "_take", lambda self, now, step, out: None)
+    assert drive() == 6  # one of them without its record
