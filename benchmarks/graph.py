@@ -73,6 +73,8 @@ def _ms(seconds: float) -> str:
 
 def agreement(own: Found, reference: Found) -> Iterator[str]:
     """The table of agreement: the same operations in the same order, with the same parents."""
+    yield f"### With {reference['name']}"
+    yield ""
     yield "| model | values | agree | differences |"
     yield "|---|---:|---|---|"
     for case, ours in own["operations"].items():
@@ -80,6 +82,7 @@ def agreement(own: Found, reference: Found) -> Iterator[str]:
         differences = list(_differences(ours, theirs))
         title = CASES[case]().title
         yield f"| {title} | {len(ours)} | {'no' if differences else 'yes'} | {'; '.join(differences[:3])} |"
+    yield ""
 
 
 def _differences(ours: list[Found], theirs: list[Found]) -> Iterator[str]:
@@ -111,12 +114,11 @@ def page(found: list[Found]) -> str:
             f"Additions of a scalar, logged and printed: {many}. Beside the saved tensors an operation takes "
             f"{growth['bytes']:.0f} bytes.",
             "",
-            f"## Agreement with {found[1]['name']}",
+            "## Agreement",
             "",
             "The same values in the same order, from the same parents; the words for functions are made equal first.",
             "",
-            *agreement(found[0], found[1]),
-            "",
+            *(line for reference in found[1:] for line in agreement(found[0], reference)),
             "Who is right where they differ: see [the graph](../docs/graph.md#where-the-reference-differs).",
             "",
         ]

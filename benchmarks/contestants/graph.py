@@ -11,9 +11,9 @@ import json
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,21 +24,33 @@ ROUNDS = 9
 Operation = dict[str, Any]
 
 
-def fastrec_contestant() -> tuple[str, dict[str, Callable[..., Any]]]:
+class Contestant(NamedTuple):
+    """Its name, what it does, and how each entry of its log is read."""
+
+    name: str
+    jobs: dict[str, Callable[..., Any]]
+    entries: Callable[[Any], Iterable[Any]]
+    label: str = "layer_label_w_pass"
+    function: str = "func_applied_name"
+    parents: str = "parent_layers"
+
+
+def fastrec_contestant() -> Contestant:
     from fastrec.graph import get_model_metadata, log_forward_pass
 
-    return "fastrec", {"full": log_forward_pass, "metadata": get_model_metadata}
+    jobs = {"full": log_forward_pass, "metadata": get_model_metadata}
+    return Contestant("fastrec", jobs, lambda log: log.operations)
 
 
-def torchlens_contestant() -> tuple[str, dict[str, Callable[..., Any]]]:
+def torchlens_contestant() -> Contestant:
     import torchlens
 
+    name = f"torchlens {version('torchlens')}"
     if hasattr(torchlens, "unwrap_torch"):
         log = torchlens.log_forward_pass
         jobs = {"full": log, "metadata": lambda model, x: log(model, x, layers_to_save=None)}
-    else:
-        jobs = {"full": torchlens.trace}
-    return f"torchlens {version('torchlens')}", jobs
+        return Contestant(name, jobs, lambda log: log.layer_list, function="func_name")
+    return Contestant(name, {"full": torchlens.trace}, lambda log: log.ops, "label", "func_name", "parents")
 
 
 def release() -> None:
@@ -70,24 +82,22 @@ def timed(name: str, jobs: dict[str, Callable[..., Any]]) -> dict[str, float]:
     return {job: sorted(found)[len(found) // 5] for job, found in seconds.items()}
 
 
-def operations(log: Any) -> list[Operation]:
+def operations(contestant: Contestant, log: Any) -> list[Operation]:
     """What ran, in order, with the places of the parents."""
-    entries = list(log.operations if hasattr(log, "operations") else log.layer_list)
-    labels = {getattr(e, "layer_label_w_pass", None) or e.layer_label: place for place, e in enumerate(entries)}
+    entries = list(contestant.entries(log))
+    labels = {getattr(e, contestant.label) or e.layer_label: place for place, e in enumerate(entries)}
     labels |= {label.removesuffix(":1"): place for label, place in labels.items() if label.endswith(":1")}
     return [
         {
-            "type": _type(e),
-            "parents": sorted({labels[parent] for parent in e.parent_layers if parent in labels}),
+            "type": _type(str(e.layer_type), getattr(e, contestant.function)),
+            "parents": sorted({labels[parent] for parent in getattr(e, contestant.parents) if parent in labels}),
             "label": e.layer_label,
         }
         for e in entries
     ]
 
 
-def _type(entry: Any) -> str:
-    name = getattr(entry, "func_applied_name", None) or getattr(entry, "func_name", None)
-    kind = str(entry.layer_type)
+def _type(kind: str, name: str | None) -> str:
     return kind if kind in ("input", "output", "buffer") or not name or name == "none" else canonical(name)
 
 
@@ -112,14 +122,14 @@ def growth() -> dict[str, Any]:
 
 def main(which: str) -> None:
     torch.set_num_threads(1)
-    name, jobs = fastrec_contestant() if which == "fastrec" else torchlens_contestant()
-    found: dict[str, Any] = {"name": name, "seconds": {case: timed(case, jobs) for case in TIMED}, "operations": {}}
-    if "metadata" in jobs:  # 2.36.1 tells of its graph in other words
-        for case in CASES:
-            torch.manual_seed(0)
-            made = CASES[case]()
-            with torch.no_grad():
-                found["operations"][case] = operations(jobs["full"](made.model, made.example))
+    contestant = fastrec_contestant() if which == "fastrec" else torchlens_contestant()
+    seconds = {case: timed(case, contestant.jobs) for case in TIMED}
+    found: dict[str, Any] = {"name": contestant.name, "seconds": seconds, "operations": {}}
+    for case in CASES:
+        torch.manual_seed(0)
+        made = CASES[case]()
+        with torch.no_grad():
+            found["operations"][case] = operations(contestant, contestant.jobs["full"](made.model, made.example))
     if which == "fastrec":
         found["growth"] = growth()
     print(json.dumps(found))
