@@ -65,10 +65,11 @@ class Saver:
         self._plain = spec.save_raw and not spec.keep_grad and spec.transform is None
         self._gradients = gradients
         self.keeps_any = keep != ()
+        self._keeps_all = isinstance(keep, All)
 
     def save(self, op: Op, value: Tensor) -> None:
         """Keep a value if it is wanted."""
-        if op.index not in self.keep:
+        if not self._keeps_all and op.index not in self.keep:
             return
         if type(value) is not Tensor or value.layout != torch.strided or _interpreter() is not None:
             reason = why_not(value)
@@ -99,7 +100,7 @@ def copied(value: Tensor) -> Tensor:
     """A detached copy that nobody else writes to."""
     with torch._C.DisableTorchFunction():
         if not torch.is_inference_mode_enabled():
-            return value.detach().clone()
+            return value.detach().clone() if value.requires_grad else value.clone()
         # What is made in inference mode could not be saved for a backward pass by whoever reads it.
         with torch.inference_mode(False), torch.no_grad():
             return value.detach().clone()
