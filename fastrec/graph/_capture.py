@@ -34,6 +34,7 @@ _LOOKS: Mapping[Any, str] = {
     for name in ("__bool__", "item", "__int__", "__float__", "__index__", "__complex__", "tolist")
 }
 _GRADIENTS: frozenset[Any] = frozenset({vars(torch._C.TensorBase)["grad"].__get__})
+_DATA_SETTERS: frozenset[Any] = frozenset({vars(torch._C.TensorBase)["data"].__set__})
 _disabled = torch._C.DisableTorchFunction
 _any_autocast = torch._C._is_any_autocast_enabled
 
@@ -159,6 +160,12 @@ class GraphListener:
             if producer is not None:
                 look = Truth(producer, how, out if how != "tolist" else None, self._stack(2), len(self._ops))
                 self._capture.truths.append(look)
+        elif func in _DATA_SETTERS:
+            producer = self._producer(args[1])
+            if producer is None:
+                self._values.pop(id(args[0]), None)
+            else:
+                self._bind(args[0], producer)  # `x.data = y`: the values of another tensor
         elif func in _GRADIENTS:
             if isinstance(out, Tensor):
                 self._constant(out)  # what a backward pass left there, not what its tensor is

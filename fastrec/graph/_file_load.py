@@ -46,7 +46,7 @@ def load_history(path: str | PathLike[str]) -> ModelHistory:
     file = TensorFile(Path(path))
     try:
         told = msgspec.msgpack.decode(file.array("structure").tobytes(), type=FileHistory)
-    except (msgspec.MsgspecError, AttributeError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, AttributeError, RecursionError) as error:
         raise DamagedFileError(f"{path} is no history: {error}") from error
     if told.format != FORMAT:
         raise DamagedFileError(f"{path} is a {told.format!r}, and this version reads {FORMAT!r}")

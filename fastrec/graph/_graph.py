@@ -103,5 +103,21 @@ class Graph:
 
     def label(self, index: int) -> str:
         """The label of an operation, with its pass where the layer has several."""
-        layer = self.layer(index)
-        return layer.label if len(layer.ops) == 1 else f"{layer.label}:{self.pass_numbers[index]}"
+        return self._labels[index]
+
+    @cached_property
+    def _labels(self) -> dict[int, str]:
+        found = {}
+        for layer in self.layers:
+            several = len(layer.ops) > 1
+            for number, index in enumerate(layer.ops, 1):
+                found[index] = f"{layer.label}:{number}" if several else layer.label
+        return found
+
+    @cached_property
+    def passes(self) -> dict[str, list[str]]:
+        """All passes of each layer, by its label."""
+        return {
+            layer.label: [f"{layer.label}:{number}" for number in range(1, len(layer.ops) + 1)]
+            for layer in self.layers
+        }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrec._capture import CaptureSpec
-from fastrec._errors import GradientError, OptionError
+from fastrec._errors import GradientError, OptionError, RecordingExistsError
 from fastrec._oneshot import NOT_GIVEN
 from fastrec._recorder import roots_of
 from fastrec._state import random_state_restored, restored
@@ -92,6 +92,8 @@ def log_forward_pass(  # noqa: PLR0913
         return _logged(run, roots, layers_to_save, spec, None)
     if spec.keep_grad and not keep_activations_in_memory:
         raise OptionError("train_mode keeps values attached to autograd, which only values in memory are")
+    if Path(save_activations_to).exists():
+        raise RecordingExistsError(f"{save_activations_to} exists; give another path, or remove it first")
     file = TensorFile(Path(save_activations_to)).create(overwrite=False)
     try:
         history = _logged(run, roots, layers_to_save, spec, Stream(file, keep_activations_in_memory))
@@ -157,6 +159,8 @@ def get_model_metadata(
 def _selectors(layers_to_save: str | int | Iterable[str | int] | None) -> list[str | int]:
     if layers_to_save is None or layers_to_save == "none":
         return []
-    if isinstance(layers_to_save, str | int):
+    if isinstance(layers_to_save, str | int) and not isinstance(layers_to_save, bool):
         return [layers_to_save]
+    if not isinstance(layers_to_save, Iterable) or isinstance(layers_to_save, Mapping):
+        raise OptionError(f"layers_to_save={layers_to_save!r}: give 'all', None, a key, or a list of keys")
     return list(layers_to_save)

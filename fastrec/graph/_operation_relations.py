@@ -21,8 +21,7 @@ class RelationFacts(Facts):
     @property
     def same_layer_operations(self) -> list[str]:
         """All passes of its layer, with their numbers, itself included."""
-        layer = self._layer
-        return [f"{layer.label}:{number}" for number in range(1, len(layer.ops) + 1)]
+        return list(self._graph.passes[self._layer.label])
 
     @property
     def parent_layers(self) -> list[str]:

@@ -71,7 +71,8 @@ class Saver:
         """Keep a value if it is wanted."""
         if not self._keeps_all and op.index not in self.keep:
             return
-        if type(value) is not Tensor or value.layout != torch.strided or _interpreter() is not None:
+        plain = type(value) is Tensor and value.layout == torch.strided and not value.is_quantized
+        if not plain or _interpreter() is not None:
             reason = why_not(value)
             if reason:
                 op.unsaved = reason

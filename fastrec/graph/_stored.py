@@ -38,10 +38,12 @@ class Stored:
     def read(self) -> Tensor:
         """The tensor, in memory of its own."""
         array = self.file.array(self.name)
-        found = torch.from_numpy(np.array(array))
-        if self.dtype not in _NATIVE:
-            found = found.view(self.dtype)
-        elif found.dtype != self.dtype:
+        try:
+            found = torch.from_numpy(np.array(array))
+            found = found if self.dtype in _NATIVE else found.view(self.dtype)
+        except (TypeError, RuntimeError) as error:
+            raise DamagedFileError(f"{self.file.path}: {self.name} is no {self.dtype} tensor: {error}") from error
+        if found.dtype != self.dtype:
             raise DamagedFileError(f"{self.file.path}: {self.name} is of {found.dtype}, and should be of {self.dtype}")
         if found.numel() != torch.Size(self.shape).numel():
             raise DamagedFileError(f"{self.file.path}: {self.name} has not the {self.shape} that the file says")
@@ -113,7 +115,7 @@ class TensorFile:
         try:
             with h5py.File(self.path, "r") as file:
                 return _dataset(file, name)[()]
-        except (OSError, KeyError, TypeError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:  # whatever HDF5 stumbles over
             raise DamagedFileError(f"{self.path} is no history, or not all of one: {error}") from error
 
 

@@ -53,7 +53,13 @@ def rows_of(history: ModelHistory, what: str) -> list[Row]:
 
 
 def _operations(history: ModelHistory) -> list[Row]:
-    return [{name: _plain(getattr(each, name)) for name in OPERATION_COLUMNS} for each in history.operations]
+    own = [name for name in OPERATION_COLUMNS if name != "same_layer_operations"]
+    rows = []
+    for each in history.operations:
+        told = {name: _plain(getattr(each, name)) for name in own}
+        told["same_layer_operations"] = history.graph.passes[each.layer_label]  # one list for all passes of a layer
+        rows.append({name: told[name] for name in OPERATION_COLUMNS})
+    return rows
 
 
 def _layers(history: ModelHistory) -> list[Row]:
@@ -107,6 +113,8 @@ def _plain(value: Any) -> Any:
         return str(value).removeprefix("torch.")
     if isinstance(value, torch.device):
         return str(value)
+    if isinstance(value, list) and value and type(value[0]) is str:
+        return value  # labels, of which there may be many
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return value

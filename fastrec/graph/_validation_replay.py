@@ -39,6 +39,7 @@ class Replayer:
 
     def __init__(self, ops: Sequence[Op]) -> None:
         self._ops = ops
+        self._written = set(map(id, _written_parameters(ops)))
 
     def run(self, call: Call, instead: Mapping[int, Tensor] | None = None) -> Replayed:
         """Run a call from the saved values of its parents, or from others ``instead`` of some of them."""
@@ -74,12 +75,23 @@ class Replayer:
     def value_of(self, reference: Ref | Stale | Parameter | Constant) -> Tensor:
         """The tensor that a call got."""
         if isinstance(reference, Parameter):
+            if id(reference.tensor) in self._written:
+                raise CannotReplay(f"the pass writes to the parameter {reference.address!r}, which is not saved")
             return reference.tensor.detach()
         value = self._ops[reference.op].value if isinstance(reference, Ref) else reference.value
         if value is None:
             why = self._ops[reference.op].unsaved if isinstance(reference, Ref) else ""
             raise CannotReplay(f"the value of an argument was not saved{': ' + why if why else ''}")
         return value.detach()
+
+
+def _written_parameters(ops: Sequence[Op]) -> Iterator[Tensor]:
+    """The parameters that calls of a pass wrote in place."""
+    for op in ops:
+        if op.call.inplace:
+            for target in (*op.call.args[:1], op.call.kwargs.get("out")):
+                if isinstance(target, Parameter):
+                    yield target.tensor
 
 
 def parents_in(call: Call) -> dict[int, Ref | Stale]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrec import FastrecError
+from fastrec._errors import DamagedFileError
 from fastrec.graph import load_history, log_forward_pass, validate_history
 from fastrec.graph._file_values import Opaque, decoded, encoded
 from fastrec.graph._stored import Stored
@@ -216,3 +217,32 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(FastrecError, match="is no history"):
         load_history(path)
+
+
+def test_a_file_with_wrong_bytes_is_damaged_or_reads_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "pass.h5"
+    log_forward_pass(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), torch.rand(2, 3)).save(path)
+    right = path.read_bytes()
+    places = np.random.default_rng(0)
+    refused = 0
+    for _ in range(120):
+        wrong = bytearray(right)
+        for _ in range(3):
+            wrong[places.integers(len(wrong))] = int(places.integers(256))
+        path.write_bytes(wrong)
+        try:
+            history = load_history(path)
+            str(history)
+            [operation.activation for operation in history.operations]
+            history.to_pandas()
+        except DamagedFileError:
+            refused += 1
+    assert refused > 20
+
+
+def test_a_stream_does_not_write_over_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "pass.h5"
+    path.write_text("mine")
+    with pytest.raises(FastrecError, match="exists; give another path, or remove it first"):
+        log_forward_pass(nn.ReLU(), torch.rand(2), save_activations_to=path)
+    assert path.read_text() == "mine"

@@ -238,3 +238,9 @@ def test_values_go_with_the_history_and_wait_for_no_collection(model: Branching)
         assert [ref() for ref in kept] == [None] * len(kept)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("select", [3.5, True, {"relu": 1}])
+def test_a_selection_is_a_key_or_a_list_of_keys(select: Any) -> None:
+    with pytest.raises(OptionError, match="give 'all', None, a key, or a list of keys"):
+        log_forward_pass(nn.ReLU(), torch.ones(2), layers_to_save=select)

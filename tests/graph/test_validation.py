@@ -306,3 +306,43 @@ def test_a_gradient_that_a_backward_pass_left_is_not_the_value_of_its_tensor(by_
     report = validate_history(history)
     assert report and report.unchecked == [], report
     model.zero_grad()
+
+
+class Decaying(nn.Module):
+    """Writes to its own parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.scale.mul_(0.5)
+        return x * self.scale
+
+
+def test_what_reads_a_parameter_that_the_pass_writes_could_not_be_checked() -> None:
+    report = validate_saved_activations(Decaying(), torch.randn(3, 4))
+    assert report, report
+    assert [entry.name for entry in report.unchecked] == ["mul_1_1", "outputs"]
+    assert "writes to the parameter 'scale'" in report.unchecked[0].why
+
+
+def test_values_that_are_set_through_data_are_those_of_the_other_tensor() -> None:
+    def forward(x: Tensor) -> Tensor:
+        y = x * 1
+        y.data = x.exp()
+        return y + 1
+
+    report = validate_saved_activations(Calls(forward), torch.randn(3, 4))
+    assert report and report.unchecked == [], report
+    history = log_forward_pass(Calls(forward), torch.randn(3, 4))
+    assert history["add_1"].parent_layers == ["exp_1_2"]
+
+
+def test_quantized_values_are_named_as_not_checked() -> None:
+    report = validate_saved_activations(
+        Calls(lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8).dequantize() + 1), torch.rand(2, 2)
+    )
+    assert report, report
+    assert [entry.name for entry in report.unchecked] == ["quantizepertensor_1_1", "dequantize_1_2"]
