@@ -16,7 +16,7 @@ from fastrec._recorder import args_of, roots_of
 from fastrec._seeds import seeded
 from fastrec._state import random_state_restored, restored
 from fastrec.engines._leaves import argument_leaves, leaves
-from fastrec.graph._arguments import filled, mapped
+from fastrec.graph._arguments import filled, flat, mapped
 from fastrec.graph._history import ModelHistory
 from fastrec.graph._log import log_forward_pass
 from fastrec.graph._raw import Call, Op, Stale
@@ -291,4 +291,4 @@ class _Validation:
 
 
 def _holds(item: Any, value: Tensor) -> bool:
-    return any(leaf is value for _, leaf in leaves(item))
+    return any(leaf is value for leaf in flat(item))

@@ -51,7 +51,9 @@ def _floats(value: Tensor, layer_type: str, generator: torch.Generator) -> Itera
     if SIZES_ITS_RESULT.search(layer_type):
         return
     for more in (max(scale, 1.0) * 1e3, 1e18):  # the other operands may be as large
-        yield (noise * min(more, float(torch.finfo(value.dtype).max) / 100)).to(value.dtype)
+        wide = (noise * min(more, float(torch.finfo(value.dtype).max) / 100)).to(value.dtype)
+        yield wide
+        yield -wide  # a single number may lie beyond a bound on one side
     if not value.is_complex():
         yield (noise.abs() * scale).to(value.dtype)
         yield (noise.abs() * -scale).to(value.dtype)

@@ -219,17 +219,19 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
         load_history(path)
 
 
-def test_a_file_with_wrong_bytes_is_damaged_or_reads_and_nothing_else(tmp_path: Path) -> None:
+def test_a_structure_with_wrong_bytes_is_damaged_or_reads_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "pass.h5"
     log_forward_pass(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), torch.rand(2, 3)).save(path)
-    right = path.read_bytes()
+    with h5py.File(path) as file:
+        right = file["structure"][()]
     places = np.random.default_rng(0)
     refused = 0
     for _ in range(120):
-        wrong = bytearray(right)
-        for _ in range(3):
-            wrong[places.integers(len(wrong))] = int(places.integers(256))
-        path.write_bytes(wrong)
+        wrong = right.copy()
+        for place in places.integers(len(wrong), size=3):
+            wrong[place] = places.integers(256)
+        with h5py.File(path, "r+") as file:
+            file["structure"][()] = wrong
         try:
             history = load_history(path)
             str(history)
@@ -238,6 +240,18 @@ def test_a_file_with_wrong_bytes_is_damaged_or_reads_and_nothing_else(tmp_path: 
         except DamagedFileError:
             refused += 1
     assert refused > 20
+
+
+def test_what_hdf5_stumbles_over_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pass.h5"
+    log_forward_pass(nn.ReLU(), torch.rand(2)).save(path)
+
+    def stumble(*_: object, **__: object) -> None:
+        raise RuntimeError("Unable to synchronously check link existence (wrong B-tree signature)")
+
+    monkeypatch.setattr(h5py.Group, "get", stumble)
+    with pytest.raises(DamagedFileError, match="wrong B-tree signature"):
+        load_history(path)
 
 
 def test_a_stream_does_not_write_over_a_file(tmp_path: Path) -> None:

@@ -346,3 +346,14 @@ def test_quantized_values_are_named_as_not_checked() -> None:
     )
     assert report, report
     assert [entry.name for entry in report.unchecked] == ["quantizepertensor_1_1", "dequantize_1_2"]
+
+
+def test_a_parent_may_stand_in_a_slice() -> None:
+    def forward(x: Tensor) -> Tensor:
+        first, last = (x > 9).sum(), (x < 9).sum()
+        y = x.clone()
+        y[first:last] = x[first:last] * 2
+        return y
+
+    report = validate_saved_activations(Calls(forward), torch.randn(6))
+    assert report and report.unchecked == [], report

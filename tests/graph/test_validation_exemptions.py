@@ -87,6 +87,8 @@ def test_every_rule_is_tested() -> None:
         lambda x: F.dropout(x, 0.2),
         lambda x: x + 1e20,
         lambda x: x.clamp(-1e-3, 1e-3),
+        lambda x: x.abs().sum().mul(1e-3).clamp(min=1.0),
+        lambda x: x.abs().sum().mul(-1e-3).clamp(max=-1.0),
         lambda x: x.isnan().float() + x,
         lambda x: x.relu() + x.sigmoid() + x.sign(),
         lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),

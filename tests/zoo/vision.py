@@ -78,7 +78,7 @@ def _torchvision_maker(name: str, kind: str) -> Callable[[], Made]:
         model = models.get_model(name, **options)
         if kind == "detection":
             if hasattr(model, "rpn"):
-                model.rpn._post_nms_top_n["testing"] = 20  # of a thousand boxes each is cut out of the features
+                model.rpn._post_nms_top_n["testing"] = 4  # each of a thousand boxes is cut out of the features
             return model, ([torch.rand(3, 64, 64)],), {}
         if kind == "video":
             size = 224 if name.startswith(("mvit", "s3d")) else 64
