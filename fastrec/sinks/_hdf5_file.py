@@ -25,6 +25,7 @@ from fastrec.sinks._hdf5_layout import (
     SegmentMap,
     write_rows,
 )
+from fastrec.sinks._hdf5_log import torch_dtype_of
 from fastrec.sinks._hdf5_trailer import add_trailer
 
 CHUNK_BYTES = 1024 * 1024
@@ -174,7 +175,8 @@ def type_of(dtype: Any) -> h5t.TypeID:
         return made
     if dtype == "complex32":
         return h5t.py_create(np.dtype([("r", "<f2"), ("i", "<f2")]))
-    return h5t.py_create(np.dtype(np.uint8))
+    # float8 and the dtypes that are only bits, of which other tools know nothing.
+    return h5t.py_create(np.dtype(f"u{torch_dtype_of(dtype).itemsize}"))
 
 
 def _start(file: Any, identity: Identity) -> None:

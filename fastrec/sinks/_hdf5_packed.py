@@ -29,7 +29,6 @@ class PackedFile:
 
     def rows(self, name: str, first: int, count: int, nbytes: int, out: Bytes | None) -> Bytes:
         """Rows of a data set, as the bytes of its type on the disk."""
-        data = np.empty(count * nbytes, np.uint8) if out is None else out
         with self._lock:
             try:
                 made = self._opened()[name].id
@@ -37,6 +36,7 @@ class PackedFile:
                 shape = space.get_simple_extent_dims()
                 if first < 0 or count < 0 or first + count > shape[0]:
                     raise DamagedFileError(f"rows {first} to {first + count} were asked for, and there are {shape[0]}")
+                data = np.empty(count * nbytes, np.uint8) if out is None else out
                 if data.size:
                     space.select_hyperslab((first, *(0 for _ in shape[1:])), (count, *shape[1:]))
                     made.read(h5s.create_simple((count, *shape[1:])), space, data, made.get_type())

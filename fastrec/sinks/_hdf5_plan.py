@@ -9,6 +9,7 @@ import numpy as np
 
 from fastrec.sinks._hdf5_file import Wanted, attribute, name_of
 from fastrec.sinks._hdf5_layout import COUNTERS, COUNTERS_ROW, LATE, LOG, TABLES, DataInfo
+from fastrec.sinks._hdf5_log import torch_dtype_of
 
 MOST_DATA_SETS = 512
 LARGEST_ROW = 1 << 30  # a chunk of HDF5 is less than 4 GiB; larger values lie among the late ones
@@ -64,10 +65,7 @@ def fits(info: DataInfo) -> bool:
 def _row_bytes(info: DataInfo) -> int:
     if info.part == "step":
         return info.step_dtype().itemsize
-    size = {"bfloat16": 2, "complex32": 4}.get(info.dtype) or (
-        1 if info.dtype.startswith("float8") else np.dtype(info.dtype).itemsize
-    )
-    return size * int(np.prod(info.shape, dtype=np.int64))
+    return torch_dtype_of(info.dtype).itemsize * int(np.prod(info.shape, dtype=np.int64))
 
 
 def wanted_of(info: DataInfo, number: int, name: str, rows: int) -> Wanted:

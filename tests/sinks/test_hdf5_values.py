@@ -12,7 +12,7 @@ from sinks.verified import check_checksums
 import fastrec
 from fastrec import Recorder
 from fastrec._errors import UnsupportedTensorError
-from fastrec.sinks import HDF5Sink
+from fastrec.sinks import HDF5Sink, RAMSink
 from fastrec.sinks._hdf5_source import HDF5Source
 
 
@@ -115,3 +115,35 @@ def _of(size: int, seed: int) -> torch.Tensor:
         part = value[start : start + len(piece)]
         part.copy_(piece[: len(part)])
     return value
+
+
+def bits(value: torch.Tensor) -> list[int]:
+    """The bytes of a tensor of any dtype and layout, of which torch itself can do little with some."""
+    flat = torch.empty(value.shape, dtype=value.dtype)
+    flat.untyped_storage().copy_(value.clone(memory_format=torch.contiguous_format).untyped_storage())
+    return flat.untyped_storage().tolist()
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_every_dtype_comes_back_or_is_refused_and_does_no_harm(tmp_path: Path) -> None:
+    dtypes = sorted({made for made in vars(torch).values() if isinstance(made, torch.dtype)}, key=str)
+    expected, refused = [], set()
+    sinks = [RAMSink(), HDF5Sink(tmp_path / "run.h5"), HDF5Sink(tmp_path / "packed.h5", compression="gzip")]
+    with Recorder(torch.nn.Identity(), keep_module=True, sink=sinks) as rec:
+        for dtype in dtypes:
+            given = torch.randint(0, 256, (3, 4 * dtype.itemsize), dtype=torch.uint8)
+            if "qint" in str(dtype) or "quint" in str(dtype):
+                continue  # a quantized tensor is no view of bytes
+            value = given > 99 if dtype == torch.bool else given.view(dtype)
+            for one in (value, value[0], value[0, 0], value[:0], value[:, ::2], value.T, value):
+                try:
+                    rec.log(one)
+                    expected.append(one)
+                except UnsupportedTensorError:
+                    refused.add(str(dtype))
+    assert refused == {f"torch.{sign}int{size}" for sign in ("", "u") for size in range(1, 8)}
+    for found in (rec.recording, fastrec.load(tmp_path / "run.h5"), fastrec.load(tmp_path / "packed.h5")):
+        for record, one in zip(found, expected, strict=True):
+            assert record.activation is not None
+            assert (record.activation.dtype, record.activation.shape) == (one.dtype, one.shape)
+            assert bits(record.activation) == bits(one)
