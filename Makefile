@@ -30,7 +30,7 @@ test: lint
 # gets an environment of its own that sees the first one. What has run is in .zoo, and is not run again.
 test-zoo: .venv-zoo/.installed
 	OMP_NUM_THREADS=1 .venv-zoo/bin/python -W ignore -m tests.zoo.run docs/zoo.md .zoo
-	.venv-zoo/bin/python -m pytest -m zoo tests/zoo/test_zoo_compiled.py
+	PYTHONPATH=tests OMP_NUM_THREADS=1 .venv-zoo/bin/python -W ignore -m tests.zoo.engines docs/zoo-engines.md .zoo/engines
 
 .venv-zoo/.installed: | $(INSTALLED)
 	$(BIN)/python -m venv .venv-zoo

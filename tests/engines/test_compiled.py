@@ -5,7 +5,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import pytest
@@ -448,6 +448,39 @@ def test_learning_leaves_random_state_buffers_and_attributes_alone() -> None:
         results.append([*out, *model.buffers(), torch.get_rng_state(), torch.tensor([model.calls, *model.seen])])
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
+
+
+def test_outputs_of_any_form_that_share_memory() -> None:
+    class Forms(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor, *, scale: float = 1, more: Any = None) -> dict[str, Any]:
+            y = self.norm(self.lin(x)) * scale
+            z = y.sin()
+            z[0] = 1
+            z.view(-1)[1:3].add_(2)
+            pair = y, [z, z.t()]
+            return {"y": y, "pair": pair, "given": x, "n": 3, "most": y.max(1), "more": more and more["t"] + z}
+
+    options: list[dict[str, Any]] = [{}, {"scale": 2.0}, {"more": {"t": torch.ones(4)}}, {}]
+    results = []
+    for record in ("eager", "compiled", None):
+        torch.manual_seed(0)
+        model = Forms()
+        run = model if record == "eager" else torch.compile(model, backend="aot_eager")
+        with Recorder(run, **EVERYTHING) if record else nullcontext() as rec:
+            outputs = [run(torch.arange(12.0).reshape(3, 4) + n, **each) for n, each in enumerate(options)]
+        sum(out["y"].sum() + out["pair"][1][0].sum() for out in outputs).backward()  # type: ignore[union-attr]
+        results.append([*outputs, *model.buffers(), *(p.grad for p in model.parameters())])
+        if record == "eager":
+            expected = rec.recording  # type: ignore[union-attr]
+        elif record:
+            assert_same(rec.recording, expected)  # type: ignore[union-attr]
+    for found in results[1:]:
+        for (_, one), (_, other) in zip(tensors_in(found), tensors_in(results[0]), strict=True):
+            torch.testing.assert_close(one, other)
 
 
 def test_module_types_are_those_of_the_model() -> None:

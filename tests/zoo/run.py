@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import torch
@@ -32,44 +32,66 @@ PARTS: dict[str, Callable[[], Iterator[tuple[str, Any]]]] = {
 }
 
 
+R = TypeVar("R", bound="NamedRow")
+
+
 class TooLong(RuntimeError):
     """A model took longer than it may."""
 
 
-def work(part: str, path: Path) -> None:
-    """Append a row for each model of a part that has none yet."""
+class NamedRow(Protocol):
+    """What is noted of a model."""
+
+    name: str
+
+
+def work(models: Iterable[tuple[str, Any]], path: Path, measure: Callable[[str, Any], Any], kind: Any) -> None:
+    """Append a row for each model that has none yet; ``kind(name, verdict=...)`` is that of one which can't be run."""
     torch.set_num_threads(1)
-    define_operators()  # whatever imports torchvision, transformers included
-    done = {row.name for row in rows_in(path)}
+    done = {row.name for row in rows_in(path, kind)}
 
     def stop(*_: object) -> None:
         raise TooLong(f"longer than {SECONDS_PER_MODEL} seconds of the processor")
 
     signal.signal(signal.SIGPROF, stop)
-    for name, make in PARTS[part]():
+    for name, make in models:
         if name in done:
             continue
-        append(path, Row(name, verdict="failed: the process died"))  # stands unless a better row follows
+        append(path, kind(name, verdict="failed: the process died"))  # stands unless a better row follows
         signal.setitimer(signal.ITIMER_PROF, SECONDS_PER_MODEL)
         try:
             row = measure(name, make)
         except TooLong as error:
-            row = Row(name, verdict=f"not run: {error}")
+            row = kind(name, verdict=f"not run: {error}")
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
         append(path, row)
         gc.collect()
 
 
-def append(path: Path, row: Row) -> None:
+def append(path: Path, row: Any) -> None:
     with path.open("ab") as file:
         file.write(msgspec.json.encode(row) + b"\n")
 
 
-def rows_in(path: Path) -> list[Row]:
+def rows_in(path: Path, kind: type[R]) -> list[R]:
     """The last row of each model."""
     lines = path.read_bytes().splitlines() if path.exists() else []
-    return list({row.name: row for row in (msgspec.json.decode(line, type=Row) for line in lines)}.values())
+    return list({row.name: row for row in (msgspec.json.decode(line, type=kind) for line in lines)}.values())
+
+
+def rows_of_parts(module: str, parts: Iterable[str], folder: Path, kind: type[R]) -> Iterator[tuple[str, list[R]]]:
+    """Run ``python -m module --work`` for each part; its rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        path = folder / f"{part}.jsonl"
+        before = -1
+        while len(rows_in(path, kind)) > before:  # goes on behind a model at which the process died
+            before = len(rows_in(path, kind))
+            command = [sys.executable, "-m", module, "--work", part, str(path)]
+            if subprocess.run(command, check=False).returncode == 0:
+                break
+        yield part, rows_in(path, kind)
 
 
 def table(parts: dict[str, list[Row]]) -> str:
@@ -102,21 +124,14 @@ def table(parts: dict[str, list[Row]]) -> str:
 
 def main(arguments: list[str]) -> None:
     """Run all parts, or those that are named, and write the page."""
+    define_operators()  # whatever imports torchvision, transformers included
     if arguments[0] == "--work":
-        work(arguments[1], Path(arguments[2]))
+        work(PARTS[arguments[1]](), Path(arguments[2]), measure, Row)
         return
     folder = Path(arguments[1]) if len(arguments) > 1 else Path(tempfile.mkdtemp())
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for part in PARTS:
-        path = folder / f"{part}.jsonl"
-        before = -1
-        while len(rows_in(path)) > before:  # goes on behind a model at which the process died
-            before = len(rows_in(path))
-            command = [sys.executable, "-m", "tests.zoo.run", "--work", part, str(path)]
-            if subprocess.run(command, check=False).returncode == 0:
-                break
-        found[part] = rows_in(path)
+    found: dict[str, list[Row]] = {}
+    for part, rows in rows_of_parts("tests.zoo.run", PARTS, folder, Row):
+        found[part] = rows
         Path(arguments[0]).write_text(table(found))
     wrong = [row.name for part in found.values() for row in part if not row.verdict.startswith(("valid", "not run"))]
     sys.exit(f"not valid: {', '.join(wrong)}" if wrong else 0)
