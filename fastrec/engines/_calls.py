@@ -72,6 +72,8 @@ class ModuleCalls:
         call = None if original is nn.Module._wrapped_call_impl else original
         for layer in self._layers:
             call = layer(call)
+            # What is compiled meanwhile is a model as it is without a recorder: nobody watches inside of compiled code.
+            call._torchdynamo_inline = original  # type: ignore[attr-defined]
         self._patched().__call__ = call if self._layers and call else original  # type: ignore[method-assign]
 
     def _clear(self) -> None:

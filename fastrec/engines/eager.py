@@ -78,6 +78,7 @@ class EagerEngine:
         check_roots(roots)
         self._table = ModuleTable(roots)
         self._listener = listener
+        self._kept_out = keep_out_of_compiling()
         MODULE_CALLS.add(self._make_layer, self._thread)
 
     def close(self) -> None:

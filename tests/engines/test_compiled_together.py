@@ -276,3 +276,20 @@ def test_what_is_missing_is_told_by_each() -> None:
         with pytest.warns(FastrecWarning, match="'/add_2': not recorded") as told:
             model(torch.ones(3, 4))
     assert len(told) == 2
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("compiled_first", [True, False])
+@pytest.mark.parametrize("engine", ["eager", "static"])
+def test_a_compiled_model_is_recorded_beside_one_that_is_not(engine: str, compiled_first: bool, same: bool) -> None:
+    torch._dynamo.reset()
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), torch.randn(2, 4)
+    other = model if same else nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    recorders = Recorder(compiled, keep_op="tanh"), Recorder(other, keep_op="tanh", engine=engine)
+    with ExitStack() as stack:
+        for recorder in recorders if compiled_first else recorders[::-1]:
+            stack.enter_context(recorder)
+        expected = [compiled(x * i) for i in range(3)], [other(x * i) for i in range(3, 5)]
+    for recorder, values in zip(recorders, expected, strict=True):
+        assert torch.equal(recorder.recording.stack("1/tanh"), torch.stack(values))

@@ -314,6 +314,26 @@ def test_compiled_code_elsewhere_is_left_alone() -> None:
     assert same_bits(other(x), expected) and len(rec.recording) == 5
 
 
+@pytest.mark.parametrize("engine", ["eager", "static"])
+@pytest.mark.parametrize("watched", ["another model", "the same model", "a part of it"])
+def test_what_is_compiled_meanwhile_is_compiled_in_one_piece(engine: str, watched: str) -> None:
+    counters = torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    counters.clear()
+    model, x = mlp(), torch.randn(3, 4)
+    expected = model(x)
+    recorded = {"another model": mlp(), "the same model": model, "a part of it": model[0]}[watched]
+    with Recorder(recorded, keep_op="linear", engine=engine) as rec:
+        recorded(x)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        for _ in range(3):
+            torch.testing.assert_close(compiled(x), expected)
+        torch.testing.assert_close(compiled(x[:2]), expected[:2])
+    compiled(x)
+    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 2
+    assert rec.recording.n_passes == 1
+
+
 compiles = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
