@@ -108,7 +108,7 @@ def table(parts: dict[str, list[Row]]) -> str:
         "Written by `make test-zoo` on a CPU with one thread, in evaluation mode without gradients, while other work "
         "was going on: seconds are those of one log with all values saved, and the ratio is to the least of two "
         "bare passes. Small models make large ratios. Of torchvision's compiled operators detection needs one, `nms`, "
-        "which is written in plain torch for these runs, and the regions that are proposed are cut to four.",
+        "which is written in plain torch for these runs, and of the regions that are proposed a few are kept.",
     ]
     for part, found in parts.items():
         valid = sum(row.verdict == "valid" for row in found)
