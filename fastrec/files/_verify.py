@@ -132,8 +132,10 @@ def _blocks(file: ReadFile, contents: Contents) -> Iterator[_Block]:
             name, of = (info.name, _of(info, contents)) if info is not None else ("", "")
         if not name:
             raise DamagedFileError(f"{file.path!r}: a checksum is of the data {data}, which the log does not know")
-        late = row < 0
-        yield _Block(file, data + before, LATE if late else name, of, -1 - row if late else row, count, expected)
+        late, first = row < 0, max(row, -1 - row)
+        if first + count >= 1 << 62 or count < 0:
+            raise DamagedFileError(f"{file.path!r}: a checksum is of {count} rows from {first} on")
+        yield _Block(file, data + before, LATE if late else name, of, first, count, expected)
 
 
 def _of(info: DataInfo, contents: Contents) -> str:

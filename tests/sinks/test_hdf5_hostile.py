@@ -19,6 +19,7 @@ from torch import nn
 import fastrec
 from fastrec import CaptureSpec, FastrecError, Recorder
 from fastrec._errors import DamagedFileError
+from fastrec.files import verify
 from fastrec.sinks._hdf5_layout import TABLES
 
 NASTY = [
@@ -99,10 +100,11 @@ def read_all(path: Path) -> None:
 
 def check(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-    try:
-        read_all(path)
-    except FastrecError:
-        pass
+    for use in (read_all, verify):
+        try:
+            use(path)
+        except FastrecError:
+            pass
 
 
 ONE_FOLDER = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
