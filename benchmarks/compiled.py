@@ -1,7 +1,7 @@
 """What recording a compiled model costs: ``python -m benchmarks.compiled`` prints a table.
 
 Each model runs compiled by inductor under ``torch.no_grad()`` in one thread: alone, recorded, and in a session that
-keeps one pass in a hundred. They take turns in short blocks, and a figure is the lowest decile of a block's CPU time
+keeps one pass in a hundred. They take turns in blocks of 60 ms, and a figure is the lowest decile of a block's CPU time
 per pass, so that what other processes take does not count.
 """
 
@@ -18,7 +18,7 @@ from benchmarks.models import CASES, Case, load
 from fastrec import Recorder
 from fastrec.predicates import every, op
 
-BLOCKS, SECONDS = 30, 0.02
+BLOCKS, SECONDS = 40, 0.06
 
 
 def main() -> None:

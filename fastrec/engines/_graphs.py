@@ -124,11 +124,12 @@ class Edge:
         self.batch_asked = False
 
     def make_batch(self, n_own: int, make: MakeBatch) -> None:
-        """Let passes that go through this edge alone feed in one go, where only the recorder has the values."""
+        """Let passes that go through this edge alone feed in one go, where only the recorder has most values."""
         self.batch_asked = True
         feeds = [*(feed for _, feed in self.early), *self.feeds, *(self.step.end or ())]
         positions = [position for _, position in feeds]
-        if positions and min(positions) >= n_own and len(set(positions)) == len(positions):
+        added = [position for position in positions if position >= n_own]
+        if added and len(set(added)) == len(added):
             self.batch = make([tap for tap, _ in feeds], None)
             self.batched = positions
 

@@ -173,7 +173,8 @@ class CompiledEngine:
             own = out[:n_own]
             edge = now.step.following.get(graph)
             if edge is not None and edge.batch is not None and not now.ran and edge.batch.is_ready():
-                now.held = [out[position] for position in edge.batched]
+                # Its own outputs belong to whoever called the model.
+                now.held = [out[at] if at >= n_own else _apart(out[at]) for at in edge.batched]
                 now.step = edge.step
                 now.ran.append((graph, edge))
             else:
@@ -277,6 +278,11 @@ class CompiledEngine:
                 FastrecWarning,
                 stacklevel=5,
             )
+
+
+def _apart(value: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunction():
+        return value.clone()
 
 
 class _Pass:

@@ -544,3 +544,17 @@ def test_global_hooks_run_once_more_for_the_compiled_module_as_without_a_recorde
         assert names == expected and len(rec.recording) == 2
     finally:
         handle.remove()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_what_the_caller_does_with_an_output_does_not_show(mode: Any) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.ReLU()), torch.randn(3, 4)
+    compiled = torch.compile(model, backend="aot_eager")
+    with Recorder(compiled, keep_op=["tanh", "relu"]) as rec, mode():
+        for _ in range(12):
+            out = compiled(x)
+            popped, expected = rec.pop(), out.detach().clone()
+            if not out.requires_grad:
+                out.add_(1)
+            assert torch.equal(popped.stack("2/relu")[0], expected)
+            torch.testing.assert_close(popped.stack("1/tanh")[0].relu(), expected)
