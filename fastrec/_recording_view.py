@@ -96,7 +96,13 @@ class View:
         kinds = sorted(kinds)
         order, first = self._by_variant
         pieces = [order[first[kind] : first[kind + 1]] for kind in kinds]
-        view = self.take(pieces[0] if len(pieces) == 1 else np.sort(np.concatenate(pieces)))
+        if len(kinds) > 1:
+            view = self.take(np.sort(np.concatenate(pieces)))
+        else:
+            ((kind,), (at,)) = kinds, pieces
+            view = View(self.source, self.passes, at if self._at is None else self._at[at])
+            view.n_passes = self.n_passes
+            view.variants, view.rows = np.broadcast_to(np.int64(kind), len(at)), self.rows[at]
         view.kinds = kinds
         return view
 

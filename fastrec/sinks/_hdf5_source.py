@@ -214,8 +214,12 @@ class HDF5Source:
         together = self._places(prefix)[rows]
         if not len(together):
             return [], np.zeros(0, np.int64)
-        # Records of one site lie in few places, one after the other.
-        edges = np.flatnonzero(np.concatenate(([True], together[1:] != together[:-1], [True])))
+        # Records of one site lie in few places, one after the other, most often in one.
+        changes = np.flatnonzero(together[1:] != together[:-1]) + 1
+        if not len(changes):
+            key = int(together[0])
+            return [(key >> 32, key & 0xFFFFFFFF)], np.broadcast_to(np.int64(0), len(together))
+        edges = np.concatenate(([0], changes, [len(together)]))
         found, inverse = np.unique(together[edges[:-1]], return_inverse=True)
         return [(key >> 32, key & 0xFFFFFFFF) for key in found.tolist()], np.repeat(inverse, np.diff(edges))
 
@@ -266,7 +270,8 @@ class HDF5Source:
         self._check_size(keys, raw, inverse, nbytes)
         out = np.empty((len(rows), nbytes), np.uint8)
         if nbytes:
-            edges = [0, *(np.flatnonzero(np.diff(inverse)) + 1).tolist(), len(rows)]
+            changes = np.flatnonzero(np.diff(inverse)) + 1 if len(keys) > 1 else np.empty(0, np.int64)
+            edges = [0, *changes.tolist(), len(rows)]
             for start, stop in zip(edges, edges[1:], strict=False):
                 key = keys[inverse[start]]
                 self._fill(out[start:stop], key, self._info(key), raw[start:stop])
