@@ -8,7 +8,7 @@ import pytest
 from benchmarks import files
 
 FEW = {
-    "policy": partial(files.policy, rounds=1, passes=20),
+    "policy": partial(files.policy, rounds=1, passes=20, warm=5),
     "large": partial(files.large, rounds=1, count=3),
     "million": partial(files.million, passes=200),
 }

@@ -102,7 +102,7 @@ def session(model: nn.Module, sink: Any, **options: Any) -> Iterator[None]:
         yield
 
 
-def policy(folder: Path, rounds: int = 40, passes: int = 1000) -> list[Row]:
+def policy(folder: Path, rounds: int = 12, passes: int = 4000, warm: int = 1500) -> list[Row]:
     """A small policy whose pass keeps four records of 4 KiB."""
     torch.manual_seed(0)
     model = nn.Sequential(*(part for _ in range(4) for part in (nn.Linear(64, 64), nn.Tanh())))
@@ -122,10 +122,10 @@ def policy(folder: Path, rounds: int = 40, passes: int = 1000) -> list[Row]:
             for name in order:
                 path = folder / f"{number}.h5"
                 with session(model, sinks[name](path), keep_op="tanh", engine="static" if name == "static" else "auto"):
-                    turns.take(name, lambda: model(obs), passes, warm=300)
+                    turns.take(name, lambda: model(obs), passes, warm=warm)
                 if name in ("file", "static"):
                     kept = fastrec.load(path).stack("tanh_1")
-                    assert len(kept) == passes + 300 and bool((kept == expected).all())
+                    assert len(kept) == passes + warm and bool((kept == expected).all())
                     path.unlink()
     bare, tail = turns.percentile("bare", 50), turns.percentile("file", 99.9)
     return [

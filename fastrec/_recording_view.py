@@ -102,7 +102,7 @@ class View:
             ((kind,), (at,)) = kinds, pieces
             view = View(self.source, self.passes, at if self._at is None else self._at[at])
             view.n_passes = self.n_passes
-            view.variants, view.rows = np.broadcast_to(np.int64(kind), len(at)), self.rows[at]
+            view.variants, view.rows = np.broadcast_to(np.int64(kind), len(at)), self.rows.take(at)
         view.kinds = kinds
         return view
 

@@ -17,7 +17,7 @@ COMPRESSIONS = ("gzip", "lzf", "zstd", "lz4")
 class HDF5Options(msgspec.Struct, frozen=True, kw_only=True):
     """How a file is written; ``HDF5Sink`` describes each option."""
 
-    block_bytes: int = 1 << 20
+    block_bytes: int = 2 << 20
     queue_bytes: int = 64 << 20
     segment_bytes: int = 1 << 30
     flush_seconds: float = 1.0

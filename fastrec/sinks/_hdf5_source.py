@@ -211,7 +211,7 @@ class HDF5Source:
 
     def _keys(self, rows: Integers, prefix: str) -> tuple[list[tuple[int, int]], Integers]:
         """The different (segment, data) of rows, and which of them each row has."""
-        together = self._places(prefix)[rows]
+        together = self._places(prefix).take(rows)
         if not len(together):
             return [], np.zeros(0, np.int64)
         # Records of one site lie in few places, one after the other, most often in one.
@@ -266,7 +266,7 @@ class HDF5Source:
     def _read(self, rows: Integers, prefix: str, keys: list[tuple[int, int]], inverse: Integers) -> Tensor:
         """Values of one layout as one tensor, from the places that they are in."""
         shape, dtype, nbytes = self._layout(keys[0])
-        raw = self._rows(prefix)[rows]
+        raw = self._rows(prefix).take(rows)
         self._check_size(keys, raw, inverse, nbytes)
         out = np.empty((len(rows), nbytes), np.uint8)
         if nbytes:
@@ -304,7 +304,7 @@ class HDF5Source:
                 if len(part) == 1 or (np.diff(part) == -nbytes).all():
                     file.rows(LATE, -1 - int(part[0]), flat.size, flat)
                     continue
-            elif high - low + 1 == len(part) and (np.diff(part) == 1).all():
+            elif high - low + 1 == len(part) and (part[1:] > part[:-1]).all():
                 file.rows(info.name, low, len(part), flat)
                 continue
             elif high - low < 4 * len(part):

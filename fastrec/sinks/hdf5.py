@@ -35,7 +35,7 @@ class HDF5Sink:
         path: a path that ends in .h5 or .hdf5, in which {rank}, {pid}, {worker} (of a DataLoader) and {host} are those
             of the process that opens the session. A recording that is longer than one file has room for is written to
             run.00000.h5, run.00001.h5 and so on; ``fastrec.load("run.h5")`` finds them.
-        block_bytes: how many bytes of one site are handed over at once, at most; default 1 MiB.
+        block_bytes: how many bytes of one site are handed over at once, at most; default 2 MiB.
         queue_bytes: how many bytes may wait to be written before the loop waits; default 64 MiB. Blocks that are being
             filled take half of it at most, or one value of each site if that is more, and blocks that are kept to be
             used again as much once more.
