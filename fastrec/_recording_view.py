@@ -86,9 +86,8 @@ class View:
         """Some of the records; all passes stay."""
         is_mask = chosen.dtype == np.bool_
         positions: Integers = np.flatnonzero(chosen) if is_mask else chosen.astype(np.int64, copy=False)
-        view = View(self.source, self.passes, positions if self._at is None else self._at[positions])
-        view.n_passes = self.n_passes
-        view.variants, view.rows = self.variants[positions], self.rows[positions]
+        view = self._of(positions)
+        view.variants = self.variants[positions]
         return view
 
     def of_kinds(self, kinds: Iterable[int]) -> View:
@@ -100,10 +99,16 @@ class View:
             view = self.take(np.sort(np.concatenate(pieces)))
         else:
             ((kind,), (at,)) = kinds, pieces
-            view = View(self.source, self.passes, at if self._at is None else self._at[at])
-            view.n_passes = self.n_passes
-            view.variants, view.rows = np.broadcast_to(np.int64(kind), len(at)), self.rows.take(at)
+            view = self._of(at)
+            view.variants = np.broadcast_to(np.int64(kind), len(at))
         view.kinds = kinds
+        return view
+
+    def _of(self, positions: Integers) -> View:
+        """The records at some positions, of which the variants are still to be told."""
+        view = View(self.source, self.passes, positions if self._at is None else self._at[positions])
+        view.n_passes = self.n_passes
+        view.rows = self.rows.take(positions)
         return view
 
     def of_passes(self, mask: Mask) -> View:

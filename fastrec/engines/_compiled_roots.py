@@ -120,14 +120,12 @@ class CompiledRoot:
     def run(self, compiled: Callable[..., Any] | None, own: Callable[..., Any], arguments: Arguments) -> Any:
         """Call it, with other compiled code in the place of its own if there is some."""
         (args, kwargs), module = arguments, self.module
-        if module is None:
+        if module is None or "_forward" in module.__dict__:  # a lazy module looks at its first input
             return (compiled or own)(*args, **kwargs)
         if not has_hooks(module):
             # All that torch's own call would do; the way there takes longer than to record some values.
             return (compiled or self.code.compiled)(*args, **kwargs)
         if self._detour is None:
-            if "_forward" in module.__dict__:
-                return (compiled or own)(*args, **kwargs)
             self._detour = Detour.of(module, self)
         return self._detour.run(compiled, partial(COMPILED_CALLS.original, module), args, kwargs)
 

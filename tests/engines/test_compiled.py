@@ -4,12 +4,13 @@ import copy
 import gc
 import warnings
 import weakref
-from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import pytest
 import torch
+from compiling import EVERYTHING
+from compiling import fresh_dynamo as fresh_dynamo
 from models import MODELS, mlp
 from naive import tensors_in
 from torch import Tensor, nn
@@ -17,20 +18,7 @@ from torch._dynamo.utils import counters
 
 from fastrec import CaptureSpec, FastrecWarning, Recorder
 from fastrec._errors import OptionError, SessionError, UnsupportedModelError
-from fastrec.predicates import every, kind, module_type, op, shape, structural
-
-EVERYTHING = {
-    "keep_op": kind("op") & ~structural(lambda ctx: ctx.site.count("/") > 1),  # what composites are made of left out
-    "keep_module": kind("module_enter", "module_exit"),
-}
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
+from fastrec.predicates import every, module_type, op, shape
 
 
 def told(recording: Any) -> list[Any]:

@@ -2,12 +2,13 @@
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
+from compiling import fresh_dynamo as fresh_dynamo
 from models import MODELS, mlp
 from same_recordings import assert_same_recordings
 from torch import Tensor, nn
@@ -18,14 +19,6 @@ from fastrec._errors import SessionError
 from fastrec.predicates import every, kind, op, phase
 
 EVERYTHING = {"keep_op": kind("op"), "keep_module": kind("module_enter", "module_exit")}
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
 
 
 def recorded(model: Any, drive: Callable[[Any, list[Recorder]], Any], *options: dict[str, Any]) -> list[Any]:

@@ -1,31 +1,20 @@
 """Models compiled by inductor are recorded as by the eager engine, and compute as without a recorder."""
 
 import copy
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
+from compiling import EVERYTHING
+from compiling import fresh_dynamo as fresh_dynamo
 from naive import seeded, tensors_in
 from same_recordings import facts_of
 from torch import Tensor, nn
 
 from benchmarks.models import load
 from fastrec import Recorder
-from fastrec.predicates import kind, module_type, op, structural
-
-EVERYTHING = {
-    "keep_op": kind("op") & ~structural(lambda ctx: ctx.site.count("/") > 1),  # what composites are made of left out
-    "keep_module": kind("module_enter", "module_exit"),
-}
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+from fastrec.predicates import module_type, op
 
 
 def check(name: str, mode: str | None = None, **options: Any) -> None:
