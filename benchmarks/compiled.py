@@ -1,126 +1,170 @@
 """What recording a compiled model costs: ``python -m benchmarks.compiled`` writes compiled.md beside it.
 
-Each model runs compiled by inductor under ``torch.no_grad()`` in one thread: alone, recorded, and in a session that
-keeps one pass in a hundred. They take turns in blocks of 60 ms, and a figure is the lowest decile of a block's CPU time
-per pass, so that what other processes take does not count.
+Each contestant runs in a process of its own, as an open recorder, or another compiled copy of the same code, slows a
+compiled model down that is not recorded. The processes take turns in short blocks, so that each meets the same noise,
+and are made anew several times, because how a process happens to lie in memory moves a small model by some percent.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import resource
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from time import perf_counter, thread_time
-from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from benchmarks.contestants import COMPILED, hooks
+from benchmarks.contestants._watch import Watch
 from benchmarks.models import CASES, Case, load
-from fastrec import Recorder
-from fastrec.predicates import every, op
 
-BLOCKS, SECONDS = 40, 0.06
+ROUNDS, BLOCKS, SECONDS = 5, 25, 0.04
 
 PAGE = """# Recording compiled models
 
 Made by `python -m benchmarks.compiled` with torch {torch}, Python {python}, one thread, random weights, inductor and
-`torch.no_grad()`; {cores} cores, {machine}. CPU time per pass, the lowest decile of {blocks} blocks of {ms} ms in which
-the contestants take turns in one process; each recorded pass is taken with `rec.pop()`. What was recorded is compared
-with the eager engine's. Limits: recorded and 1 in 100 at most 1.05 and 1.02 of compiled.
+`torch.no_grad()`; {cores} cores, {machine}. CPU time per pass in microseconds. Each contestant has a process of its
+own, in which it alone runs the model; the processes take turns in blocks of {ms} ms. A figure is the lowest decile of
+{blocks} blocks, and then the median of {rounds} rounds with new processes; ratios are taken within a round. What was
+recorded is taken with `rec.pop()` after each pass, and compared with what hooks on the model that is not compiled keep.
+Limits: recorded at most 1.05, and 1 pass in 100 at most 1.02 of compiled.
 
-| model | eager | compiled | recorded | of compiled | keeps 1 in 100 | of compiled | first call | of the session | MiB |
-|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
-{rows}
+{table}
 
-The first call compiles, without anything in a cache; the first call of a session compiles once more, and runs the model
-without compiled code to learn the names. MiB is the most memory that the process ever had, which grows from row to row.
+"eager" is the model that is not compiled, and "hooks" are forward hooks by hand that are compiled with the model.
+
+| model | first call | of the session | MiB | of the session |
+|---|---:|---:|---:|---:|
+{costs}
+
+The first call compiles, without anything in a cache. The first call of a session compiles a graph with more outputs,
+with a cache in which the compiled model is, and runs the model without compiled code to learn the names. MiB is the
+most memory that the process had until then, torch included.
 """
 
 
 def main() -> None:
     """Measure all models."""
-    torch.set_num_threads(1)
-    rows = []
-    with tempfile.TemporaryDirectory() as cache, torch.no_grad():
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        for name in CASES:
-            rows.append(_row(load(name)))
-            print(rows[-1], flush=True)
+    rows, costs = [], []
+    for name in CASES:
+        rounds = [_round(name) for _ in range(ROUNDS)]
+        rows.append(_row(name, rounds))
+        costs.append(_cost(name, rounds[0]))
+        print(rows[-1], costs[-1], sep="\n", flush=True)
+    heads = " | ".join(f"{key} | of compiled" if key != "compiled" else key for key in COMPILED)
+    lines = "|".join("---:|---:" if key != "compiled" else "---:" for key in COMPILED)
     page = PAGE.format(
         torch=torch.__version__,
         python=platform.python_version(),
         cores=os.cpu_count(),
         machine=platform.machine(),
+        rounds=ROUNDS,
         blocks=BLOCKS,
         ms=round(SECONDS * 1e3),
-        rows="\n".join(rows),
+        table="\n".join([f"| model | {heads} |", f"|---|{lines}|", *rows]),
+        costs="\n".join(costs),
     )
     Path(__file__).with_suffix(".md").write_text(page)
 
 
-def _row(case: Case) -> str:
-    example = case.example
-    first, once = _compiled(case)
-    with Recorder(first, keep_op=case.layer_type) as rec:
+Round = dict[str, dict[str, float]]
+"""Of each contestant: microseconds per pass, seconds of the first call, MiB."""
+
+
+def _round(name: str) -> Round:
+    """Let the contestants take turns, each in a new process."""
+    times: dict[str, list[float]] = {key: [] for key in COMPILED}
+    with tempfile.TemporaryDirectory() as cache, ExitStack() as stack:
+        links, facts = {}, {}
+        for key in COMPILED:  # one after the other, so that none disturbs another one's first call
+            links[key] = stack.enter_context(_process(name, key, cache))
+            facts[key] = links[key].recv()
+        for _ in range(BLOCKS):
+            for key, link in links.items():
+                link.send(None)
+                times[key].append(link.recv())
+    return {key: {"us": sorted(times[key])[BLOCKS // 10] * 1e6, **facts[key]} for key in COMPILED}
+
+
+@contextmanager
+def _process(name: str, key: str, cache: str) -> Iterator[Connection]:
+    context = multiprocessing.get_context("spawn")
+    link, other = context.Pipe()
+    process = context.Process(target=_serve, args=(other, name, key, cache))
+    process.start()
+    other.close()
+    try:
+        yield link
+    finally:
+        link.close()
+        process.join()
+
+
+def _serve(link: Connection, name: str, key: str, cache: str) -> None:
+    """Make a block of passes each time that something is received, until the other end closes."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+    torch.set_num_threads(1)
+    case, contestant = load(name), COMPILED[key]
+    with torch.no_grad(), contestant.watching(case) as watch:
         began = perf_counter()
-        first(example)
-        again = perf_counter() - began
-        kept = rec.pop()
-        for record, expected in zip(kept, _eager(case), strict=True):
-            torch.testing.assert_close(record.activation, expected, rtol=1e-3, atol=1e-4)
-
-        def recorded() -> None:
-            first(example)
-            rec.pop()
-
-        # Each has compiled code of its own: they take turns while both sessions are open.
-        second, _ = _compiled(case)
-        third, _ = _compiled(case)
-        with Recorder(third, keep_op=op(case.layer_type) & every(100)) as sometimes:
-
-            def rested() -> None:
-                third(example)
-                sometimes.pop()
-
-            eager, bare, full, rest = _turns([lambda: case.model(example), lambda: second(example), recorded, rested])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    times = f"{eager:,.1f} us | {bare:,.1f} us | {full:,.1f} us | {full / bare:.3f}"
-    times += f" | {rest:,.1f} us | {rest / bare:.3f}"
-    return f"| {case.name} | {times} | {once:.1f} s | {again:.1f} s | {peak:,.0f} |"
+        watch.call(case.example)
+        first = perf_counter() - began
+        if contestant.KEEPS:
+            _check(watch.read(watch.pop()), load(name).model, case)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        for _ in range(10):
+            watch.call(case.example)
+            watch.pop()
+        began = perf_counter()
+        watch.call(case.example)
+        passes = max(1, int(SECONDS / (perf_counter() - began)))
+        link.send({"first": first, "mib": peak})
+        with suppress(EOFError):
+            while True:
+                link.recv()
+                link.send(_block(watch, case.example, passes))
 
 
-def _compiled(case: Case) -> tuple[Any, float]:
-    model = torch.compile(case.model)
-    began = perf_counter()
-    model(case.example)
-    return model, perf_counter() - began
+def _block(watch: Watch, example: Tensor, passes: int) -> float:
+    call, pop = watch.call, watch.pop
+    began = thread_time()
+    for _ in range(passes):
+        call(example)
+        pop()
+    return (thread_time() - began) / passes
 
 
-def _eager(case: Case) -> list[torch.Tensor]:
-    with Recorder(case.model, keep_op=case.layer_type) as rec:
-        case.model(case.example)
-    return [record.activation for record in rec.recording]
+def _check(kept: list[Tensor], plain: nn.Module, case: Case) -> None:
+    """Assert that these are the values that hooks keep on the same model, which is not compiled here."""
+    with hooks.watching(replace(case, model=plain)) as watch:
+        plain(case.example)
+        for value, expected in zip(kept, watch.read(watch.pop()), strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-4)
 
 
-def _turns(calls: list[Callable[[], Any]]) -> list[float]:
-    """Microseconds per call of each, the lowest decile of its blocks."""
-    times: list[list[float]] = [[] for _ in calls]
-    for call in calls:
-        for _ in range(3):
-            call()
-    began = perf_counter()
-    calls[0]()
-    size = max(1, int(SECONDS / (perf_counter() - began)))
-    for _ in range(BLOCKS):
-        for call, found in zip(calls, times, strict=True):
-            began = thread_time()
-            for _ in range(size):
-                call()
-            found.append((thread_time() - began) / size * 1e6)
-    return [sorted(found)[len(found) // 10] for found in times]
+def _row(name: str, rounds: list[Round]) -> str:
+    cells = [name]
+    for key in COMPILED:
+        cells.append(f"{median(each[key]['us'] for each in rounds):,.1f}")
+        if key != "compiled":
+            cells.append(f"{median(each[key]['us'] / each['compiled']['us'] for each in rounds):.3f}")
+    return f"| {' | '.join(cells)} |"
+
+
+def _cost(name: str, costs: Round) -> str:
+    alone, session = costs["compiled"], costs["recorded"]
+    return (
+        f"| {name} | {alone['first']:.1f} s | {session['first']:.1f} s | {alone['mib']:,.0f} | {session['mib']:,.0f} |"
+    )
 
 
 if __name__ == "__main__":

@@ -33,6 +33,6 @@ def all_alike(examples: Sequence[Tensor]) -> AllAlike:
     return test
 
 
-def unlike(value: Tensor) -> bool:
+def unlike(*values: Tensor) -> bool:
     """The test that no value passes."""
     return False

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrec._alike import AllAlike, all_alike
-from fastrec._alone import are_alone
+from fastrec._alike import AllAlike, all_alike, unlike
+from fastrec._alone import are_alone, are_private
 from fastrec._contracts import Tap
+from fastrec._copying import HeldPass
 from fastrec._errors import BrokenPromiseError
 from fastrec._run import PassRun
 from fastrec._taps import KeepTap
@@ -27,6 +28,10 @@ MOST_SHAPES = 64
 MOST_SHARED = 8
 """Passes in a row of which some value was not the recorder's alone, after which a batch is of no use."""
 
+
+_grad_is_on = torch.is_grad_enabled
+
+
 class Batch:
     """The taps of all values of the passes that run alike, in event order.
 
@@ -38,38 +43,43 @@ class Batch:
         self._taps = taps
         self._versions = None if versions is None else list(versions)
         self._pool = sink.pool
+        self._number = sink.pool.held_number
         self._known: dict[torch.Size, tuple[list[int], AllAlike]] = {}
+        self._last: tuple[list[int], AllAlike] = ([], unlike)
         self._shared = 0
 
     def is_ready(self) -> bool:
         """Whether the values of the pass that begins are to be held for it."""
         # With gradients on, autograd has most of them too.
-        return self._shared < MOST_SHARED and self._pool.may_hold() and not torch.is_grad_enabled()
+        return self._shared < MOST_SHARED and self._pool.holds and not _grad_is_on()
 
     def __call__(self, run: PassRun, values: list[Tensor], times: list[float]) -> None:
         """Keep the values of a pass that ends, the first of them if it ends early, from a list that alone has them."""
-        known = self._known.get(values[0].shape)
         if len(values) < len(self._taps):  # an exception ended the pass early
-            self._copy(run, values, times)
-        elif known is None:
-            self._copy(run, values, times)
-            self._learn(run, values)
-        elif not known[1](*values) or self._were_written(values):
-            self._copy(run, values, times)
-        elif not are_alone(values):
+            return self._copy(run, values, times)
+        variants, are_alike = self._last
+        if not are_alike(*values):
+            found = self._known.get(values[0].shape)
+            if found is None:
+                self._copy(run, values, times)
+                return self._learn(run, values)
+            variants, are_alike = self._last = found
+            if not are_alike(*values):
+                return self._copy(run, values, times)
+        versions = self._versions
+        if versions is not None and [value._version for value in values] != versions:
+            return self._copy(run, values, times)
+        if not are_alone(values) or (versions is not None and not are_private(values)):
             self._shared += 1
-            self._copy(run, values, times)
-        else:
-            self._shared = 0
-            run.variants, run.rows, run.times = known[0], self._pool.hold(values), times  # type: ignore[assignment]
-
-    def _were_written(self, values: list[Tensor]) -> bool:
-        return self._versions is not None and [value._version for value in values] != self._versions
+            return self._copy(run, values, times)
+        self._shared = 0
+        run.variants, run.rows, run.times = variants, HeldPass(self._number(), values), times
+        return None
 
     def _learn(self, run: PassRun, values: list[Tensor]) -> None:
         if len(self._known) >= MOST_SHAPES:
             self._known.clear()
-        if all(value.is_cpu and not value.requires_grad for value in values):
+        if all(value.is_cpu and not value.requires_grad for value in values) and are_private(values):
             self._known[values[0].shape] = run.variants, all_alike(values)
         else:
             self._shared = MOST_SHARED
@@ -93,4 +103,3 @@ def batch_of(sink: Any, taps: Sequence[Tap], versions: Sequence[int] | None) -> 
     if not 0 < len(keepers) <= MOST_VALUES or len(keepers) < len(taps) or not isinstance(sink, RAMSink):
         return None
     return Batch(keepers, versions, sink)
-

@@ -176,8 +176,8 @@ class PlanningListener(Protocol):
     def begin(self, entry: str) -> Any:
         """As a listener's."""
 
-    def wants(self, run: Any) -> bool:
-        """Whether something could be kept of a pass that has begun, by what is known of it before it runs."""
+    def ahead(self) -> Callable[[Any], bool] | None:
+        """Asked of a Run that has begun: whether something of it could be kept; None: of each pass."""
 
     def end(self, run: Any, error: BaseException | None) -> bool:
         """As a listener's."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -193,11 +194,16 @@ class HeldBlock(Block):
             self.kept["activation"] = value.data  # an alias with a version counter of its own
 
 
-class HeldPass(NamedTuple):
+class HeldPass(msgspec.Struct, frozen=True):
     """The values of a pass as they are, until somebody reads them: each will be the one row of a block."""
 
     number: int
     values: list[Tensor]
+
+    @property
+    def rows(self) -> range:
+        """The rows, in the order of the values."""
+        return range(self.number << ROW_BITS, (self.number + len(self.values)) << ROW_BITS, MOST_ROWS)
 
     def blocks(self) -> Iterator[HeldBlock]:
         """The blocks, numbered from the first on."""

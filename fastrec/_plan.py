@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, cast
 
 from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog
 from fastrec._context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
-from fastrec._contracts import Place, PlannedTap, Predicate
+from fastrec._contracts import Context, Place, PlannedTap, Predicate
 from fastrec._errors import OptionError
 from fastrec._failures import Failing
 from fastrec._options import RecorderOptions
+from fastrec._run import PassRun
 from fastrec._sites import Kind, PassInfo, Site, Variant
 from fastrec._taps import NO_COMPILED_GRADIENTS, AskTap, KeepTap, Question, spec_of
 from fastrec.predicates import NEVER
@@ -51,7 +52,10 @@ class Plan:
         )
         self.sources = options.include_source_events
         self._questions: dict[Predicate, Question] = {}
-        self._ahead = any_of([ahead(predicate) for predicate in (self.keep_op, self.keep_module, self.halt)])
+        predicates = (self.keep_op, self.keep_module, self.halt)
+        self._ahead = any_of([ahead(predicate) for predicate in predicates])
+        about_passes = [leaf.reads & PASS_FIELDS for predicate in predicates for leaf in predicate.leaves()]
+        self._counts_only = frozenset().union(*about_passes) <= {"entry_pass"}
         for needed in (self.keep_op.history, self.keep_module.history):
             if needed > options.history_size:
                 raise OptionError(
@@ -131,12 +135,14 @@ class Plan:
                 return None if spec is None else KeepTap(session, place, site, spec)
         return AskTap(session, place, site, self._question(rest), None if halt == NEVER else halt)
 
-    def wants(self, catalog: Catalog, info: PassInfo) -> bool:
-        """Whether something of a pass could be kept, by what is known of it before it runs."""
+    def wanted(self, catalog: Catalog) -> Callable[[PassRun], bool] | None:
+        """Whether something of a pass could be kept, by what is known of it before it runs; None: of each pass."""
         ask = self._ahead
         if isinstance(ask, bool):
-            return ask
-        return ask(RecordContext(catalog, _NO_SITE, _NO_VARIANT, info, 0.0, info.step))
+            return None if ask else lambda run: False
+        if self._counts_only:  # a pass knows its number itself, and a context takes longer than many a pass has
+            return lambda run: ask(cast(Context, run.info))
+        return lambda run: ask(RecordContext(catalog, _NO_SITE, _NO_VARIANT, run.info, 0.0, run.info.step))
 
     def _question(self, rest: Predicate) -> Question:
         if not rest.reads <= PASS_FIELDS:

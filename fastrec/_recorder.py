@@ -230,10 +230,12 @@ class Recorder:
 
     def pop(self) -> Recording:
         """Hand over the passes that ended, and forget them."""
-        session = self._open()
-        recording = Recording(self._in_ram("pop()").take())
-        session.handed_over()
-        return recording
+        session, ram = self._session, self._ram
+        # Called after each pass of a training loop, so it asks as little as it can.
+        if session is None or ram is None or self._state != "open" or FORKS.count != self._forks:
+            session, ram = self._open(), self._in_ram("pop()")
+        session.passes_attached = 0
+        return Recording(ram.take())
 
     def __repr__(self) -> str:
         roots = ", ".join(f"{name}={type(m).__name__}" if name else type(m).__name__ for name, m in self._roots.items())

@@ -12,6 +12,8 @@ from fastrec._sites import PassInfo
 class PassRun(msgspec.Struct):
     """What a pass has kept so far, in event order; times on the clock of ``time.perf_counter``.
 
+    ``rows`` is a list, or a HeldPass once all values of a pass that ends are held as they are.
+
     ``logged``: the recorder itself made the call, or it is a region, so it may return None. ``error`` is what a tap
     raised, and ``stop`` how many records there were before. ``settled`` holds what questions about the pass said.
     """
@@ -19,7 +21,7 @@ class PassRun(msgspec.Struct):
     info: PassInfo
     logged: bool
     variants: list[int]
-    rows: list[Any]
+    rows: Any
     times: list[float]
     parents: tuple[str, ...] | None = None
     error: BaseException | None = None

@@ -29,6 +29,10 @@ from fastrec._taps import spec_of
 from fastrec._variants import VariantMaker
 from fastrec.sinks import RAMSink
 
+_grad_is_on = torch.is_grad_enabled
+
+
+
 
 class _Call(threading.local):
     """What the recorder's own call in this thread said about the pass that is about to begin."""
@@ -53,6 +57,7 @@ class Session:
         self.failures = PredicateFailures(on_error=options.on_predicate_error)
         catalog.failures = self.failures.collected
         self.ledger: Ledger = sink.open(catalog)
+        self._commit = self.ledger.commit
         self.variants = VariantMaker(catalog, options.history_size, observed=plan.watches_ops)
         self.default = options.default_capture
         self.unseen: Callable[..., Any] = _directly  # runs a function of which the engine sees nothing
@@ -112,16 +117,16 @@ class Session:
             known[0],
             known[1](),
             phase,
-            torch.is_grad_enabled(),
+            _grad_is_on(),
             perf_counter(),
             sample_id,
             self._marks.get(phase, 0),
         )
         return PassRun(info, logged, [], [], [])
 
-    def wants(self, run: PassRun) -> bool:
-        """Whether something could be kept of a pass that has begun."""
-        return self.plan.wants(self.catalog, run.info)
+    def ahead(self) -> Callable[[PassRun], bool] | None:
+        """Asked of a pass that has begun: whether something of it could be kept; None: of each pass."""
+        return self.plan.wanted(self.catalog)
 
     def end(self, run: PassRun, error: BaseException | None) -> bool:
         """A pass ended; True where its exception was a halt, and its caller may get None."""
@@ -130,13 +135,14 @@ class Session:
         info.step = self._marks.get(info.phase, 0)
         if FORKS.count != self._forks:  # the pass went on in a forked child, which shares no sink with its parent
             return False
-        if error is None and run.error is None:
-            self._commit(run)
-            return False
-        return self._end_badly(run, error)
+        if error is not None or run.error is not None:
+            return self._end_badly(run, error)
+        self._commit(info, run.variants, run.rows, run.times)
+        if self.attached or self._retains_passes:
+            self._committed(run)
+        return False
 
-    def _commit(self, run: PassRun) -> None:
-        self.ledger.commit(run.info, run.variants, run.rows, run.times)
+    def _committed(self, run: PassRun) -> None:
         if self.attached:
             self._count_attached(run)
         if self._retains_passes and not self._marks:
@@ -151,7 +157,8 @@ class Session:
         failure = error or swallowed
         assert failure is not None
         if self._keeps_failed(run, failure):
-            self._commit(run)
+            self._commit(run.info, run.variants, run.rows, run.times)
+            self._committed(run)
         elif swallowed is None:
             return False
         if swallowed is not None and info.outcome != "halted":
@@ -217,10 +224,6 @@ class Session:
         """Let RAM keep the last steps or passes only, if that was asked for."""
         if self.options.retain is not None and self._ram is not None:
             self._ram.trim(**{"steps" if steps else "passes": self.options.retain})
-
-    def handed_over(self) -> None:
-        """The passes that ended were popped."""
-        self.passes_attached = 0
 
     def warn_transformed(self, site: Site) -> None:
         """Say once that values inside of functorch transforms are left out."""

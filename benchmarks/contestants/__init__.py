@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from benchmarks.contestants import (
     bare,
+    compiled,
+    compiled_hooks,
+    fastrec_compiled_op,
+    fastrec_compiled_sometimes,
     fastrec_eager_module,
     fastrec_eager_op,
     fastrec_lambda,
@@ -23,3 +27,12 @@ CONTESTANTS = {
     "static": fastrec_static_op,
 }
 """By the keys that results are stored under; the bare pass takes part twice, which shows the noise."""
+
+COMPILED = {
+    "eager": bare,
+    "compiled": compiled,
+    "hooks": compiled_hooks,
+    "recorded": fastrec_compiled_op,
+    "1 in 100": fastrec_compiled_sometimes,
+}
+"""The same for compiled models."""

@@ -14,6 +14,7 @@ from torch import nn
 
 from fastrec._errors import UnsupportedModelError
 from fastrec.engines._compiled_hooks import Detour
+from fastrec.engines._lean_calls import Switch, lean_call, quiet_compiling, variables
 from fastrec.engines._modules import is_compiled_wrapper, unwrapped
 
 ORIGINAL = "_torchdynamo_orig_callable"
@@ -54,7 +55,7 @@ class CompiledCode:
         self.wrapper = function_of(compiled)
         self.original: Callable[..., Any] = getattr(self.wrapper, ORIGINAL)
         self.bound_to = getattr(compiled, "__self__", None)
-        self._context = _cell(self.wrapper, "self").cell_contents
+        self._context = variables(self.wrapper)["self"]
         if not callable(getattr(self._context, "callback", None)):
             raise UnsupportedModelError(
                 f"{name} has compilation switched off (torch.compile(disable=True) or torch.compiler.disable); record "
@@ -66,8 +67,8 @@ class CompiledCode:
         """The user's own backend, which holds the mode and the options too."""
         return _dynamo("eval_frame").innermost_backend(self._context.callback)  # type: ignore[no-any-return]
 
-    def compiled_by(self, backend: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, compiled alike but by another backend."""
+    def compiled_by(self, backend: Callable[..., Any], switch: Switch) -> Callable[..., Any]:
+        """The same function, compiled alike but by another backend; calls of it are lean while the switch is on."""
         context = self._context
         hooks = context._hooks
         options = {
@@ -84,7 +85,12 @@ class CompiledCode:
         made = sys.modules["torch._dynamo"].optimize(
             backend, **{name: value for name, value in options.items() if name in known}
         )(self.original)
-        return made if self.bound_to is None else made.__get__(self.bound_to)  # type: ignore[no-any-return]
+        quiet_compiling(made)
+        return self._bound(lean_call(made, switch))
+
+    def own(self, switch: Switch) -> Callable[..., Any]:
+        """The user's compiled function, whose calls are lean while the switch is on."""
+        return self._bound(lean_call(self.wrapper, switch))
 
     def catch(self, caught: Callable[..., Any]) -> None:
         """Let calls of the user's compiled function go to ``caught(own, args, kwargs)``."""
@@ -115,7 +121,10 @@ class CompiledCode:
 
     def plain(self) -> Callable[..., Any]:
         """The function that was compiled."""
-        return self.original if self.bound_to is None else self.original.__get__(self.bound_to)
+        return self._bound(self.original)
+
+    def _bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function if self.bound_to is None else function.__get__(self.bound_to)
 
 
 def _cell(function: Any, name: str) -> Any:

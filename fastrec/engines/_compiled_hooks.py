@@ -8,23 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from fastrec.engines._simple import GLOBAL_HOOKS
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether torch's own call of a compiled module does more than run its compiled code."""
-    state, (forward, pre, backward, backward_pre) = module.__dict__, GLOBAL_HOOKS
-    return bool(
-        state["_forward_hooks"]
-        or state["_forward_pre_hooks"]
-        or state["_backward_hooks"]
-        or state["_backward_pre_hooks"]
-        or forward
-        or pre
-        or backward
-        or backward_pre
-    )
-
 
 class Detour:
     """Stands in for the compiled code of a module, which runs it unless a thread wants other code to run.

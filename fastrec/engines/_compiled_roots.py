@@ -13,10 +13,12 @@ from fastrec._contracts import PlanningListener
 from fastrec._errors import SessionError, UnsupportedModelError
 from fastrec.engines._calls import COMPILED_CALLS
 from fastrec.engines._compiled_code import CompiledCode, compiled_part, function_of
-from fastrec.engines._compiled_hooks import Detour, has_hooks
+from fastrec.engines._compiled_hooks import Detour
 from fastrec.engines._graphs import Graph, Step
+from fastrec.engines._lean_calls import Switch
 from fastrec.engines._lesson import Lesson, Teacher
 from fastrec.engines._modules import is_compiled_wrapper, unwrapped
+from fastrec.engines._simple import GLOBAL_HOOKS
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Caught = Callable[["CompiledRoot", Callable[..., Any], Arguments, "Roots"], Any]
@@ -48,12 +50,15 @@ class CompiledRoot:
         self.module = root if is_module and is_compiled_wrapper(root) else None
         self.inner = unwrapped(root) if is_module else None
         self.catches = self.module is None
+        # A lazy module looks at its first input before anything else.
+        self._state = None if self.module is None or "_forward" in self.module.__dict__ else self.module.__dict__
         self.before: CompiledRoot | None = None
         self.ran: Callable[..., Any] | None = None  # what the last pass ran, if it was recorded
         self._together: dict[Roots, Callable[..., Any]] = {}
         self._detour: Detour | None = None
         self.start = Step()
         self.graphs: list[Graph] = []
+        self.lean = Switch()
         modules, objects = ({name: self.inner}, []) if self.inner is not None else _reached(name, self.code)
         self.teacher = Teacher(modules, objects, listener, sources=sources, parents=parents)
 
@@ -68,6 +73,10 @@ class CompiledRoot:
             )
         self.backend = backend
         self.caught = caught
+        if self._state is not None:
+            self.own = self.code.own(self.lean)
+        elif self.module is not None:
+            self.own = partial(COMPILED_CALLS.original, self.module)
         self.alone = self.compiled_for((self,))
         if self.catches and not roots:
             self.code.catch(partial(_call_last, roots))
@@ -84,7 +93,8 @@ class CompiledRoot:
                 del COMPILED_CALLS.shared[id(self.code.wrapper)]
                 if self.catches:
                     self.code.release()
-        self.alone = self.code.compiled
+        self.alone = self.own = self.code.compiled  # calls that still run
+        self.lean.on = False
         if self._detour is not None:
             self._detour.leave(self)
             self._detour = None
@@ -95,12 +105,17 @@ class CompiledRoot:
             graph.compiled = None
         self.graphs.clear()
 
+    def add(self, graph: Graph) -> None:
+        """A graph of it is compiled."""
+        self.graphs.append(graph)
+        self.lean.on = all(graph.leaves_no_state for graph in self.graphs)
+
     def compiled_for(self, roots: Roots) -> Callable[..., Any]:
         """The same, compiled so that these roots get what they keep."""
         compile_graph: CompileGraph = self.code.backend
         for root in reversed(roots):
             compile_graph = partial(root.backend, root, compile_graph)
-        return self.code.compiled_by(_Backend(compile_graph, self.code.backend))
+        return self.code.compiled_by(_Backend(compile_graph, self.code.backend), self.lean)
 
     def call(self, own: Callable[..., Any], arguments: Arguments, wanting: Roots) -> Any:
         """Call it for the recorders that want what it computes, after those that came before were asked."""
@@ -119,12 +134,18 @@ class CompiledRoot:
 
     def run(self, compiled: Callable[..., Any] | None, own: Callable[..., Any], arguments: Arguments) -> Any:
         """Call it, with other compiled code in the place of its own if there is some."""
-        (args, kwargs), module = arguments, self.module
-        if module is None or "_forward" in module.__dict__:  # a lazy module looks at its first input
+        (args, kwargs), state = arguments, self._state
+        # All that torch's own call would do without hooks; the way there takes longer than to record some values.
+        if state is None or not (
+            state["_forward_hooks"]
+            or state["_forward_pre_hooks"]
+            or state["_backward_hooks"]
+            or state["_backward_pre_hooks"]
+            or any(GLOBAL_HOOKS)
+        ):
             return (compiled or own)(*args, **kwargs)
-        if not has_hooks(module):
-            # All that torch's own call would do; the way there takes longer than to record some values.
-            return (compiled or self.code.compiled)(*args, **kwargs)
+        module = self.module
+        assert module is not None
         if self._detour is None:
             self._detour = Detour.of(module, self)
         return self._detour.run(compiled, partial(COMPILED_CALLS.original, module), args, kwargs)
@@ -164,9 +185,7 @@ class _Backend:
         return self._compile_graph(module, inputs)
 
 
-def roots_of(
-    roots: Mapping[str, Any], listener: PlanningListener, sources: bool, parents: bool
-) -> list[CompiledRoot]:
+def roots_of(roots: Mapping[str, Any], listener: PlanningListener, sources: bool, parents: bool) -> list[CompiledRoot]:
     """The compiled roots; UnsupportedModelError for what is not compiled, or has compiled methods that are no roots."""
     made = [CompiledRoot(name, root, listener, sources=sources, parents=parents) for name, root in roots.items()]
     given = [root.code.wrapper for root in made]

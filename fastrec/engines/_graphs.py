@@ -15,6 +15,7 @@ from fastrec.engines._aligned import Aligned, facts_of
 from fastrec.engines._expanded import expand
 from fastrec.engines._extra_outputs import ExtraOutputs, writes
 from fastrec.engines._gradient_paths import GradientPaths
+from fastrec.engines._lean_calls import leaves_no_state
 from fastrec.engines._lesson import Event, Leaf, Lesson, Value
 from fastrec.engines._modules import Known
 
@@ -34,11 +35,12 @@ class Graph:
     def __init__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> None:
         self._graph = module.graph
         self.inputs = list(inputs)
+        self.leaves_no_state = leaves_no_state(module.graph)
         self._look()
         self.compiled: Any = None  # by the user's backend
         self._attached: dict[int, None] = {}  # the positions of what is attached, also for recorders around this one
         self._copies: set[fx.Node] = set()
-        self._paths: GradientPaths | None = None
+        self.paths: GradientPaths | None = None
 
     def _look(self) -> None:
         self.nodes = list(self._graph.nodes)
@@ -56,17 +58,17 @@ class Graph:
         if around is not None:  # of another recorder, which can't know what this one adds
             self._attached |= around._attached
             self._copies |= around._copies
-            around._paths = None
+            around.paths = None
         if self._attached:
             own = outputs.nodes(position for position in range(outputs.n_own) if position not in self._attached)
             kept = dict(zip(self._attached, outputs.nodes(self._attached), strict=True))
-            self._paths = GradientPaths(self._graph.nodes, own, kept, self._copies)
+            self.paths = GradientPaths(self._graph.nodes, own, kept, self._copies)
 
     def run(self, given: Sequence[Any]) -> Sequence[Any]:
-        """All its outputs."""
+        """All its outputs; where it has no ``paths``, what was compiled can be run as well."""
         out: Sequence[Any] = self.compiled(*given)
-        if self._paths is not None:
-            self._paths.watch(given, out)
+        if self.paths is not None:
+            self.paths.watch(given, out)
         return out
 
     def asleep(self, drawing: Iterable[fx.Node]) -> set[fx.Node]:
@@ -121,6 +123,7 @@ class Edge:
         self.step = Step()
         self.batch: Batch | None = None  # all that a pass through this edge alone feeds, in one go
         self.batched: list[int] = []
+        self.added: slice | None = None  # where those outputs are, if they are the added ones in their order
         self.batch_asked = False
 
     def make_batch(self, n_own: int, make: MakeBatch) -> None:
@@ -132,6 +135,8 @@ class Edge:
         if added and len(set(added)) == len(added):
             self.batch = make([tap for tap, _ in feeds], None)
             self.batched = positions
+            if positions == [*range(n_own, n_own + len(positions))]:
+                self.added = slice(n_own, n_own + len(positions))
 
     def feeds_as(self, other: Edge) -> bool:
         """Whether it feeds the same as another one."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrec._alone import are_alone
+from fastrec._alone import are_alone, are_private
 from fastrec._contracts import Listener, Place, Tap
 from fastrec._sites import Site
 from fastrec.engines._leaves import leaves
@@ -68,7 +68,9 @@ class Lesson:
         """
         found = {}
         for watch, version, holder in [(watch, was[0], [value]) for watch, value, was in self._take_fed()]:
-            if version is not None and are_alone(holder) and holder[0].nbytes == holder[0].untyped_storage().nbytes():
+            if version is None or not are_alone(holder) or not are_private(holder):
+                continue
+            if holder[0].nbytes == holder[0].untyped_storage().nbytes():
                 found[watch] = version
         return found
 

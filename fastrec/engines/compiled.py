@@ -18,7 +18,7 @@ from weakref import ref
 import torch
 from torch import Tensor, fx, nn
 
-from fastrec._contracts import MakeBatch, PlanningListener
+from fastrec._contracts import Batch, MakeBatch, PlanningListener
 from fastrec._errors import FastrecError, FastrecWarning, SessionError, UnsupportedModelError
 from fastrec._sites import Frame
 from fastrec.engines._calls import COMPILED_CALLS, MODULE_CALLS, Call
@@ -50,6 +50,7 @@ class CompiledEngine:
     def open(self, roots: Mapping[str, Any], listener: PlanningListener) -> None:
         """Begin to record the roots, in every thread."""
         self._listener = listener
+        self._ahead = listener.ahead()
         self._roots = roots_of(roots, listener, self._sources, self._parents)
         keep_out_of_compiling()
         for opened, root in enumerate(self._roots):
@@ -99,50 +100,54 @@ class CompiledEngine:
     def _make_layer(self, call: Call | None) -> Call:
         """The wrapper of calls of compiled modules; ``call`` is what comes next."""
         assert call is not None
-        roots = self._by_module
+        roots, record = self._by_module, self._call
 
         def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             root = roots.get(id(module))
             if root is None:
                 return call(module, *args, **kwargs)
-            return self._call(root, partial(call, module), (args, kwargs), ())
+            return record(root, root.own, (args, kwargs), ())
 
         return __call__
 
     def _call(self, root: CompiledRoot, own: Callable[..., Any], arguments: Arguments, wanting: Roots) -> Any:
         """A call of a root, which by itself would run ``own``; recorders that came later are ``wanting`` its values."""
-        thread, listener = self._thread, self._listener
-        if thread.muted or _graph_task() != -1 or _interpreter() is not None:
+        state, listener, ahead = self._thread.state, self._listener, self._ahead
+        if state.muted or _graph_task() != -1 or _interpreter() is not None:
             if root.ran is not None and _graph_task() != -1:
                 # What checkpointing runs again has to save the same tensors.
-                return thread.mute(root.run, (root.ran, own, arguments), {})
-            return thread.mute(root.call, (own, arguments, wanting), {})
+                return self._thread.mute(root.run, (root.ran, own, arguments), {})
+            return self._thread.mute(root.call, (own, arguments, wanting), {})
         run = listener.begin(root.entry)
         if run is None:
-            return thread.mute(root.call, (own, arguments, wanting), {})
+            return self._thread.mute(root.call, (own, arguments, wanting), {})
         current: _Pass | None = None
-        thread.muted = True  # what it calls is no pass of its own
+        state.muted = True  # what it calls is no pass of its own
         try:
-            if listener.wants(run):
-                thread.current = current = _Pass(run, root, arguments)
+            if ahead is None or ahead(run):
+                state.current = current = _Pass(run, root, arguments)
                 if wanting or root.before is not None:
                     out = root.call(own, arguments, (*wanting, root))
                 else:
                     root.ran = root.alone if _grad_is_on() else None
                     out = root.run(root.alone, own, arguments)
-                self._finish(current)
+                held, current.held = current.held, None
+                if held is None:
+                    self._finish(current)
+                else:  # such a pass has been seen to end here
+                    current.batch(run, held, [perf_counter()] * len(held))
             else:
                 root.ran = None
                 out = root.call(own, arguments, wanting)
         except BaseException as raised:
-            thread.muted, thread.current = False, None
+            state.muted, state.current = False, None
             error = (current and current.refused) or raised
             if not listener.end(run, error):
                 if error is raised:
                     raise
                 raise error from None
             return None
-        thread.muted, thread.current = False, None
+        state.muted, state.current = False, None
         listener.end(run, None)
         return out
 
@@ -150,7 +155,7 @@ class CompiledEngine:
         self, root: CompiledRoot, compile_graph: CompileGraph, module: fx.GraphModule, inputs: Sequence[Any]
     ) -> Callable[..., Any]:
         """What compiles a graph: the user's backend, after the kept values were added to the outputs."""
-        current = self._thread.current
+        current = self._thread.state.current
         if current is None or current.root is not root:
             return self._unseen_graph(root, compile_graph(module, inputs))
         graph = Graph(module, inputs)
@@ -163,18 +168,20 @@ class CompiledEngine:
         graph.compiled = compile_graph(module, inputs)
         n_own = graph.outputs.n_own
         thread = self._thread
-        root.graphs.append(graph)
+        root.add(graph)
 
         def run_graph(*given: Any) -> Any:
-            out = graph.run(given)
-            now = thread.current
+            out = graph.compiled(*given) if graph.paths is None else graph.run(given)
+            now, own = thread.state.current, out[:n_own]
             if now is None:
-                return out[:n_own]
-            own = out[:n_own]
+                return own
             edge = now.step.following.get(graph)
             if edge is not None and edge.batch is not None and not now.ran and edge.batch.is_ready():
-                # Its own outputs belong to whoever called the model.
-                now.held = [out[at] if at >= n_own else _apart(out[at]) for at in edge.batched]
+                if edge.added is None:  # its own outputs belong to whoever called the model
+                    now.held = [out[at] if at >= n_own else _apart(out[at]) for at in edge.batched]
+                else:
+                    now.held = [*out[edge.added]]
+                now.batch = edge.batch
                 now.step = edge.step
                 now.ran.append((graph, edge))
             else:
@@ -188,7 +195,7 @@ class CompiledEngine:
         """A graph that was compiled while nothing was recorded (autograd ran a part of a pass again)."""
 
         def run_graph(*given: Any) -> Any:
-            now = self._thread.current
+            now = self._thread.state.current
             if now is not None and now.root is root:
                 now.refused = UnsupportedModelError(
                     f"{root.called} runs code that was compiled while autograd ran a part of it again, whose values "
@@ -226,12 +233,6 @@ class CompiledEngine:
             way = self._way(current)
             step.end = way.end()
             self._tell_missing(way.missing(), ran=bool(current.ran))
-        if current.held is not None:
-            _, edge = current.ran[0]
-            assert edge.batch is not None
-            held, current.held = current.held, None
-            edge.batch(current.run, held, [perf_counter()] * len(held))
-            return
         for tap, position in step.end:
             tap(current.run, current.out[position])
         if len(current.ran) == 1 and not self._parents:
@@ -288,25 +289,24 @@ def _apart(value: Tensor) -> Tensor:
 class _Pass:
     """A pass while it runs."""
 
-    __slots__ = ("arguments", "held", "out", "own", "ran", "refused", "returned", "root", "run", "step", "way")
+    out: Any = ()  # of the last graph, by position
+    held: list[Tensor] | None = None  # for the end of the pass
+    batch: Batch  # that takes what is held
+    own: Sequence[Any] = ()  # what the last graph returned
+    returned: Sequence[list[Any]] = ()  # by the graphs before the last one, held weakly
+    way: Way | None = None
+    refused: FastrecError | None = None
 
     def __init__(self, run: Any, root: CompiledRoot, arguments: Arguments) -> None:
         self.run = run
         self.root = root
         self.arguments = arguments
         self.step: Step = root.start
-        self.out: Any = ()  # of the last graph, by position
-        self.held: list[Tensor] | None = None  # for the end of the pass
-        self.own: Sequence[Any] = ()  # what the last graph returned
         self.ran: list[tuple[Graph, Edge]] = []
-        self.returned: list[list[Any]] = []  # by the graphs before the last one, held weakly
-        self.way: Way | None = None
-        self.refused: FastrecError | None = None
-
 
     def let_go(self) -> None:
         """Hold what the last graph returned only as long as the model does: another one has run."""
-        self.returned.append([ref(each) if isinstance(each, Tensor) else None for each in self.own])
+        self.returned = [*self.returned, [ref(each) if isinstance(each, Tensor) else None for each in self.own]]
         self.own = ()
 
     def links(self, given: Sequence[Any]) -> Links:
@@ -320,17 +320,28 @@ class _Pass:
         return {i: known[id(each)] for i, each in enumerate(given) if isinstance(each, Tensor) and id(each) in known}
 
 
-class _Thread(threading.local):
+class _State:
     """What a thread is doing: a pass, or a call that is not to be recorded."""
 
-    current: _Pass | None = None
-    muted: bool = False
+    __slots__ = ("current", "muted")
+
+    def __init__(self) -> None:
+        self.current: _Pass | None = None
+        self.muted = False
+
+
+class _Thread(threading.local):
+    """The state of each thread."""
+
+    def __init__(self) -> None:
+        self.state = _State()
 
     def mute(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a function of which nothing is recorded."""
-        current, muted = self.current, self.muted
-        self.current, self.muted = None, True
+        state = self.state
+        current, muted = state.current, state.muted
+        state.current, state.muted = None, True
         try:
             return function(*args, **kwargs)
         finally:
-            self.current, self.muted = current, muted
+            state.current, state.muted = current, muted

@@ -33,7 +33,9 @@ class BlockPool:
         self.blocks: dict[int, Block] = {}
         self.held: dict[int, HeldPass] = {}
         self.largest = LARGE_BLOCK
-        self._held_number = itertools.count(FIRST_HELD, MOST_VALUES).__next__
+        # Whether values that nobody else has are held; a session that hands nothing over packs what it keeps.
+        self.holds = False
+        self.held_number = itertools.count(FIRST_HELD, MOST_VALUES).__next__
         self._number = itertools.count().__next__
         self._lock = threading.Lock()
 
@@ -59,16 +61,16 @@ class BlockPool:
         self.blocks[block.number] = block
         return block
 
-    def may_hold(self) -> bool:
-        """Whether values that nobody else has are to be held as they are."""
-        # Not in a session that hands nothing over, which packs what it keeps.
-        return self.largest == SMALL_BLOCK and len(self.held) < MOST_HELD
+    def hand_over(self) -> None:
+        """What is kept is handed over or trimmed from now on, so that it lies in small blocks, or is held as it is."""
+        self.largest = SMALL_BLOCK
+        self.holds = len(self.held) < MOST_HELD
 
-    def hold(self, values: list[Tensor]) -> range:
-        """The rows of the values of a pass that nobody else has, which are kept as they are."""
-        number = self._held_number()
-        self.held[number] = HeldPass(number, values)
-        return range(number << ROW_BITS, (number + len(values)) << ROW_BITS, MOST_ROWS)
+    def add(self, held: HeldPass) -> range:
+        """Keep the values of a pass that is written down now; their rows."""
+        self.held[held.number] = held
+        self.holds = len(self.held) < MOST_HELD
+        return held.rows
 
     def release(self, rows: Iterable[int]) -> dict[int, Block | HeldPass]:
         """Let go of rows that are kept no longer, and of each block in which no other row is; their blocks.
@@ -76,9 +78,6 @@ class BlockPool:
         The rows of a pass come together.
         """
         blocks, held = self.blocks, self.held
-        if type(rows) is range:
-            number = rows.start >> ROW_BITS
-            return {number: held.pop(number)}
         found: dict[int, Block | HeldPass] = {}
         with self._lock:
             for row in rows:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,9 @@ from fastrec._catalog import Catalog
 from fastrec._contracts import PhaseSteps
 from fastrec._copying import Block, HeldPass
 from fastrec._sites import PassInfo
-from fastrec.sinks._ram_blocks import SMALL_BLOCK, BlockPool
+from fastrec.sinks._ram_blocks import BlockPool
 from fastrec.sinks._ram_source import RAMSource
-from fastrec.sinks._ram_table import Entry, Table
+from fastrec.sinks._ram_table import Ended, Entry, Table
 from fastrec.sinks._steps import StepTable
 
 MOST_UNPACKED = 64
@@ -31,16 +30,15 @@ class RAMLedger:
         self._catalog = catalog
         self._pool = pool
         self._lock = threading.Lock()
-        self._ended: deque[Entry] = deque()
+        self._ended: deque[Ended] = deque()
         self._table = Table()
         self._steps = StepTable()
         self._retained: tuple[int, bool] | None = None
         self._trim_at = 0
         self._empty = 0  # passes that ended well and kept nothing
+        self._is_bare = False  # nothing is here but passes that are not packed yet
 
-    def commit(
-        self, info: PassInfo, variants: Sequence[int], rows: Sequence[int], times: Sequence[float]
-    ) -> None:
+    def commit(self, info: PassInfo, variants: Sequence[int], rows: Sequence[int], times: Sequence[float]) -> None:
         """A pass ended: its records in event order, times on the clock of ``info.started``."""
         if not rows and info.outcome == "ok":
             # A run without end in which a predicate keeps nothing must not fill the memory with passes.
@@ -55,6 +53,7 @@ class RAMLedger:
     def mark(self, phase: int, step: int, columns: Mapping[str, npt.NDArray[Any]]) -> None:
         """A step was marked."""
         with self._lock:
+            self._is_bare = False
             self._steps.mark(phase, step, columns)
 
     def close(self) -> None:
@@ -71,27 +70,37 @@ class RAMLedger:
 
     def take(self) -> RAMSource:
         """The passes that ended so far, which are forgotten here."""
-        with self._lock:
-            self._pool.largest = SMALL_BLOCK
-            if self._retained is not None:
-                self._trim()
-            # Called after every pass of a training loop: what is empty is not touched.
-            table, ended, steps = _NOTHING, self._drain(), _NO_STEPS
-            rows: Iterable[int] = ended[0][2] if len(ended) == 1 else [row for entry in ended for row in entry[2]]
-            if self._table.passes:
-                table, self._table = self._table, Table()
-                rows = chain(table.rows, rows)
-            if self._steps.held:
-                steps = self._steps.read()
-                self._steps.drop()
+        # Called after every pass of a training loop, where a lock takes as long as all else.
+        if self._empty or not self._is_bare or len(self._ended) > 1:
+            with self._lock:
+                return self._take_all()
+        taken, rows = self._drain()
+        blocks = self._pool.release(rows) if rows else _NO_BLOCKS
+        return RAMSource(self._catalog, _NOTHING, taken, blocks, _NO_STEPS, 0)
+
+    def _take_all(self) -> RAMSource:
+        if self._retained is not None:
+            self._trim()
+        taken, rows = self._drain()
+        table, steps = _NOTHING, _NO_STEPS
+        blocks: Mapping[int, Block | HeldPass] = _NO_BLOCKS
+        if not self._is_bare:
+            table, self._table = self._table, Table()
+            rows += table.rows
+            steps = self._steps.read()
+            self._steps.drop()
+            self._is_bare = self._retained is None
+        if rows:
             blocks = self._pool.release(rows)
-            empty, self._empty = self._empty, 0
-            return RAMSource(self._catalog, table, ended, blocks, steps, empty)
+        self._pool.hand_over()
+        empty, self._empty = self._empty, 0
+        return RAMSource(self._catalog, table, taken, blocks, steps, empty)
 
     def trim(self, most: int, *, steps: bool) -> None:
         """Forget all but the last passes; or of each phase the last steps, or passes where it has no steps."""
         with self._lock:
-            self._pool.largest = SMALL_BLOCK
+            self._pool.hand_over()
+            self._is_bare = False
             self._retained = (most, steps)
             self._empty = 0
             # Each trim looks at all that is kept, so it waits until a share of that has come in anew.
@@ -100,12 +109,30 @@ class RAMLedger:
                 kept = len(self._table) + len(self._ended)
                 self._trim_at = kept + kept // 4 + 1
 
-    def _drain(self) -> list[Entry]:
-        # Other threads may append meanwhile, which the length that was read first leaves for the next time.
-        return [self._ended.popleft() for _ in range(len(self._ended))]
+    def _drain(self) -> tuple[list[Ended], list[int]]:
+        """The passes that ended, and the rows of those whose values are not held as they are."""
+        taken: list[Ended] = []
+        rows: list[int] = []
+        for _ in range(len(self._ended)):  # other threads may append more meanwhile
+            try:
+                entry = self._ended.popleft()
+            except IndexError:  # or take some
+                break
+            taken.append(entry)
+            if not isinstance(entry[2], HeldPass):
+                rows += entry[2]
+        return taken, rows
+
+    def _settled(self) -> list[Entry]:
+        """The passes that ended, drained; what is held of them is among the blocks from now on."""
+        return [
+            (info, variants, self._pool.add(rows) if isinstance(rows, HeldPass) else rows, times)
+            for info, variants, rows, times in self._drain()[0]
+        ]
 
     def _pack(self) -> None:
-        self._table.add(self._drain())
+        self._is_bare = False
+        self._table.add(self._settled())
 
     def _trim(self) -> None:
         """Forget exactly what need not be kept."""
@@ -120,7 +147,7 @@ class RAMLedger:
                 self._table, dropped = self._table.split(kept)
                 self._pool.release(dropped)
         else:
-            ended = self._drain()
+            ended = self._settled()
             few = _kept([(entry[0].index, entry[0].phase, entry[0].step) for entry in ended], most, marked)
             self._ended.extendleft(entry for entry, stays in zip(ended[::-1], few[::-1], strict=True) if stays)
             self._pool.release(row for entry, stays in zip(ended, few, strict=True) if not stays for row in entry[2])
@@ -129,6 +156,7 @@ class RAMLedger:
 
 
 _NOTHING = Table()
+_NO_BLOCKS: Mapping[int, Block | HeldPass] = {}
 _NO_STEPS: Sequence[PhaseSteps] = ()
 
 

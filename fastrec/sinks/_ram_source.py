@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -14,35 +15,28 @@ from torch import Tensor
 from fastrec._catalog import Catalog
 from fastrec._contracts import RECORD_DTYPE, Part, PhaseSteps
 from fastrec._copying import MOST_ROWS, ROW_BITS, Block, HeldPass, aside
-from fastrec.sinks._ram_table import Entry, Table
+from fastrec.sinks._ram_table import Ended, Table
 
 Integers = npt.NDArray[np.int64]
 
 
-class RAMSource:
+class RAMSource(msgspec.Struct, dict=True, eq=False):
     """Passes that ended, and the blocks that their values are in."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        table: Table,
-        ended: Sequence[Entry],
-        blocks: Mapping[int, Block | HeldPass],
-        steps: Sequence[PhaseSteps],
-        empty: int,
-    ) -> None:
-        self.catalog = catalog
-        self._table = table
-        self._ended = ended
-        self._given = blocks
-        self._steps = steps
-        self._empty = empty
-        self._read: tuple[npt.NDArray[Any], npt.NDArray[Any], Mapping[int, str | int]] | None = None
+    catalog: Catalog
+    table: Table
+    ended: Sequence[Ended]
+    given: Mapping[int, Block | HeldPass]
+    marked: Sequence[PhaseSteps]
+    empty: int
 
     @cached_property
     def _blocks(self) -> Mapping[int, Block]:
         blocks: dict[int, Block] = {}
-        for number, block in self._given.items():
+        for _, _, rows, _ in self.ended:
+            if isinstance(rows, HeldPass):
+                blocks.update((one.number, one) for one in rows.blocks())
+        for number, block in self.given.items():
             if isinstance(block, HeldPass):
                 blocks.update((one.number, one) for one in block.blocks())
             else:
@@ -51,23 +45,23 @@ class RAMSource:
 
     def n_passes(self) -> int:
         """How many passes ended, those that kept nothing included."""
-        return len(self.passes()) + self._empty
+        return len(self.passes()) + self.empty
 
     def passes(self) -> npt.NDArray[Any]:
         """One row per pass that kept something or ended badly, of ``PASS_DTYPE``, in order of ``pass_index``."""
-        return self._sorted()[0]
+        return self._sorted[0]
 
     def records(self) -> npt.NDArray[Any]:
         """One row per record, of ``RECORD_DTYPE``, in order of (pass, event)."""
-        return self._sorted()[1]
+        return self._sorted[1]
 
     def steps(self) -> Sequence[PhaseSteps]:
         """The marked steps, of each phase that has some."""
-        return self._steps
+        return self.marked
 
     def sample_id(self, pass_index: int) -> str | int | None:
         """The sample id that a pass was logged with."""
-        return self._sorted()[2].get(pass_index)
+        return self._sorted[2].get(pass_index)
 
     def value(self, variant: int, row: int, part: Part) -> Tensor | None:
         """One part of a record, None where it has no such part (yet)."""
@@ -92,9 +86,7 @@ class RAMSource:
             gathered = self._gather(rows, part) if len(edges) > 64 else None
             if gathered is not None:
                 return [gathered]
-            return [
-                self._run(rows[start:stop], part, start) for start, stop in zip(edges, edges[1:], strict=False)
-            ]
+            return [self._run(rows[start:stop], part, start) for start, stop in zip(edges, edges[1:], strict=False)]
 
     def layouts(self, rows: Integers, part: Part) -> tuple[Integers, list[tuple[tuple[int, ...], torch.dtype]]]:
         """Which layout the values of records have, and the shape and dtype of each."""
@@ -114,26 +106,25 @@ class RAMSource:
         sizes = [_row_bytes(self._blocks[number]) if number >= 0 else 0 for number in numbers.tolist()]
         return np.array(sizes, dtype=np.int64)[inverse]
 
+    @cached_property
     def _sorted(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Mapping[int, str | int]]:
-        if self._read is None:
-            table = self._table
-            if self._ended:
-                table = table.copy()
-                table.add(self._ended)
-            passes = table.read_passes().copy()
-            passes["started"] -= self.catalog.began
-            records = np.empty(len(table.rows), RECORD_DTYPE)
-            records["variant"], records["row"], records["time"] = table.variants, table.rows, table.times
-            index = passes["pass_index"]
-            if np.any(index[1:] < index[:-1]):
-                # Passes of several threads end in another order than they began.
-                passes = passes[np.argsort(index)]
-                count = passes["count"]
-                first = np.cumsum(count) - count
-                records = records[np.repeat(passes["first"] - first, count) + np.arange(len(records))]
-                passes["first"] = first
-            self._read = passes, records, table.samples
-        return self._read
+        table = self.table
+        if self.ended:
+            table = table.copy()
+            table.add([(i, v, rows.rows if isinstance(rows, HeldPass) else rows, t) for i, v, rows, t in self.ended])
+        passes = table.read_passes().copy()
+        passes["started"] -= self.catalog.began
+        records = np.empty(len(table.rows), RECORD_DTYPE)
+        records["variant"], records["row"], records["time"] = table.variants, table.rows, table.times
+        index = passes["pass_index"]
+        if np.any(index[1:] < index[:-1]):
+            # Passes of several threads end in another order than they began.
+            passes = passes[np.argsort(index)]
+            count = passes["count"]
+            first = np.cumsum(count) - count
+            records = records[np.repeat(passes["first"] - first, count) + np.arange(len(records))]
+            passes["first"] = first
+        return passes, records, table.samples
 
     def _layout(self, row: int, part: Part, position: int) -> tuple[tuple[int, ...], torch.dtype]:
         block = self._blocks.get(row >> ROW_BITS)

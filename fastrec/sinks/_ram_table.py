@@ -12,10 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrec._contracts import OUTCOMES, PASS_DTYPE
+from fastrec._copying import HeldPass
 from fastrec._sites import PassInfo
 
 Entry: TypeAlias = tuple[PassInfo, Sequence[int], Sequence[int], Sequence[float]]
 """A pass with the variants, rows and times of its records, not packed yet."""
+
+Ended: TypeAlias = tuple[PassInfo, Sequence[int], Sequence[int] | HeldPass, Sequence[float]]
+"""The same, where its values may be held as they are, by nobody else yet."""
 
 _pack_pass = struct.Struct("<qiqi?bqddqq").pack
 _OUTCOME = {name: number for number, name in enumerate(OUTCOMES)}
@@ -86,9 +90,7 @@ class Table:
     def told(self) -> list[tuple[int, int, int]]:
         """The index, phase and step of each pass."""
         passes = self.read_passes()
-        return list(
-            zip(passes["pass_index"].tolist(), passes["phase"].tolist(), passes["step"].tolist(), strict=True)
-        )
+        return list(zip(passes["pass_index"].tolist(), passes["phase"].tolist(), passes["step"].tolist(), strict=True))
 
     def read_passes(self) -> npt.NDArray[Any]:
         """The passes as an array of ``PASS_DTYPE``, in the order in which they ended."""

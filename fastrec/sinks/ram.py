@@ -77,7 +77,8 @@ class RAMSink:
 
     def take(self) -> Source:
         """The passes that ended so far, which are forgotten here."""
-        return self._opened().take()
+        ledger = self._ledger or self._opened()
+        return ledger.take()
 
     def trim(self, *, passes: int | None = None, steps: int | None = None) -> None:
         """Forget all but the last passes; or all but the last steps of each phase, where a phase has steps."""

@@ -277,7 +277,7 @@ def test_memory_of_other_libraries_is_no_bodys_own(monkeypatch: pytest.MonkeyPat
         return nn.Sequential(Foreign(), nn.Tanh())
 
     assert not differ(make, drive, keep_module="0")
-    for where in ("fastrec._batch.are_alone", "fastrec.engines._static_lesson.are_alone"):
+    for where in ("fastrec._batch.are_private", "fastrec.engines._static_lesson.are_private"):
         monkeypatch.setattr(where, lambda values: True)
     assert differ(make, drive, keep_module="0")
 
