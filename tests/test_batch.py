@@ -1,6 +1,7 @@
 """Passes whose values are held as they are, however they are read, popped and trimmed."""
 
 import random
+import sys
 import threading
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastrec.predicates import every, op
 
 def policy() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.ReLU())
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 1))
 
 
 def told(recording: Recording) -> list[tuple[int, str, list[float]]]:
@@ -74,10 +75,15 @@ def test_threads_that_pop_at_once_share_the_passes() -> None:
             model(x)
         taken += [record.ctx.pass_index for record in rec.pop()]
         threads = [threading.Thread(target=pop) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(before)
     assert sorted(taken) == list(range(5 + 4 * 300))
 
 
