@@ -49,6 +49,7 @@ class Lesson:
         self._fed: list[tuple[WatchTap, Tensor, Was]] = []
         self.outputs: dict[Node, list[Fed]] = {}
         self.fed: set[WatchTap] = set()
+        self.strange: set[WatchTap] = set()
         self._place: Place | None = None
         self._seen: list[tuple[WatchTap, Tensor, Was]] = []
         self._strange = False
@@ -58,6 +59,8 @@ class Lesson:
         self.fed.add(watch)
         if type(value) is Tensor and _interpreter() is None and watch.place.site.kind != "module_enter":
             self._fed.append((watch, value, (_version(value), _copy(value))))
+        else:
+            self.strange.add(watch)
         if watch.place.site.kind == "op":
             self._saw_op(watch, value)
 
@@ -104,12 +107,14 @@ class Lesson:
 class Lessons:
     """What all lessons of a course agree about.
 
-    ``fed`` are the taps that were fed, ``outputs`` the ops whose values their module returned, ``lasting`` the values
-    that nobody writes to before the pass ends, by their taps, with their versions then.
+    ``fed`` are the taps that were fed, ``strange`` those of them that were fed with a subclass of tensors or otherwise
+    not as usual, ``outputs`` the ops whose values their module returned, ``lasting`` the values that nobody writes to
+    before the pass ends, by their taps, with their versions then.
     """
 
     def __init__(self) -> None:
         self.fed: set[WatchTap] = set()
+        self.strange: set[WatchTap] = set()
         self.outputs: dict[Node, list[Fed]] = {}
         self.lasting: dict[WatchTap, int] = {}
         self._any = False
@@ -121,6 +126,7 @@ class Lessons:
             outputs = {op: fed for op, fed in outputs.items() if self.outputs.get(op) == fed}
             lasting = {watch: n for watch, n in lasting.items() if self.lasting.get(watch) == n}
         self.fed |= lesson.fed
+        self.strange |= lesson.strange
         self.outputs, self.lasting, self._any = outputs, lasting, True
 
 

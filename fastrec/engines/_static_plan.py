@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from torch import nn
 
@@ -20,13 +20,14 @@ class Step:
     """One call of a module, and what is taken from it.
 
     ``ops`` are fed with what the last op gave, by the path under which the module returned it, ``outs`` with what it
-    returned; ``taps`` are those of both where it returns a single tensor. A ``watched`` step runs as the eager engine
-    runs it; a ``plain`` one has nothing but ``taps``.
+    returned. Where it returns a single tensor, ``taps`` are those of both, and ``lasting`` tells for each whether nobody
+    writes to its value before the pass ends. A ``watched`` step runs as the eager engine runs it; a ``plain`` one has
+    nothing but ``taps``.
     """
 
     __slots__ = (
-        *("after", "entered", "hidden", "inside", "left", "module", "ops", "outs", "plain", "takes_in", "taps"),
-        "watched",
+        *("after", "entered", "hidden", "inside", "lasting", "left", "module", "ops", "outs", "plain", "takes_in"),
+        *("taps", "watched"),
     )
 
     def __init__(self, entered: Node) -> None:
@@ -37,6 +38,7 @@ class Step:
         self.ops: Sequence[Fed] = ()
         self.outs: Sequence[Fed] = ()
         self.taps: tuple[Tap, ...] = ()
+        self.lasting: tuple[bool, ...] = ()
         self.takes_in = False
         self.watched = False
         self.inside = False  # of a watched step, which sees to it
@@ -49,10 +51,12 @@ class Step:
         """Whether there is anything to take."""
         return bool(self.takes_in or self.watched or self.ops or self.outs)
 
-    def settle(self) -> None:
+    def settle(self, lasting: Container[WatchTap]) -> None:
         """Work out the quick way."""
         self.plain = not (self.takes_in or self.watched or self.hidden)
-        self.taps = tuple(watch.inner for watch, path in (*self.ops, *self.outs) if not path)
+        watches = [watch for watch, path in (*self.ops, *self.outs) if not path]
+        self.taps = tuple(watch.inner for watch in watches)
+        self.lasting = tuple(watch in lasting for watch in watches)
 
     @property
     def is_simple(self) -> bool:
@@ -81,9 +85,10 @@ class Plan:
         self.whole = calls.whole or (self.first.watched and self.first.entered is path[0])
         self.idle = idle([watch.inner for watch in calls.watches])
         self.batch: Batch | None = None
-        if calls.are_simple and all(watch in lessons.lasting for watch in calls.watches):
+        can_hold = calls.are_simple and lessons.strange.isdisjoint(calls.watches)
+        if can_hold and not lessons.lasting.keys().isdisjoint(calls.watches):
             taps = [watch.inner for watch in calls.watches]
-            self.batch = batch(taps, [lessons.lasting[watch] for watch in calls.watches])
+            self.batch = batch(taps, [lessons.lasting.get(watch, 0) for watch in calls.watches])  # 0: of a copy
 
     def look_again(self) -> None:
         """Take in modules that others of their class have replaced."""
@@ -146,7 +151,7 @@ class _Calls:
         for node, after in zip(path, following, strict=True):
             self._add(node, after)
         for step in self.steps:
-            step.settle()
+            step.settle(lessons.lasting)
             for inner in self._inside[step] if step.watched else ():
                 inner.inside = True
 

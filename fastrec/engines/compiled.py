@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from fastrec._contracts import Batch, MakeBatch, PlanningListener
 from fastrec._errors import FastrecError, FastrecWarning, SessionError, UnsupportedModelError
 from fastrec._sites import Frame
+from fastrec.engines._apart import apart
 from fastrec.engines._calls import COMPILED_CALLS, MODULE_CALLS, Call
 from fastrec.engines._compiled_roots import Arguments, CompiledRoot, CompileGraph, Roots, roots_of
 from fastrec.engines._graphs import Edge, Graph, Links, Step, Way
@@ -178,7 +179,7 @@ class CompiledEngine:
             edge = now.step.following.get(graph)
             if edge is not None and edge.batch is not None and not now.ran and edge.batch.is_ready():
                 if edge.added is None:  # its own outputs belong to whoever called the model
-                    now.held = [out[at] if at >= n_own else _apart(out[at]) for at in edge.batched]
+                    now.held = [out[at] if at >= n_own else apart(out[at]) for at in edge.batched]
                 else:
                     now.held = [*out[edge.added]]
                 now.batch = edge.batch
@@ -279,11 +280,6 @@ class CompiledEngine:
                 FastrecWarning,
                 stacklevel=5,
             )
-
-
-def _apart(value: Tensor) -> Tensor:
-    with torch._C.DisableTorchFunction():
-        return value.clone()
 
 
 class _Pass:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastrec._contracts import Idle, Listener, MakeBatch
 from fastrec._errors import BrokenPromiseError, SessionError
+from fastrec.engines._apart import apart
 from fastrec.engines._calls import Call
 from fastrec.engines._fused import is_fused_now
 from fastrec.engines._leaves import leaves
@@ -197,8 +198,8 @@ class StaticEngine(EagerEngine):
                         for tap in step.taps:
                             tap(run, out)
                     else:
-                        for _ in step.taps:
-                            held.append(out)
+                        for is_lasting in step.lasting:
+                            held.append(out if is_lasting else apart(out))
                             now.times.append(perf_counter())
                 else:
                     take(now, step, out)

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastrec import Recorder
 from fastrec._batch import Batch
+from fastrec._copying import HeldPass
 from fastrec._errors import FastrecError
 from fastrec.engines import _static_lesson, static
 from fastrec.engines._static_plan import _Calls
@@ -387,3 +388,63 @@ def test_a_module_that_returns_no_tensor_breaks_the_promise(monkeypatch: pytest.
     monkeypatch.setattr(StaticEngine, "_fail", lambda self, now, what: None)
     monkeypatch.setattr(StaticEngine, "_take", lambda self, now, step, out: None)
     assert drive() == 6  # one of them without its record
+
+
+class Gives(nn.Module):
+    """Returns a leaf of autograd as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.ones(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight
+
+
+class Mixed(nn.Module):
+    """Computes some values that last until the pass ends, and some that do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gives, self.last = nn.Tanh(), Gives(), nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.last(self.first(x) + 1).add_(0)
+        return h + self.gives(h).sum()
+
+
+def test_a_copy_that_is_held_tells_when_its_value_begins_to_require_a_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def drive(model: Any, rec: Recorder) -> list[Any]:
+        popped = popping(model, rec)
+        model.gives.weight.requires_grad_()
+        return popped + popping(model, rec)
+
+    assert not differ(Mixed, drive, keep_module=["first", "gives"])
+    monkeypatch.setattr("fastrec.engines.static.apart", lambda value: value.detach().clone())
+    assert differ(Mixed, drive, keep_module=["first", "gives"])
+
+
+def test_where_some_values_last_the_others_are_copied_at_their_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    hold = Batch.__call__
+
+    def holding(batch: Batch, run: Any, values: list[Tensor], times: list[float]) -> None:
+        hold(batch, run, values, times)
+        held.append(isinstance(run.rows, HeldPass))
+
+    monkeypatch.setattr(Batch, "__call__", holding)
+    keep = ["first", "last", ""]  # "" is the model's output, which its caller has
+    assert not differ(Mixed, popping, keep_module=keep)
+    assert held[-1]
+
+    def with_parameter() -> nn.Module:
+        model = Mixed()
+        del model.gives.weight
+        model.gives.weight = nn.Parameter(torch.ones(3))
+        return model
+
+    assert not differ(with_parameter, popping, keep_module=[*keep, "gives"])
+    monkeypatch.setattr("fastrec.engines.static.apart", lambda value: value)
+    assert differ(Mixed, popping, keep_module=keep)
