@@ -50,7 +50,7 @@ class Contest:
         example = self._case.example
         with torch.no_grad(), contestant.watching(self._case) as watch:
             call, after = watch.call, watch.pop if self._popped else _nothing
-            for _ in range(2 + passes // 10):  # a session learns the model in its first passes
+            for _ in range(6 + passes // 10):  # a session learns the model in its first passes
                 call(example)
                 after()
             began = thread_time()

@@ -136,13 +136,13 @@ CASES: dict[str, Callable[[], Case]] = {
         "mlp", "actor-critic MLP, 64-64 tanh, batch 16", ActorCritic, torch.randn(16, 4), ("tanh", "Tanh"), 200
     ),
     "nature": lambda: _case("nature", "NatureCNN, batch 8, 4x84x84", NatureCNN, torch.rand(8, 4, 84, 84), _RELU, 10),
-    "resnet": lambda: _case("resnet", "ResNet-18, batch 1, 3x64x64", ResNet18, torch.randn(1, 3, 64, 64), _RELU, 5),
+    "resnet": lambda: _case("resnet", "ResNet-18, batch 1, 3x64x64", ResNet18, torch.randn(1, 3, 64, 64), _RELU, 8),
     "gpt2": lambda: _case(
         "gpt2",
         "GPT-2, 6 layers, width 256, 32 tokens",
         _gpt2,
         torch.randint(1000, (1, 32)),
         ("layernorm", "LayerNorm"),
-        4,
+        10,
     ),
 }

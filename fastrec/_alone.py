@@ -29,7 +29,10 @@ def are_private(values: list[Tensor]) -> bool:
 
     What numpy or another library made or was given can't be resized, even after their view of it is gone.
     """
-    return all(value.untyped_storage().resizable() for value in values)
+    for value in values:  # a generator would take longer than what it asks
+        if not value.untyped_storage().resizable():
+            return False
+    return True
 
 
 def _counts(values: list[Tensor]) -> tuple[int, int, int]:

@@ -20,14 +20,14 @@ class Step:
     """One call of a module, and what is taken from it.
 
     ``ops`` are fed with what the last op gave, by the path under which the module returned it, ``outs`` with what it
-    returned. Where it returns a single tensor, ``taps`` are those of both, and ``lasting`` tells for each whether nobody
-    writes to its value before the pass ends. A ``watched`` step runs as the eager engine runs it; a ``plain`` one has
-    nothing but ``taps``.
+    returned. Where it returns a single tensor, ``taps`` are those of both, and ``lasting`` tells for each whether its
+    value lasts until the pass ends; it ``is_held`` until then where that is all. A ``watched`` step runs as the eager
+    engine runs it; a ``plain`` one has nothing but ``taps``.
     """
 
     __slots__ = (
-        *("after", "entered", "hidden", "inside", "lasting", "left", "module", "ops", "outs", "plain", "takes_in"),
-        *("taps", "watched"),
+        *("after", "entered", "hidden", "inside", "is_held", "lasting", "left", "module", "ops", "outs", "plain"),
+        *("takes_in", "taps", "watched"),
     )
 
     def __init__(self, entered: Node) -> None:
@@ -39,6 +39,7 @@ class Step:
         self.outs: Sequence[Fed] = ()
         self.taps: tuple[Tap, ...] = ()
         self.lasting: tuple[bool, ...] = ()
+        self.is_held = False
         self.takes_in = False
         self.watched = False
         self.inside = False  # of a watched step, which sees to it
@@ -57,6 +58,7 @@ class Step:
         watches = [watch for watch, path in (*self.ops, *self.outs) if not path]
         self.taps = tuple(watch.inner for watch in watches)
         self.lasting = tuple(watch in lasting for watch in watches)
+        self.is_held = self.lasting == (True,)
 
     @property
     def is_simple(self) -> bool:

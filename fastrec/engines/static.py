@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from fastrec._contracts import Idle, Listener, MakeBatch
+from fastrec._contracts import Batch, Idle, Listener, MakeBatch
 from fastrec._errors import BrokenPromiseError, SessionError
 from fastrec.engines._apart import apart
 from fastrec.engines._calls import Call
@@ -40,8 +40,9 @@ _tracing = torch._C._get_tracing_state
 class Now:
     """Where a thread is in a pass that runs by a plan."""
 
-    __slots__ = ("course", "held", "mode", "modules", "plan", "run", "step", "times")
+    __slots__ = ("batch", "course", "held", "mode", "modules", "plan", "run", "step", "times")
 
+    batch: Batch
     course: Course
     held: list[Tensor] | None
     mode: OpMode
@@ -198,9 +199,13 @@ class StaticEngine(EagerEngine):
                         for tap in step.taps:
                             tap(run, out)
                     else:
-                        for is_lasting in step.lasting:
-                            held.append(out if is_lasting else apart(out))
+                        if step.is_held:
+                            held.append(out)
                             now.times.append(perf_counter())
+                        else:
+                            for is_lasting in step.lasting:
+                                held.append(out if is_lasting else apart(out))
+                                now.times.append(perf_counter())
                 else:
                     take(now, step, out)
             return out
@@ -268,7 +273,7 @@ class StaticEngine(EagerEngine):
         else:
             now.modules, now.step = plan.modules, plan.first
             if plan.batch is not None and plan.batch.is_ready():
-                now.held, now.times = [], []
+                now.batch, now.held, now.times = plan.batch, [], []
         thread.now = now
         return now
 
@@ -283,17 +288,12 @@ class StaticEngine(EagerEngine):
         if error is None and now.step is not now.plan.end and self._open:
             run.fail(self._broken(now.course, f"{_name(now.step)!r} was not called"))
         elif held:
-            self._feed_batch(now, run, held)
+            try:
+                now.batch(run, held, now.times)
+            except BrokenPromiseError as broken:
+                now.course.forget()
+                run.fail(broken)
         return self._direct.end(run, error)
-
-    def _feed_batch(self, now: Now, run: Any, held: list[Tensor]) -> None:
-        batch = now.plan.batch
-        assert batch is not None
-        try:
-            batch(run, held, now.times)
-        except BrokenPromiseError as error:
-            now.course.forget()
-            run.fail(error)
 
     def _end(self, mode: OpMode, error: BaseException | None) -> bool:
         """The end of a pass that ran eagerly."""
