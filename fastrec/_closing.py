@@ -33,11 +33,15 @@ def _complaints(session: Session, plan: Plan, engine: Engine) -> Iterable[str]:
         "phase": ("phase of a pass", set(session.catalog.phases.items)),
         "entry": ("entry of a pass", set(session.catalog.entries.items)),
     }
+    # Where no pass was watched, because nothing could be kept of any, nobody knows what ran in them.
+    watched = bool(called or session.seen_layer_types)
     for option, predicate in (("keep_op", plan.keep_op), ("keep_module", plan.keep_module)):
         for what, pattern, matches in predicate.patterns(*known):
             told, names = known[what]
+            if what == "op" and not watched:
+                continue
             matched = sorted(filter(matches, names))
             if not matched:
                 yield f"{option}: {pattern!r} matched no {told}; {near(pattern, sorted(names))}"
-            elif what == "module" and called.isdisjoint(matched):
+            elif what == "module" and watched and called.isdisjoint(matched):
                 yield f"{option}: {pattern!r} matched {matched[0]!r}, which was not called in any pass"

@@ -95,6 +95,10 @@ Idle = Callable[[Sequence[Tap]], Callable[[Any], bool] | None]
 """Of some taps, a question about a Run that begins: whether none of them will keep anything; None: one may always."""
 
 
+Ahead = Callable[[Any], bool]
+"""Asked of a Run that has begun: whether something of it could be kept."""
+
+
 class Batch(Protocol):
     """Taps that are fed together when a pass ends, with values that nobody wrote to meanwhile."""
 
@@ -175,9 +179,6 @@ class PlanningListener(Protocol):
 
     def begin(self, entry: str) -> Any:
         """As a listener's."""
-
-    def ahead(self) -> Callable[[Any], bool] | None:
-        """Asked of a Run that has begun: whether something of it could be kept; None: of each pass."""
 
     def end(self, run: Any, error: BaseException | None) -> bool:
         """As a listener's."""

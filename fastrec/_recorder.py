@@ -15,6 +15,7 @@ from fastrec import engines
 from fastrec._batch import batch_of
 from fastrec._catalog import Catalog
 from fastrec._closing import warn_about_nothing
+from fastrec._contracts import Ahead
 from fastrec._errors import OptionError, SessionError, UnsupportedModelError, near
 from fastrec._forks import FORKS
 from fastrec._options import RecorderOptions, options_of
@@ -100,7 +101,7 @@ class Recorder:
             raise SessionError(f"this recorder is {self._state}; a recorder is used once, make another one")
         sink = self._sinks[0] if len(self._sinks) == 1 else TeeSink(self._sinks)
         self._session = Session(self.options, self._plan, sink, self._catalog, self._ram)
-        self._engine = self._make_engine()
+        self._engine = self._make_engine(self._plan.wanted(self._catalog))
         self._session.unseen = self._engine.unseen
         self._session.is_compiled = self._records_compiled()
         try:
@@ -245,14 +246,14 @@ class Recorder:
         engine = self.options.engine
         return engine == "compiled" or (engine == "auto" and any(map(is_compiled, self._roots.values())))
 
-    def _make_engine(self) -> Any:
+    def _make_engine(self, ahead: Ahead | None) -> Any:
         if not isinstance(self.options.engine, str):
             return self.options.engine
         make_batch = partial(batch_of, self._sinks[0] if len(self._sinks) == 1 else None)
         sources, parents = self.options.include_source_events, self.options.track_parents
         if self._records_compiled():
             self._plan.check_compilable(self.options.default_capture)
-            return engines.CompiledEngine(batch=make_batch, sources=sources, parents=parents)
+            return engines.CompiledEngine(batch=make_batch, sources=sources, parents=parents, ahead=ahead)
         if self.options.engine == "static":
             return engines.StaticEngine(
                 idle=idle_question,
@@ -261,8 +262,9 @@ class Recorder:
                 ops=self._plan.watches_ops,
                 sources=sources,
                 parents=parents,
+                ahead=ahead,
             )
-        return EagerEngine(ops=self._plan.watches_ops, sources=sources, parents=parents)
+        return EagerEngine(ops=self._plan.watches_ops, sources=sources, parents=parents, ahead=ahead)
 
     def _open(self) -> Session:
         if FORKS.count != self._forks:

@@ -124,10 +124,6 @@ class Session:
         )
         return PassRun(info, logged, [], [], [])
 
-    def ahead(self) -> Callable[[PassRun], bool] | None:
-        """Asked of a pass that has begun: whether something of it could be kept; None: of each pass."""
-        return self.plan.wanted(self.catalog)
-
     def end(self, run: PassRun, error: BaseException | None) -> bool:
         """A pass ended; True where its exception was a halt, and its caller may get None."""
         info = run.info

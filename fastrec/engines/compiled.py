@@ -18,7 +18,7 @@ from weakref import ref
 import torch
 from torch import Tensor, fx, nn
 
-from fastrec._contracts import Batch, MakeBatch, PlanningListener
+from fastrec._contracts import Ahead, Batch, MakeBatch, PlanningListener
 from fastrec._errors import FastrecError, FastrecWarning, SessionError, UnsupportedModelError
 from fastrec._sites import Frame
 from fastrec.engines._apart import apart
@@ -39,10 +39,14 @@ class CompiledEngine:
         batch: makes taps that are fed together when a pass ends.
         sources: inputs and buffers that are read become events.
         parents: follow which event each value came from.
+        ahead: tells before a pass runs whether something of it could be kept; the others run the user's compiled code.
     """
 
-    def __init__(self, *, batch: MakeBatch, sources: bool = False, parents: bool = False) -> None:
+    def __init__(
+        self, *, batch: MakeBatch, sources: bool = False, parents: bool = False, ahead: Ahead | None = None
+    ) -> None:
         self._batch = batch
+        self._ahead = ahead
         self._sources = sources
         self._parents = parents
         self._thread = _Thread()
@@ -51,7 +55,6 @@ class CompiledEngine:
     def open(self, roots: Mapping[str, Any], listener: PlanningListener) -> None:
         """Begin to record the roots, in every thread."""
         self._listener = listener
-        self._ahead = listener.ahead()
         self._roots = roots_of(roots, listener, self._sources, self._parents)
         keep_out_of_compiling()
         for opened, root in enumerate(self._roots):

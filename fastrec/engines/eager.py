@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastrec._contracts import Listener, Performer
+from fastrec._contracts import Ahead, Listener, Performer
 from fastrec._errors import FastrecWarning, SessionError
 from fastrec._sites import Frame, Site
 from fastrec.engines._calls import MODULE_CALLS, Call
@@ -53,15 +53,23 @@ class EagerEngine:
         sources: inputs and buffers that are read become events.
         parents: follow which event each value came from.
         performs: the listener is a Performer, which runs the ops itself.
+        ahead: tells before a pass runs whether something of it could be kept; the others are not watched.
     """
 
     def __init__(
-        self, *, ops: bool = True, sources: bool = False, parents: bool = False, performs: bool = False
+        self,
+        *,
+        ops: bool = True,
+        sources: bool = False,
+        parents: bool = False,
+        performs: bool = False,
+        ahead: Ahead | None = None,
     ) -> None:
         self._ops = ops or sources or parents
         self._sources = sources
         self._parents = parents
         self._performs = performs
+        self._ahead = ahead
         self._thread = ThreadState()
         self._root = _root("")
         self._regions: dict[str, Node] = {}
@@ -220,16 +228,11 @@ class EagerEngine:
         """A call into a root from outside: a pass."""
         if _graph_task() != -1:  # autograd runs a part of an earlier forward pass again
             return _plain(call, known.module, args, kwargs)
-        if _interpreter() is not None:
-            self._warn("transform", _TRANSFORMED)
-            run = None
-        elif _tracing() is not None:
-            self._warn("trace", _TRACED)
-            run = None
-        else:
-            run = self._listener.begin(known.address)
+        run = self._listener.begin(known.address) if _is_ordinary(self._warn) else None
         if run is None:
             return self._thread.mute(_plain, (call, known.module, args, kwargs), {})
+        if self._ahead is not None and not self._ahead(run):
+            return self._unwatched(run, call, known, args, kwargs)
         mode = self._begin(run, self._root)
         error: BaseException | None = None
         out = None
@@ -250,6 +253,19 @@ class EagerEngine:
                 raise
         else:
             self._end(mode, None)
+        return out
+
+    def _unwatched(
+        self, run: Any, call: Call | None, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A pass of which nothing can be kept."""
+        try:
+            out = self._thread.mute(_plain, (call, known.module, args, kwargs), {})
+        except BaseException as error:
+            if not self._listener.end(run, error):
+                raise
+            return None
+        self._listener.end(run, None)
         return out
 
     def _begin(self, run: Any, root: Node) -> OpMode:
@@ -389,6 +405,17 @@ class EagerEngine:
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, FastrecWarning, stacklevel=4)
+
+
+def _is_ordinary(warn: Callable[[str, str], None]) -> bool:
+    """Whether a call that begins can be a pass."""
+    if _interpreter() is not None:
+        warn("transform", _TRANSFORMED)
+        return False
+    if _tracing() is not None:
+        warn("trace", _TRACED)
+        return False
+    return True
 
 
 def watch_again(mode: OpMode) -> bool:

@@ -78,28 +78,19 @@ class StaticEngine(EagerEngine):
         idle: tells before a pass runs that nothing will be kept in it.
         batch: makes taps that are fed together when a pass ends.
         check_every: after so many passes by plan, one runs eagerly and is compared with it.
-        ops, sources, parents: as for ``EagerEngine``; with sources or parents all passes run eagerly.
+        watching: options of ``EagerEngine``; with sources or parents all passes run eagerly.
     """
 
     _thread: StaticThread
 
-    def __init__(
-        self,
-        *,
-        idle: Idle,
-        batch: MakeBatch,
-        check_every: int,
-        ops: bool = True,
-        sources: bool = False,
-        parents: bool = False,
-    ) -> None:
-        super().__init__(ops=ops, sources=sources, parents=parents)
+    def __init__(self, *, idle: Idle, batch: MakeBatch, check_every: int, **watching: Any) -> None:
+        super().__init__(**watching)
         self._thread = StaticThread()
         self._idle = idle
         self._batch = batch
         self._check_every = check_every
         self._courses: dict[Any, Course] = {}
-        self._whole = sources or parents
+        self._whole = self._sources or self._parents
         self._open = False
 
     def open(self, roots: Mapping[str, nn.Module], listener: Listener) -> None:

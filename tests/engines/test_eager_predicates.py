@@ -13,7 +13,7 @@ from models import Attends, Branching, Shared
 from naive import Event, same_bits, seeded
 from torch import Tensor, nn
 
-from fastrec import CaptureSpec, Recorder
+from fastrec import CaptureSpec, FastrecWarning, Recorder
 from fastrec.predicates import (
     after,
     dtype,
@@ -129,3 +129,57 @@ def _told(record: Any, observed: bool) -> tuple[Any, ...]:
     event = Event.of(record)
     facts = event.facts if observed else (event.kind, event.site, event.label, event.module_stack)
     return (record.ctx.pass_index, *facts)
+
+
+class Looks(nn.Module):
+    """Tells whether a function mode is there while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.seen, self.fails = nn.Tanh(), [], False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(torch._C._len_torch_function_stack() > 0)
+        if self.fails:
+            raise ValueError("broken")
+        return self.inner(x)
+
+
+def test_a_pass_of_which_nothing_can_be_kept_is_not_watched() -> None:
+    model = Looks()
+    with Recorder(model, keep_op=op("tanh") & every(3)) as rec:
+        for _ in range(7):
+            model(torch.ones(2))
+    assert model.seen == [True, False, False, True, False, False, True]
+    assert [record.ctx.pass_index for record in rec.recording] == [0, 3, 6]
+    assert rec.recording.n_passes == 7  # calls inside of one are no passes of their own
+    with Recorder(model, keep_op=op("tanh") & every(3), keep_module="inner") as rec:
+        model.seen.clear()
+        for _ in range(4):
+            model(torch.ones(2))
+    assert all(model.seen)
+    assert len(rec.recording) == 6
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_pass_that_is_not_watched_may_fail(keep: bool) -> None:
+    model = Looks()
+    with Recorder(model, keep_op=op("tanh") & every(3), on_forward_error="keep" if keep else "drop") as rec:
+        for model.fails in (False, True, False, False):
+            if model.fails:
+                with pytest.raises(ValueError, match="broken"):
+                    model(torch.ones(2))
+            else:
+                model(torch.ones(2))
+    assert [record.ctx.pass_index for record in rec.recording] == [0, 3]
+    assert rec.recording.n_passes == (4 if keep else 3)
+
+
+def test_where_no_pass_was_watched_only_that_is_told() -> None:
+    with (
+        pytest.warns(FastrecWarning, match="'eval' matched no phase of a pass") as told,
+        Recorder(model := Looks(), keep_op=op("tanh") & phase("eval"), keep_module=module("inner") & phase("eval")),
+    ):
+        model(torch.ones(2))
+    assert model.seen == [False]
+    assert len(told) == 2  # one for each option
