@@ -27,7 +27,7 @@ from benchmarks.contestants import COMPILED, hooks
 from benchmarks.contestants._watch import Watch
 from benchmarks.models import CASES, Case, load
 
-ROUNDS, BLOCKS, SECONDS = 5, 25, 0.04
+ROUNDS, BLOCKS, SECONDS = 3, 40, 0.04
 
 PAGE = """# Recording compiled models
 

@@ -40,6 +40,7 @@ _TRACED = (
     "calls are not recorded"
 )
 
+_CALL_IMPL = nn.Module._call_impl
 _graph_task = torch._C._current_graph_task_id
 _tracing = torch._C._get_tracing_state
 _interpreter = torch._C._functorch.peek_interpreter_stack
@@ -231,7 +232,7 @@ class EagerEngine:
         run = self._listener.begin(known.address) if _is_ordinary(self._warn) else None
         if run is None:
             return self._thread.mute(_plain, (call, known.module, args, kwargs), {})
-        if self._ahead is not None and not self._ahead(run):
+        if self._ahead is not None and self._skips(run, self._ahead):
             return self._unwatched(run, call, known, args, kwargs)
         mode = self._begin(run, self._root)
         error: BaseException | None = None
@@ -254,6 +255,10 @@ class EagerEngine:
         else:
             self._end(mode, None)
         return out
+
+    def _skips(self, run: Any, ahead: Ahead) -> bool:
+        """Whether a pass that begins need not be watched."""
+        return not ahead(run)
 
     def _unwatched(
         self, run: Any, call: Call | None, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -441,4 +446,16 @@ def _root(name: str) -> Node:
 def _plain(call: Call | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if call is not None:
         return call(module, *args, **kwargs)
-    return nn.Module._wrapped_call_impl(module, *args, **kwargs)  # type: ignore[no-untyped-call]
+    state = module.__dict__
+    if (
+        module.__class__._call_impl is not _CALL_IMPL
+        or state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or any(GLOBAL_HOOKS)
+        or state.get("_compiled_call_impl") is not None
+        or _tracing() is not None
+    ):
+        return nn.Module._wrapped_call_impl(module, *args, **kwargs)  # type: ignore[no-untyped-call]
+    return module.forward(*args, **kwargs)

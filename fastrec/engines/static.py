@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from fastrec._contracts import Batch, Idle, Listener, MakeBatch
+from fastrec._contracts import Ahead, Batch, Idle, Listener, MakeBatch
 from fastrec._errors import BrokenPromiseError, SessionError
 from fastrec.engines._apart import apart
 from fastrec.engines._calls import Call
@@ -232,6 +232,12 @@ class StaticEngine(EagerEngine):
             return None
         self._end_by_plan(now, None)
         return out
+
+    def _skips(self, run: Any, ahead: Ahead) -> bool:
+        """Whether a pass that runs eagerly need not be watched: not where something is still to be learned of it."""
+        course = self._thread.course
+        learned = course is None or (course.plan is not None and course.plan.whole)
+        return learned and super()._skips(run, ahead)
 
     def _course(self, entry: Any, called: str, *, training: bool) -> Course:
         """What is known of passes like the one that begins."""
