@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fastrec._alike import AllAlike, all_alike, unlike
 from fastrec._alone import are_alone, are_private
+from fastrec._blocks import HeldPass
 from fastrec._contracts import Tap
-from fastrec._copying import HeldPass
 from fastrec._errors import BrokenPromiseError
 from fastrec._run import PassRun
 from fastrec._taps import KeepTap

@@ -107,3 +107,9 @@ def check_changes(changes: dict[str, Any]) -> dict[str, Any]:
             raise OptionError(f"{name!r} is no field of CaptureSpec; {near(name, CaptureSpec.__struct_fields__)}")
     CaptureSpec().with_changes(changes) if changes.get("save_raw", True) else CaptureSpec(**changes)
     return changes
+
+
+def kept_dtype(spec: CaptureSpec, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a value is kept: integers and booleans are never cast."""
+    castable = dtype.is_floating_point or dtype.is_complex
+    return spec.dtype if spec.dtype is not None and castable else dtype

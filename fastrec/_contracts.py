@@ -53,7 +53,6 @@ class Place:
         "module_pass",
         "number",
         "op_index",
-        "order",
         "previous",
         "site",
         "site_id",
@@ -66,7 +65,6 @@ class Place:
         self.previous = previous
         self.number = 0
         self.label = ""
-        self.order = 0
         self.op_index: int | None = None
         self.event_index: int | None = None
         self.module_pass = 1

@@ -9,149 +9,23 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import math
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
-import msgspec
 import torch
 from torch import Tensor
 
-from fastrec._capture import CaptureSpec
+from fastrec._blocks import ROW_BITS, Block, Places
+from fastrec._capture import CaptureSpec, kept_dtype
 from fastrec._contracts import Part
 from fastrec._errors import OptionError
-from fastrec._recording_limits import check_copyable as check_copyable
-from fastrec._recording_limits import check_gradients as check_gradients
-
-ROW_BITS = 20
-"""A row is the number of its block, shifted by this many bits, plus its place in the block."""
-
-MOST_ROWS = 1 << ROW_BITS
-
-# Up to here one memcpy that holds the GIL is quicker than a dispatched copy, which may use several threads.
-_MEMCPY_BYTES = 256 * 1024
+from fastrec._recording_limits import check_copyable
 
 # PYFUNCTYPE keeps the GIL: giving it up and taking it back would cost more than the copy, and would let
 # another thread write into the value in between.
 memcpy = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
     ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
 )
-
-
-@contextmanager
-def aside() -> Iterator[None]:
-    """Make tensors unseen by other recorders, and normal ones even where the user is in inference mode.
-
-    A tensor made in inference mode could never be saved for a backward pass by whoever reads it.
-    """
-    with torch._C.DisableTorchFunction():
-        if torch.is_inference_mode_enabled():
-            with torch.inference_mode(False), torch.no_grad():
-                yield
-        else:
-            yield
-
-
-class Layout(NamedTuple):
-    """What values need to have in common to lie in one tensor."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, value: Tensor) -> Layout:
-        """The layout of a value."""
-        return cls(tuple(value.shape), value.dtype, value.device)
-
-
-class RowMaker:
-    """Makes room for values of one layout, cast and moved as a spec asks."""
-
-    __slots__ = ("arrive_from", "device", "dtype", "is_flat", "is_same", "nbytes", "shape")
-
-    def __init__(self, layout: Layout, spec: CaptureSpec) -> None:
-        self.shape = layout.shape
-        self.dtype = kept_dtype(spec, layout.dtype)
-        self.device = layout.device if spec.device is None else torch.device(spec.device)
-        self.nbytes = self.dtype.itemsize * math.prod(layout.shape)
-        on_cpu = self.device.type == "cpu"
-        self.arrive_from = layout.device if on_cpu and layout.device.type == "cuda" else None
-        # A complex value may be lazily conjugated, which its bytes don't tell.
-        self.is_same = (self.dtype, self.device) == (layout.dtype, layout.device) and not self.dtype.is_complex
-        self.is_flat = self.is_same and on_cpu and 0 < self.nbytes <= _MEMCPY_BYTES
-
-    def make(self, count: int) -> Rows:
-        """Rows for so many values."""
-        if torch.is_inference_mode_enabled():
-            with aside():
-                return self.make(count)
-        with torch._C.DisableTorchFunction():
-            return Rows(
-                torch.empty(
-                    (count, *self.shape),
-                    dtype=self.dtype,
-                    device=self.device,
-                    pin_memory=self.arrive_from is not None,
-                ),
-                self,
-            )
-
-
-class Rows:
-    """Room for values of one layout, one below the other in one tensor."""
-
-    __slots__ = ("_arrive_from", "_values", "nbytes", "origin")
-
-    def __init__(self, values: Tensor, maker: RowMaker) -> None:
-        self._values = values
-        self._arrive_from = maker.arrive_from
-        self.nbytes = maker.nbytes
-        self.origin = values.data_ptr() if maker.is_flat else 0
-
-    def write(self, place: int, value: Tensor) -> None:
-        """Copy a value to a place."""
-        with torch._C.DisableTorchFunction():
-            # detach() keeps the copy out of autograd; copy_ resolves strides and lazy negation or conjugation.
-            self._values[place].copy_(value.detach(), non_blocking=self._arrive_from is not None)
-
-    def read(self) -> Tensor:
-        """All rows, through an alias with a version counter of its own.
-
-        What was read may be saved for a backward pass, which must not fail because a later row was written, or because
-        another reader wrote into his.
-        """
-        if self._arrive_from is not None:
-            # Copies from the device are issued without waiting, so waiting is due here, once for all of them.
-            torch.cuda.synchronize(self._arrive_from)
-        with aside():
-            return self._values.data
-
-
-class Alone:
-    """A value that lies by itself: for a large one, a clone is quicker than a row that is made for it."""
-
-    __slots__ = ("_value", "nbytes", "origin")
-
-    def __init__(self, value: Tensor, maker: RowMaker) -> None:
-        if torch.is_inference_mode_enabled():
-            with aside():
-                self._value = value.detach().clone()
-        else:
-            self._value = value.detach().clone()
-        self.nbytes = maker.nbytes
-        self.origin = 0
-
-    def write(self, place: int, value: Tensor) -> None:
-        """Put another value in its place."""
-        self._value.copy_(value)
-
-    def read(self) -> Tensor:
-        """It, as the only row, through an alias as rows are read."""
-        with aside():
-            return self._value.data.unsqueeze(0)
 
 
 class More(Protocol):
@@ -162,89 +36,6 @@ class More(Protocol):
 
     def keep(self, value: Tensor) -> int | None:
         """The row of a contiguous value that is kept by itself, where a block would hold no second one."""
-
-
-class Block:
-    """Rows that are filled and let go together; the parts of one record lie at the same place of each part."""
-
-    __slots__ = ("first", "gradients", "kept", "left", "next_row", "number", "parts", "stop")
-
-    def __init__(self, number: int, count: int) -> None:
-        self.number = number
-        self.first = number << ROW_BITS
-        self.stop = self.first + count
-        self.next_row = itertools.count(self.first).__next__
-        self.left = count
-        self.parts: dict[Part, Rows | Alone] = {}
-        self.kept: dict[Part, Tensor] = {}
-        self.gradients: dict[int, Tensor] = {}
-
-
-_FULL = Block(0, 0)
-
-
-class HeldBlock(Block):
-    """One value as it is: nobody else has it any more."""
-
-    __slots__ = ()
-
-    def __init__(self, number: int, value: Tensor) -> None:
-        super().__init__(number, 1)
-        with aside():
-            self.kept["activation"] = value.data  # an alias with a version counter of its own
-
-
-class HeldPass(msgspec.Struct, frozen=True):
-    """The values of a pass as they are, until somebody reads them: each will be the one row of a block."""
-
-    number: int
-    values: list[Tensor]
-
-    @property
-    def rows(self) -> range:
-        """The rows, in the order of the values."""
-        return range(self.number << ROW_BITS, (self.number + len(self.values)) << ROW_BITS, MOST_ROWS)
-
-    def blocks(self) -> Iterator[HeldBlock]:
-        """The blocks, numbered from the first on."""
-        return map(HeldBlock, itertools.count(self.number), self.values)
-
-
-class Places:
-    """Hands out one row after the other, and asks for a new block when one is full.
-
-    Any number of threads may take rows at once: a row belongs to whom the block's counter gave it, so only
-    going on to a new block takes a lock.
-    """
-
-    __slots__ = ("_lock", "_more", "block", "free")
-
-    def __init__(self, more: Callable[[], Block]) -> None:
-        self._more = more
-        self._lock = threading.Lock()
-        self.free: list[tuple[Block, int]] = []
-        self.block = more()
-
-    def take(self) -> tuple[Block, int]:
-        """A row that nobody else has, and its block."""
-        block = self.block
-        row = block.next_row()
-        while row >= block.stop:
-            with self._lock:
-                if self.free:
-                    return self.free.pop()
-                if self.block is block:
-                    self.block = self._more()
-            block = self.block
-            row = block.next_row()
-        if block.stop - block.first == 1 and self.block is block:
-            # Full now. Held until the next value comes, it would keep that one from using the same memory, still warm.
-            self.block = _FULL
-        return block, row
-
-    def give_back(self, block: Block, row: int) -> None:
-        """A row that nobody has read is free again."""
-        self.free.append((block, row))
 
 
 def is_its_bytes(value: Tensor) -> bool:
@@ -343,12 +134,6 @@ def parts_of(value: Tensor, spec: CaptureSpec) -> dict[Part, Tensor]:
         result = _transformed(value, spec)
         parts["transformed_activation"] = _attached_copy(result, spec) if spec.keep_grad else result
     return parts
-
-
-def kept_dtype(spec: CaptureSpec, dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which a value is kept: integers and booleans are never cast."""
-    castable = dtype.is_floating_point or dtype.is_complex
-    return spec.dtype if spec.dtype is not None and castable else dtype
 
 
 def _attached_copy(value: Tensor, spec: CaptureSpec) -> Tensor:

@@ -11,9 +11,9 @@ import msgspec
 import torch
 from torch import Tensor
 
-from fastrec._capture import CaptureSpec
+from fastrec._capture import CaptureSpec, kept_dtype
 from fastrec._context import TENSOR_FIELDS, torch_dtype
-from fastrec._copying import kept_dtype, parts_of
+from fastrec._copying import parts_of
 from fastrec._dry_events import SOURCES, Event
 from fastrec._failures import PredicateFailure
 from fastrec._halt import Halt

@@ -158,7 +158,7 @@ class _History:
 
 def _moved(place: Place, previous: Place | None) -> Place:
     moved = Place(place.site, previous)
-    for name in ("number", "label", "order", "op_index", "module_pass", "stack_passes"):
+    for name in ("number", "label", "op_index", "module_pass", "stack_passes"):
         setattr(moved, name, getattr(place, name))
     moved.event_index = 0 if previous is None or previous.event_index is None else previous.event_index + 1
     return moved

@@ -31,7 +31,7 @@ MODULE_KINDS: tuple[Kind, ...] = ("module_enter", "module_exit")
 _SETTLED_BY_PATH = STRUCTURAL_FIELDS | PATH_FIELDS
 _NO_TENSOR = ((), "float32", "cpu", False)
 _NO_SITE = Site("", "op", "", "")
-_NO_VARIANT = Variant(0, "", 0, 0, None, None, 1, (), (), "float32", "cpu", False, 0, None, None)
+_NO_VARIANT = Variant(0, "", 0, None, None, 1, (), (), "float32", "cpu", False, 0, None, None)
 _NO_PASS = PassInfo(index=0, entry=0, entry_pass=0, phase=0, grad=False, started=0.0)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from fastrec._copying import aside
+from fastrec._aside import aside
 from fastrec._errors import OptionError, RaggedError
 from fastrec._recording_rows import Rows
 from fastrec._recording_view import Integers

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastrec._aside import aside
 from fastrec._contracts import Part
-from fastrec._copying import aside
 from fastrec._errors import OptionError, RaggedError
 from fastrec._recording_frames import numpy_of
 from fastrec._recording_stack import checked_layouts

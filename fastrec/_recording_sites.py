@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
+from fastrec._capture import kept_dtype
 from fastrec._context import torch_dtype
-from fastrec._copying import kept_dtype
 from fastrec._recording_view import View
 
 

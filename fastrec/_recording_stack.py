@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastrec._aside import aside
+from fastrec._capture import kept_dtype
 from fastrec._context import torch_dtype
 from fastrec._contracts import Part
-from fastrec._copying import aside, kept_dtype
 from fastrec._errors import GradientError, OptionError, RaggedError, RecordKeyError
 from fastrec._recording_keys import base_name
 from fastrec._recording_view import Integers, View

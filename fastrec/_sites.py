@@ -48,13 +48,12 @@ class Variant(msgspec.Struct, frozen=True, gc=False):
 
     ``label`` is chronological (``relu_3``); ``number`` is the 3 of it. Indices are None where the engine did not see
     what it takes to count them. ``recent_events`` and ``recent_ops`` hold (site id, number, label) triples, newest
-    last, or None where operations were not observed. ``order`` sorts the events of one pass.
+    last, or None where operations were not observed.
     """
 
     site: int
     label: str
     number: int
-    order: int
     op_index: int | None
     event_index: int | None
     module_pass: int

@@ -53,7 +53,6 @@ class VariantMaker:
             site=self._catalog.sites.add(site),
             label=label,
             number=place.number,
-            order=place.order,
             op_index=place.op_index if seen else None,
             event_index=place.event_index if seen else None,
             module_pass=place.module_pass,

@@ -68,7 +68,6 @@ def event(  # noqa: PLR0913
         site=number,
         label=f"{layer_type}_1",
         number=1,
-        order=len(before),
         op_index=len(before),
         event_index=len(before),
         module_pass=1,

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from fastrec._capture import CaptureSpec
-from fastrec._copying import Block, Layout, Places, RowCopier, RowMaker, kept_dtype, parts_of, watch_gradient
+from fastrec._blocks import Block, Layout, Places, RowMaker
+from fastrec._capture import CaptureSpec, kept_dtype
+from fastrec._copying import RowCopier, parts_of, watch_gradient
 from fastrec._errors import OptionError, UnsupportedTensorError
 
 

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "fastrec"
 # From the lowest to the highest: a module may import from its own layer and from those below.
 LAYERS = {
     "data": "_errors _forks _sites _catalog _capture _ops _op_* _halt".split(),
-    "contracts": "_contracts _context _alike _alone _copying _recording* _state".split(),
+    "contracts": "_contracts _context _alike _alone _aside _blocks _copying _recording* _state".split(),
     "parts": "predicates predicates.* engines engines.* sinks sinks.*".split(),
     "assembly": [
         *"_options _plan _run _taps _batch _variants _failures _steps _seeds _sinks_of _session _closing".split(),

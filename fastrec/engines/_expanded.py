@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from fastrec._ops import opened
 from fastrec.engines._aligned import example
 from fastrec.engines._leaves import leaves
-from fastrec.engines._mode import unseen_by_dynamo
+from fastrec.engines._mode_stack import unseen_by_dynamo
 
 
 def expand(node: fx.Node) -> bool:

@@ -65,12 +65,13 @@ def lean_call(wrapper: FunctionType, switch: Switch) -> Callable[..., Any]:
         context.fullgraph
         or context.export
         or context.error_on_graph_break is not None
-        or len(context.enter_exit_hooks) > 1  # the one counts generations of modules, since the first call
+        or len(context.enter_exit_hooks) > 1  # the one counts the calls
     ):
         return wrapper
     isolated = context._isolate_recompiles_id
     set_callback, isolate = frames.set_eval_frame, frames.set_eval_frame_isolate_recompiles_id
     symbolic: Any = sys.modules["torch.fx._symbolic_trace"]
+    calls: Any = sys.modules["torch._dynamo.mutation_guard"].GenerationTracker
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if (
@@ -81,6 +82,7 @@ def lean_call(wrapper: FunctionType, switch: Switch) -> Callable[..., Any]:
             or symbolic._is_fx_tracing_flag
         ):
             return wrapper(*args, **kwargs)
+        calls.generation += 1  # by which CUDA graphs know whose outputs they may overwrite
         isolated_before = isolate(isolated)
         before = set_callback(callback)
         try:

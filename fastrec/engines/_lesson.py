@@ -19,12 +19,15 @@ from torch.overrides import TorchFunctionMode
 
 from fastrec._contracts import Place, PlannedTap, PlanningListener, Tap
 from fastrec._errors import UnsupportedModelError
-from fastrec._sites import Frame, Site
+from fastrec._sites import Site
 from fastrec._state import attributes_restored, random_state_restored, restored
 from fastrec.engines._calls import COMPILED_CALLS, MODULE_CALLS
+from fastrec.engines._inside import Inside
 from fastrec.engines._leaves import leaves
-from fastrec.engines._mode import OpMode, TracingMode, unseen_by_dynamo
-from fastrec.engines._modules import Known, ModuleTable
+from fastrec.engines._mode import OpMode
+from fastrec.engines._mode_stack import unseen_by_dynamo
+from fastrec.engines._modules import ModuleTable
+from fastrec.engines._tracing_mode import TracingMode
 from fastrec.engines.eager import EagerEngine
 
 UNASKED: Any = object()
@@ -240,10 +243,10 @@ class Teacher(EagerEngine):
         super().__init__(ops=True, sources=sources, parents=parents)
         self._modules = list(dict.fromkeys(module for root in roots.values() for module in root.modules()))
         self._objects = [*self._modules, *objects]
-        self._session = session
         self._collector = _Collector()
         self._listener = self._collector
         self._table = ModuleTable(roots)
+        self._inside = Inside(self._table, session)
         self._layer = self._make_layer
 
     @property
@@ -311,9 +314,6 @@ class Teacher(EagerEngine):
 
     def _make_mode(self) -> OpMode:
         return LessonMode(self._listener, self._thread, parents=self._parents)
-
-    def _keeps_inside(self, known: Known, frames: tuple[Frame, ...]) -> bool:
-        return any(map(self._session.may_keep, self._sites_inside(known, frames)))
 
     def _warn(self, key: str, message: str) -> None:
         pass  # it warns of what an eager recording would change

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from types import FunctionType
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
@@ -18,24 +15,17 @@ from fastrec._contracts import Listener, Tap
 from fastrec._ops import OpFacts, inner_layer_types, op_facts, opened
 from fastrec._sites import Site
 from fastrec.engines._leaves import argument_leaves, leaves
+from fastrec.engines._mode_stack import depth, mode_at, modes, pop, push, put, unseen_by_dynamo
 from fastrec.engines._trie import Node, Raised, Source, Tally
 
 if TYPE_CHECKING:
     from fastrec.engines._modules import Known
 
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
-# What entering and leaving a TorchFunctionMode does.
-_push: Callable[[TorchFunctionMode], None] = torch._C._push_on_torch_function_stack
-_pop: Callable[[], object] = torch._C._pop_torch_function_stack
-_mode_at: Callable[[int], TorchFunctionMode] = torch._C._get_function_stack_at
-_depth: Callable[[], int] = torch._C._len_torch_function_stack
 _ORDINARY = Site("", "op", "", "")
 
 _START = Node(_ORDINARY, None, None, None)
 RUN_AUTOGRAD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
-
-
-Mode = TypeVar("Mode", bound=TorchFunctionMode)
 
 
 class ThreadState(threading.local):
@@ -53,15 +43,6 @@ class ThreadState(threading.local):
             return function(*args, **kwargs)
         finally:
             self.mode, self.muted = mode, muted
-
-
-def unseen_by_dynamo(cls: type[Mode]) -> type[Mode]:
-    """Let torch.compile run the methods of a mode as they are, where compiled code runs under it."""
-    # What torch.compiler.disable does, which would import torch._dynamo.
-    for method in vars(cls).values():
-        if isinstance(method, FunctionType):
-            method._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return cls
 
 
 @unseen_by_dynamo
@@ -116,20 +97,20 @@ class OpMode(TorchFunctionMode):
 
     def watch(self) -> None:
         """Be asked about every op of this thread."""
-        _push(self)
+        push(self)
         self.on = True
 
     def unwatch(self) -> None:
         """Be asked no more."""
-        _pop()
+        pop()
         self.on = False
 
     def rest(self) -> bool:
         """Be asked no more for a while; False where that can't be, because a later mode stands before this one."""
-        depth = _depth()
-        if not depth or _mode_at(depth - 1) is not self:
+        count = depth()
+        if not count or mode_at(count - 1) is not self:
             return False
-        _pop()
+        pop()
         self.on = False
         return True
 
@@ -249,7 +230,7 @@ class OpMode(TorchFunctionMode):
         self.follow(before, inside)
         self.node = inside
         try:
-            out = self._run_under(func, args, kwargs) if _depth() else self._run_opened(func, args, kwargs)
+            out = self._run_under(func, args, kwargs) if depth() else self._run_opened(func, args, kwargs)
         finally:
             if self._tally is not None and self._tally_at is self.node:
                 self._tally.close_to(before.depth)
@@ -266,14 +247,14 @@ class OpMode(TorchFunctionMode):
 
     def _run_under(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a composite under the other modes of this thread, each of which sees it as one op too."""
-        before = _modes()
+        before = modes()
         self._opening = func
-        _put([self, *before])
+        put([self, *before])
         try:
             return func(*args, **kwargs)
         finally:
             self._opening = None
-            _put(before)
+            put(before)
 
     def arrive(self, node: Node, out: Any, args: tuple[Any, ...]) -> None:
         """An op returned."""
@@ -334,82 +315,6 @@ class OpMode(TorchFunctionMode):
             node.tap(self.run, value)
 
 
-@unseen_by_dynamo
-class TracingMode(OpMode):
-    """A mode that also tells which buffers an op reads, and from which events its inputs came."""
-
-    def __init__(self, listener: Listener, thread: ThreadState, *, parents: bool) -> None:
-        super().__init__(listener, thread, may_rest=False)
-        self._parents = parents
-        self._labels: dict[int, tuple[weakref.ref[Tensor], str]] = {}
-        self._buffers: dict[int, tuple[Tensor, str]] = {}
-
-    def begin(self, run: Any, root: Node) -> None:
-        super().begin(run, root)
-        self._labels.clear()
-
-    def watch_buffers(self, buffers: dict[int, tuple[Tensor, str]]) -> None:
-        """Which tensors are buffers now, with their addresses."""
-        self._buffers = buffers
-
-    def __torch_function__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is self._opening or func in self._skipped or op_facts(func) is None or _graph_task() != -1:
-            return super().__torch_function__(func, types, args, kwargs)
-        read = [value for _, value in leaves((args, kwargs or {}))]
-        for value in read:
-            held = self._buffers.get(id(value))
-            if held is not None:
-                address = held[1]
-                self.source(Source("buffer", address), f"{address}:buffer", address.rpartition(".")[2], value)
-        parents = self.labels(read)
-        before = self.node
-        self.run.parents = parents
-        out = super().__torch_function__(func, types, args, kwargs)
-        if self._parents and self.node is not before:
-            self.produced(self.node, out if out is not None else args[:1])
-        return out
-
-    def source(self, step: Source, name: str, func_name: str, value: Tensor) -> None:
-        self.run.parents = ()
-        super().source(step, name, func_name, value)
-        if self._parents:
-            self.produced(self.node, value)
-
-    def feed_value(self, node: Node, out: Any) -> None:
-        self.run.parents = self.labels(value for _, value in leaves(out))
-        super().feed_value(node, out)
-
-    def feed_arguments(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.run.parents = self.labels(value for _, value in argument_leaves(args, kwargs))
-        super().feed_arguments(node, args, kwargs)
-
-    def labels(self, read: Iterable[Tensor]) -> tuple[str, ...] | None:
-        """The labels of the events that these values come from."""
-        if not self._parents:
-            return None
-        found = []
-        for value in read:
-            held = self._labels.get(id(value))
-            if held is not None and held[0]() is value and held[1] not in found:
-                found.append(held[1])
-        return tuple(found)
-
-    def returned_hidden(self, entered: Node, out: Any) -> None:
-        assert entered.known is not None
-        self._remember(entered.known.name, f":{entered.number}", out)
-
-    def produced(self, node: Node, out: Any) -> None:
-        """Remember which event a value came from."""
-        self._remember(node.label, "", out)
-
-    def _remember(self, name: str, ending: str, out: Any) -> None:
-        if self._parents:
-            for path, value in leaves(out):
-                self._labels[id(value)] = (weakref.ref(value), f"{name}{path}{ending}")
-
-
 def _feed(tap: Tap, run: Any, value: Tensor) -> None:
     """Feed a tap, of whose own operations the class of the value must see nothing."""
     if type(value) is Tensor:
@@ -425,35 +330,3 @@ def _leaf_site(site: Site, path: str, index: int) -> Site:
     if site.kind == "module_exit" and path.startswith(".") and not name.endswith(":out"):
         name += ":out"  # `a.b` is the address of a module, so a field of a value has to look different
     return msgspec.structs.replace(site, name=name + path, output_index=index, output_address=path)
-
-
-@unseen_by_dynamo
-class PlainMode(TorchFunctionMode):
-    """Changes nothing; modules don't take their fused paths while there is a mode."""
-
-    def __torch_function__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def off_stack(mode: TorchFunctionMode) -> Iterator[None]:
-    """Take a mode out of this thread's stack of modes inside of the block, from under later ones too."""
-    before = _modes()
-    _put([other for other in before if other is not mode])
-    try:
-        yield
-    finally:
-        _put(before)
-
-
-def _modes() -> list[TorchFunctionMode]:
-    return [torch._C._get_function_stack_at(i) for i in range(_depth())]
-
-
-def _put(modes: list[TorchFunctionMode]) -> None:
-    for _ in range(_depth()):
-        _pop()
-    for mode in modes:
-        _push(mode)

@@ -144,7 +144,6 @@ class Tally:
         self.numbers: dict[str, int] = {}
         self.ops = 0
         self.events = 0
-        self.order = 0
         self.calls: dict[str, int] = {}
         self.frames = [_Open(None, prefix, 1)]
         self.label_prefix = ""
@@ -190,13 +189,11 @@ class Tally:
         counts[segment] = counts.get(segment, 0) + 1
         self.ops += 1
         self.events += 1
-        self.order += 1
 
     def _node(self, site: Site, parent: Node, step: Any, stack: tuple[int, ...], module_pass: int) -> Node:
         node = Node(site, self.last, parent, step)
         node.stack_passes = stack
         node.module_pass = module_pass
-        node.order = self.order
         node.depth = len(self.frames)
         node.event_index = self.events
         return node
@@ -286,7 +283,6 @@ class Tally:
             self._close()
             self.last = node
             self.events += 1
-            self.order += 1
         else:
             facts = node.facts
             kind = facts.layer_type if facts else node.site.kind
@@ -297,13 +293,11 @@ class Tally:
                 self.ops += 1
             self.last = node
             self.events += 1
-            self.order += 1
 
     def entered(self, node: Node) -> None:
         """Count the call of a module."""
         self.last = node
         self.events += 1
-        self.order += 1
         known = node.known
         assert known is not None
         self.calls[known.address] = node.number
@@ -317,7 +311,6 @@ class Tally:
         """Count the return of a module that has no node."""
         self._close()
         self.events += 1
-        self.order += 1
 
     def _seal(self, frame: _Open, label_prefix: str) -> None:
         frame.numbers, self.numbers = self.numbers, {}

@@ -145,15 +145,24 @@ class CompiledEngine:
                 out = root.call(own, arguments, wanting)
         except BaseException as raised:
             state.muted, state.current = False, None
-            error = (current and current.refused) or raised
-            if not listener.end(run, error):
-                if error is raised:
-                    raise
-                raise error from None
+            if not self._end_badly(run, current, raised):
+                raise
             return None
         state.muted, state.current = False, None
         listener.end(run, None)
         return out
+
+    def _end_badly(self, run: Any, current: _Pass | None, raised: BaseException) -> bool:
+        """The end of a pass that an exception left; True: its caller gets None."""
+        error = (current and current.refused) or raised
+        try:
+            if current is not None and current.held is not None:
+                self._feed_held(current)
+        finally:
+            is_halted = self._listener.end(run, error)
+        if not is_halted and error is not raised:
+            raise error from None
+        return is_halted
 
     def _backend(
         self, root: CompiledRoot, compile_graph: CompileGraph, module: fx.GraphModule, inputs: Sequence[Any]

@@ -8,7 +8,7 @@ extensions that bypass torch's dispatch of Python functions.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -19,13 +19,16 @@ from fastrec._contracts import Ahead, Listener, Performer
 from fastrec._errors import FastrecWarning, SessionError
 from fastrec._sites import Frame, Site
 from fastrec.engines._calls import MODULE_CALLS, Call
-from fastrec.engines._fused import is_fused_now, layer_types_in
+from fastrec.engines._fused import is_fused_now
+from fastrec.engines._inside import Inside
 from fastrec.engines._leaves import argument_leaves
-from fastrec.engines._mode import OpMode, PlainMode, ThreadState, TracingMode, off_stack
-from fastrec.engines._modules import Known, ModuleTable, unwrapped
+from fastrec.engines._mode import OpMode, ThreadState
+from fastrec.engines._mode_stack import PlainMode, off_stack
+from fastrec.engines._modules import Known, ModuleTable
 from fastrec.engines._performing import PerformingMode
 from fastrec.engines._simple import GLOBAL_HOOKS
 from fastrec.engines._supported import check_roots, keep_out_of_compiling, runs_compiled
+from fastrec.engines._tracing_mode import TracingMode
 from fastrec.engines._trie import Node, Source
 
 LARGEST_TRIE = 50_000
@@ -76,7 +79,6 @@ class EagerEngine:
         self._regions: dict[str, Node] = {}
         self._grown = 0
         self._warned: set[str] = set()
-        self._kept_inside: dict[Any, bool] = {}
         self._called: set[Frame] = set()
         self._kept_out = False
         # Its wrappers of module calls, by what each calls next: one that held itself would keep all of this alive.
@@ -86,6 +88,7 @@ class EagerEngine:
         """Begin to watch the roots, in every thread."""
         check_roots(roots)
         self._table = ModuleTable(roots)
+        self._inside = Inside(self._table, listener)
         self._listener = listener
         self._kept_out = keep_out_of_compiling()
         MODULE_CALLS.add(self._make_layer, self._thread)
@@ -334,7 +337,7 @@ class EagerEngine:
         if entered is not None:
             entered.quiet = known.only_calls and mode.may_rest
         if entered is not None and (fused or compiled):
-            inside = self._keeps_inside(known, entered.site.frames)
+            inside = self._inside.is_kept(known, entered.site.frames)
             entered.hidden = compiled or not inside
             entered.apart = entered.hidden or not self._ops
             if inside and compiled:
@@ -350,22 +353,6 @@ class EagerEngine:
                     "kernel while it is recorded; its output may differ in the last bits",
                 )
         return entered
-
-    def _keeps_inside(self, known: Known, frames: tuple[Frame, ...]) -> bool:
-        key = (known, frames)
-        if key not in self._kept_inside:
-            self._kept_inside[key] = any(map(self._listener.may_keep, self._sites_inside(known, frames)))
-        return self._kept_inside[key]
-
-    def _sites_inside(self, known: Known, frames: tuple[Frame, ...]) -> Iterator[Site]:
-        """All sites that there may be inside of a module, more rather than fewer."""
-        below = list(self._table.below(known, frames))
-        for k, stack in below:
-            yield Site(k.name, "module_exit", k.layer_type, k.frame.module_type, stack)
-            yield Site(k.input_prefix, "module_enter", k.layer_type, k.frame.module_type, stack)
-        for kind in layer_types_in([unwrapped(known.module), *(k.module for k, _ in below)]):
-            for k, stack in ((known, frames), *below):
-                yield Site(f"{k.address}/{kind}", "op", kind, kind, stack)
 
     def _run_apart(
         self, mode: OpMode, entered: Node, call: Call | None, module: nn.Module, args: Any, kwargs: Any

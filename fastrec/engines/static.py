@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from fastrec._contracts import Ahead, Batch, Idle, Listener, MakeBatch
+from fastrec._contracts import Ahead, Idle, Listener, MakeBatch
 from fastrec._errors import BrokenPromiseError, SessionError
 from fastrec.engines._apart import apart
 from fastrec.engines._calls import Call
@@ -22,10 +22,11 @@ from fastrec.engines._leaves import leaves
 from fastrec.engines._mode import OpMode
 from fastrec.engines._modules import Known
 from fastrec.engines._simple import GLOBAL_HOOKS
+from fastrec.engines._static_difference import difference, name_of, start_of
 from fastrec.engines._static_lesson import Lesson, Lessons, StaticThread, WatchingListener
-from fastrec.engines._static_plan import CALM, HIDDEN, STEP, Plan, Step, path_to
+from fastrec.engines._static_now import Course, Now
+from fastrec.engines._static_plan import CALM, HIDDEN, STEP, Plan, Step
 from fastrec.engines._supported import runs_compiled
-from fastrec.engines._trie import Node
 from fastrec.engines.eager import EagerEngine, _plain
 
 MOST_LESSONS = 8
@@ -35,40 +36,6 @@ _grad_is_on = torch.is_grad_enabled
 _graph_task = torch._C._current_graph_task_id
 _interpreter = torch._C._functorch.peek_interpreter_stack
 _tracing = torch._C._get_tracing_state
-
-
-class Now:
-    """Where a thread is in a pass that runs by a plan."""
-
-    __slots__ = ("batch", "course", "held", "mode", "modules", "plan", "run", "step", "times")
-
-    batch: Batch
-    course: Course
-    held: list[Tensor] | None
-    mode: OpMode
-    modules: Mapping[int, int]
-    plan: Plan
-    run: Any
-    step: Step
-    times: list[float]
-
-
-class Course:
-    """What is known of the passes of one entry that run in the same circumstances."""
-
-    __slots__ = ("called", "last", "left", "lessons", "plan", "tries")
-
-    def __init__(self, called: str) -> None:
-        self.called = called
-        self.forget()
-
-    def forget(self) -> None:
-        """Learn anew."""
-        self.plan: Plan | None = None
-        self.last: Node | None = None
-        self.lessons = Lessons()
-        self.tries = 0
-        self.left = 0
 
 
 class StaticEngine(EagerEngine):
@@ -283,7 +250,7 @@ class StaticEngine(EagerEngine):
         if run is None:
             return False
         if error is None and now.step is not now.plan.end and self._open:
-            run.fail(self._broken(now.course, f"{_name(now.step)!r} was not called"))
+            run.fail(self._broken(now.course, f"{name_of(now.step)!r} was not called"))
         elif held:
             try:
                 now.batch(run, held, now.times)
@@ -307,11 +274,11 @@ class StaticEngine(EagerEngine):
             self._courses.clear()
             return
         if course.last is not final:
-            if course.last is not None and _start(course.last) is not _start(final):  # the trie has been made anew
+            if course.last is not None and start_of(course.last) is not start_of(final):  # the trie has been made anew
                 course.forget()
             course.tries += 1
             if course.last is not None and (course.plan is not None or course.tries > MOST_LESSONS):
-                mode.run.fail(self._broken(course, _difference(course.last, final)))
+                mode.run.fail(self._broken(course, difference(course.last, final)))
                 return
             course.last = final
             course.lessons = Lessons()
@@ -376,7 +343,7 @@ class StaticEngine(EagerEngine):
         found = dict(leaves(out)) if now.held is None else {}
         for _, path in (*step.ops, *step.outs):
             if path not in found:
-                self._fail(now, f"{_name(step)!r} returned no tensor" + (f" at {path!r}" if path else ""))
+                self._fail(now, f"{name_of(step)!r} returned no tensor" + (f" at {path!r}" if path else ""))
         for watch, path in step.ops:
             watch.inner(now.run, found[path])
         if step.outs and step.left is not None:
@@ -402,13 +369,13 @@ class StaticEngine(EagerEngine):
             thread.now, thread.mode = now, None
             node = mode.node
         if node is not step.left:
-            self._fail(now, _difference(step.left or step.entered, node))
+            self._fail(now, difference(step.left or step.entered, node))
         return out
 
     def _refuse(self, now: Now, module: nn.Module) -> NoReturn:
         known = self._table.known.get(id(module))
         called = known.name if known else type(module).__name__
-        expected = "no more call was" if now.step is now.plan.end else f"that of {_name(now.step)!r} was"
+        expected = "no more call was" if now.step is now.plan.end else f"that of {name_of(now.step)!r} was"
         self._fail(now, f"{called!r} was called, where {expected} expected")
 
     def _fail(self, now: Now, what: str) -> NoReturn:
@@ -426,32 +393,3 @@ class StaticEngine(EagerEngine):
 
 def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or any(GLOBAL_HOOKS))
-
-
-def _name(step: Step) -> str:
-    assert step.entered.known is not None
-    return step.entered.known.name
-
-
-def _site(node: Node) -> str:
-    known = node.known
-    if known is None:
-        return node.site.name
-    return known.name if node.site.kind == "module_exit" else f"{known.address}:in"
-
-
-def _start(node: Node) -> Node:
-    while node.parent is not None:
-        node = node.parent
-    return node
-
-
-def _difference(expected: Node, found: Node) -> str:
-    """The first event in which two passes differ."""
-    was, now = path_to(expected), path_to(found)
-    for one, other in zip(was, now, strict=False):
-        if one is not other:
-            return f"{_site(other)!r} came where {_site(one)!r} was expected"
-    if len(now) > len(was):
-        return f"{_site(now[len(was)])!r} came after the last event that was expected"
-    return f"{_site(was[len(now)])!r} did not come"

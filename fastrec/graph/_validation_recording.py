@@ -11,9 +11,9 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
-from fastrec._capture import CaptureSpec
+from fastrec._capture import CaptureSpec, kept_dtype
 from fastrec._context import PASS_FIELDS, RecordContext
-from fastrec._copying import kept_dtype, parts_of
+from fastrec._copying import parts_of
 from fastrec._dry_run import dry_run
 from fastrec._errors import OptionError, PredicateError, RecordKeyError
 from fastrec._oneshot import NOT_GIVEN

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastrec._blocks import Layout, RowMaker
 from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog
-from fastrec._copying import Layout, RowMaker
 from fastrec._errors import StepError
 from fastrec._sites import PassInfo
 from fastrec.sinks._hdf5_layout import DataInfo

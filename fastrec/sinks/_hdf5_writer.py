@@ -8,8 +8,8 @@ from collections import deque
 from time import perf_counter, time
 from typing import Any
 
+from fastrec._blocks import MOST_ROWS, ROW_BITS
 from fastrec._catalog import Catalog
-from fastrec._copying import MOST_ROWS, ROW_BITS
 from fastrec.sinks._ended import MOST_ENDED, EndedPasses
 from fastrec.sinks._hdf5_batch import Batch, Mark
 from fastrec.sinks._hdf5_begin import begin

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastrec._blocks import Block, HeldPass
 from fastrec._catalog import Catalog
 from fastrec._contracts import PhaseSteps
-from fastrec._copying import Block, HeldPass
 from fastrec._sites import PassInfo
 from fastrec.sinks._ram_blocks import BlockPool
 from fastrec.sinks._ram_source import RAMSource

@@ -6,9 +6,10 @@ import threading
 
 from torch import Tensor
 
+from fastrec._blocks import Block, Layout, Places
 from fastrec._capture import CaptureSpec
 from fastrec._contracts import Part
-from fastrec._copying import Block, Layout, Places, parts_of, watch_gradient
+from fastrec._copying import parts_of, watch_gradient
 from fastrec._recording_limits import check_gradients
 from fastrec.sinks._ram_blocks import BlockPool, Growth
 

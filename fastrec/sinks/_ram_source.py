@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastrec._aside import aside
+from fastrec._blocks import MOST_ROWS, ROW_BITS, Block, HeldPass
 from fastrec._catalog import Catalog
 from fastrec._contracts import RECORD_DTYPE, Part, PhaseSteps
-from fastrec._copying import MOST_ROWS, ROW_BITS, Block, HeldPass, aside
 from fastrec.sinks._ram_table import Ended, Table
 
 Integers = npt.NDArray[np.int64]

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fastrec._blocks import HeldPass
 from fastrec._contracts import OUTCOMES, PASS_DTYPE
-from fastrec._copying import HeldPass
 from fastrec._sites import PassInfo
 
 Entry: TypeAlias = tuple[PassInfo, Sequence[int], Sequence[int], Sequence[float]]

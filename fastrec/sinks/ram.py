@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fastrec._blocks import Layout
 from fastrec._catalog import Catalog
 from fastrec._contracts import Column, Ledger, Source
-from fastrec._copying import BytesCopier, Layout, RowCopier, is_its_bytes
+from fastrec._copying import BytesCopier, RowCopier, is_its_bytes
 from fastrec._errors import SessionError
 from fastrec._recording_limits import check_copyable
 from fastrec.sinks._ram_blocks import BlockPool, Growth

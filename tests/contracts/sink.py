@@ -63,7 +63,6 @@ class Rig:
                 site=self.catalog.sites.add(site),
                 label=label or site.name,
                 number=1,
-                order=0,
                 op_index=0,
                 event_index=0,
                 module_pass=1,

@@ -546,3 +546,41 @@ def test_what_the_caller_does_with_an_output_does_not_show(mode: Any) -> None:
                 out.add_(1)
             assert torch.equal(popped.stack("2/relu")[0], expected)
             torch.testing.assert_close(popped.stack("1/tanh")[0].relu(), expected)
+
+
+class Fails(nn.Module):
+    """Fails outside of its graph, after it has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.fails = nn.Linear(3, 3), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.linear(x)).sum()
+        torch._dynamo.graph_break()
+        if self.fails:
+            raise ValueError("broken")
+        return y
+
+
+@pytest.mark.parametrize("policy", ["keep", "drop"])
+def test_what_is_held_of_a_pass_that_fails_is_kept_if_that_was_asked_for(policy: str) -> None:
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = Fails()
+        called = torch.compile(model, backend="aot_eager") if compiled else model
+        records = []
+        with torch.no_grad(), Recorder(called, keep_op="tanh", on_forward_error=policy) as rec:
+            for index in range(8):
+                model.fails = index == 6
+                try:
+                    called(torch.full((2, 3), float(index)))
+                except ValueError:
+                    assert index == 6
+                records += [(record.ctx.pass_index, record.activation) for record in rec.pop()]
+        found.append(records)
+    assert [index for index, _ in found[0]] == [index for index, _ in found[1]]
+    assert (6 in [index for index, _ in found[1]]) is (policy == "keep")
+    for (_, one), (_, other) in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import set_eval_frame
+from torch._dynamo.mutation_guard import GenerationTracker
 
 from fastrec import Recorder
 from fastrec.engines._lean_calls import Switch, lean_call, leaves_no_state, quiet_compiling
@@ -42,6 +43,15 @@ def test_a_lean_call_computes_the_same_without_torchs_wrapper() -> None:
     assert torch.equal(call(torch.ones(3)), expected)
     assert "compile_wrapper" in called(compiled, torch.ones(3))
     assert "compile_wrapper" not in called(call, torch.ones(3))
+
+
+def test_a_lean_call_counts_as_one() -> None:
+    compiled = torch.compile(double, backend="eager")
+    compiled(torch.ones(3))
+    for call in (compiled, lean_call(compiled, on())):
+        before = GenerationTracker.generation
+        call(torch.ones(3))
+        assert GenerationTracker.generation == before + 1  # CUDA graphs overwrite outputs of earlier calls
 
 
 def test_a_lean_call_goes_through_the_wrapper_while_the_switch_is_off() -> None:

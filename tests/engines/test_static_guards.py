@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastrec import Recorder
 from fastrec._batch import Batch
-from fastrec._copying import HeldPass
+from fastrec._blocks import HeldPass
 from fastrec._errors import FastrecError
 from fastrec.engines import _static_lesson, static
 from fastrec.engines._static_plan import _Calls
