@@ -21,7 +21,7 @@ from naive import same_bits, seeded, tensors_in
 from same_recordings import facts_of
 from torch import Tensor, nn
 
-from fastrec import FastrecWarning, Recorder
+from fastrec import ActivationRecord, FastrecWarning, Recorder
 from fastrec._errors import FastrecError
 from fastrec.predicates import kind, module_type, op, structural
 from tests.zoo.language import language_models
@@ -104,23 +104,30 @@ def _verdict(compare: Callable[..., str], *args: Any) -> str:
         return f"not compiled by torch: {' '.join(str(error).splitlines()[:2])}"
 
 
-def run(made: Made, engine: str, passes: int, options: dict[str, Any]) -> tuple[Any, list[Tensor]]:
-    """What an engine records of some passes of a copy of a model, and its outputs."""
+def run(
+    made: Made, engine: str, passes: int, options: dict[str, Any], *, popped: bool = False
+) -> tuple[list[ActivationRecord], list[Tensor]]:
+    """What an engine records of some passes of a copy of a model, taken pass by pass or at the end, and its outputs."""
     model, args, kwargs = copy.deepcopy(made)
     if engine == "compiled":
         torch._dynamo.reset()
         model = torch.compile(model, backend="aot_eager")
+    taken: list[ActivationRecord] = []
     outputs: list[Tensor] = []
     with Recorder(model, engine=engine, **options) as rec:
         for index in range(passes):
             with seeded(index):
                 outputs += [value.clone() for _, value in tensors_in(model(*args, **kwargs))]  # type: ignore[arg-type]
-    return rec.recording, outputs
+            if popped:
+                taken += rec.pop()
+    return [*taken, *rec.recording], outputs
 
 
 def compare_static(made: Made) -> str:
-    for options in SOME:
-        (one, outputs), (other, others) = (run(made, engine, STATIC_PASSES, options) for engine in ("eager", "static"))
+    for options, popped in [(SOME[0], False), *((options, True) for options in SOME)]:
+        (one, outputs), (other, others) = (
+            run(made, engine, STATIC_PASSES, options, popped=popped) for engine in ("eager", "static")
+        )
         if [facts_of(record) for record in one] != [facts_of(record) for record in other]:
             return f"wrong: another recording with {options}"
         pairs = [(mine.activation, theirs.activation) for mine, theirs in zip(one, other, strict=True)]
@@ -168,7 +175,8 @@ def table(parts: dict[str, list[EngineRow]]) -> str:
         "",
         f"What the static and the compiled engine record of {len(rows)} models with random weights, in evaluation mode "
         "on a CPU, compared with the eager engine: sites, labels, order, contexts and values. Static: "
-        f"{STATIC_PASSES} passes with each of three selections, values equal to the bit. Compiled (`aot_eager`): all "
+        f"{STATIC_PASSES} passes with each of three selections, taken pass by pass, and one of them taken at the end, "
+        "values equal to the bit. Compiled (`aot_eager`): all "
         "events of a pass, values within 1e-3 and 1e-4. What lies between two graphs, or what nobody uses, a compiled "
         "model can't show; a warning names it, and the table counts it. Written by `make test-zoo`.",
         "",
