@@ -94,6 +94,23 @@ def run(make: Callable[[], nn.Module], x: Tensor, engine: str, options: dict[str
     return rec.recording, outputs
 
 
+def popped(make: Callable[[], nn.Module], x: Tensor, engine: str, options: dict[str, Any]) -> list[Any]:
+    """What is taken after each pass without gradients, in a loop that then writes into what it gave and got."""
+    with seeded(1):
+        model = make()
+    taken = []
+    with torch.no_grad(), Recorder(model, engine=engine, **options) as rec:
+        for index in range(PASSES):
+            with seeded(index), rec.phase("ab"[index // 2 % 2]):
+                given = x.clone() + index % 3
+                out = model(given)
+            taken.append(rec.pop())
+            for value in (given, *_flat(out)):
+                if not isinstance(value, nn.Parameter):
+                    value.fill_(-100)
+    return taken
+
+
 def assert_equivalent(make: Callable[[], nn.Module], x: Tensor, engine: str, options: dict[str, Any]) -> None:
     (expected, outputs), (found, others) = (run(make, x, each, options) for each in ("eager", engine))
     assert_same_recordings(found, expected, loose=engine in LOOSE)
@@ -141,6 +158,30 @@ def test_made_models_give_the_same_records(engine: str, model: nn.Module, option
     if options.get("capture", CaptureSpec()).keep_grad:
         options = {**options, "capture": CaptureSpec()}  # writes may forbid the backward pass, not the recording
     assert_equivalent(lambda: copy.deepcopy(model), torch.randn(3, 4), engine, options)
+
+
+@pytest.mark.filterwarnings("ignore::fastrec._errors.FastrecWarning")
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_taken_after_each_pass_is_the_same(engine: str, name: str) -> None:
+    make, size = MODELS[name]
+    x = torch.randn(size)
+    for key in ("one op type", "all modules", "some passes", "by place"):
+        for one, other in zip(*(popped(make, x, each, PREDICATES[key]) for each in ("eager", engine)), strict=True):
+            assert_same_recordings(one, other)
+
+
+@pytest.mark.filterwarnings("ignore::fastrec._errors.FastrecWarning")
+@pytest.mark.parametrize("engine", ENGINES)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(model=made_models(), options=st.sampled_from([PREDICATES["one op type"], PREDICATES["modules by class"]]))
+def test_what_is_taken_after_each_pass_of_made_models_is_the_same(
+    engine: str, model: nn.Module, options: dict[str, Any]
+) -> None:
+    x = torch.randn(3, 4)
+    taken = [popped(lambda: copy.deepcopy(model), x, each, options) for each in ("eager", engine)]
+    for one, other in zip(*taken, strict=True):
+        assert_same_recordings(one, other)
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
