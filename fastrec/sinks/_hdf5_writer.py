@@ -21,7 +21,7 @@ from fastrec.sinks._hdf5_paths import Paths
 from fastrec.sinks._hdf5_plan import Needs
 from fastrec.sinks._hdf5_puts import Puts
 from fastrec.sinks._hdf5_segment import Segment
-from fastrec.sinks._hdf5_staging import Place, Pool, StagedBlock
+from fastrec.sinks._hdf5_staging import Pool, StagedBlock
 from fastrec.sinks._hdf5_together import write_together
 
 EARLY = 0.8
@@ -184,13 +184,11 @@ class Writer:
     def _ready(self, live: list[StagedBlock], batch: Batch) -> Segment:
         """A segment with room for all of a batch, in which all of its blocks have their places."""
         while True:
-            for block in live:
-                self._place(block, batch)
-            segment = self._segment or self._roll(batch)
-            if all(block.place for block in live) and segment.has_room(self._sizes(batch, live)):
+            segment = self._segment or self._roll(batch, live)
+            # From the first on each time: a new segment takes them all, and other tools see them as they lie.
+            if all(self._is_placed(segment, block) for block in live) and segment.has_room(self._sizes(batch, live)):
                 return segment
-            if all(block.place for block in live):
-                self._roll(batch, live)
+            self._roll(batch, live)
 
     def _sizes(self, batch: Batch, live: list[StagedBlock]) -> dict[str, int]:
         return {
@@ -210,14 +208,16 @@ class Writer:
         new = {} if self._segment is None else self._segment.seen
         return b"".join(line("data", number, info) for number, info in new.items() if number not in self._told)
 
-    def _place(self, block: StagedBlock, batch: Batch | None = None) -> Place:
-        while block.place is None:
-            block.place = self._segment.place(block) if self._segment is not None else None
-            if block.place is None:
-                self._roll(batch)
-        return block.place
+    def _place(self, block: StagedBlock) -> None:
+        while not self._is_placed(self._segment or self._roll(), block):
+            self._roll()
 
-    def _roll(self, batch: Batch | None, live: list[StagedBlock] | None = None) -> Segment:
+    def _is_placed(self, segment: Segment, block: StagedBlock) -> bool:
+        if block.place is None:
+            block.place = segment.place(block)
+        return block.place is not None
+
+    def _roll(self, batch: Batch | None = None, live: list[StagedBlock] | None = None) -> Segment:
         """Finish the segment, and go on in a new one; blocks that are still filled go on there too."""
         number = self._identity.segment
         if self._segment is not None:
@@ -279,7 +279,7 @@ class Writer:
 
     def _finish(self) -> None:
         """Give the last segment the name that the recording has."""
-        segment = self._segment or self._roll(None)
+        segment = self._segment or self._roll()
         self._is_closed = True
         self._complete(segment)
         final = self._paths.path if segment.number == 0 else self._paths.sealed(segment.number)

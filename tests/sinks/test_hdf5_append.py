@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import fastrec
 from fastrec import Recorder, Recording
 from fastrec._errors import DamagedFileError, OptionError, RecordingExistsError
 from fastrec.sinks import HDF5Sink, RAMSink
+from fastrec.sinks._hdf5_writer import Writer
 
 MODEL = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh())
 
@@ -178,3 +180,31 @@ def test_other_tools_see_the_segments_as_one(tmp_path: Path) -> None:
             assert made.is_virtual and torch.equal(shown, expected.to(shown.dtype))
         (steps,) = file["steps"].values()
         assert np.array_equal(steps["column:reward"], np.arange(60))
+
+
+def test_rows_lie_in_their_order_where_a_segment_has_no_room_for_all_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_write, write = threading.Event(), Writer._write_whole
+
+    def late(writer: Writer, block: Any) -> None:
+        """Let the loop end first, so that one batch has many blocks."""
+        assert may_write.wait(10)
+        write(writer, block)
+
+    monkeypatch.setattr(Writer, "_write_whole", late)
+    may_write.set()
+    path, dtypes = tmp_path / "run.h5", [torch.float32, torch.float64, torch.int64]
+    sink = HDF5Sink(path, segment_bytes=1 << 20, flush_seconds=1e-6)
+    with Recorder(torch.nn.Identity(), keep_module=True, sink=sink) as rec:
+        for i in range(60):
+            for dtype in dtypes:
+                rec.log(torch.full((3, 2000), i).to(dtype))
+            if not i:  # the first segment is made before anybody knows how much will come
+                rec.flush()
+                may_write.clear()
+        may_write.set()
+    assert len(list(tmp_path.iterdir())) > 2
+    with h5py.File(path) as file:
+        shown = {made.attrs["torch_dtype"]: made[:, 0, 0].tolist() for made in file["data"].values()}
+    assert shown == {str(dtype).removeprefix("torch."): list(range(60)) for dtype in dtypes}
