@@ -29,8 +29,8 @@ test: lint
 # Published models, which take an hour; torchvision without its compiled operators would disturb other packages, so it
 # gets an environment of its own that sees the first one. What has run is in .zoo, and is not run again.
 test-zoo: .venv-zoo/.installed
-	OMP_NUM_THREADS=1 .venv-zoo/bin/python -W ignore -m tests.zoo.run docs/zoo.md .zoo
-	PYTHONPATH=tests OMP_NUM_THREADS=1 .venv-zoo/bin/python -W ignore -m tests.zoo.engines docs/zoo-engines.md .zoo/engines
+	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 .venv-zoo/bin/python -W ignore -m tests.zoo.run docs/zoo.md .zoo
+	PYTHONPATH=tests PYTHONHASHSEED=0 OMP_NUM_THREADS=1 .venv-zoo/bin/python -W ignore -m tests.zoo.engines docs/zoo-engines.md .zoo/engines
 
 .venv-zoo/.installed: | $(INSTALLED)
 	$(BIN)/python -m venv .venv-zoo
