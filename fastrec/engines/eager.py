@@ -436,7 +436,7 @@ def _plain(call: Call | None, module: nn.Module, args: tuple[Any, ...], kwargs: 
     state = module.__dict__
     if (
         module.__class__._call_impl is not _CALL_IMPL
-        or state["_forward_hooks"]
+        or state.get("_forward_hooks", True)  # torch says what is wrong with a module that has none
         or state["_forward_pre_hooks"]
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]

@@ -199,3 +199,18 @@ def test_a_module_that_was_not_called_is_told() -> None:
     with pytest.warns(FastrecWarning, match="keep_module: 'unused' matched 'unused', which was not called in any pass"):
         record(Skips(), torch.randn(2, 4), keep_module=["used", "unused"])
     record(Skips(), torch.randn(2, 4), keep_module="used")
+
+
+class Unmade(nn.Module):
+    """Forgets to call ``super().__init__``."""
+
+    def __init__(self) -> None:
+        pass
+
+
+def test_a_module_that_nobody_watches_fails_as_without_a_recorder() -> None:
+    model = nn.Sequential(nn.Linear(3, 3))
+    with Recorder(model, keep_op="linear"):
+        model(torch.ones(1, 3))
+        with pytest.raises(AttributeError, match="no attribute '_backward_hooks'"):
+            Unmade()(torch.ones(3))
