@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog
 from fastrec._context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
-from fastrec._contracts import Context, Place, PlannedTap, Predicate
+from fastrec._contracts import Ahead, Context, Place, PlannedTap, Predicate
 from fastrec._errors import OptionError
 from fastrec._failures import Failing
 from fastrec._options import RecorderOptions
-from fastrec._run import PassRun
 from fastrec._sites import Kind, PassInfo, Site, Variant
 from fastrec._taps import NO_COMPILED_GRADIENTS, AskTap, KeepTap, Question, spec_of
 from fastrec.predicates import NEVER
@@ -135,7 +134,7 @@ class Plan:
                 return None if spec is None else KeepTap(session, place, site, spec)
         return AskTap(session, place, site, self._question(rest), None if halt == NEVER else halt)
 
-    def wanted(self, catalog: Catalog) -> Callable[[PassRun], bool] | None:
+    def wanted(self, catalog: Catalog) -> Ahead | None:
         """Whether something of a pass could be kept, by what is known of it before it runs; None: of each pass."""
         ask = self._ahead
         if isinstance(ask, bool):

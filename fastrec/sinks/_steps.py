@@ -21,7 +21,6 @@ class StepTable:
     def __init__(self) -> None:
         self._phases: dict[int, _Phase] = {}
         self._marks = 0
-        self.held = 0  # marks that were not dropped
 
     def mark(self, phase: int, step: int, columns: Mapping[str, Array]) -> None:
         """Add a mark; a column whose shape changed within its phase is a StepError."""
@@ -30,7 +29,6 @@ class StepTable:
             table = self._phases[phase] = _Phase()
         table.add(step, self._marks, columns)
         self._marks += 1
-        self.held += 1
 
     def marked(self) -> dict[int, int]:
         """How many marks each phase has had, those that were dropped included."""
@@ -44,7 +42,6 @@ class StepTable:
         """Forget all but the last marks of each phase."""
         for table in self._phases.values():
             table.drop(len(table.numbers) - most)
-        self.held = sum(len(table.numbers) for table in self._phases.values())
 
 
 class _Phase:
