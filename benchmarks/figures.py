@@ -22,7 +22,7 @@ CONTESTANTS = {
     "op": "fastrec, `keep_op`",
     "lambda": "fastrec, a lambda asked at each op",
     "nothing": "fastrec, matching nothing",
-    "static": "fastrec, `keep_op`, `engine=\"static\"`",
+    "static": 'fastrec, `keep_op`, `engine="static"`',
 }
 
 

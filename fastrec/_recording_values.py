@@ -86,9 +86,7 @@ class Values(ABC):
         """
         return Rows(self._at(key), key, by, part)
 
-    def iter_batches(
-        self, keys: str | Iterable[str], batch_size: int, *, by: By = None, **options: Any
-    ) -> Batches:
+    def iter_batches(self, keys: str | Iterable[str], batch_size: int, *, by: By = None, **options: Any) -> Batches:
         """Batches of rows: tensors of one key, or dicts of several whose rows come from the same passes.
 
         >>> import torch, fastrec

@@ -119,9 +119,7 @@ class View:
         """What is known about a pass."""
         index, entry, entry_pass, phase, grad, outcome, step, started, duration, _, _ = self.passes[position].item()
         sample = self.source.sample_id(index)
-        return PassInfo(
-            index, entry, entry_pass, phase, grad, started, sample, step, duration, OUTCOMES[outcome]
-        )
+        return PassInfo(index, entry, entry_pass, phase, grad, started, sample, step, duration, OUTCOMES[outcome])
 
     def step_of(self, info: PassInfo) -> int | None:
         """The step of a pass; None in a phase that has no steps, or where its session ended before its step."""

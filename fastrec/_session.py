@@ -32,8 +32,6 @@ from fastrec.sinks import RAMSink
 _grad_is_on = torch.is_grad_enabled
 
 
-
-
 class _Call(threading.local):
     """What the recorder's own call in this thread said about the pass that is about to begin."""
 

@@ -17,9 +17,7 @@ def step_columns(columns: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
     for name, value in columns.items():
         array = np.array(_on_host(value) if isinstance(value, torch.Tensor) else value)
         if array.dtype.kind not in "biuf" or array.ndim > 1:
-            raise StepError(
-                f"step({name}={value!r}): give a number, a bool, or an array with one per environment"
-            )
+            raise StepError(f"step({name}={value!r}): give a number, a bool, or an array with one per environment")
         found[name] = array
     return found
 

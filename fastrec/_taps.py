@@ -174,9 +174,7 @@ class AskTap:
 
     __slots__ = ("_cell", "_cells", "_halt", "_keeper", "_keepers", "_place", "_question", "_session", "_site")
 
-    def __init__(
-        self, session: Session, place: Place, site: Site, question: Question, halt: Predicate | None
-    ) -> None:
+    def __init__(self, session: Session, place: Place, site: Site, question: Question, halt: Predicate | None) -> None:
         self._session = session
         self._place = place
         self._site = site

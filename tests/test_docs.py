@@ -136,9 +136,7 @@ def test_blocks_in_lists_and_in_other_languages() -> None:
     assert found == [Block("python", "if True:\n    print(1)\n", 4), Block("bash", "exit 1\n", 9)]
 
 
-@pytest.mark.parametrize(
-    "document", ["```python\n1 / 0\n", "```py\n1 / 0\n```\n", "```python no-run\n1 / 0\n```\n"]
-)
+@pytest.mark.parametrize("document", ["```python\n1 / 0\n", "```py\n1 / 0\n```\n", "```python no-run\n1 / 0\n```\n"])
 def test_python_blocks_that_would_not_run_are_refused(document: str) -> None:
     with pytest.raises(AssertionError, match="would not run"):
         blocks(document)

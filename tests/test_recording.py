@@ -20,8 +20,10 @@ from fastrec.sinks import RAMSink
 
 RELU = Site("features.3/relu", "op", "relu", "relu", (Frame("", "Net"), Frame("features.3", "ReLU")))
 CONV = Site("features.3", "module_exit", "relu", "ReLU", (Frame("", "Net"), Frame("features.3", "ReLU")))
-LSTM = [Site(f"lstm{path}", "module_exit", "lstm", "LSTM", (Frame("lstm", "LSTM"),), i, path) for i, path in
-        enumerate(("[0]", "[1][0]", "[1][1]"))]
+LSTM = [
+    Site(f"lstm{path}", "module_exit", "lstm", "LSTM", (Frame("lstm", "LSTM"),), i, path)
+    for i, path in enumerate(("[0]", "[1][0]", "[1][1]"))
+]
 
 
 @pytest.fixture

@@ -45,8 +45,12 @@ def test_episodes_begin_after_an_end_and_may_be_open() -> None:
 
 def test_rows_that_only_reset_belong_to_no_episode() -> None:
     rig = played([[0, 1], [1, 0], [0, 0], [0, 0]], "next_step")
-    assert facts(recorded(rig)) == [(0, 0, 2, True, False), (1, 0, 1, True, False), (1, 2, 4, False, False),
-                                    (0, 3, 4, False, False)]
+    assert facts(recorded(rig)) == [
+        (0, 0, 2, True, False),
+        (1, 0, 1, True, False),
+        (1, 2, 4, False, False),
+        (0, 3, 4, False, False),
+    ]
 
 
 def test_an_end_in_the_last_row_leaves_no_empty_episode() -> None:

@@ -106,9 +106,7 @@ def test_values_that_differ_only_in_their_batch_need_samples(ragged: list[Record
         ([0.5], OptionError, "give a number, a slice"),
     ],
 )
-def test_an_index_that_is_none_is_told(
-    even: list[Recording], index: object, error: type[Exception], told: str
-) -> None:
+def test_an_index_that_is_none_is_told(even: list[Recording], index: object, error: type[Exception], told: str) -> None:
     for recording in even:
         with pytest.raises(error, match=told):
             recording.rows("tanh_1")[index]

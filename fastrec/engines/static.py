@@ -349,9 +349,7 @@ class StaticEngine(EagerEngine):
         if step.outs and step.left is not None:
             mode.feed(step.left, found.items())
 
-    def _watch(
-        self, now: Now, eager: Call, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _watch(self, now: Now, eager: Call, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one module call as the eager engine does."""
         step, thread, mode = now.step, self._thread, now.mode
         before = step.entered.parent

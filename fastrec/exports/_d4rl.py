@@ -13,9 +13,7 @@ from fastrec.exports._contract import Keys, made_whole, read_options
 from fastrec.exports._episodes import Array, TransitionOptions, transitions
 
 
-def to_d4rl(
-    recording: Recording, path: str | os.PathLike[str], *, keys: Keys | None = None, **options: Any
-) -> None:
+def to_d4rl(recording: Recording, path: str | os.PathLike[str], *, keys: Keys | None = None, **options: Any) -> None:
     """A file with ``observations``, ``actions``, ``rewards``, ``terminals`` and ``timeouts`` of N rows each.
 
     Arguments:

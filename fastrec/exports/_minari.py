@@ -24,9 +24,7 @@ class MinariOptions(TransitionOptions, frozen=True, kw_only=True):
     dataset_id: str = "fastrec/recording-v0"
 
 
-def to_minari(
-    recording: Recording, path: str | os.PathLike[str], *, keys: Keys | None = None, **options: Any
-) -> None:
+def to_minari(recording: Recording, path: str | os.PathLike[str], *, keys: Keys | None = None, **options: Any) -> None:
     """A folder with the episodes, whose ``data`` folder ``minari.MinariDataset`` opens.
 
     Arguments:

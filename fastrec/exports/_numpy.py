@@ -15,9 +15,7 @@ from fastrec._recording_rows import Rows
 from fastrec.exports._contract import Keys, RowOptions, made_whole, read_options, rows_of, stretches
 
 
-def to_numpy(
-    recording: Recording, path: str | os.PathLike[str], *, keys: Keys | None = None, **options: Any
-) -> None:
+def to_numpy(recording: Recording, path: str | os.PathLike[str], *, keys: Keys | None = None, **options: Any) -> None:
     """One array per key, and one per step column, ``steps/<name>``; ``numpy.load`` reads them.
 
     >>> import numpy, torch, fastrec

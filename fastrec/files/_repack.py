@@ -64,8 +64,6 @@ def repack(
     identity = parts[0].identity()
     rank = -1 if isinstance(source, MergedSource) else identity.rank
     fresh = msgspec.structs.replace(identity, run=uuid.uuid4().hex, session=0, segment=0, rank=rank)
-    write_source(
-        source, to, Writing(fresh, source.facts(), source.begun(), options.compression, options.dtype, told)
-    )
+    write_source(source, to, Writing(fresh, source.facts(), source.begun(), options.compression, options.dtype, told))
     before = sum(os.path.getsize(file) for part in parts for file, _ in part.paths())
     return Repacked(os.fspath(to), len(source.records()), before, os.path.getsize(to))

@@ -183,9 +183,7 @@ class _Writer:
         for each in reversed(waiting):
             outside = -1 if each[0] is None else self._frame_numbers[id(each[0])]
             self._frame_numbers[id(each)] = len(self._frames)
-            self._frames.append(
-                FileFrame(outside, each[1].co_filename, line_of(each[1], each[2]), each[1].co_name)
-            )
+            self._frames.append(FileFrame(outside, each[1].co_filename, line_of(each[1], each[2]), each[1].co_name))
         last = waiting[0] if waiting else stack
         return -1 if last is None else self._frame_numbers[id(last)]
 

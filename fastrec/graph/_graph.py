@@ -118,6 +118,5 @@ class Graph:
     def passes(self) -> dict[str, list[str]]:
         """All passes of each layer, by its label."""
         return {
-            layer.label: [f"{layer.label}:{number}" for number in range(1, len(layer.ops) + 1)]
-            for layer in self.layers
+            layer.label: [f"{layer.label}:{number}" for number in range(1, len(layer.ops) + 1)] for layer in self.layers
         }

@@ -56,9 +56,7 @@ CHECK_ROW = np.dtype([("data", "<i4"), ("row", "<i8"), ("count", "<i8"), ("check
 TABLES = {PASSES: PASS_ROW, RECORDS: RECORD_ROW, MARKS: MARK_ROW, CHECKS: CHECK_ROW}
 CHECKED = {RECORDS: -1, PASSES: -2, MARKS: -3}
 # Two rows, written in turn, so that one of them is whole at any time: the one with the higher `written`.
-COUNTERS_ROW = np.dtype(
-    [("written", "<u8"), ("empty", "<i8"), ("begun", "<i8"), ("closed", "u1"), ("checksum", "<u4")]
-)
+COUNTERS_ROW = np.dtype([("written", "<u8"), ("empty", "<i8"), ("begun", "<i8"), ("closed", "u1"), ("checksum", "<u4")])
 
 Bytes = npt.NDArray[np.uint8]
 

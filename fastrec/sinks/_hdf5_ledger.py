@@ -39,9 +39,7 @@ class FileLedger:
         self._stages: dict[tuple[Any, ...], tuple[Stage, np.dtype[Any]]] = {}
         self.writer = Writer(pool, paths, catalog, options)
 
-    def commit(
-        self, info: PassInfo, variants: Sequence[int], rows: Sequence[int], times: Sequence[float]
-    ) -> None:
+    def commit(self, info: PassInfo, variants: Sequence[int], rows: Sequence[int], times: Sequence[float]) -> None:
         """A pass ended: its records in event order, times on the clock of ``info.started``."""
         pool, writer = self._pool, self.writer
         if pool.error is not None:

@@ -106,9 +106,7 @@ class _Failure(msgspec.Struct):
 
 def _failure(failure: PredicateFailure) -> _Failure:
     ctx = failure.context
-    return _Failure(
-        failure.predicate, failure.error, ctx._site, ctx._variant, ctx._info, ctx._time, ctx._step
-    )
+    return _Failure(failure.predicate, failure.error, ctx._site, ctx._variant, ctx._info, ctx._time, ctx._step)
 
 
 _TOLD: dict[str, Callable[[Any], Any]] = {"spec": _told, "failure": _failure}

@@ -172,9 +172,7 @@ class HDF5Source:
             number = numbers.pop()
             own = np.concatenate([rows[key] for key in sorted(rows) if key[1] == number])
             columns = {name: own[f"column:{name}"].copy() for name, _, _ in infos[number].columns}
-            found.append(
-                PhaseSteps(phase, own["step"].copy(), own["order"].copy(), columns, {}, self._starts(phase))
-            )
+            found.append(PhaseSteps(phase, own["step"].copy(), own["order"].copy(), columns, {}, self._starts(phase)))
         return found
 
     def _starts(self, phase: int) -> tuple[int, ...]:

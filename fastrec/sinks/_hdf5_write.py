@@ -160,9 +160,7 @@ def _counter_rows(source: Source, writing: Writing) -> npt.NDArray[Any]:
     return np.concatenate([counters.row(1).view(COUNTERS_ROW), np.zeros(1, COUNTERS_ROW)])
 
 
-def _log(
-    source: Source, catalog: Catalog, infos: Sequence[DataInfo], facts: Mapping[str, Any]
-) -> Iterator[bytes]:
+def _log(source: Source, catalog: Catalog, infos: Sequence[DataInfo], facts: Mapping[str, Any]) -> Iterator[bytes]:
     yield line("session", 0, facts)
     yield from CatalogLog(catalog).lines()
     for number, origin in enumerate(catalog.origins):

@@ -400,9 +400,10 @@ def test_values_that_are_fed_later_are_nobody_elses(monkeypatch: pytest.MonkeyPa
         with torch.no_grad(), Recorder(run, keep_module="part") as rec:
             for index in range(3):
                 run(X + index)
-        return all(
-            torch.allclose(record.activation, (X + index).sin()) for index, record in enumerate(rec.recording)
-        ) and len(rec.recording) == 3
+        return (
+            all(torch.allclose(record.activation, (X + index).sin()) for index, record in enumerate(rec.recording))
+            and len(rec.recording) == 3
+        )
 
     assert found()
     add = ExtraOutputs.add

@@ -471,9 +471,10 @@ def test_threads_have_passes_of_their_own_also_by_plan() -> None:
 def test_recorders_on_one_model_and_on_a_part_of_it(others: tuple[str, str]) -> None:
     model = mlp()
     x = [torch.randn(3, 4) for _ in range(6)]
-    with Recorder(model, keep_op="tanh", engine=others[0]) as outer, Recorder(
-        nn.Sequential(*model[:2]), keep_module=True, engine=others[1]
-    ) as inner:
+    with (
+        Recorder(model, keep_op="tanh", engine=others[0]) as outer,
+        Recorder(nn.Sequential(*model[:2]), keep_module=True, engine=others[1]) as inner,
+    ):
         for each in x:
             model(each)
     with Recorder(model, keep_op="tanh") as expected:

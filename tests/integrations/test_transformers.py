@@ -71,9 +71,7 @@ def test_left_padding_does_not_move_the_other_positions(model: GPT2LMHeadModel) 
 
 def test_beams_are_rows_and_are_followed_through_the_search(model: GPT2LMHeadModel) -> None:
     with Recorder(model, keep_module=BLOCK) as rec:
-        found = generate(
-            model, rec, num_beams=3, num_return_sequences=2, do_sample=False, return_dict_in_generate=True
-        )
+        found = generate(model, rec, num_beams=3, num_return_sequences=2, do_sample=False, return_dict_in_generate=True)
     assert [tuple(record.activation.shape) for record in rec.recording] == [(6, 4, WIDTH)] + [(6, 1, WIDTH)] * (NEW - 1)
     expected = teacher_forced(model, found.sequences)
     followed = stitch(rec.recording, BLOCK, beam_indices=found.beam_indices)

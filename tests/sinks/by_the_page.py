@@ -134,11 +134,7 @@ def whole(table: h5py.Dataset) -> Any:
 
 
 def begun_of(file: h5py.File) -> int:
-    rows = [
-        row
-        for row in file["counters"][:]
-        if row["written"] and zlib.crc32(row.tobytes()[:-4]) == row["checksum"]
-    ]
+    rows = [row for row in file["counters"][:] if row["written"] and zlib.crc32(row.tobytes()[:-4]) == row["checksum"]]
     return int(max(rows, key=lambda row: row["written"])["begun"]) if rows else 0
 
 

@@ -60,9 +60,7 @@ def test_an_extra_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.M
     HDF5Sink("run.h5", compression="gzip")
 
 
-def test_a_packed_file_whose_filter_is_missing_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_packed_file_whose_filter_is_missing_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record(HDF5Sink(tmp_path / "run.h5", compression="gzip"), 20)
 
     def fails(*_: object, **__: object) -> Any:

@@ -44,7 +44,6 @@ SOME: list[dict[str, Any]] = [
 STATIC_PASSES = 4
 
 
-
 def some_torchvision_models() -> Iterator[tuple[str, Any]]:
     """Every sixth, but for those that detect: they make large images of small ones, all of whose values do not fit."""
     return ((name, make) for name, make in islice(torchvision_models(), 0, None, 6) if "detection" not in name)
