@@ -13,8 +13,8 @@ from torch import nn
 
 from fastrec._capture import CaptureSpec
 from fastrec._catalog import Catalog
-from fastrec._op_facts import OpFacts
 from fastrec._sites import Frame, PassInfo, Site
+from fastrec.ops.facts import OpFacts
 
 Decision = bool | CaptureSpec | Mapping[str, Any]
 """What a predicate says of an event: keep or not, or keep with this spec, or with these fields changed."""

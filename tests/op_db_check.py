@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_map
 
-from fastrec._op_opening import openable
 from fastrec._ops import inner_layer_types, op_facts, opened, reads_inplace_flag
+from fastrec.ops.facts import openable
 
 # `1 / x` is an operator, and `embedding` one lookup, by decision.
 ONE_BY_DECISION = {"__rdiv__", "embedding"}

@@ -11,8 +11,8 @@ from op_calls import Call, Seen, tensors
 from torch import overrides, randn
 from torch.overrides import TorchFunctionMode
 
-from fastrec._op_opening import openable
 from fastrec._ops import inner_layer_types, op_facts, opened
+from fastrec.ops.facts import openable
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 

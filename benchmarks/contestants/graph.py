@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.graph_models import CASES, TIMED, Additions
-from fastrec._op_table import canonical
+from fastrec.ops.table import canonical
 
 ROUNDS = 9
 Operation = dict[str, Any]

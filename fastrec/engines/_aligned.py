@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastrec._op_table import TENSOR_PROPERTIES
 from fastrec._ops import OpFacts, op_facts
 from fastrec.engines._leaves import leaves
 from fastrec.engines._lesson import Caller, Event, Lesson, Value, constants_in
 from fastrec.engines._modules import Known
+from fastrec.ops.table import TENSOR_PROPERTIES
 
 _FRAME = re.compile(r'File "([^"]+)", line \d+, in (torch_dynamo_resume_in_)?(\S+?)(?(2)_at_\d+)$', re.MULTILINE)
 _DYNAMO = os.path.join("torch", "_dynamo")

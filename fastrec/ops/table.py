@@ -26,9 +26,20 @@ _BINARY = {
     "lshift": "bitwiseleftshift",
     "rshift": "bitwiserightshift",
 }
+
 _UNARY = {"pos": "positive", "invert": "bitwisenot", "inv": "bitwisenot", "reversed": "flip"}
 
 _INPLACE_OPERATORS = {f"__i{name}__" for name in _BINARY}
+
+
+def canonical(name: str) -> str:
+    """The `layer_type` of a function with this raw name: `sub` for `__rsub__` and `subtract_`."""
+    known = OPERATORS.get(name)
+    if known is not None:
+        return known
+    key = name.strip("_").lower()
+    return ALIASES.get(key) or re.sub(r"[\W_]+", "", key) or "op"
+
 
 OPERATORS = (
     {f"__{form}{name}__": canonical for name, canonical in _BINARY.items() for form in ("", "r", "i")}
@@ -211,12 +222,3 @@ ONE_OP = {
     ),
     "torch.autograd": frozenset({"grad"}),
 }
-
-
-def canonical(name: str) -> str:
-    """The `layer_type` of a function with this raw name: `sub` for `__rsub__` and `subtract_`."""
-    known = OPERATORS.get(name)
-    if known is not None:
-        return known
-    key = name.strip("_").lower()
-    return ALIASES.get(key) or re.sub(r"[\W_]+", "", key) or "op"

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, overrides
 from torch._library.custom_ops import CustomOpDef
 
-from fastrec._op_facts import op_facts
-from fastrec._op_opening import ASKS_FOR_A_MODE, closed_over, openable
-from fastrec._op_table import OPERATORS, canonical
+from fastrec.ops.facts import ASKS_FOR_A_MODE, closed_over, op_facts, openable
+from fastrec.ops.table import OPERATORS, canonical
 
 # Where an attribute's name may lead; the modules that a function names itself are searched too.
 _NAMESPACES = (
@@ -32,6 +31,7 @@ _NAMESPACES = (
 
 # Parameters that are functions to call, by their names: annotations can't be relied on to be readable.
 _HANDED_FUNCTION = re.compile("func|fn|callback|tracker")
+
 _MACHINERY = (overrides.handle_torch_function, *ASKS_FOR_A_MODE)
 
 _SYMBOLS = {
@@ -42,9 +42,12 @@ _SYMBOLS = {
     **{"FLOOR_DIVIDE": "floordiv", "MODULO": "mod", "POWER": "pow", "AND": "and", "OR": "or", "XOR": "xor"},
     **{"LSHIFT": "lshift", "RSHIFT": "rshift"},
 }
+
 # `a < b` may be answered by `b > a`.
 _COMPARISONS = {"<": ("lt", "gt"), "<=": ("le", "ge"), "==": ("eq",), "!=": ("ne",)}
+
 _COMPARISONS |= {">": _COMPARISONS["<"], ">=": _COMPARISONS["<="]}
+
 _INSTRUCTIONS = {
     "UNARY_NEGATIVE": "neg",
     "UNARY_POSITIVE": "positive",
@@ -57,6 +60,7 @@ _INSTRUCTIONS = {
     # A tensor that is walked over is unbound.
     **dict.fromkeys(("GET_ITER", "UNPACK_SEQUENCE", "UNPACK_EX", "CALL_FUNCTION_EX", "LIST_EXTEND"), "unbind"),
 }
+
 _BUILTINS = {
     "sum": ("unbind", "add"),
     "max": ("unbind", "gt"),
