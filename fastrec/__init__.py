@@ -1,7 +1,5 @@
 """fastrec records what a PyTorch model computes while it runs again and again, and keeps what a predicate asks for."""
 
-from fastrec._capture import CaptureSpec as CaptureSpec
-from fastrec._context import RecordContext as RecordContext
 from fastrec._dry_run import DryRun as DryRun
 from fastrec._dry_run import dry_run as dry_run
 from fastrec._errors import FastrecError as FastrecError
@@ -13,3 +11,5 @@ from fastrec._oneshot import record as record
 from fastrec._recorder import Recorder as Recorder
 from fastrec._recording import ActivationRecord as ActivationRecord
 from fastrec._recording import Recording as Recording
+from fastrec.events.capture import CaptureSpec as CaptureSpec
+from fastrec.events.context import RecordContext as RecordContext

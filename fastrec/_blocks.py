@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fastrec._aside import aside
-from fastrec._capture import CaptureSpec, kept_dtype
 from fastrec._contracts import Part
+from fastrec.events.capture import CaptureSpec, kept_dtype
 
 ROW_BITS = 20
 """A row is the number of its block, shifted by this many bits, plus its place in the block."""

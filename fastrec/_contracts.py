@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fastrec._capture import CaptureSpec
-from fastrec._catalog import Catalog
-from fastrec._sites import Frame, PassInfo, Site
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.position import Place
+from fastrec.events.sites import Catalog, Frame, PassInfo, Site
 from fastrec.ops.facts import OpFacts
 
 Decision = bool | CaptureSpec | Mapping[str, Any]
@@ -40,37 +40,6 @@ class Predicate(Protocol):
         """Whether to keep the event of this context, and how."""
 
 
-class Place:
-    """Where in a pass an event happens, as far as the engine knows it before it looks at the value.
-
-    A chain: ``previous`` is the event before, so the recent history costs nothing until somebody reads it.
-    ``frame`` numbers the composite that the event runs in, 0 outside; history stays within what is visible there.
-    """
-
-    __slots__ = (
-        "event_index",
-        "label",
-        "module_pass",
-        "number",
-        "op_index",
-        "previous",
-        "site",
-        "site_id",
-        "stack_passes",
-    )
-
-    def __init__(self, site: Site, previous: Place | None) -> None:
-        self.site = site
-        self.site_id: int | None = None  # its number in the catalog, once somebody asked for it
-        self.previous = previous
-        self.number = 0
-        self.label = ""
-        self.op_index: int | None = None
-        self.event_index: int | None = None
-        self.module_pass = 1
-        self.stack_passes: tuple[int, ...] = ()
-
-
 class Run(Protocol):
     """One pass while it runs; the engine hands it from the listener to the taps.
 
@@ -91,7 +60,6 @@ class Tap(Protocol):
 
 Idle = Callable[[Sequence[Tap]], Callable[[Any], bool] | None]
 """Of some taps, a question about a Run that begins: whether none of them will keep anything; None: one may always."""
-
 
 Ahead = Callable[[Any], bool]
 """Asked of a Run that has begun: whether something of it could be kept."""
@@ -335,5 +303,7 @@ PASS_DTYPE = np.dtype(
         ("count", "i8"),
     ]
 )
+
 RECORD_DTYPE = np.dtype([("variant", "i4"), ("row", "i8"), ("time", "f8")])
+
 OUTCOMES: tuple[Literal["ok", "failed", "halted"], ...] = ("ok", "failed", "halted")

@@ -11,16 +11,16 @@ import msgspec
 import torch
 from torch import Tensor
 
-from fastrec._capture import CaptureSpec, kept_dtype
-from fastrec._context import TENSOR_FIELDS, torch_dtype
 from fastrec._copying import parts_of
 from fastrec._dry_events import SOURCES, Event
 from fastrec._failures import PredicateFailure
 from fastrec._halt import Halt
 from fastrec._options import RecorderOptions
 from fastrec._plan import Plan
-from fastrec._sites import PassInfo
 from fastrec._taps import spec_of
+from fastrec.events.capture import CaptureSpec, kept_dtype
+from fastrec.events.context import TENSOR_FIELDS, torch_dtype
+from fastrec.events.sites import PassInfo
 from fastrec.predicates import NEVER
 from fastrec.predicates._base import Opaque, PredicateBase
 

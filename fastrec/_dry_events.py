@@ -12,15 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastrec._capture import CaptureSpec
-from fastrec._catalog import Catalog
-from fastrec._context import RecordContext, torch_dtype
-from fastrec._contracts import Place, Tap
+from fastrec._contracts import Tap
 from fastrec._errors import FastrecError
 from fastrec._options import RecorderOptions
 from fastrec._recording_limits import check_copyable, check_gradients
-from fastrec._sites import PassInfo, Site, Variant
-from fastrec._variants import VariantMaker
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.context import RecordContext, torch_dtype
+from fastrec.events.position import Place, VariantMaker
+from fastrec.events.sites import Catalog, PassInfo, Site, Variant
 
 SOURCES = ("input", "buffer")
 _interpreter = torch._C._functorch.peek_interpreter_stack

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fastrec._context import RecordContext
 from fastrec._dry_decisions import Decider, Decision, Outcome
 from fastrec._dry_events import Event
 from fastrec._dry_sites import SiteLine, counted, site_lines, summary, summary_rows
@@ -19,6 +18,7 @@ from fastrec._errors import MissingExtraError
 from fastrec._failures import PredicateFailure
 from fastrec._recording_frames import OF_VARIANT
 from fastrec._recording_sites import told_bytes
+from fastrec.events.context import RecordContext
 
 if TYPE_CHECKING:
     import pandas

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from fastrec._capture import CaptureSpec
 from fastrec._dry_decisions import FORECAST_PASSES, Decider, Outcome
 from fastrec._dry_events import Event
 from fastrec._failures import PredicateFailure
 from fastrec._recording_sites import told_bytes
-from fastrec._sites import Site
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.sites import Site
 
 
 class SiteLine:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from fastrec._dry_sites import SiteLine, segments, table, totals
 from fastrec._recording_sites import told_bytes
-from fastrec._sites import Frame
+from fastrec.events.sites import Frame
 
 
 class Branch:

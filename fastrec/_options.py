@@ -7,8 +7,8 @@ from typing import Any, Literal
 import msgspec
 import torch
 
-from fastrec._capture import CaptureSpec
 from fastrec._errors import OptionError, near
+from fastrec.events.capture import CaptureSpec
 
 
 class RecorderOptions(msgspec.Struct, frozen=True, kw_only=True):

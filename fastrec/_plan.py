@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
-from fastrec._capture import CaptureSpec
-from fastrec._catalog import Catalog
-from fastrec._context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
-from fastrec._contracts import Ahead, Context, Place, PlannedTap, Predicate
+from fastrec._contracts import Ahead, Context, PlannedTap, Predicate
 from fastrec._errors import OptionError
 from fastrec._failures import Failing
 from fastrec._options import RecorderOptions
-from fastrec._sites import Kind, PassInfo, Site, Variant
 from fastrec._taps import NO_COMPILED_GRADIENTS, AskTap, KeepTap, Question, spec_of
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
+from fastrec.events.position import Place
+from fastrec.events.sites import Catalog, Kind, PassInfo, Site, Variant
 from fastrec.predicates import NEVER
 from fastrec.predicates._ahead import ahead, any_of
 from fastrec.predicates._base import Constant, Opaque, PredicateBase, settled

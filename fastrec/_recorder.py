@@ -13,7 +13,6 @@ from torch import nn
 
 from fastrec import engines
 from fastrec._batch import batch_of
-from fastrec._catalog import Catalog
 from fastrec._closing import warn_about_nothing
 from fastrec._contracts import Ahead
 from fastrec._errors import OptionError, SessionError, UnsupportedModelError, near
@@ -27,6 +26,7 @@ from fastrec._sinks_of import TeeSink, sinks_of
 from fastrec._steps import step_columns
 from fastrec._taps import idle_question
 from fastrec.engines import EagerEngine, is_compiled
+from fastrec.events.sites import Catalog
 from fastrec.sinks import HDF5Sink, RAMSink
 
 

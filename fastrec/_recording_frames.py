@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastrec._errors import MissingExtraError
 from fastrec._recording_view import View
-from fastrec._sites import Site, Variant
+from fastrec.events.sites import Site, Variant
 
 if TYPE_CHECKING:
     import pandas

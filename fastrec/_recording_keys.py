@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fastrec._errors import RecordKeyError, near
 from fastrec._recording_view import View
-from fastrec._sites import Site
+from fastrec.events.sites import Site
 
 FORMS = ("module", "site", "label")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastrec._capture import CaptureSpec
 from fastrec._errors import GradientError, UnsupportedTensorError
+from fastrec.events.capture import CaptureSpec
 
 
 def check_copyable(value: Tensor) -> None:

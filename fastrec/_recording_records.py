@@ -8,11 +8,11 @@ from typing import overload
 import numpy as np
 from torch import Tensor
 
-from fastrec._capture import CaptureSpec
-from fastrec._context import RecordContext
 from fastrec._contracts import Source
 from fastrec._recording_view import View
-from fastrec._sites import PassInfo
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.context import RecordContext
+from fastrec.events.sites import PassInfo
 
 
 class ActivationRecord:

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fastrec._catalog import Interned
 from fastrec._errors import OptionError, RecordKeyError, near
 from fastrec._recording_steps import Steps
 from fastrec._recording_view import Integers, Mask, View
-from fastrec._sites import Origin
+from fastrec.events.sites import Interned, Origin
 
 Numbers = int | slice | range | Iterable[int]
 """Which passes or steps: one number, a slice or range of them, or any collection."""

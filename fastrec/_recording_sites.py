@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from fastrec._capture import kept_dtype
-from fastrec._context import torch_dtype
 from fastrec._recording_view import View
+from fastrec.events.capture import kept_dtype
+from fastrec.events.context import torch_dtype
 
 
 class SiteFacts(msgspec.Struct, frozen=True):

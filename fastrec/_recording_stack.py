@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from fastrec._aside import aside
-from fastrec._capture import kept_dtype
-from fastrec._context import torch_dtype
 from fastrec._contracts import Part
 from fastrec._errors import GradientError, OptionError, RaggedError, RecordKeyError
 from fastrec._recording_keys import base_name
 from fastrec._recording_view import Integers, View
+from fastrec.events.capture import kept_dtype
+from fastrec.events.context import torch_dtype
 
 PARTS: tuple[Part, ...] = ("activation", "transformed_activation", "gradient")
 

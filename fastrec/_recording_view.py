@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastrec._capture import CaptureSpec
 from fastrec._contracts import OUTCOMES, Source
-from fastrec._sites import PassInfo, Site, Variant
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.sites import PassInfo, Site, Variant
 
 Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]

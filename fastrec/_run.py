@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from fastrec._sites import PassInfo
+from fastrec.events.sites import PassInfo
 
 
 class PassRun(msgspec.Struct):

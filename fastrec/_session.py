@@ -13,10 +13,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from fastrec._capture import CaptureSpec
-from fastrec._catalog import Catalog
-from fastrec._context import RecordContext
-from fastrec._contracts import Column, Ledger, Place, PlannedTap, Predicate, Sink
+from fastrec._contracts import Column, Ledger, PlannedTap, Predicate, Sink
 from fastrec._errors import FastrecWarning, OptionError, SessionError
 from fastrec._failures import PredicateFailures
 from fastrec._forks import FORKS
@@ -24,9 +21,11 @@ from fastrec._halt import Halt
 from fastrec._options import RecorderOptions
 from fastrec._plan import Plan
 from fastrec._run import PassRun
-from fastrec._sites import PassInfo, Site
 from fastrec._taps import spec_of
-from fastrec._variants import VariantMaker
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.context import RecordContext
+from fastrec.events.position import Place, VariantMaker
+from fastrec.events.sites import Catalog, PassInfo, Site
 from fastrec.sinks import RAMSink
 
 _grad_is_on = torch.is_grad_enabled

@@ -9,10 +9,9 @@ from typing import Any
 import numpy.typing as npt
 from torch import Tensor
 
-from fastrec._catalog import Catalog
 from fastrec._contracts import Column, Ledger, Sink
 from fastrec._errors import OptionError
-from fastrec._sites import PassInfo
+from fastrec.events.sites import Catalog, PassInfo
 from fastrec.sinks import HDF5Sink, RAMSink
 
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from fastrec._alike import Alike, alike, unlike
-from fastrec._capture import CaptureSpec
-from fastrec._context import PASS_FIELDS, RecordContext
-from fastrec._contracts import Decision, Place, Predicate
+from fastrec._contracts import Decision, Predicate
 from fastrec._errors import OptionError, UnsupportedTensorError
 from fastrec._recording_limits import check_copyable
 from fastrec._run import PassRun
-from fastrec._sites import Site, Variant
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.context import PASS_FIELDS, RecordContext
+from fastrec.events.position import Place
+from fastrec.events.sites import Site, Variant
 from fastrec.predicates._base import PredicateBase
 
 if TYPE_CHECKING:

@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from fastrec._capture import CaptureSpec
-from fastrec._catalog import Catalog
-from fastrec._context import RecordContext
-from fastrec._sites import Frame, PassInfo, Site, Variant
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.context import RecordContext
+from fastrec.events.sites import Catalog, Frame, PassInfo, Site, Variant
 from fastrec.predicates import (
     ALWAYS,
     NEVER,

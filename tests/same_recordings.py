@@ -6,7 +6,7 @@ import torch
 from naive import same_bits
 from torch import Tensor
 
-from fastrec._context import FIELDS
+from fastrec.events.context import FIELDS
 
 _NOT_COMPARED = {"time_since_pass_start", "func_name", "recent_events", "recent_ops", "parent_labels"}
 

@@ -9,9 +9,9 @@ from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from fastrec._blocks import Block, Layout, Places, RowMaker
-from fastrec._capture import CaptureSpec, kept_dtype
 from fastrec._copying import RowCopier, parts_of, watch_gradient
 from fastrec._errors import OptionError, UnsupportedTensorError
+from fastrec.events.capture import CaptureSpec, kept_dtype
 
 
 class Seen(TorchFunctionMode):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import fastrec
 from fastrec import CaptureSpec, RecordContext, dry_run
-from fastrec._context import FIELDS
 from fastrec._errors import ContextFieldError, OptionError, PredicateError, UnsupportedModelError
+from fastrec.events.context import FIELDS
 from fastrec.predicates import (
     after,
     dtype,

@@ -6,9 +6,9 @@ from hypothesis import given
 from predicate_events import event, events, predicates, site_of
 from stable_ids import stable
 
-from fastrec._capture import CaptureSpec
-from fastrec._context import RecordContext
 from fastrec._errors import OptionError, PredicateError
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.context import RecordContext
 from fastrec.predicates import (
     ALWAYS,
     NEVER,

@@ -22,8 +22,8 @@ from predicate_events import (
 from torch import nn
 
 from fastrec import predicates as public
-from fastrec._capture import CaptureSpec
-from fastrec._context import FIELDS, RecordContext
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.context import FIELDS, RecordContext
 from fastrec.predicates import (
     ALWAYS,
     NEVER,

@@ -6,8 +6,8 @@ import torch
 from predicate_events import event, site_of
 from torch import nn
 
-from fastrec._capture import CaptureSpec
 from fastrec._errors import ContextFieldError, PredicateError
+from fastrec.events.capture import CaptureSpec
 from fastrec.predicates import (
     NEVER,
     after,

@@ -6,7 +6,7 @@ from predicate_events import event, site_of
 from stable_ids import stable
 from torch import nn
 
-from fastrec._context import RecordContext
+from fastrec.events.context import RecordContext
 from fastrec.predicates import (
     ALWAYS,
     NEVER,

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from fastrec._capture import CaptureSpec
 from fastrec._errors import GradientError, UnsupportedTensorError
 from fastrec._recording_limits import check_copyable, check_gradients
+from fastrec.events.capture import CaptureSpec
 
 KEEP_GRAD = CaptureSpec(keep_grad=True)
 SAVE_GRADIENT = CaptureSpec(save_gradient=True)

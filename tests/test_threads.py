@@ -14,7 +14,7 @@ from naive import Event, assert_same_events, events_of, naive_events
 from torch import Tensor, nn
 
 from fastrec import FastrecError, Recorder
-from fastrec._catalog import Interned
+from fastrec.events.sites import Interned
 from fastrec.predicates import every, module
 
 THREADS, PASSES = 8, 200

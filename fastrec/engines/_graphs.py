@@ -10,7 +10,6 @@ from torch import fx
 
 from fastrec._contracts import Batch, MakeBatch, PlannedTap, PlanningListener
 from fastrec._errors import UnsupportedModelError
-from fastrec._sites import Site
 from fastrec.engines._aligned import Aligned, facts_of
 from fastrec.engines._expanded import expand
 from fastrec.engines._extra_outputs import ExtraOutputs, writes
@@ -18,6 +17,7 @@ from fastrec.engines._gradient_paths import GradientPaths
 from fastrec.engines._lean_calls import leaves_no_state
 from fastrec.engines._lesson import Event, Leaf, Lesson, Value
 from fastrec.engines._modules import Known
+from fastrec.events.sites import Site
 
 Feed = tuple[Callable[[Any, Any], None], int]
 """Who is fed, and with which output of the graph."""

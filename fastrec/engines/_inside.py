@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastrec._contracts import Listener
-from fastrec._sites import Frame, Site
 from fastrec.engines._fused import layer_types_in
 from fastrec.engines._modules import Known, ModuleTable, unwrapped
+from fastrec.events.sites import Frame, Site
 
 
 class Inside:

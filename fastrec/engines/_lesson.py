@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from fastrec._contracts import Place, PlannedTap, PlanningListener, Tap
+from fastrec._contracts import PlannedTap, PlanningListener, Tap
 from fastrec._errors import UnsupportedModelError
-from fastrec._sites import Site
 from fastrec._state import attributes_restored, random_state_restored, restored
 from fastrec.engines._calls import COMPILED_CALLS, MODULE_CALLS
 from fastrec.engines._inside import Inside
@@ -29,6 +28,8 @@ from fastrec.engines._mode_stack import unseen_by_dynamo
 from fastrec.engines._modules import ModuleTable
 from fastrec.engines._tracing_mode import TracingMode
 from fastrec.engines.eager import EagerEngine
+from fastrec.events.position import Place
+from fastrec.events.sites import Site
 
 UNASKED: Any = object()
 

@@ -11,9 +11,9 @@ from functools import partial
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from fastrec._sites import Frame
 from fastrec.engines._fused import may_fuse
 from fastrec.engines._simple import only_calls_others, runs_one_op
+from fastrec.events.sites import Frame
 
 _TRANSPARENT = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _WRAPPERS = (DistributedDataParallel, DataParallel)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fastrec._alone import are_alone, are_private
-from fastrec._contracts import Listener, Place, Tap
-from fastrec._sites import Site
+from fastrec._contracts import Listener, Tap
 from fastrec.engines._leaves import leaves
 from fastrec.engines._mode import ThreadState
 from fastrec.engines._trie import Node
+from fastrec.events.position import Place
+from fastrec.events.sites import Site
 
 _interpreter = torch._C._functorch.peek_interpreter_stack
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from fastrec._contracts import Place, Tap
+from fastrec._contracts import Tap
 from fastrec._ops import OpFacts
-from fastrec._sites import Frame, Kind, Site
 from fastrec.engines._modules import Known
+from fastrec.events.position import Place
+from fastrec.events.sites import Frame, Kind, Site
 
 LEAVE = "leave"
 """The edge that leaves the innermost module."""

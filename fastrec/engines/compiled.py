@@ -20,12 +20,12 @@ from torch import Tensor, fx, nn
 
 from fastrec._contracts import Ahead, Batch, MakeBatch, PlanningListener
 from fastrec._errors import FastrecError, FastrecWarning, SessionError, UnsupportedModelError
-from fastrec._sites import Frame
 from fastrec.engines._apart import apart
 from fastrec.engines._calls import COMPILED_CALLS, MODULE_CALLS, Call
 from fastrec.engines._compiled_roots import Arguments, CompiledRoot, CompileGraph, Roots, roots_of
 from fastrec.engines._graphs import Edge, Graph, Links, Step, Way
 from fastrec.engines._supported import keep_out_of_compiling
+from fastrec.events.sites import Frame
 
 _grad_is_on = torch.is_grad_enabled
 _graph_task = torch._C._current_graph_task_id

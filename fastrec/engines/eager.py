@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from fastrec._contracts import Ahead, Listener, Performer
 from fastrec._errors import FastrecWarning, SessionError
-from fastrec._sites import Frame, Site
 from fastrec.engines._calls import MODULE_CALLS, Call
 from fastrec.engines._fused import is_fused_now
 from fastrec.engines._inside import Inside
@@ -30,6 +29,7 @@ from fastrec.engines._simple import GLOBAL_HOOKS
 from fastrec.engines._supported import check_roots, keep_out_of_compiling, runs_compiled
 from fastrec.engines._tracing_mode import TracingMode
 from fastrec.engines._trie import Node, Source
+from fastrec.events.sites import Frame, Site
 
 LARGEST_TRIE = 50_000
 """Nodes after which the trie starts afresh: a model that never runs twice alike must not fill the memory."""

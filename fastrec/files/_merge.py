@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import msgspec
 
 from fastrec._errors import OptionError, RecordingFileError
-from fastrec._sites import Origin
+from fastrec.events.sites import Origin
 from fastrec.sinks._hdf5_layout import MERGED, Identity
 from fastrec.sinks._hdf5_open import Named, merged_of
 from fastrec.sinks._hdf5_paths import why

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrec._contracts import Place
 from fastrec._ops import OpFacts, reads_inplace_flag
-from fastrec._sites import Site
 from fastrec.engines._leaves import argument_leaves, leaves
+from fastrec.events.position import Place
+from fastrec.events.sites import Site
 from fastrec.graph._arguments import flat, referenced
 from fastrec.graph._random import GeneratorStates
 from fastrec.graph._raw import Call, Capture, Constant, ModuleCall, Op, Parameter, Ref, Stale, Truth

@@ -12,9 +12,9 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from fastrec._capture import CaptureSpec
-from fastrec._context import torch_dtype
 from fastrec._errors import DamagedFileError, FastrecError, RecordingNotFoundError, SessionError
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.context import torch_dtype
 from fastrec.graph._conditions import Conditions
 from fastrec.graph._file_format import FORMAT, FileHistory, FileOp, FileTensor
 from fastrec.graph._file_values import decoded

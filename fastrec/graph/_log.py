@@ -11,11 +11,11 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from fastrec._capture import CaptureSpec
 from fastrec._errors import GradientError, OptionError, RecordingExistsError
 from fastrec._oneshot import NOT_GIVEN
 from fastrec._recorder import roots_of
 from fastrec._state import random_state_restored, restored
+from fastrec.events.capture import CaptureSpec
 from fastrec.graph._file_save import finish_history
 from fastrec.graph._history import ModelHistory
 from fastrec.graph._pass import Keeping, PassRunner

@@ -14,12 +14,12 @@ import msgspec
 import torch
 from torch import nn
 
-from fastrec._capture import CaptureSpec
 from fastrec._errors import FastrecWarning, OptionError
 from fastrec._oneshot import NOT_GIVEN, check_inputs
 from fastrec._recorder import args_of
 from fastrec._seeds import seeded
 from fastrec.engines import EagerEngine
+from fastrec.events.capture import CaptureSpec
 from fastrec.graph._capture import GraphListener
 from fastrec.graph._raw import Capture
 from fastrec.graph._saving import Saver, Stream

@@ -8,10 +8,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fastrec._capture import CaptureSpec
 from fastrec._copying import parts_of, watch_gradient
 from fastrec._errors import UnsupportedTensorError
 from fastrec._recording_limits import check_copyable
+from fastrec.events.capture import CaptureSpec
 from fastrec.graph._raw import Op, Readable
 
 _interpreter = torch._C._functorch.peek_interpreter_stack

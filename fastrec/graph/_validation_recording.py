@@ -11,8 +11,6 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
-from fastrec._capture import CaptureSpec, kept_dtype
-from fastrec._context import PASS_FIELDS, RecordContext
 from fastrec._copying import parts_of
 from fastrec._dry_run import dry_run
 from fastrec._errors import OptionError, PredicateError, RecordKeyError
@@ -20,6 +18,8 @@ from fastrec._oneshot import NOT_GIVEN
 from fastrec._recorder import roots_of
 from fastrec._recording import ActivationRecord, Recording
 from fastrec._state import random_state_restored, restored
+from fastrec.events.capture import CaptureSpec, kept_dtype
+from fastrec.events.context import PASS_FIELDS, RecordContext
 from fastrec.graph._history import ModelHistory
 from fastrec.graph._log import log_forward_pass
 from fastrec.graph._records import RecordFinder

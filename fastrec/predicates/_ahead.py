@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastrec._context import PASS_FIELDS
 from fastrec._contracts import Context
+from fastrec.events.context import PASS_FIELDS
 from fastrec.predicates._base import And, Constant, Not, Or, PredicateBase, With
 
 Ahead = Callable[[Context], bool] | bool

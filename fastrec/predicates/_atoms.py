@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from fastrec._context import STRUCTURAL_FIELDS
 from fastrec._errors import PredicateError
+from fastrec.events.context import STRUCTURAL_FIELDS
 from fastrec.predicates._base import ALWAYS, NEVER, Leaf, Matched, Pattern, PredicateBase
 from fastrec.predicates._views import KindView, SiteView, Unsettled
 

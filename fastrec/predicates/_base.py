@@ -8,11 +8,11 @@ from typing import Any, Literal, NoReturn
 
 import msgspec
 
-from fastrec._capture import CaptureSpec
-from fastrec._context import FIELDS
 from fastrec._contracts import Context
 from fastrec._errors import PredicateError
-from fastrec._sites import Kind, Site
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.context import FIELDS
+from fastrec.events.sites import Kind, Site
 from fastrec.predicates._callables import check_callable
 from fastrec.predicates._decision import Answer, Changes, checked, merge
 from fastrec.predicates._printing import function_text

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastrec._capture import CaptureSpec, check_changes
 from fastrec._contracts import Context
 from fastrec._errors import OptionError, PredicateError
+from fastrec.events.capture import CaptureSpec, check_changes
 from fastrec.predicates._printing import literal
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar, cast
 
 from fastrec._contracts import Context
 from fastrec._errors import PredicateError, near
-from fastrec._sites import KINDS, Kind
+from fastrec.events.sites import KINDS, Kind
 from fastrec.predicates._atoms import Atom, GlobAtom, Globs, count_of, globs_of
 from fastrec.predicates._base import Matched
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastrec._context import STRUCTURAL_FIELDS
 from fastrec._contracts import Context
+from fastrec.events.context import STRUCTURAL_FIELDS
 from fastrec.predicates._base import Leaf, PredicateBase, settled
 from fastrec.predicates._callables import check_callable
 from fastrec.predicates._decision import Answer, checked

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from fastrec._catalog import Catalog
 from fastrec._errors import (
     DamagedFileError,
     FastrecError,
@@ -18,6 +17,7 @@ from fastrec._errors import (
     RecordingFileError,
     RecordingNotFoundError,
 )
+from fastrec.events.sites import Catalog
 from fastrec.sinks._hdf5_layout import MERGED, Identity
 from fastrec.sinks._hdf5_log import Log
 from fastrec.sinks._hdf5_options import HDF5Options

@@ -12,10 +12,9 @@ import numpy.typing as npt
 import torch
 
 from fastrec._blocks import Layout, RowMaker
-from fastrec._capture import CaptureSpec
-from fastrec._catalog import Catalog
 from fastrec._errors import StepError
-from fastrec._sites import PassInfo
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.sites import Catalog, PassInfo
 from fastrec.sinks._hdf5_layout import DataInfo
 from fastrec.sinks._hdf5_options import HDF5Options
 from fastrec.sinks._hdf5_paths import Paths

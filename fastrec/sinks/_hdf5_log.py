@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import msgspec
 import torch
 
-from fastrec._capture import CaptureSpec
-from fastrec._catalog import Catalog, Interned
-from fastrec._context import PredicateFailure, RecordContext
 from fastrec._errors import DamagedFileError, SessionError
-from fastrec._sites import Origin, PassInfo, Site, Variant
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.context import PredicateFailure, RecordContext
+from fastrec.events.sites import Catalog, Interned, Origin, PassInfo, Site, Variant
 from fastrec.sinks._hdf5_layout import Bytes, DataInfo
 from fastrec.sinks._hdf5_sessions import Before, SessionNumbers
 

@@ -7,7 +7,7 @@ import os
 import msgspec
 
 from fastrec._errors import DamagedFileError, RecordingNotFoundError
-from fastrec._sites import Origin
+from fastrec.events.sites import Origin
 from fastrec.sinks._hdf5_layout import MERGED, SOURCES
 from fastrec.sinks._hdf5_paths import Paths
 from fastrec.sinks._hdf5_read import segment_of

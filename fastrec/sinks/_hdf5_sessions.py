@@ -9,9 +9,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from fastrec._catalog import Interned
 from fastrec._errors import DamagedFileError
-from fastrec._sites import Origin, PassInfo, Variant
+from fastrec.events.sites import Interned, Origin, PassInfo, Variant
 from fastrec.sinks._hdf5_layout import DataInfo
 
 Rows = npt.NDArray[Any]

@@ -9,7 +9,7 @@ from time import perf_counter, time
 from typing import Any
 
 from fastrec._blocks import MOST_ROWS, ROW_BITS
-from fastrec._catalog import Catalog
+from fastrec.events.sites import Catalog
 from fastrec.sinks._ended import MOST_ENDED, EndedPasses
 from fastrec.sinks._hdf5_batch import Batch, Mark
 from fastrec.sinks._hdf5_begin import begin

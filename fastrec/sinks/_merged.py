@@ -12,9 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastrec._catalog import Catalog
 from fastrec._contracts import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps, Source
-from fastrec._sites import Origin, Variant
+from fastrec.events.sites import Catalog, Origin, Variant
 
 Integers = npt.NDArray[np.int64]
 

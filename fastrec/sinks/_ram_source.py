@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fastrec._aside import aside
 from fastrec._blocks import MOST_ROWS, ROW_BITS, Block, HeldPass
-from fastrec._catalog import Catalog
 from fastrec._contracts import RECORD_DTYPE, Part, PhaseSteps
+from fastrec.events.sites import Catalog
 from fastrec.sinks._ram_table import Ended, Table
 
 Integers = npt.NDArray[np.int64]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fastrec._blocks import HeldPass
 from fastrec._contracts import OUTCOMES, PASS_DTYPE
-from fastrec._sites import PassInfo
+from fastrec.events.sites import PassInfo
 
 Entry: TypeAlias = tuple[PassInfo, Sequence[int], Sequence[int], Sequence[float]]
 """A pass with the variants, rows and times of its records, not packed yet."""

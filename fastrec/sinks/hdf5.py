@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from fastrec._blocks import Layout
-from fastrec._capture import CaptureSpec
-from fastrec._catalog import Catalog
 from fastrec._contracts import Column, Ledger
 from fastrec._copying import BytesCopier, is_its_bytes
 from fastrec._errors import GradientError, OptionError, SessionError
 from fastrec._recording_limits import check_copyable
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.sites import Catalog
 from fastrec.sinks._hdf5_ledger import FileLedger
 from fastrec.sinks._hdf5_options import HDF5Options
 from fastrec.sinks._hdf5_parts import StagedParts

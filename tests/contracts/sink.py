@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from fastrec._alike import Alike, alike
-from fastrec._capture import CaptureSpec
-from fastrec._catalog import Catalog
 from fastrec._contracts import Sink, Source
 from fastrec._errors import StepError, UnsupportedTensorError
-from fastrec._sites import PassInfo, Site, Variant
+from fastrec.events.capture import CaptureSpec
+from fastrec.events.sites import Catalog, PassInfo, Site, Variant
 
 PLAIN = CaptureSpec()
 DTYPES = [

@@ -15,7 +15,7 @@ from torch import nn
 
 import fastrec
 from fastrec import CaptureSpec, Recorder, Recording
-from fastrec._context import FIELDS
+from fastrec.events.context import FIELDS
 from fastrec.sinks import HDF5Sink, RAMSink
 
 

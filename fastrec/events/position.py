@@ -6,9 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from fastrec._catalog import Catalog
-from fastrec._contracts import Place
-from fastrec._sites import Site, Variant
+from fastrec.events.sites import Catalog, Site, Variant
 
 Triples = tuple[tuple[int, int, str], ...]
 
@@ -84,3 +82,34 @@ def _before(place: Place) -> Iterator[Place]:
     while event is not None:
         yield event
         event = event.previous
+
+
+class Place:
+    """Where in a pass an event happens, as far as the engine knows it before it looks at the value.
+
+    A chain: ``previous`` is the event before, so the recent history costs nothing until somebody reads it.
+    ``frame`` numbers the composite that the event runs in, 0 outside; history stays within what is visible there.
+    """
+
+    __slots__ = (
+        "event_index",
+        "label",
+        "module_pass",
+        "number",
+        "op_index",
+        "previous",
+        "site",
+        "site_id",
+        "stack_passes",
+    )
+
+    def __init__(self, site: Site, previous: Place | None) -> None:
+        self.site = site
+        self.site_id: int | None = None  # its number in the catalog, once somebody asked for it
+        self.previous = previous
+        self.number = 0
+        self.label = ""
+        self.op_index: int | None = None
+        self.event_index: int | None = None
+        self.module_pass = 1
+        self.stack_passes: tuple[int, ...] = ()

@@ -7,9 +7,8 @@ from typing import Any, NoReturn
 import msgspec
 import torch
 
-from fastrec._catalog import Catalog
 from fastrec._errors import ContextFieldError, near
-from fastrec._sites import PassInfo, Site, Variant
+from fastrec.events.sites import Catalog, PassInfo, Site, Variant
 
 
 class StackFrame(msgspec.Struct, frozen=True):

@@ -1,0 +1,1 @@
+"""What an event is: plain data about sites, passes, contexts and captures, which every other folder builds on."""
