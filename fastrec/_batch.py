@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrec._alike import AllAlike, all_alike, unlike
-from fastrec._alone import are_alone, are_private
 from fastrec._blocks import HeldPass
 from fastrec._contracts import Tap
 from fastrec._errors import BrokenPromiseError
 from fastrec._run import PassRun
 from fastrec._taps import KeepTap
+from fastrec._torch.tensors import AllAlike, all_alike, are_alone, are_private, unlike
 from fastrec.sinks import RAMSink
 from fastrec.sinks._ram_blocks import MOST_VALUES
 

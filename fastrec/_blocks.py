@@ -12,8 +12,8 @@ import msgspec
 import torch
 from torch import Tensor
 
-from fastrec._aside import aside
 from fastrec._contracts import Part
+from fastrec._torch.tensors import aside
 from fastrec.events.capture import CaptureSpec, kept_dtype
 
 ROW_BITS = 20

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastrec._blocks import ROW_BITS, Block, Places
 from fastrec._contracts import Part
 from fastrec._errors import OptionError
-from fastrec._recording_limits import check_copyable
+from fastrec._torch.tensors import check_copyable
 from fastrec.events.capture import CaptureSpec, kept_dtype
 
 # PYFUNCTYPE keeps the GIL: giving it up and taking it back would cost more than the copy, and would let

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastrec._contracts import Tap
 from fastrec._errors import FastrecError
 from fastrec._options import RecorderOptions
-from fastrec._recording_limits import check_copyable, check_gradients
+from fastrec._torch.tensors import check_copyable, check_gradients
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import RecordContext, torch_dtype
 from fastrec.events.position import Place, VariantMaker

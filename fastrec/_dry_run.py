@@ -17,8 +17,7 @@ from fastrec._errors import FastrecWarning, OptionError
 from fastrec._oneshot import NOT_GIVEN, check_inputs
 from fastrec._options import options_of
 from fastrec._recorder import args_of, roots_of
-from fastrec._seeds import seeded
-from fastrec._state import random_state_restored, restored
+from fastrec._torch.state import random_state_restored, restored, seeded
 from fastrec.engines import EagerEngine
 
 

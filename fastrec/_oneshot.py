@@ -10,7 +10,7 @@ from torch import nn
 from fastrec._errors import OptionError
 from fastrec._recorder import Recorder
 from fastrec._recording import Recording
-from fastrec._seeds import seeded
+from fastrec._torch.state import seeded
 
 NOT_GIVEN: Any = object()
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from fastrec._aside import aside
 from fastrec._errors import OptionError, RaggedError
 from fastrec._recording_rows import Rows
 from fastrec._recording_view import Integers
+from fastrec._torch.tensors import aside
 
 STRETCHES = 32
 """So many stretches of a file are mixed at a time."""

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastrec._aside import aside
 from fastrec._contracts import Part
 from fastrec._errors import OptionError, RaggedError
 from fastrec._recording_frames import numpy_of
 from fastrec._recording_stack import checked_layouts
 from fastrec._recording_view import Integers, View
+from fastrec._torch.tensors import aside
 
 By = Literal["sample"] | None
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrec._aside import aside
 from fastrec._contracts import Part
 from fastrec._errors import GradientError, OptionError, RaggedError, RecordKeyError
 from fastrec._recording_keys import base_name
 from fastrec._recording_view import Integers, View
+from fastrec._torch.tensors import aside
 from fastrec.events.capture import kept_dtype
 from fastrec.events.context import torch_dtype
 

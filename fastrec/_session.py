@@ -16,12 +16,12 @@ import torch
 from fastrec._contracts import Column, Ledger, PlannedTap, Predicate, Sink
 from fastrec._errors import FastrecWarning, OptionError, SessionError
 from fastrec._failures import PredicateFailures
-from fastrec._forks import FORKS
 from fastrec._halt import Halt
 from fastrec._options import RecorderOptions
 from fastrec._plan import Plan
 from fastrec._run import PassRun
 from fastrec._taps import spec_of
+from fastrec._torch.process import FORKS
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import RecordContext
 from fastrec.events.position import Place, VariantMaker

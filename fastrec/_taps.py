@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from fastrec._alike import Alike, alike, unlike
 from fastrec._contracts import Decision, Predicate
 from fastrec._errors import OptionError, UnsupportedTensorError
-from fastrec._recording_limits import check_copyable
 from fastrec._run import PassRun
+from fastrec._torch.tensors import Alike, alike, check_copyable, unlike
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import PASS_FIELDS, RecordContext
 from fastrec.events.position import Place

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrec._alike import alike, unlike
+from fastrec._torch.tensors import alike, unlike
 
 
 class Sub(Tensor):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from fastrec._errors import GradientError, UnsupportedTensorError
-from fastrec._recording_limits import check_copyable, check_gradients
+from fastrec._torch.tensors import check_copyable, check_gradients
 from fastrec.events.capture import CaptureSpec
 
 KEEP_GRAD = CaptureSpec(keep_grad=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from fastrec._ops import OpFacts, op_facts
-from fastrec.engines._leaves import leaves
+from fastrec._torch.trees import leaves
 from fastrec.engines._lesson import Caller, Event, Lesson, Value, constants_in
 from fastrec.engines._modules import Known
 from fastrec.ops.table import TENSOR_PROPERTIES

@@ -12,9 +12,9 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from fastrec._ops import opened
+from fastrec._torch.modes import unseen_by_dynamo
+from fastrec._torch.trees import leaves
 from fastrec.engines._aligned import example
-from fastrec.engines._leaves import leaves
-from fastrec.engines._mode_stack import unseen_by_dynamo
 
 
 def expand(node: fx.Node) -> bool:

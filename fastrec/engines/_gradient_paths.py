@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor, fx
 from torch.autograd.graph import get_gradient_edge
 
+from fastrec._torch.trees import leaves
 from fastrec.engines._aligned import example
 from fastrec.engines._extra_outputs import storages_of, writes
-from fastrec.engines._leaves import leaves
 
 Hook = Callable[[tuple[Any, ...], tuple[Any, ...]], Any]
 

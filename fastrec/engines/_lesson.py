@@ -19,12 +19,12 @@ from torch.overrides import TorchFunctionMode
 
 from fastrec._contracts import PlannedTap, PlanningListener, Tap
 from fastrec._errors import UnsupportedModelError
-from fastrec._state import attributes_restored, random_state_restored, restored
+from fastrec._torch.modes import unseen_by_dynamo
+from fastrec._torch.state import attributes_restored, random_state_restored, restored
+from fastrec._torch.trees import leaves
 from fastrec.engines._calls import COMPILED_CALLS, MODULE_CALLS
 from fastrec.engines._inside import Inside
-from fastrec.engines._leaves import leaves
 from fastrec.engines._mode import OpMode
-from fastrec.engines._mode_stack import unseen_by_dynamo
 from fastrec.engines._modules import ModuleTable
 from fastrec.engines._tracing_mode import TracingMode
 from fastrec.engines.eager import EagerEngine

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from fastrec._contracts import Listener, Tap
 from fastrec._ops import OpFacts, inner_layer_types, op_facts, opened
-from fastrec.engines._leaves import argument_leaves, leaves
-from fastrec.engines._mode_stack import depth, mode_at, modes, pop, push, put, unseen_by_dynamo
+from fastrec._torch.modes import depth, mode_at, modes, pop, push, put, unseen_by_dynamo
+from fastrec._torch.trees import argument_leaves, leaves
 from fastrec.engines._trie import Node, Raised, Source, Tally
 from fastrec.events.sites import Site
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fastrec._contracts import Performer
 from fastrec._ops import OpFacts, op_facts
-from fastrec.engines._leaves import leaves
+from fastrec._torch.modes import unseen_by_dynamo
+from fastrec._torch.trees import leaves
 from fastrec.engines._mode import RUN_AUTOGRAD, OpMode, ThreadState
-from fastrec.engines._mode_stack import unseen_by_dynamo
 from fastrec.engines._modules import Known
 from fastrec.engines._trie import NOWHERE, Node, Tally
 

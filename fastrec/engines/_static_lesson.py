@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrec._alone import are_alone, are_private
 from fastrec._contracts import Listener, Tap
-from fastrec.engines._leaves import leaves
+from fastrec._torch.tensors import are_alone, are_private
+from fastrec._torch.trees import leaves
 from fastrec.engines._mode import ThreadState
 from fastrec.engines._trie import Node
 from fastrec.events.position import Place

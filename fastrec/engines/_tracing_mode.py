@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fastrec._contracts import Listener
 from fastrec._ops import op_facts
-from fastrec.engines._leaves import argument_leaves, leaves
+from fastrec._torch.modes import unseen_by_dynamo
+from fastrec._torch.trees import argument_leaves, leaves
 from fastrec.engines._mode import OpMode, ThreadState
-from fastrec.engines._mode_stack import unseen_by_dynamo
 from fastrec.engines._trie import Node, Source
 
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id

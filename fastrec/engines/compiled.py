@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from fastrec._contracts import Ahead, Batch, MakeBatch, PlanningListener
 from fastrec._errors import FastrecError, FastrecWarning, SessionError, UnsupportedModelError
-from fastrec.engines._apart import apart
+from fastrec._torch.tensors import apart
 from fastrec.engines._calls import COMPILED_CALLS, MODULE_CALLS, Call
 from fastrec.engines._compiled_roots import Arguments, CompiledRoot, CompileGraph, Roots, roots_of
 from fastrec.engines._graphs import Edge, Graph, Links, Step, Way

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from fastrec._contracts import Ahead, Listener, Performer
 from fastrec._errors import FastrecWarning, SessionError
+from fastrec._torch.modes import PlainMode, off_stack
+from fastrec._torch.trees import argument_leaves
 from fastrec.engines._calls import MODULE_CALLS, Call
 from fastrec.engines._fused import is_fused_now
 from fastrec.engines._inside import Inside
-from fastrec.engines._leaves import argument_leaves
 from fastrec.engines._mode import OpMode, ThreadState
-from fastrec.engines._mode_stack import PlainMode, off_stack
 from fastrec.engines._modules import Known, ModuleTable
 from fastrec.engines._performing import PerformingMode
 from fastrec.engines._simple import GLOBAL_HOOKS

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from fastrec._contracts import Ahead, Idle, Listener, MakeBatch
 from fastrec._errors import BrokenPromiseError, SessionError
-from fastrec.engines._apart import apart
+from fastrec._torch.tensors import apart
+from fastrec._torch.trees import leaves
 from fastrec.engines._calls import Call
 from fastrec.engines._fused import is_fused_now
-from fastrec.engines._leaves import leaves
 from fastrec.engines._mode import OpMode
 from fastrec.engines._modules import Known
 from fastrec.engines._simple import GLOBAL_HOOKS

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrec._ops import OpFacts, reads_inplace_flag
-from fastrec.engines._leaves import argument_leaves, leaves
+from fastrec._torch.trees import argument_leaves, leaves
 from fastrec.events.position import Place
 from fastrec.events.sites import Site
 from fastrec.graph._arguments import flat, referenced

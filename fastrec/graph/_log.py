@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastrec._errors import GradientError, OptionError, RecordingExistsError
 from fastrec._oneshot import NOT_GIVEN
 from fastrec._recorder import roots_of
-from fastrec._state import random_state_restored, restored
+from fastrec._torch.state import random_state_restored, restored
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph._file_save import finish_history
 from fastrec.graph._history import ModelHistory

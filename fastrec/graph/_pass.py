@@ -17,7 +17,7 @@ from torch import nn
 from fastrec._errors import FastrecWarning, OptionError
 from fastrec._oneshot import NOT_GIVEN, check_inputs
 from fastrec._recorder import args_of
-from fastrec._seeds import seeded
+from fastrec._torch.state import seeded
 from fastrec.engines import EagerEngine
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph._capture import GraphListener

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastrec._copying import parts_of, watch_gradient
 from fastrec._errors import UnsupportedTensorError
-from fastrec._recording_limits import check_copyable
+from fastrec._torch.tensors import check_copyable
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph._raw import Op, Readable
 

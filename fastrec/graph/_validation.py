@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from fastrec._errors import OptionError
 from fastrec._oneshot import NOT_GIVEN
 from fastrec._recorder import args_of, roots_of
-from fastrec._seeds import seeded
-from fastrec._state import random_state_restored, restored
-from fastrec.engines._leaves import argument_leaves, leaves
+from fastrec._torch.state import random_state_restored, restored, seeded
+from fastrec._torch.trees import argument_leaves, leaves
 from fastrec.graph._arguments import filled, flat, mapped
 from fastrec.graph._history import ModelHistory
 from fastrec.graph._log import log_forward_pass

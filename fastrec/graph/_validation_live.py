@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fastrec.engines._leaves import leaves
+from fastrec._torch.trees import leaves
 from fastrec.graph._arguments import filled
 from fastrec.graph._raw import Call, Constant, Op, Parameter, Ref, Stale
 from fastrec.graph._validation_replay import REFUSALS, UNINITIALISED, CannotReplay, Replayer, as_it_was, parents_in

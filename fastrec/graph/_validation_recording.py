@@ -17,7 +17,7 @@ from fastrec._errors import OptionError, PredicateError, RecordKeyError
 from fastrec._oneshot import NOT_GIVEN
 from fastrec._recorder import roots_of
 from fastrec._recording import ActivationRecord, Recording
-from fastrec._state import random_state_restored, restored
+from fastrec._torch.state import random_state_restored, restored
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.events.context import PASS_FIELDS, RecordContext
 from fastrec.graph._history import ModelHistory

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrec.engines._leaves import leaves
+from fastrec._torch.trees import leaves
 from fastrec.graph._arguments import filled, flat
 from fastrec.graph._random import may_draw, set_states
 from fastrec.graph._raw import Call, Constant, Op, Parameter, Ref, Stale

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, uint8
 
-from fastrec._aside import aside
 from fastrec._blocks import MOST_ROWS, ROW_BITS, RowMaker, Rows
 from fastrec._contracts import Part
 from fastrec._copying import is_its_bytes, memcpy
 from fastrec._errors import RecordingFileError, SessionError
-from fastrec._recording_limits import check_copyable
+from fastrec._torch.tensors import aside, check_copyable
 from fastrec.sinks._hdf5_layout import Bytes
 
 FIRST_BLOCK = 16 * 1024

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastrec._blocks import Block, Layout, Places
 from fastrec._contracts import Part
 from fastrec._copying import parts_of, watch_gradient
-from fastrec._recording_limits import check_gradients
+from fastrec._torch.tensors import check_gradients
 from fastrec.events.capture import CaptureSpec
 from fastrec.sinks._ram_blocks import BlockPool, Growth
 

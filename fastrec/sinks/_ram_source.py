@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastrec._aside import aside
 from fastrec._blocks import MOST_ROWS, ROW_BITS, Block, HeldPass
 from fastrec._contracts import RECORD_DTYPE, Part, PhaseSteps
+from fastrec._torch.tensors import aside
 from fastrec.events.sites import Catalog
 from fastrec.sinks._ram_table import Ended, Table
 

@@ -12,7 +12,7 @@ from fastrec._blocks import Layout
 from fastrec._contracts import Column, Ledger
 from fastrec._copying import BytesCopier, is_its_bytes
 from fastrec._errors import GradientError, OptionError, SessionError
-from fastrec._recording_limits import check_copyable
+from fastrec._torch.tensors import check_copyable
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.sites import Catalog
 from fastrec.sinks._hdf5_ledger import FileLedger

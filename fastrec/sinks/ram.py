@@ -11,7 +11,7 @@ from fastrec._blocks import Layout
 from fastrec._contracts import Column, Ledger, Source
 from fastrec._copying import BytesCopier, RowCopier, is_its_bytes
 from fastrec._errors import SessionError
-from fastrec._recording_limits import check_copyable
+from fastrec._torch.tensors import check_copyable
 from fastrec.events.sites import Catalog
 from fastrec.sinks._ram_blocks import BlockPool, Growth
 from fastrec.sinks._ram_ledger import RAMLedger

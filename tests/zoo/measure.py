@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import torch
 
-from fastrec._state import random_state_restored, restored
-from fastrec.engines._leaves import leaves
+from fastrec._torch.state import random_state_restored, restored
+from fastrec._torch.trees import leaves
 from fastrec.graph import log_forward_pass, validate_history
 
 REFUSED = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError)

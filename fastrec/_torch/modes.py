@@ -12,8 +12,11 @@ from torch.overrides import TorchFunctionMode
 
 # What entering and leaving a TorchFunctionMode does.
 push: Callable[[TorchFunctionMode], None] = torch._C._push_on_torch_function_stack
+
 pop: Callable[[], object] = torch._C._pop_torch_function_stack
+
 mode_at: Callable[[int], TorchFunctionMode] = torch._C._get_function_stack_at
+
 depth: Callable[[], int] = torch._C._len_torch_function_stack
 
 Mode = TypeVar("Mode", bound=TorchFunctionMode)

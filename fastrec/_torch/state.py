@@ -101,3 +101,16 @@ def random_state_restored() -> Iterator[None]:
         finally:
             random.setstate(state)
             np.random.set_state(numpy_state)
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Seed torch, numpy and Python's random inside of the block; None changes nothing."""
+    if seed is None:
+        yield
+        return
+    with random_state_restored():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield

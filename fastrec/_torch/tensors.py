@@ -1,0 +1,174 @@
+"""Whether a value is like an earlier one, in one question: looking at each property in turn costs more than a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from sys import getrefcount
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._dynamo.guards import TensorGuards
+
+from fastrec._errors import GradientError, UnsupportedTensorError
+from fastrec.events.capture import CaptureSpec
+
+Alike = Callable[[Tensor], bool]
+
+AllAlike = Callable[..., bool]
+
+
+def alike(example: Tensor) -> Alike:
+    """A test for values like this one: same class, shape, strides, dtype and device, and the same dispatch keys.
+
+    The keys tell whether a value is lazily negated or conjugated, a batched wrapper, or made in inference mode. What
+    is on in this thread (autocast, inference mode) counts too, so that the same value may be unlike itself elsewhere.
+    Whether it requires a gradient does not count where gradients are off.
+    """
+    return all_alike([example])
+
+
+def all_alike(examples: Sequence[Tensor]) -> AllAlike:
+    """The same for several values in one question, which cost less so than one by one."""
+    guards: Any = TensorGuards  # torch's own stub for it tells another signature
+    test: AllAlike = guards(
+        *examples,
+        dynamic_dims_sizes=[list(example.shape) for example in examples],
+        dynamic_dims_strides=[list(example.stride()) for example in examples],
+    ).check
+    return test
+
+
+def unlike(*values: Tensor) -> bool:
+    """The test that no value passes."""
+    return False
+
+
+_storage: Callable[[Tensor], int] = torch._C._storage_id  # type: ignore[attr-defined]
+
+_users: Callable[[int], int] = torch._C._storage_Use_Count
+
+
+def are_alone(values: list[Tensor]) -> bool:
+    """Whether no Python object but the list has these tensors or their memory, nor C++ (autograd, views)."""
+    for value in values:
+        if (
+            getrefcount(value) != _REFERENCES
+            or value._use_count() != _USES  # type: ignore[attr-defined]
+            or _users(_storage(value)) != _USERS
+        ):
+            return False
+    return True
+
+
+def are_private(values: list[Tensor]) -> bool:
+    """Whether no other library has seen the memory of these tensors, and may have written to it.
+
+    What numpy or another library made or was given can't be resized, even after their view of it is gone.
+    """
+    for value in values:  # a generator would take longer than what it asks
+        if not value.untyped_storage().resizable():
+            return False
+    return True
+
+
+def _counts(values: list[Tensor]) -> tuple[int, int, int]:
+    for value in values:
+        uses: int = value._use_count()  # type: ignore[attr-defined]
+        return getrefcount(value), uses, _users(_storage(value))
+    raise AssertionError
+
+
+# How much counts for a tensor that only a list has depends on Python and torch.
+_REFERENCES, _USES, _USERS = _counts([torch.empty(1)])
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Make tensors unseen by other recorders, and normal ones even where the user is in inference mode.
+
+    A tensor made in inference mode could never be saved for a backward pass by whoever reads it.
+    """
+    with torch._C.DisableTorchFunction():
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                yield
+        else:
+            yield
+
+
+def apart(value: Tensor) -> Tensor:
+    """A copy of a value that tells the same of it."""
+    with torch._C.DisableTorchFunction():
+        copy = value.clone()
+        # Where gradients are off a copy requires none, and a record says whether its value does.
+        return copy.requires_grad_() if value.requires_grad else copy
+
+
+def check_copyable(value: Tensor) -> None:
+    """Refuse a tensor of which no right copy can be made."""
+    reason = _reason_not_to_copy(value)
+    if reason is not None:
+        kind, remedy = reason
+        raise UnsupportedTensorError(f"{kind} can't be recorded as it is; {remedy}")
+
+
+def _reason_not_to_copy(value: Tensor) -> tuple[str, str] | None:
+    dense = "leave it out with the predicate, or record a dense tensor made from it"
+    cls = type(value)
+    # A subclass with a dispatch of its own decides what its memory means: a shard, a fake, a batch of shapes.
+    if cls.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return f"a {cls.__module__}.{cls.__qualname__}", (
+            "leave it out with the predicate, or record where it is a plain tensor (after full_tensor(), to_local())"
+        )
+    if value.is_nested:
+        return "a nested tensor", "leave it out with the predicate, or record where it is padded"
+    if value.is_quantized:
+        return f"a quantized tensor ({value.dtype})", "leave it out with the predicate, or record it dequantized"
+    if value.layout != torch.strided:
+        return f"a tensor of layout {value.layout}", dense
+    if value.device.type == "meta":
+        return "a meta tensor, which has no values,", "run the model on a device that computes"
+    if value.dtype in _SUB_BYTE:
+        return f"a tensor of {value.dtype}", dense
+    return None
+
+
+_SUB_BYTE = frozenset(
+    found
+    for name in (f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8))
+    if isinstance(found := getattr(torch, name, None), torch.dtype)
+)
+
+
+def check_gradients(value: Tensor, spec: CaptureSpec) -> None:
+    """Refuse gradients where none can flow.
+
+    With keep_grad a floating value that requires no gradient is kept all the same: behind a frozen backbone it is the
+    input of what is trained, and refusing it would forbid probes and distillation teachers.
+    """
+    for name, asked in (("keep_grad", spec.keep_grad), ("save_gradient", spec.save_gradient)):
+        if not asked:
+            continue
+        if not torch.is_grad_enabled():
+            where = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
+            raise GradientError(
+                f"CaptureSpec({name}=True) met a value that was computed under torch.{where}, where no graph is "
+                f"built; run the pass with gradients on, or drop {name}"
+            )
+        if not (value.is_floating_point() or value.is_complex()):
+            raise GradientError(
+                f"CaptureSpec({name}=True) met a value of {value.dtype}, through which no gradient flows; select "
+                f"floating values only, with dtype(...) for instance, or drop {name} there"
+            )
+    if spec.keep_grad and value.is_inference():
+        raise GradientError(
+            "CaptureSpec(keep_grad=True) met a tensor made under torch.inference_mode, which can't be part of a graph; "
+            "make it under torch.no_grad, or clone it outside of inference mode"
+        )
+    if spec.save_gradient and not value.requires_grad:
+        raise GradientError(
+            "CaptureSpec(save_gradient=True) met a value that does not require a gradient, so none will ever reach "
+            "it; select values behind trainable parameters, or drop save_gradient"
+        )
