@@ -11,33 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fastrec.events.capture import CaptureSpec
 from fastrec.events.position import Place
 from fastrec.events.sites import Catalog, Frame, PassInfo, Site
 from fastrec.ops.facts import OpFacts
-
-Decision = bool | CaptureSpec | Mapping[str, Any]
-"""What a predicate says of an event: keep or not, or keep with this spec, or with these fields changed."""
-
-
-class Context(Protocol):
-    """What a predicate may look at; ``RecordContext`` documents the fields."""
-
-    def __getattr__(self, name: str) -> Any: ...
-
-
-class Predicate(Protocol):
-    """Context -> keep or not, and how; narrowed once per site."""
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """The context fields that it may look at."""
-
-    def narrow(self, site: Site) -> Predicate:
-        """What is left to ask at this site: a constant (never, always), or a rest."""
-
-    def decide(self, ctx: Context) -> Decision:
-        """Whether to keep the event of this context, and how."""
 
 
 class Run(Protocol):

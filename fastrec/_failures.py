@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from typing import Literal
 
-from fastrec._contracts import Context, Decision, Predicate
 from fastrec._errors import FastrecWarning, PredicateError
 from fastrec.events.context import PredicateFailure as PredicateFailure
 from fastrec.events.context import RecordContext
 from fastrec.events.sites import Site
+from fastrec.predicates._protocol import Context, Decision, Predicate
 
 MOST_COLLECTED = 100
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
-from fastrec._contracts import Ahead, Context, PlannedTap, Predicate
+from fastrec._contracts import Ahead, PlannedTap
 from fastrec._errors import OptionError
 from fastrec._failures import Failing
 from fastrec._options import RecorderOptions
@@ -15,11 +15,11 @@ from fastrec.events.context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCT
 from fastrec.events.position import Place
 from fastrec.events.sites import Catalog, Kind, PassInfo, Site, Variant
 from fastrec.predicates import NEVER
-from fastrec.predicates._ahead import ahead, any_of
 from fastrec.predicates._base import Constant, Opaque, PredicateBase, settled
-from fastrec.predicates._edge import normalise
 from fastrec.predicates._modules import Inside, Module, ModuleInput, ModuleType
-from fastrec.predicates._passes import Entry, Every, First, GradEnabled, Phase
+from fastrec.predicates._normalise import normalise
+from fastrec.predicates._passes import Entry, Every, First, GradEnabled, Phase, ahead, any_of
+from fastrec.predicates._protocol import Context, Predicate
 
 if TYPE_CHECKING:
     from fastrec._session import Session

@@ -13,7 +13,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from fastrec._contracts import Column, Ledger, PlannedTap, Predicate, Sink
+from fastrec._contracts import Column, Ledger, PlannedTap, Sink
 from fastrec._errors import FastrecWarning, OptionError, SessionError
 from fastrec._failures import PredicateFailures
 from fastrec._halt import Halt
@@ -26,6 +26,7 @@ from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import RecordContext
 from fastrec.events.position import Place, VariantMaker
 from fastrec.events.sites import Catalog, PassInfo, Site
+from fastrec.predicates._protocol import Predicate
 from fastrec.sinks import RAMSink
 
 _grad_is_on = torch.is_grad_enabled

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from fastrec._contracts import Decision, Predicate
 from fastrec._errors import OptionError, UnsupportedTensorError
 from fastrec._run import PassRun
 from fastrec._torch.tensors import Alike, alike, check_copyable, unlike
@@ -19,6 +18,7 @@ from fastrec.events.context import PASS_FIELDS, RecordContext
 from fastrec.events.position import Place
 from fastrec.events.sites import Site, Variant
 from fastrec.predicates._base import PredicateBase
+from fastrec.predicates._protocol import Decision, Predicate
 
 if TYPE_CHECKING:
     from fastrec._session import Session

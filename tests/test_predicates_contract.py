@@ -44,8 +44,8 @@ from fastrec.predicates import (
     shape,
     structural,
 )
+from fastrec.predicates._answers import Changes
 from fastrec.predicates._base import Constant, Opaque, PredicateBase
-from fastrec.predicates._decision import Changes
 
 NAMESPACE = {**vars(public), "torch": torch}
 

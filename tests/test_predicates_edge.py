@@ -11,7 +11,7 @@ from torch import nn
 from fastrec._errors import PredicateError
 from fastrec.predicates import NEVER, kind, module, op
 from fastrec.predicates._base import Opaque
-from fastrec.predicates._edge import normalise
+from fastrec.predicates._normalise import normalise
 
 
 def wide(ctx, least: int = 3) -> bool:

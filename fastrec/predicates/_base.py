@@ -8,15 +8,13 @@ from typing import Any, Literal, NoReturn
 
 import msgspec
 
-from fastrec._contracts import Context
 from fastrec._errors import PredicateError
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import FIELDS
 from fastrec.events.sites import Kind, Site
-from fastrec.predicates._callables import check_callable
-from fastrec.predicates._decision import Answer, Changes, checked, merge
-from fastrec.predicates._printing import function_text
-from fastrec.predicates._views import KindView, SiteView
+from fastrec.predicates._answers import Answer, Changes, check_callable, checked, function_text, merge
+from fastrec.predicates._partial_context import KindView, SiteView
+from fastrec.predicates._protocol import Context
 
 NOTHING: frozenset[str] = frozenset()
 ALL_FIELDS = frozenset(FIELDS)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, cast
 
-from fastrec._contracts import Context
 from fastrec._errors import PredicateError, near
 from fastrec.events.sites import KINDS, Kind
-from fastrec.predicates._atoms import Atom, GlobAtom, Globs, count_of, globs_of
 from fastrec.predicates._base import Matched
+from fastrec.predicates._globs import Atom, GlobAtom, Globs, count_of, globs_of
+from fastrec.predicates._protocol import Context
 
 
 class Op(GlobAtom, frozen=True):

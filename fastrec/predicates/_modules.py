@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from fastrec._contracts import Context
 from fastrec._errors import PredicateError
-from fastrec.predicates._atoms import GlobAtom, Globs, globs_of
 from fastrec.predicates._base import Matched
+from fastrec.predicates._globs import GlobAtom, Globs, globs_of
+from fastrec.predicates._protocol import Context
 
 
 class Module(GlobAtom, frozen=True):

@@ -7,10 +7,10 @@ from typing import cast
 
 import torch
 
-from fastrec._contracts import Context
 from fastrec._errors import PredicateError, near
-from fastrec.predicates._atoms import Atom
-from fastrec.predicates._printing import literal
+from fastrec.predicates._answers import literal
+from fastrec.predicates._globs import Atom
+from fastrec.predicates._protocol import Context
 
 Size = int | None
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from fastrec._errors import PredicateError
 from fastrec.events.context import STRUCTURAL_FIELDS
 from fastrec.predicates._base import ALWAYS, NEVER, Leaf, Matched, Pattern, PredicateBase
-from fastrec.predicates._views import KindView, SiteView, Unsettled
+from fastrec.predicates._partial_context import KindView, SiteView, Unsettled
 
 
 class Atom(Leaf, frozen=True):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fastrec._contracts import Context
 from fastrec._errors import ContextFieldError, PredicateError, near
 from fastrec.events.context import FIELDS, STRUCTURAL_FIELDS
 from fastrec.events.sites import Frame, Kind, Site
+from fastrec.predicates._protocol import Context
 
 
 class Unsettled(Exception):

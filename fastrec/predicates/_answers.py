@@ -1,0 +1,165 @@
+"""What a predicate answers, how two answers join, and what is no answer."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastrec._errors import OptionError, PredicateError
+from fastrec.events.capture import CaptureSpec, check_changes
+from fastrec.predicates._protocol import Context
+
+
+class Changes(Mapping[str, Any]):
+    """Fields of a CaptureSpec to change, in its order: checked, frozen, hashable."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        given = check_changes(dict(fields))
+        self._fields = {name: given[name] for name in CaptureSpec.__struct_fields__ if name in given}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._fields.items()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Changes, (self._fields,))
+
+    def __repr__(self) -> str:
+        return ", ".join(f"{name}={literal(value)}" for name, value in self._fields.items())
+
+
+Answer = bool | Changes | CaptureSpec
+"""A checked decision. Yes and no are the singletons True and False."""
+
+
+def merge(left: Answer, right: Answer) -> Answer:
+    """How to keep what both keep: the right one wins, and a full spec replaces."""
+    if right is True:
+        return left
+    if isinstance(right, Changes) and isinstance(left, Changes):
+        return Changes({**left, **right})
+    if isinstance(right, Changes) and isinstance(left, CaptureSpec):
+        return left.with_changes(dict(right))
+    return right
+
+
+def checked(answer: object, asked: object, ctx: Context, *, at: str = "event") -> Answer:
+    """What a callable returned as an Answer; a PredicateError names the callable and the event."""
+    if answer is None:
+        return False
+    if isinstance(answer, (bool, np.bool_)):
+        return bool(answer)
+    if isinstance(answer, (Changes, CaptureSpec)):
+        return answer
+    where = f"event {ctx.label!r} at site {ctx.site!r}" if at == "event" else f"site {ctx.site!r}"
+    if isinstance(answer, Mapping):
+        try:
+            return Changes(answer)
+        except OptionError as error:
+            raise PredicateError(f"{asked!r} returned {_shown(answer)} for {where}: {error}") from error
+    raise PredicateError(
+        f"{asked!r} returned {_shown(answer)} for {where}; it has to return True, False, None (not kept) "
+        f"or a CaptureSpec. {_remedy(answer)}"
+    )
+
+
+def _shown(answer: object) -> str:
+    if isinstance(answer, torch.Tensor):
+        return f"a tensor of shape {tuple(answer.shape)}"  # printing values would wait for the device
+    return f"{reprlib.repr(answer)} ({type(answer).__name__})"
+
+
+def _remedy(answer: object) -> str:
+    if isinstance(answer, torch.Tensor):
+        return "Decide by the fields of the context; a value computed elsewhere becomes a bool with .item()."
+    if callable(answer):
+        return "It is callable: call it, a predicate with the context, as in op('relu')(ctx)."
+    return "`x and y` and `x or y` return one of their operands: wrap the whole in bool(...)."
+
+
+def literal(value: object) -> str:
+    """A value as source text, in a namespace that holds torch."""
+    if value is ...:
+        return "..."
+    if isinstance(value, torch.device):
+        return f"torch.device({str(value)!r})"
+    if callable(value):
+        return function_text(value)
+    return repr(value)
+
+
+def function_text(function: Callable[..., Any]) -> str:
+    """The qualified name and the place of a function; a text can't bring the function itself back."""
+    if isinstance(function, functools.partial):
+        return function_text(function.func)
+    if isinstance(function, MethodType):
+        return function_text(function.__func__)
+    if isinstance(function, FunctionType):
+        code = function.__code__
+        place = f"{PurePath(code.co_filename).name}:{code.co_firstlineno}"
+        return f"function({_qualified(function)!r}, {place!r})"
+    named = function if isinstance(function, BuiltinFunctionType) else type(function)
+    return f"function({_qualified(named)!r})"
+
+
+def _qualified(named: FunctionType | BuiltinFunctionType | type) -> str:
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def check_callable(value: object, given_to: str) -> Callable[[Any], Any]:
+    """The value, if it can be called with a context; else a PredicateError that says what to give instead."""
+    if isinstance(value, nn.Module):
+        raise PredicateError(
+            f"{given_to} got a module ({type(value).__name__}); give its address as model.named_modules() "
+            "shows it: module('encoder.0')"
+        )
+    if isinstance(value, type):
+        name = value.__name__
+        hint = f"module_type({name}) selects by it" if issubclass(value, nn.Module) else "give an instance"
+        raise PredicateError(f"{given_to} got the class {name}; {hint}")
+    if not callable(value):
+        raise PredicateError(
+            f"{given_to} got {value!r} ({type(value).__name__}); "
+            "give a predicate such as op('relu') or a function of the context"
+        )
+    if isinstance(value, FunctionType) and str(value.__module__).startswith("fastrec.predicates."):
+        if value.__name__.isidentifier():  # a lambda in a docstring of ours is not
+            raise PredicateError(f"{given_to} got {value.__name__} itself; call it: {value.__name__}(...)")
+    _check_signature(value, given_to)
+    return value
+
+
+def _check_signature(function: Callable[..., Any], given_to: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # builtins may have none
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise PredicateError(
+            f"{given_to} got a function with the arguments {signature}; it is called with one, the context"
+        ) from None
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise PredicateError(
+            f"{given_to} got a coroutine or generator function; write a plain `def` that returns its answer"
+        )
