@@ -9,7 +9,7 @@ from fastrec._load import load as load
 from fastrec._load import recover as recover
 from fastrec._oneshot import record as record
 from fastrec._recorder import Recorder as Recorder
-from fastrec._recording import ActivationRecord as ActivationRecord
-from fastrec._recording import Recording as Recording
 from fastrec.events.capture import CaptureSpec as CaptureSpec
 from fastrec.events.context import RecordContext as RecordContext
+from fastrec.recording._recording import ActivationRecord as ActivationRecord
+from fastrec.recording._recording import Recording as Recording

@@ -12,9 +12,9 @@ import msgspec
 import torch
 from torch import Tensor
 
-from fastrec._contracts import Part
 from fastrec._torch.tensors import aside
 from fastrec.events.capture import CaptureSpec, kept_dtype
+from fastrec.recording._source import Part
 
 ROW_BITS = 20
 """A row is the number of its block, shifted by this many bits, plus its place in the block."""

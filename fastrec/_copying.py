@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from fastrec._blocks import ROW_BITS, Block, Places
-from fastrec._contracts import Part
 from fastrec._errors import OptionError
 from fastrec._torch.tensors import check_copyable
 from fastrec.events.capture import CaptureSpec, kept_dtype
+from fastrec.recording._source import Part
 
 # PYFUNCTYPE keeps the GIL: giving it up and taking it back would cost more than the copy, and would let
 # another thread write into the value in between.

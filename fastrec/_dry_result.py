@@ -16,9 +16,9 @@ from fastrec._dry_timeline import timeline
 from fastrec._dry_tree import tree
 from fastrec._errors import MissingExtraError
 from fastrec._failures import PredicateFailure
-from fastrec._recording_frames import OF_VARIANT
-from fastrec._recording_sites import told_bytes
 from fastrec.events.context import RecordContext
+from fastrec.recording._arrays import OF_VARIANT
+from fastrec.recording._records import told_bytes
 
 if TYPE_CHECKING:
     import pandas

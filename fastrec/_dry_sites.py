@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from fastrec._dry_decisions import FORECAST_PASSES, Decider, Outcome
 from fastrec._dry_events import Event
 from fastrec._failures import PredicateFailure
-from fastrec._recording_sites import told_bytes
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.sites import Site
+from fastrec.recording._records import told_bytes
 
 
 class SiteLine:

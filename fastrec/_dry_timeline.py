@@ -13,7 +13,7 @@ from fastrec._dry_decisions import Outcome
 from fastrec._dry_events import Event
 from fastrec._dry_sites import segments
 from fastrec._failures import PredicateFailure
-from fastrec._recording_sites import told_bytes
+from fastrec.recording._records import told_bytes
 
 WIDTH = 960
 NARROWEST, WIDEST = 4, 48

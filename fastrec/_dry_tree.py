@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from fastrec._dry_sites import SiteLine, segments, table, totals
-from fastrec._recording_sites import told_bytes
 from fastrec.events.sites import Frame
+from fastrec.recording._records import told_bytes
 
 
 class Branch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING, Literal, overload
 
-from fastrec._recording import Recording
+from fastrec.recording._recording import Recording
 
 if TYPE_CHECKING:
     from fastrec.sinks._hdf5_live import LiveRecording

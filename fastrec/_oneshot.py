@@ -9,8 +9,8 @@ from torch import nn
 
 from fastrec._errors import OptionError
 from fastrec._recorder import Recorder
-from fastrec._recording import Recording
 from fastrec._torch.state import seeded
+from fastrec.recording._recording import Recording
 
 NOT_GIVEN: Any = object()
 

@@ -18,7 +18,6 @@ from fastrec._contracts import Ahead
 from fastrec._errors import OptionError, SessionError, UnsupportedModelError, near
 from fastrec._options import RecorderOptions, options_of
 from fastrec._plan import Plan
-from fastrec._recording import Recording
 from fastrec._session import PhaseBlock, Session
 from fastrec._sinks_of import TeeSink, sinks_of
 from fastrec._steps import step_columns
@@ -27,6 +26,7 @@ from fastrec._torch.process import FORKS
 from fastrec._torch.state import seeded
 from fastrec.engines import EagerEngine, is_compiled
 from fastrec.events.sites import Catalog
+from fastrec.recording._recording import Recording
 from fastrec.sinks import HDF5Sink, RAMSink
 
 

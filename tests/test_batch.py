@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from fastrec import Recorder
-from fastrec._recording import Recording
 from fastrec.predicates import every, op
+from fastrec.recording._recording import Recording
 
 
 def policy() -> nn.Module:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import fastrec
 from fastrec import CaptureSpec, DryRun, RecordContext, dry_run
 from fastrec._dry_decisions import FORECAST_PASSES
-from fastrec._recording_sites import told_bytes
 from fastrec.predicates import entry, every, first, op, shape
+from fastrec.recording._records import told_bytes
 
 
 def test_the_tree_shows_modules_ops_and_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastrec._errors import GradientError, MissingExtraError, OptionError, RaggedError, RecordKeyError
-from fastrec._recording import ActivationRecord, Recording
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.sites import Frame, Site
+from fastrec.recording._recording import ActivationRecord, Recording
 from fastrec.sinks import RAMSink
 
 RELU = Site("features.3/relu", "op", "relu", "relu", (Frame("", "Net"), Frame("features.3", "ReLU")))

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 import fastrec
 from fastrec import CaptureSpec, Recorder, Recording
 from fastrec._errors import OptionError, RaggedError
-from fastrec._recording_rows import Rows
+from fastrec.recording._rows import Rows
 from fastrec.sinks import HDF5Sink, RAMSink
 
 ROWS = 200

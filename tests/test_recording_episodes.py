@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrec._errors import RaggedError, RecordKeyError, StepError
-from fastrec._recording import Recording
+from fastrec.recording._recording import Recording
 from fastrec.sinks import RAMSink
 
 

@@ -5,7 +5,7 @@ from contracts.sink import Rig
 from torch import Tensor
 
 from fastrec._errors import OptionError, RecordKeyError, StepError
-from fastrec._recording import Recording
+from fastrec.recording._recording import Recording
 from fastrec.sinks import RAMSink
 
 ROLLOUT, EVAL = 1, 2

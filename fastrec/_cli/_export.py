@@ -13,8 +13,8 @@ from fastrec._cli._output import Output
 from fastrec._cli._watched import Watched
 from fastrec._errors import OptionError, near
 from fastrec._load import load
-from fastrec._recording import Recording
 from fastrec.exports import EXPORTERS, OPTIONS, export
+from fastrec.recording._recording import Recording
 
 ENDINGS = {".npz": "numpy", ".safetensors": "safetensors"}
 

@@ -7,7 +7,7 @@ import sys
 from time import monotonic
 from types import TracebackType
 
-from fastrec._recording_sites import told_bytes
+from fastrec.recording._records import told_bytes
 
 QUIET_SECONDS = 0.5
 EVERY_SECONDS = 0.1

@@ -11,8 +11,8 @@ from fastrec._cli._command import Command
 from fastrec._cli._failing import DONE
 from fastrec._cli._output import Output, counted
 from fastrec._errors import OptionError
-from fastrec._recording_sites import told_bytes
 from fastrec.files import repack
+from fastrec.recording._records import told_bytes
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,9 +18,8 @@ from fastrec._cli._output import Output
 from fastrec._cli._progress import Progress
 from fastrec._errors import DamagedFileError, RecordKeyError
 from fastrec._load import load
-from fastrec._recording_records import ActivationRecord, Records
-from fastrec._recording_sites import sites_of, table_of
-from fastrec._recording_view import View
+from fastrec.recording._records import ActivationRecord, Records, sites_of, table_of
+from fastrec.recording._view import View
 
 STRETCH = 16 << 20
 MOST_LISTED = 64

@@ -9,8 +9,8 @@ import msgspec
 from fastrec._cli._command import Command
 from fastrec._cli._failing import DAMAGED, DONE
 from fastrec._cli._output import Output, counted
-from fastrec._recording_sites import told_bytes
 from fastrec.files import Verified, verify
+from fastrec.recording._records import told_bytes
 
 MOST_SHOWN = 20
 

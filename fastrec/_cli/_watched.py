@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from fastrec._contracts import Part, Source
+from fastrec.recording._source import Part, Source
 
 
 class Watched:

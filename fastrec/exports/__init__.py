@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from fastrec._errors import OptionError, near
-from fastrec._recording import Recording
 from fastrec.exports._contract import Exporter as Exporter
 from fastrec.exports._contract import Keys as Keys
 from fastrec.exports._contract import RowOptions as RowOptions
@@ -28,6 +27,7 @@ from fastrec.exports._numpy import to_numpy as to_numpy
 from fastrec.exports._robomimic import RobomimicOptions as RobomimicOptions
 from fastrec.exports._robomimic import to_robomimic as to_robomimic
 from fastrec.exports._safetensors import to_safetensors as to_safetensors
+from fastrec.recording._recording import Recording
 
 EXPORTERS: Mapping[str, Exporter] = {
     "numpy": to_numpy,

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError, near
-from fastrec._recording import Recording
-from fastrec._recording_aligned import sites_with_values
-from fastrec._recording_rows import By, Rows
+from fastrec.recording._aligned import sites_with_values
+from fastrec.recording._recording import Recording
+from fastrec.recording._rows import By, Rows
 
 Keys = str | Iterable[str] | Mapping[str, str]
 """One key, several, or the names that they get by key."""

@@ -8,9 +8,9 @@ from typing import Any
 import h5py
 
 from fastrec._errors import StepError
-from fastrec._recording import Recording
 from fastrec.exports._contract import Keys, made_whole, read_options
 from fastrec.exports._episodes import Array, TransitionOptions, transitions
+from fastrec.recording._recording import Recording
 
 
 def to_d4rl(recording: Recording, path: str | os.PathLike[str], *, keys: Keys | None = None, **options: Any) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrec._errors import OptionError, StepError
-from fastrec._recording import Recording
-from fastrec._recording_episodes import Episode
-from fastrec._recording_frames import filled, numpy_of
 from fastrec.exports._contract import Keys, named, plain
+from fastrec.recording._arrays import filled, numpy_of
+from fastrec.recording._recording import Recording
+from fastrec.recording._steps import Episode
 
 Array = npt.NDArray[Any]
 

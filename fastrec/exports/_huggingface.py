@@ -10,11 +10,10 @@ import msgspec
 import torch
 
 from fastrec._errors import MissingExtraError, OptionError, RaggedError
-from fastrec._recording import Recording
-from fastrec._recording_batches import check_together, stretches
-from fastrec._recording_frames import numpy_of
-from fastrec._recording_rows import By, Rows
 from fastrec.exports._contract import STRETCH, Keys, RowOptions, made_whole, read_options, rows_of
+from fastrec.recording._arrays import numpy_of
+from fastrec.recording._recording import Recording
+from fastrec.recording._rows import By, Rows, check_together, stretches
 
 SHARD = 512 << 20
 MOST_DIMENSIONS = 5

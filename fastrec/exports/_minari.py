@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 
 from fastrec._errors import StepError
-from fastrec._recording import Recording
 from fastrec.exports._contract import Keys, made_whole, read_options
 from fastrec.exports._episodes import Array, TransitionOptions, transitions
+from fastrec.recording._recording import Recording
 
 LAYOUT = "0.5.0"
 """The version of Minari whose layout this is; later ones read it."""

@@ -9,10 +9,10 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from fastrec._recording import Recording
-from fastrec._recording_frames import filled, numpy_of
-from fastrec._recording_rows import Rows
 from fastrec.exports._contract import Keys, RowOptions, made_whole, read_options, rows_of, stretches
+from fastrec.recording._arrays import filled, numpy_of
+from fastrec.recording._recording import Recording
+from fastrec.recording._rows import Rows
 
 
 def to_numpy(recording: Recording, path: str | os.PathLike[str], *, keys: Keys | None = None, **options: Any) -> None:

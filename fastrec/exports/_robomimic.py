@@ -8,9 +8,9 @@ from typing import Any
 
 import h5py
 
-from fastrec._recording import Recording
 from fastrec.exports._contract import Keys, made_whole, read_options
 from fastrec.exports._episodes import TransitionOptions, transitions
+from fastrec.recording._recording import Recording
 
 GYM_ENV = 2
 """The number that robomimic has for environments of gym."""

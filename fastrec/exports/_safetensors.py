@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import OptionError
-from fastrec._recording import Recording
-from fastrec._recording_frames import filled
-from fastrec._recording_rows import Rows
 from fastrec.exports._contract import Keys, RowOptions, made_whole, read_options, rows_of, stretches
+from fastrec.recording._arrays import filled
+from fastrec.recording._recording import Recording
+from fastrec.recording._rows import Rows
 
 DTYPES = {
     torch.float64: "F64",

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fastrec._contracts import OUTCOMES
 from fastrec._errors import StepError
-from fastrec._recording import Recording
+from fastrec.recording._recording import Recording
+from fastrec.recording._source import OUTCOMES
 from fastrec.sinks._hdf5_open import open_source
 from fastrec.sinks._hdf5_source import HDF5Source
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastrec._recording import Recording
-from fastrec._recording_records import ActivationRecord
 from fastrec.graph._operation_call import CallFacts
 from fastrec.graph._operation_modules import ModuleFacts
 from fastrec.graph._operation_relations import RelationFacts
 from fastrec.graph._operation_show import shown
 from fastrec.graph._operation_value import ValueFacts
+from fastrec.recording._recording import Recording
+from fastrec.recording._records import ActivationRecord
 
 
 class Operation(ValueFacts, CallFacts, RelationFacts, ModuleFacts):

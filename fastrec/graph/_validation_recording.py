@@ -16,7 +16,6 @@ from fastrec._dry_run import dry_run
 from fastrec._errors import OptionError, PredicateError, RecordKeyError
 from fastrec._oneshot import NOT_GIVEN
 from fastrec._recorder import roots_of
-from fastrec._recording import ActivationRecord, Recording
 from fastrec._torch.state import random_state_restored, restored
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.events.context import PASS_FIELDS, RecordContext
@@ -27,6 +26,7 @@ from fastrec.graph._roots import uncompiled
 from fastrec.graph._validation_replay import difference
 from fastrec.graph._validation_report import Failure, Unchecked, ValidationReport
 from fastrec.predicates import parse
+from fastrec.recording._recording import ActivationRecord, Recording
 from fastrec.sinks._hdf5_log import StoredTransform
 
 Event = tuple[str, str, str]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import RaggedError
-from fastrec._recording import Recording
+from fastrec.recording._recording import Recording
 
 
 def stitch(recording: Recording, key: str, *, beam_indices: Tensor | None = None) -> Tensor:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrec._blocks import MOST_ROWS, ROW_BITS
-from fastrec._contracts import OUTCOMES, PASS_DTYPE
 from fastrec.events.sites import Catalog
+from fastrec.recording._source import OUTCOMES, PASS_DTYPE
 from fastrec.sinks._ended import EndedPasses
 from fastrec.sinks._hdf5_layout import MARK_ROW, PASS_ROW, RECORD_ROW
 from fastrec.sinks._hdf5_log import line

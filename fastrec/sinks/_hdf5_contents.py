@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastrec._contracts import OUTCOMES
 from fastrec._errors import DamagedFileError
+from fastrec.recording._source import OUTCOMES
 from fastrec.sinks._hdf5_checks import Counters
 from fastrec.sinks._hdf5_layout import CHECKS, COUNTERS, LOG, MARKS, PASSES, RECORDS, TABLES
 from fastrec.sinks._hdf5_log import Log, torch_dtype_of

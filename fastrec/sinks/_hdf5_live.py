@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastrec._errors import OptionError
-from fastrec._recording import Recording
+from fastrec.recording._recording import Recording
 from fastrec.sinks._hdf5_contents import Contents, Tables
 from fastrec.sinks._hdf5_growth import Growth, State
 from fastrec.sinks._hdf5_source import HDF5Source

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fastrec._blocks import Layout, RowMaker
-from fastrec._contracts import Part
 from fastrec._copying import parts_of
 from fastrec.events.capture import CaptureSpec
+from fastrec.recording._source import Part
 from fastrec.sinks._hdf5_layout import DataInfo
 from fastrec.sinks._hdf5_ledger import FileLedger
 from fastrec.sinks._hdf5_staging import Pool, Stage

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastrec._contracts import Part, PhaseSteps, Source
 from fastrec.events.capture import kept_dtype
 from fastrec.events.context import torch_dtype
 from fastrec.events.sites import Catalog
+from fastrec.recording._source import Part, PhaseSteps, Source
 from fastrec.sinks._hdf5_layout import MARK_ROW, RECORD_ROW, Bytes, DataInfo
 from fastrec.sinks._hdf5_source import PREFIX
 from fastrec.sinks._kept import having

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastrec._contracts import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
 from fastrec._errors import DamagedFileError
 from fastrec._torch.tensors import aside
+from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
 from fastrec.sinks._hdf5_contents import Contents, Tail, read_contents
 from fastrec.sinks._hdf5_layout import LATE, Bytes, DataInfo, Identity
 from fastrec.sinks._hdf5_log import torch_dtype_of

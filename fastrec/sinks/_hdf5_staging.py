@@ -15,10 +15,10 @@ import numpy as np
 from torch import Tensor, uint8
 
 from fastrec._blocks import MOST_ROWS, ROW_BITS, RowMaker, Rows
-from fastrec._contracts import Part
 from fastrec._copying import is_its_bytes, memcpy
 from fastrec._errors import RecordingFileError, SessionError
 from fastrec._torch.tensors import aside, check_copyable
+from fastrec.recording._source import Part
 from fastrec.sinks._hdf5_layout import Bytes
 
 FIRST_BLOCK = 16 * 1024

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastrec._contracts import Source
 from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError
 from fastrec.events.sites import Catalog
+from fastrec.recording._source import Source
 from fastrec.sinks._hdf5_checks import Counters, check_row, checksum
 from fastrec.sinks._hdf5_file import Rewriting, Wanted, attribute, name_of, rewrite, stretch_of
 from fastrec.sinks._hdf5_layout import (

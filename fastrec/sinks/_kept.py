@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastrec._contracts import Part
 from fastrec.events.sites import Catalog
+from fastrec.recording._source import Part
 
 
 def having(catalog: Catalog, records: npt.NDArray[Any], part: Part) -> npt.NDArray[np.int64]:

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastrec._contracts import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps, Source
 from fastrec.events.sites import Catalog, Origin, Variant
+from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps, Source
 
 Integers = npt.NDArray[np.int64]
 

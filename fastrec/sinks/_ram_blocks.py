@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from fastrec._blocks import MOST_ROWS, ROW_BITS, Alone, Block, HeldPass, Layout, RowMaker
-from fastrec._contracts import Part
 from fastrec.events.capture import CaptureSpec
+from fastrec.recording._source import Part
 
 # New memory costs page faults, fewer in large blocks. But a session whose records are handed over or
 # trimmed goes on in memory that is warm, and holds as little of it as its blocks are small.

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrec._blocks import Block, HeldPass
-from fastrec._contracts import PhaseSteps
 from fastrec.events.sites import Catalog, PassInfo
+from fastrec.recording._source import PhaseSteps
 from fastrec.sinks._ram_blocks import BlockPool
 from fastrec.sinks._ram_source import RAMSource
 from fastrec.sinks._ram_table import Ended, Entry, Table

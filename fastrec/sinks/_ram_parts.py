@@ -7,10 +7,10 @@ import threading
 from torch import Tensor
 
 from fastrec._blocks import Block, Layout, Places
-from fastrec._contracts import Part
 from fastrec._copying import parts_of, watch_gradient
 from fastrec._torch.tensors import check_gradients
 from fastrec.events.capture import CaptureSpec
+from fastrec.recording._source import Part
 from fastrec.sinks._ram_blocks import BlockPool, Growth
 
 

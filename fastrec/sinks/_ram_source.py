@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fastrec._blocks import MOST_ROWS, ROW_BITS, Block, HeldPass
-from fastrec._contracts import RECORD_DTYPE, Part, PhaseSteps
 from fastrec._torch.tensors import aside
 from fastrec.events.sites import Catalog
+from fastrec.recording._source import RECORD_DTYPE, Part, PhaseSteps
 from fastrec.sinks._ram_table import Ended, Table
 
 Integers = npt.NDArray[np.int64]

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrec._blocks import HeldPass
-from fastrec._contracts import OUTCOMES, PASS_DTYPE
 from fastrec.events.sites import PassInfo
+from fastrec.recording._source import OUTCOMES, PASS_DTYPE
 
 Entry: TypeAlias = tuple[PassInfo, Sequence[int], Sequence[int], Sequence[float]]
 """A pass with the variants, rows and times of its records, not packed yet."""

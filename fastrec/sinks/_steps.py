@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastrec._contracts import PhaseSteps
 from fastrec._errors import StepError
+from fastrec.recording._source import PhaseSteps
 
 Array = npt.NDArray[Any]
 

@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from fastrec._blocks import Layout
-from fastrec._contracts import Column, Ledger, Source
+from fastrec._contracts import Column, Ledger
 from fastrec._copying import BytesCopier, RowCopier, is_its_bytes
 from fastrec._errors import SessionError
 from fastrec._torch.tensors import check_copyable
 from fastrec.events.sites import Catalog
+from fastrec.recording._source import Source
 from fastrec.sinks._ram_blocks import BlockPool, Growth
 from fastrec.sinks._ram_ledger import RAMLedger
 from fastrec.sinks._ram_parts import PartsColumn

@@ -6,8 +6,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from fastrec import Recorder, Recording
-from fastrec._contracts import Source
 from fastrec.integrations.sb3 import RecordCallback
+from fastrec.recording._source import Source
 from fastrec.sinks import HDF5Sink, RAMSink
 
 ENVS, STEPS, ROLLOUTS = 3, 24, 4

@@ -6,7 +6,8 @@ import pytest
 import torch
 from contracts.sink import Rig, SinkContract, check_source
 
-from fastrec._contracts import Sink, Source
+from fastrec._contracts import Sink
+from fastrec.recording._source import Source
 from fastrec.sinks import HDF5Sink
 from fastrec.sinks._hdf5_source import HDF5Source
 

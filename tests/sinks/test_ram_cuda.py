@@ -6,8 +6,8 @@ import pytest
 import torch
 from contracts.sink import PLAIN, Rig
 
-from fastrec._recording import Recording
 from fastrec.events.capture import CaptureSpec
+from fastrec.recording._recording import Recording
 from fastrec.sinks import RAMSink
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -2,28 +2,162 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
+import numpy.typing as npt
+from torch import Tensor
 
-from fastrec._contracts import Source
-from fastrec._errors import OptionError, RecordKeyError
-from fastrec._recording_episodes import Episode, episodes_of
-from fastrec._recording_frames import frame_of
-from fastrec._recording_keys import kinds_of
-from fastrec._recording_records import ActivationRecord as ActivationRecord
-from fastrec._recording_records import Records
-from fastrec._recording_select import Numbers, names_mask, numbers_mask, of_origin
-from fastrec._recording_show import html_of, summary_of
-from fastrec._recording_sites import SiteFacts, sites_of
-from fastrec._recording_steps import Steps, steps_of
-from fastrec._recording_values import Values
-from fastrec._recording_view import View
+from fastrec._errors import OptionError, RecordKeyError, near
+from fastrec.events.sites import Interned, Origin
+from fastrec.recording._aligned import aligned, keys_of, to_tensordict, to_xarray, view_of
+from fastrec.recording._arrays import by_pass, frame_of, numpy_of, stacked
+from fastrec.recording._records import ActivationRecord as ActivationRecord
+from fastrec.recording._records import Records, SiteFacts, html_of, sites_of, summary_of
+from fastrec.recording._rows import Batches, BatchOptions, By, Rows, RowsDataset, check_together
+from fastrec.recording._source import Part, Source
+from fastrec.recording._steps import Episode, Steps, episodes_of, steps_of
+from fastrec.recording._view import Integers, Mask, View, kinds_of
 
 if TYPE_CHECKING:
     import pandas
+    import tensordict
+    import xarray
+
+
+class Values(ABC):
+    """Values by key: as a tensor, an array, rows, batches, or side by side in other libraries' containers."""
+
+    @property
+    @abstractmethod
+    def _view(self) -> View:
+        """Which records there are."""
+
+    @property
+    @abstractmethod
+    def _steps(self) -> Steps:
+        """The marked steps."""
+
+    def stack(self, key: str, by: Literal["pass"] | None = None, part: Part | None = None) -> Tensor:
+        """The values of a key as one tensor [records, ...], in order of (pass, event).
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+        >>> recording = fastrec.record(model, torch.ones(2, 4), keep_op="relu")
+        >>> recording.stack("1/relu").shape, recording.stack("1/relu", by="pass").shape
+        (torch.Size([1, 2, 4]), torch.Size([1, 1, 2, 4]))
+
+        Arguments:
+            key: a module's address, a site or a label.
+            by: "pass" gives [passes, firings, ...], of the passes in which it fired.
+            part: "activation", "transformed_activation" or "gradient"; by default the activation, or the transformed
+                one where the raw value was not kept.
+
+        The result is a view of the memory in which the records lie, where they lie together. Values kept with
+        ``keep_grad`` are stacked attached. Raises RaggedError where shapes, dtypes, leaves or sites differ.
+        """
+        if by not in (None, "pass"):
+            raise OptionError(f"stack(by={by!r}): there is by='pass', or nothing")
+        view = self._at(key)
+        values = stacked(view, key, part)
+        return by_pass(view, values, key) if by == "pass" else values
+
+    def to_numpy(self, key: str, by: Literal["pass"] | None = None) -> npt.NDArray[Any]:
+        """``stack`` as a numpy array; bfloat16 and float8, which numpy lacks, become float32."""
+        return numpy_of(self.stack(key, by))
+
+    def rows(self, key: str, by: By = None, part: Part | None = None) -> Rows:
+        """The values of a key as an array of rows that is read where it is indexed.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Linear(4, 2)
+        >>> with fastrec.Recorder(model, keep_op="linear") as rec:
+        ...     for size in (8, 8, 5):
+        ...         out = model(torch.ones(size, 4))
+        >>> rows = rec.recording.rows("linear_1", by="sample")
+        >>> rows, rows[10:20].shape
+        (<Rows: 21x2 float32>, torch.Size([10, 2]))
+
+        Arguments:
+            key: a module's address, a site or a label.
+            by: by default a row is the value of one record, and all have one shape. With "sample" the first dimension
+                of each value is taken apart, and may differ: [rows of all batches, ...].
+            part: as in ``stack``.
+        """
+        return Rows(self._at(key), key, by, part)
+
+    def iter_batches(self, keys: str | Iterable[str], batch_size: int, *, by: By = None, **options: Any) -> Batches:
+        """Batches of rows: tensors of one key, or dicts of several whose rows come from the same passes.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+        >>> with fastrec.Recorder(model, keep_op=True) as rec:
+        ...     for _ in range(10):
+        ...         out = model(torch.ones(8, 4))
+        >>> batches = rec.recording.iter_batches(["0/linear", "1/relu"], 32, by="sample", shuffle=True)
+        >>> [batch["1/relu"].shape[0] for batch in batches]
+        [32, 32, 16]
+
+        Arguments:
+            keys: a key, or several.
+            batch_size: rows in a batch; the last one may have fewer.
+            by: what a row is, as in ``rows``.
+            shuffle: mix the rows: stretches of the file are read in random order, 32 at a time, and the rows of those
+                are shuffled in memory.
+            seed: makes the order the same each time, and another one for each ``set_epoch``; by default it is drawn
+                from torch's generator for each iteration.
+            drop_last: leave out a last batch that is not full.
+            buffer_bytes: how much is read at a time (64 MiB), which is about half of the memory that it takes.
+            shard: (rank, world size): read only this rank's share.
+
+        What comes back is a ``torch.utils.data.IterableDataset``: hand it to a DataLoader with ``batch_size=None``.
+        Raises RaggedError where rows differ in shape, or the keys did not fire in the same passes.
+        """
+        return Batches(self._rows_of(keys, by), _options(batch_size=batch_size, **options))
+
+    def to_dataset(self, keys: str | Iterable[str], by: By = None) -> RowsDataset:
+        """A ``torch.utils.data.Dataset`` of rows by number: tensors of one key, or dicts of several.
+
+        It suits samplers that draw rows freely; ``iter_batches`` is quicker, as it reads a file in large stretches.
+        """
+        return RowsDataset(self._rows_of(keys, by))
+
+    def to_xarray(self, keys: str | Iterable[str] | None = None, by: Literal["step"] | None = None) -> xarray.Dataset:
+        """Values as an xarray data set, side by side; needs ``fastrec[xarray]``.
+
+        Arguments:
+            keys: a key or several; by default all sites.
+            by: by default the first dimension is "record", with the coordinates ``pass_index``, ``step`` (-1 without)
+                and ``phase``. With "step" it is "step", and "env" the second of values that have one row per
+                environment; the columns of the steps are variables too.
+
+        Raises RaggedError where the keys did not fire in the same passes; StepError where one did not fire once in
+        each step.
+        """
+        return to_xarray(aligned(self._view, self._steps, keys, by))
+
+    def to_tensordict(
+        self, keys: str | Iterable[str] | None = None, by: Literal["step"] | None = None
+    ) -> tensordict.TensorDict:
+        """Values as a tensordict of batch size [records], or [steps] or [steps, envs] with ``by="step"``.
+
+        The arguments and errors are those of ``to_xarray``; needs ``fastrec[tensordict]``.
+        """
+        return to_tensordict(aligned(self._view, self._steps, keys, by))
+
+    def _at(self, key: str) -> View:
+        return self._view.of_kinds(kinds_of(self._view, key))
+
+    def _rows_of(self, keys: str | Iterable[str], by: By) -> Rows | dict[str, Rows]:
+        if isinstance(keys, str):
+            return self.rows(keys, by)
+        found = {key: Rows(view_of(self._view, key, keys), key, by, None) for key in keys_of(self._view, keys)}
+        check_together(found)
+        return found
 
 
 class Recording(Values):
@@ -257,3 +391,57 @@ def _of_batch(view: View, batch: Any) -> View:
 
 def _s(count: int, ending: str = "s") -> str:
     return "" if count == 1 else ending
+
+
+def _options(**given: Any) -> BatchOptions:
+    try:
+        return BatchOptions(**given)
+    except TypeError:
+        known = ", ".join(name for name in BatchOptions.__struct_fields__ if name != "batch_size")
+        raise OptionError(f"iter_batches(..., {', '.join(given)}): the options are by, {known}") from None
+
+
+Numbers = int | slice | range | Iterable[int]
+"""Which passes or steps: one number, a slice or range of them, or any collection."""
+
+
+def numbers_mask(option: str, wanted: Numbers, values: Integers) -> Mask:
+    """Which values are wanted; negative ones count from the largest."""
+    end = int(values.max()) + 1 if len(values) else 0
+    if isinstance(wanted, slice):
+        start, stop, step = wanted.indices(end)
+        return np.isin(values, np.arange(start, stop, step))
+    if isinstance(wanted, range):
+        return np.isin(values, np.arange(wanted.start, wanted.stop, wanted.step))
+    chosen = [wanted] if isinstance(wanted, int | np.integer) else _listed(option, wanted)
+    if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in chosen):
+        raise OptionError(f"select({option}={wanted!r}): give a number, a slice, a range or a set of numbers")
+    return np.isin(values, np.array([n if n >= 0 else end + n for n in chosen], dtype=np.int64))
+
+
+def names_mask(option: str, globs: str | Iterable[str], names: Interned[str], values: Integers) -> Mask:
+    """Which values number a name that some glob matches; a glob that matches no name is an error."""
+    listed = [globs] if isinstance(globs, str) else _listed(option, globs)
+    numbers: list[int] = []
+    for glob in listed:
+        if not isinstance(glob, str):
+            raise OptionError(f"select({option}={globs!r}): give a name, a glob or a list of them")
+        found = [number for number, name in enumerate(names.items) if fnmatchcase(name, glob)]
+        if not found:
+            raise RecordKeyError(f"select({option}={glob!r}) matches nothing; {near(glob, names.items)}")
+        numbers += found
+    return np.isin(values, np.array(numbers, dtype=np.int64))
+
+
+def of_origin(view: View, table: Steps, origin: Origin) -> tuple[View, Steps]:
+    """The passes and steps of one of the recordings that were merged."""
+    index = view.passes["pass_index"] - origin.first_pass
+    for own in table.tables:
+        table = table.restrict(own.phase, np.full(len(own.numbers), own.phase in origin.phases))
+    return view.of_passes((index >= 0) & (index < origin.passes)), table
+
+
+def _listed(option: str, given: Any) -> list[Any]:
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes):
+        raise OptionError(f"select({option}={given!r}): this is neither one of them nor a collection")
+    return list(given)

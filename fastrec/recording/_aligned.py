@@ -11,20 +11,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastrec._contracts import PhaseSteps
 from fastrec._errors import MissingExtraError, OptionError, RecordKeyError, StepError
-from fastrec._recording_batches import check_together
-from fastrec._recording_episodes import fired_once
-from fastrec._recording_frames import filled, numpy_of
-from fastrec._recording_keys import kinds_of
-from fastrec._recording_rows import Rows
-from fastrec._recording_stack import stacked
-from fastrec._recording_steps import Steps
-from fastrec._recording_view import View
+from fastrec.recording._arrays import filled, numpy_of, stacked
+from fastrec.recording._rows import Rows, check_together
+from fastrec.recording._source import PhaseSteps
+from fastrec.recording._steps import Steps, fired_once
+from fastrec.recording._view import View, kinds_of
 
 if TYPE_CHECKING:
     import tensordict
     import xarray
+
 
 Array = npt.NDArray[Any]
 

@@ -1,0 +1,1 @@
+"""Reading what was recorded: the same classes over RAM and over files."""

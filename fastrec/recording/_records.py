@@ -1,0 +1,229 @@
+"""One record, and the list of them that is made while it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import overload
+
+import msgspec
+import numpy as np
+from torch import Tensor
+
+from fastrec.events.capture import CaptureSpec, kept_dtype
+from fastrec.events.context import RecordContext, torch_dtype
+from fastrec.events.sites import PassInfo
+from fastrec.recording._source import Source
+from fastrec.recording._view import View
+
+
+class ActivationRecord:
+    """One kept value, with the context in which it appeared.
+
+    >>> import torch, fastrec
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+    >>> record = fastrec.record(model, torch.ones(2, 4), keep_op="relu")[0]
+    >>> record
+    ActivationRecord('relu_1', site='1/relu', 2x8 float32, pass 0)
+    >>> record.activation.shape, record.ctx.module_type
+    (torch.Size([2, 8]), 'ReLU')
+
+    A tensor that was copied is a view of the memory in which the recording keeps it.
+    """
+
+    __slots__ = ("_info", "_row", "_source", "_step", "_time", "_variant")
+
+    def __init__(self, source: Source, record: tuple[int, int, float], info: PassInfo, step: int | None) -> None:
+        self._source = source
+        self._variant, self._row, self._time = record
+        self._info = info
+        self._step = step
+
+    @property
+    def ctx(self) -> RecordContext:
+        """What the predicate could look at."""
+        catalog = self._source.catalog
+        return RecordContext(
+            catalog,
+            catalog.site_of(self._variant),
+            catalog.variants[self._variant],
+            self._info,
+            self._time,
+            self._step,
+        )
+
+    @property
+    def spec(self) -> CaptureSpec:
+        """How the value was copied."""
+        catalog = self._source.catalog
+        return catalog.specs[catalog.variants[self._variant].spec]
+
+    @property
+    def activation(self) -> Tensor | None:
+        """The value; None where only its context or its transform was kept."""
+        return self._source.value(self._variant, self._row, "activation")
+
+    @property
+    def transformed_activation(self) -> Tensor | None:
+        """What the transform made of the value; None without one."""
+        return self._source.value(self._variant, self._row, "transformed_activation")
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """The sum of the gradients that reached the value; None before a backward pass, or if not asked for."""
+        return self._source.value(self._variant, self._row, "gradient")
+
+    def __repr__(self) -> str:
+        variant = self._source.catalog.variants[self._variant]
+        shape = "x".join(map(str, variant.shape)) or "scalar"
+        step = "" if self._step is None else f", step {self._step}"
+        site = self._source.catalog.sites[variant.site].name
+        return (
+            f"ActivationRecord({variant.label!r}, site={site!r}, {shape} {variant.dtype}, "
+            f"pass {self._info.index}{step})"
+        )
+
+
+class Records(Sequence[ActivationRecord]):
+    """The records of a view, each made when it is asked for."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    @overload
+    def __getitem__(self, index: int) -> ActivationRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ActivationRecord]: ...
+    def __getitem__(self, index: int | slice) -> ActivationRecord | list[ActivationRecord]:
+        if isinstance(index, slice):
+            return list(Records(self._view.take(np.arange(len(self))[index])))
+        position = range(len(self))[index]
+        return self._make(position, self._view.info(int(self._view.pass_at[position])))
+
+    def __iter__(self) -> Iterator[ActivationRecord]:
+        at, info = -1, None
+        for position, pass_at in enumerate(self._view.pass_at.tolist()):
+            if pass_at != at or info is None:
+                at, info = pass_at, self._view.info(pass_at)
+            yield self._make(position, info)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} records>"
+
+    def _make(self, position: int, info: PassInfo) -> ActivationRecord:
+        view = self._view
+        record = view.source.records()[view.at[position]].item()
+        return ActivationRecord(view.source, record, info, view.step_of(info))
+
+
+class SiteFacts(msgspec.Struct, frozen=True):
+    """What a recording holds of one site: how many records in how many passes, of which shapes and dtypes."""
+
+    name: str
+    kind: str
+    layer_type: str
+    module_type: str
+    count: int
+    passes: int
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+    nbytes: int
+
+
+def sites_of(view: View) -> dict[str, SiteFacts]:
+    """The facts of every site that occurs, by name, in the order in which they first occurred."""
+    kinds, first, inverse = np.unique(view.variants, return_index=True, return_inverse=True)
+    counts = np.bincount(inverse, minlength=len(kinds))
+    nbytes = np.bincount(inverse, weights=view.source.nbytes(view.variants, view.rows), minlength=len(kinds))
+    by_name: dict[str, list[int]] = {}
+    for i in np.argsort(first).tolist():
+        by_name.setdefault(view.site(int(kinds[i])).name, []).append(i)
+    found = {}
+    for name, members in by_name.items():
+        numbers = [int(kinds[i]) for i in members]
+        site = view.site(numbers[0])
+        fired = np.isin(inverse, members)
+        found[name] = SiteFacts(
+            name=name,
+            kind=site.kind,
+            layer_type=site.layer_type,
+            module_type=site.module_type,
+            count=int(counts[members].sum()),
+            passes=len(np.unique(view.pass_at[fired])),
+            shapes=tuple(dict.fromkeys(view.variant(number).shape for number in numbers)),
+            dtypes=tuple(dict.fromkeys(_dtype(view, number) for number in numbers)),
+            nbytes=int(nbytes[members].sum()),
+        )
+    return found
+
+
+def told_shapes(facts: SiteFacts) -> str:
+    """The shapes in a few words."""
+    shown = ", ".join("x".join(map(str, shape)) or "scalar" for shape in facts.shapes[:3])
+    return shown + (f" and {len(facts.shapes) - 3} more" if len(facts.shapes) > 3 else "")
+
+
+def told_bytes(nbytes: int) -> str:
+    """A number of bytes in a few words.
+
+    >>> told_bytes(4096), told_bytes(3 * 2**20)
+    ('4.0 KiB', '3.0 MiB')
+    """
+    size, units = float(nbytes), iter(("KiB", "MiB", "GiB", "TiB"))
+    if size < 1024:
+        return f"{nbytes} B"
+    unit = ""
+    while size >= 1024 and (larger := next(units, None)):
+        size, unit = size / 1024, larger
+    return f"{size:.1f} {unit}"
+
+
+def table_of(sites: Mapping[str, SiteFacts]) -> list[tuple[str, ...]]:
+    """Heading and rows of a table of sites."""
+    rows: list[tuple[str, ...]] = [("site", "kind", "records", "passes", "shape", "dtype", "bytes")]
+    for facts in sites.values():
+        rows.append(
+            (
+                facts.name,
+                facts.kind,
+                str(facts.count),
+                str(facts.passes),
+                told_shapes(facts),
+                ", ".join(facts.dtypes),
+                told_bytes(facts.nbytes),
+            )
+        )
+    return rows
+
+
+def _dtype(view: View, variant: int) -> str:
+    dtype = torch_dtype(view.variant(variant).dtype)
+    return str(kept_dtype(view.spec(variant), dtype)).removeprefix("torch.")
+
+
+MOST_ROWS_SHOWN = 50
+
+
+def summary_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
+    """One line for the whole and one per site, in columns."""
+    rows = table_of(sites)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    total = told_bytes(sum(facts.nbytes for facts in sites.values()))
+    return "\n".join([f"{heading}, {total}", *(lines if sites else [])])
+
+
+def html_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
+    """The same as HTML, long tables cut."""
+    head, *rows = table_of(sites)
+    shown = rows[:MOST_ROWS_SHOWN]
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in shown)
+    cut = f"<p>and {len(rows) - len(shown)} more sites</p>" if len(rows) > len(shown) else ""
+    return (
+        f"<details><summary>{escape(heading)}</summary><table><thead><tr>"
+        f"{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead>"
+        f"<tbody>{body}</tbody></table>{cut}</details>"
+    )
