@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 
-from fastrec._contracts import Engine
 from fastrec._errors import FastrecWarning, near
 from fastrec._plan import Plan
 from fastrec._session import Session
+from fastrec.engines._protocol import Engine
 from fastrec.predicates._base import Matched
 
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastrec._contracts import Tap
 from fastrec._errors import FastrecError
 from fastrec._options import RecorderOptions
 from fastrec._torch.tensors import check_copyable, check_gradients
+from fastrec.engines._protocol import Tap
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import RecordContext, torch_dtype
 from fastrec.events.position import Place, VariantMaker

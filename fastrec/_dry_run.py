@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastrec._contracts import Region
 from fastrec._dry_decisions import Decider, Outcome
 from fastrec._dry_events import Event, Watch
 from fastrec._dry_result import DryRun as DryRun
@@ -19,6 +18,7 @@ from fastrec._options import options_of
 from fastrec._recorder import args_of, roots_of
 from fastrec._torch.state import random_state_restored, restored, seeded
 from fastrec.engines import EagerEngine
+from fastrec.engines._protocol import Region
 
 
 def dry_run(

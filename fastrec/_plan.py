@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
-from fastrec._contracts import Ahead, PlannedTap
 from fastrec._errors import OptionError
 from fastrec._failures import Failing
 from fastrec._options import RecorderOptions
 from fastrec._taps import NO_COMPILED_GRADIENTS, AskTap, KeepTap, Question, spec_of
+from fastrec.engines._protocol import Ahead, PlannedTap
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
 from fastrec.events.position import Place

@@ -14,7 +14,6 @@ from torch import nn
 from fastrec import engines
 from fastrec._batch import batch_of
 from fastrec._closing import warn_about_nothing
-from fastrec._contracts import Ahead
 from fastrec._errors import OptionError, SessionError, UnsupportedModelError, near
 from fastrec._options import RecorderOptions, options_of
 from fastrec._plan import Plan
@@ -25,6 +24,7 @@ from fastrec._taps import idle_question
 from fastrec._torch.process import FORKS
 from fastrec._torch.state import seeded
 from fastrec.engines import EagerEngine, is_compiled
+from fastrec.engines._protocol import Ahead
 from fastrec.events.sites import Catalog
 from fastrec.recording._recording import Recording
 from fastrec.sinks import HDF5Sink, RAMSink

@@ -13,7 +13,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from fastrec._contracts import Column, Ledger, PlannedTap, Sink
+from fastrec._contracts import Column, Ledger, Sink
 from fastrec._errors import FastrecWarning, OptionError, SessionError
 from fastrec._failures import PredicateFailures
 from fastrec._halt import Halt
@@ -22,6 +22,7 @@ from fastrec._plan import Plan
 from fastrec._run import PassRun
 from fastrec._taps import spec_of
 from fastrec._torch.process import FORKS
+from fastrec.engines._protocol import PlannedTap
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import RecordContext
 from fastrec.events.position import Place, VariantMaker

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrec import FastrecWarning, Recorder
-from fastrec.engines import eager
+from fastrec.engines.eager import engine as eager
 from fastrec.predicates import every, first, kind, op, phase, shape, structural
 
 PASSES = 100_000

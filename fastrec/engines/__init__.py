@@ -6,14 +6,14 @@ Most sessions need neither the static nor the compiled engine, so each is loaded
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fastrec.engines._compiled_code import is_compiled as is_compiled
-from fastrec.engines.eager import EagerEngine as EagerEngine
+from fastrec._torch.dynamo import is_compiled as is_compiled
+from fastrec.engines.eager.engine import EagerEngine as EagerEngine
 
 if TYPE_CHECKING:
-    from fastrec.engines.compiled import CompiledEngine as CompiledEngine
-    from fastrec.engines.static import StaticEngine as StaticEngine
+    from fastrec.engines.compiled.engine import CompiledEngine as CompiledEngine
+    from fastrec.engines.static.engine import StaticEngine as StaticEngine
 
-_LATER = {"CompiledEngine": "fastrec.engines.compiled", "StaticEngine": "fastrec.engines.static"}
+_LATER = {"CompiledEngine": "fastrec.engines.compiled.engine", "StaticEngine": "fastrec.engines.static.engine"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fastrec._errors import UnsupportedModelError
-from fastrec.engines._modules import is_compiled_wrapper
+from fastrec.engines.eager.modules import is_compiled_wrapper
 
 Models = nn.Module | Mapping[str, nn.Module]
 

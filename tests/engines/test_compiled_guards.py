@@ -16,10 +16,13 @@ from torch.utils.checkpoint import checkpoint
 
 from fastrec import CaptureSpec, FastrecWarning, Recorder
 from fastrec._errors import FastrecError, UnsupportedModelError
-from fastrec.engines import _compiled_roots, _extra_outputs, _graphs, _lesson, compiled
-from fastrec.engines._extra_outputs import ExtraOutputs
-from fastrec.engines._gradient_paths import GradientPaths
-from fastrec.engines._graphs import Edge, Graph, Way
+from fastrec.engines.compiled import engine as compiled
+from fastrec.engines.compiled import graphs as _graphs
+from fastrec.engines.compiled import outputs as _extra_outputs
+from fastrec.engines.compiled import reference_run as _lesson
+from fastrec.engines.compiled import roots as _compiled_roots
+from fastrec.engines.compiled.graphs import Edge, Graph, Way
+from fastrec.engines.compiled.outputs import ExtraOutputs, GradientPaths
 from fastrec.predicates import op
 
 X = torch.linspace(-1, 2, 16).reshape(4, 4)
@@ -153,9 +156,9 @@ def test_each_criterion_of_the_alignment_tells_ops_apart(criterion: str, monkeyp
     make, keep, expected, (guard, without) = ALIGNMENT[criterion]
     assert labels(make, keep) == expected
     if criterion != "functions":  # by which these would be told apart too
-        monkeypatch.setattr("fastrec.engines._aligned._caller", lambda node: None)
+        monkeypatch.setattr("fastrec.engines.compiled.alignment._caller", lambda node: None)
         assert labels(make, keep) == expected
-    monkeypatch.setattr(f"fastrec.engines._aligned.{guard}", without)
+    monkeypatch.setattr(f"fastrec.engines.compiled.alignment.{guard}", without)
     assert labels(make, keep) != expected
 
 
@@ -429,7 +432,7 @@ def test_what_another_recorder_added_is_no_op(monkeypatch: pytest.MonkeyPatch) -
         return [record.ctx.label for record in inner.recording]
 
     assert found() == ["cos_1"]
-    monkeypatch.setattr("fastrec.engines._aligned.ADDED", "other")
+    monkeypatch.setattr("fastrec.engines.compiled.alignment.ADDED", "other")
     try:
         assert found() != ["cos_1"]
     except UnsupportedModelError:

@@ -9,7 +9,7 @@ from torch._dynamo.eval_frame import set_eval_frame
 from torch._dynamo.mutation_guard import GenerationTracker
 
 from fastrec import Recorder
-from fastrec.engines._lean_calls import Switch, lean_call, leaves_no_state, quiet_compiling
+from fastrec._torch.dynamo import Switch, lean_call, leaves_no_state, quiet_compiling
 from tests.compiling import fresh_dynamo as fresh_dynamo
 
 

@@ -15,9 +15,10 @@ from fastrec import Recorder
 from fastrec._batch import Batch
 from fastrec._blocks import HeldPass
 from fastrec._errors import FastrecError
-from fastrec.engines import _static_lesson, static
-from fastrec.engines._static_plan import _Calls
-from fastrec.engines.static import StaticEngine
+from fastrec.engines.static import engine as static
+from fastrec.engines.static import warmup as _static_lesson
+from fastrec.engines.static.engine import StaticEngine
+from fastrec.engines.static.schedule import _Calls
 from fastrec.predicates import inside, op
 
 
@@ -278,7 +279,7 @@ def test_memory_of_other_libraries_is_no_bodys_own(monkeypatch: pytest.MonkeyPat
         return nn.Sequential(Foreign(), nn.Tanh())
 
     assert not differ(make, drive, keep_module="0")
-    for where in ("fastrec._batch.are_private", "fastrec.engines._static_lesson.are_private"):
+    for where in ("fastrec._batch.are_private", "fastrec.engines.static.warmup.are_private"):
         monkeypatch.setattr(where, lambda values: True)
     assert differ(make, drive, keep_module="0")
 
@@ -422,7 +423,7 @@ def test_a_copy_that_is_held_tells_when_its_value_begins_to_require_a_gradient(
         return popped + popping(model, rec)
 
     assert not differ(Mixed, drive, keep_module=["first", "gives"])
-    monkeypatch.setattr("fastrec.engines.static.apart", lambda value: value.detach().clone())
+    monkeypatch.setattr("fastrec.engines.static.engine.apart", lambda value: value.detach().clone())
     assert differ(Mixed, drive, keep_module=["first", "gives"])
 
 
@@ -446,5 +447,5 @@ def test_where_some_values_last_the_others_are_copied_at_their_event(monkeypatch
         return model
 
     assert not differ(with_parameter, popping, keep_module=[*keep, "gives"])
-    monkeypatch.setattr("fastrec.engines.static.apart", lambda value: value)
+    monkeypatch.setattr("fastrec.engines.static.engine.apart", lambda value: value)
     assert differ(Mixed, popping, keep_module=keep)

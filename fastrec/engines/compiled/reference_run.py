@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from fastrec._contracts import PlannedTap, PlanningListener, Tap
 from fastrec._errors import UnsupportedModelError
 from fastrec._torch.modes import unseen_by_dynamo
 from fastrec._torch.state import attributes_restored, random_state_restored, restored
 from fastrec._torch.trees import leaves
-from fastrec.engines._calls import COMPILED_CALLS, MODULE_CALLS
-from fastrec.engines._inside import Inside
-from fastrec.engines._mode import OpMode
-from fastrec.engines._modules import ModuleTable
-from fastrec.engines._tracing_mode import TracingMode
-from fastrec.engines.eager import EagerEngine
+from fastrec.engines._protocol import PlannedTap, PlanningListener, Tap
+from fastrec.engines.eager.engine import EagerEngine
+from fastrec.engines.eager.mode import OpMode
+from fastrec.engines.eager.module_calls import COMPILED_CALLS, MODULE_CALLS
+from fastrec.engines.eager.modules import ModuleTable
+from fastrec.engines.eager.supported import Inside
+from fastrec.engines.eager.tracing import TracingMode
 from fastrec.events.position import Place
 from fastrec.events.sites import Site
 

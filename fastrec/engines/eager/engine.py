@@ -15,20 +15,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastrec._contracts import Ahead, Listener, Performer
 from fastrec._errors import FastrecWarning, SessionError
 from fastrec._torch.modes import PlainMode, off_stack
 from fastrec._torch.trees import argument_leaves
-from fastrec.engines._calls import MODULE_CALLS, Call
-from fastrec.engines._fused import is_fused_now
-from fastrec.engines._inside import Inside
-from fastrec.engines._mode import OpMode, ThreadState
-from fastrec.engines._modules import Known, ModuleTable
-from fastrec.engines._performing import PerformingMode
-from fastrec.engines._simple import GLOBAL_HOOKS
-from fastrec.engines._supported import check_roots, keep_out_of_compiling, runs_compiled
-from fastrec.engines._tracing_mode import TracingMode
-from fastrec.engines._trie import Node, Source
+from fastrec.engines._protocol import Ahead, Listener, Performer
+from fastrec.engines.eager.mode import OpMode, ThreadState
+from fastrec.engines.eager.module_calls import MODULE_CALLS, Call
+from fastrec.engines.eager.modules import GLOBAL_HOOKS, Known, ModuleTable, is_fused_now
+from fastrec.engines.eager.supported import Inside, check_roots, keep_out_of_compiling, runs_compiled
+from fastrec.engines.eager.tracing import PerformingMode, TracingMode
+from fastrec.engines.eager.trie import Node, Source
 from fastrec.events.sites import Frame, Site
 
 LARGEST_TRIE = 50_000
@@ -38,14 +34,18 @@ _TRANSFORMED = (
     "a recorded model was called inside of a functorch transform (vmap, grad, jvp); its values there are wrappers that "
     "must not escape, so these calls are not recorded"
 )
+
 _TRACED = (
     "a recorded model was called by torch.jit.trace, into whose graph a recorder's own work must not get, so these "
     "calls are not recorded"
 )
 
 _CALL_IMPL = nn.Module._call_impl
+
 _graph_task = torch._C._current_graph_task_id
+
 _tracing = torch._C._get_tracing_state
+
 _interpreter = torch._C._functorch.peek_interpreter_stack
 
 

@@ -13,28 +13,27 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from fastrec._contracts import Ahead, Idle, Listener, MakeBatch
 from fastrec._errors import BrokenPromiseError, SessionError
 from fastrec._torch.tensors import apart
 from fastrec._torch.trees import leaves
-from fastrec.engines._calls import Call
-from fastrec.engines._fused import is_fused_now
-from fastrec.engines._mode import OpMode
-from fastrec.engines._modules import Known
-from fastrec.engines._simple import GLOBAL_HOOKS
-from fastrec.engines._static_difference import difference, name_of, start_of
-from fastrec.engines._static_lesson import Lesson, Lessons, StaticThread, WatchingListener
-from fastrec.engines._static_now import Course, Now
-from fastrec.engines._static_plan import CALM, HIDDEN, STEP, Plan, Step
-from fastrec.engines._supported import runs_compiled
-from fastrec.engines.eager import EagerEngine, _plain
+from fastrec.engines._protocol import Ahead, Idle, Listener, MakeBatch
+from fastrec.engines.eager.engine import EagerEngine, _plain
+from fastrec.engines.eager.mode import OpMode
+from fastrec.engines.eager.module_calls import Call
+from fastrec.engines.eager.modules import GLOBAL_HOOKS, Known, is_fused_now
+from fastrec.engines.eager.supported import runs_compiled
+from fastrec.engines.static.schedule import CALM, HIDDEN, STEP, Course, Now, Plan, Step, difference, name_of, start_of
+from fastrec.engines.static.warmup import Lesson, Lessons, StaticThread, WatchingListener
 
 MOST_LESSONS = 8
 """Passes that may run differently at first (caches are filled, lazy modules made) before the promise is broken."""
 
 _grad_is_on = torch.is_grad_enabled
+
 _graph_task = torch._C._current_graph_task_id
+
 _interpreter = torch._C._functorch.peek_interpreter_stack
+
 _tracing = torch._C._get_tracing_state
 
 

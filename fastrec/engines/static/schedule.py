@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from fastrec._contracts import Batch, Idle, MakeBatch, Tap
-from fastrec.engines._static_lesson import Fed, Lessons, WatchTap
-from fastrec.engines._trie import LEAVE, Node, Raised, Source
+from fastrec.engines._protocol import Batch, Idle, MakeBatch, Tap
+from fastrec.engines.eager.mode import OpMode
+from fastrec.engines.eager.trie import LEAVE, Node, Raised, Source
+from fastrec.engines.static.warmup import Fed, Lessons, WatchTap
 
 CALM, STEP, PLAIN, HIDDEN = range(4)
 """How a module is called: as torch calls one without hooks, as a step, by a ``_call_impl`` of its own, or muted."""
@@ -218,3 +220,68 @@ class _Calls:
         for step in self._open:
             assert step.entered.known is not None
             step.watched |= step.entered.known.may_fuse
+
+
+class Now:
+    """Where a thread is in a pass that runs by a plan."""
+
+    __slots__ = ("batch", "course", "held", "mode", "modules", "plan", "run", "step", "times")
+
+    batch: Batch
+    course: Course
+    held: list[Tensor] | None
+    mode: OpMode
+    modules: Mapping[int, int]
+    plan: Plan
+    run: Any
+    step: Step
+    times: list[float]
+
+
+class Course:
+    """What is known of the passes of one entry that run in the same circumstances."""
+
+    __slots__ = ("called", "last", "left", "lessons", "plan", "tries")
+
+    def __init__(self, called: str) -> None:
+        self.called = called
+        self.forget()
+
+    def forget(self) -> None:
+        """Learn anew."""
+        self.plan: Plan | None = None
+        self.last: Node | None = None
+        self.lessons = Lessons()
+        self.tries = 0
+        self.left = 0
+
+
+def name_of(step: Step) -> str:
+    """The module call that a step is."""
+    assert step.entered.known is not None
+    return step.entered.known.name
+
+
+def _site(node: Node) -> str:
+    known = node.known
+    if known is None:
+        return node.site.name
+    return known.name if node.site.kind == "module_exit" else f"{known.address}:in"
+
+
+def start_of(node: Node) -> Node:
+    """The root of the trie that a node is in."""
+    while node.parent is not None:
+        node = node.parent
+    return node
+
+
+def difference(expected: Node, found: Node) -> str:
+    """The first event in which two passes differ."""
+    was, now = path_to(expected), path_to(found)
+    for one, other in zip(was, now, strict=False):
+        if one is not other:
+            return f"{_site(other)!r} came where {_site(one)!r} was expected"
+    if len(now) > len(was):
+        return f"{_site(now[len(was)])!r} came after the last event that was expected"
+    return f"{_site(was[len(now)])!r} did not come"

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from fastrec._contracts import Tap
 from fastrec._ops import OpFacts
-from fastrec.engines._modules import Known
+from fastrec.engines._protocol import Tap
+from fastrec.engines.eager.modules import Known
 from fastrec.events.position import Place
 from fastrec.events.sites import Frame, Kind, Site
 
@@ -115,7 +115,9 @@ _NO_EDGES: dict[Any, Node] = {}  # shared by all nodes without edges, never writ
 
 NOWHERE = Node.__new__(Node)
 """Where nothing has led yet."""
+
 NOWHERE.step = object()
+
 NOWHERE.module = nn.Module()
 
 

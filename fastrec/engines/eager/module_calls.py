@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import nn
 
 Call = Callable[..., Any]
+
 Layer = Callable[[Call | None], Call]
 """Makes the wrapper of one recorder around what is called next; None stands for the module's own call."""
 
@@ -85,5 +86,6 @@ class ModuleCalls:
 
 
 MODULE_CALLS = ModuleCalls(lambda: nn.Module)
+
 # torch._dynamo is slow to import, and nothing can be compiled where nobody has imported it.
 COMPILED_CALLS = ModuleCalls(lambda: sys.modules["torch._dynamo.eval_frame"].OptimizedModule)

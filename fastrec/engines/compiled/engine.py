@@ -18,17 +18,19 @@ from weakref import ref
 import torch
 from torch import Tensor, fx, nn
 
-from fastrec._contracts import Ahead, Batch, MakeBatch, PlanningListener
 from fastrec._errors import FastrecError, FastrecWarning, SessionError, UnsupportedModelError
 from fastrec._torch.tensors import apart
-from fastrec.engines._calls import COMPILED_CALLS, MODULE_CALLS, Call
-from fastrec.engines._compiled_roots import Arguments, CompiledRoot, CompileGraph, Roots, roots_of
-from fastrec.engines._graphs import Edge, Graph, Links, Step, Way
-from fastrec.engines._supported import keep_out_of_compiling
+from fastrec.engines._protocol import Ahead, Batch, MakeBatch, PlanningListener
+from fastrec.engines.compiled.graphs import Edge, Graph, Links, Step, Way
+from fastrec.engines.compiled.roots import Arguments, CompiledRoot, CompileGraph, Roots, roots_of
+from fastrec.engines.eager.module_calls import COMPILED_CALLS, MODULE_CALLS, Call
+from fastrec.engines.eager.supported import keep_out_of_compiling
 from fastrec.events.sites import Frame
 
 _grad_is_on = torch.is_grad_enabled
+
 _graph_task = torch._C._current_graph_task_id
+
 _interpreter = torch._C._functorch.peek_interpreter_stack
 
 

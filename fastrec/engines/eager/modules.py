@@ -5,18 +5,23 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from types import FunctionType
+from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.modules import module as _torch_modules
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from fastrec.engines._fused import may_fuse
-from fastrec.engines._simple import only_calls_others, runs_one_op
+from fastrec._ops import inner_layer_types, op_facts
 from fastrec.events.sites import Frame
 
 _TRANSPARENT = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
 _WRAPPERS = (DistributedDataParallel, DataParallel)
+
 _MOST_ALIASES = 16
 
 
@@ -155,3 +160,98 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def _inner(module: nn.Module) -> nn.Module | None:
     return next((child for name, child in module._modules.items() if name in _TRANSPARENT and child), None)
+
+
+_ONE_OP: tuple[type[nn.Module], ...] = (
+    nn.AdaptiveAvgPool2d,
+    nn.AvgPool2d,
+    nn.CELU,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.Dropout,
+    nn.ELU,
+    nn.Embedding,
+    nn.Flatten,
+    nn.GELU,
+    nn.GroupNorm,
+    nn.Hardsigmoid,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.LayerNorm,
+    nn.LeakyReLU,
+    nn.Linear,
+    nn.LogSoftmax,
+    nn.MaxPool2d,
+    nn.Mish,
+    nn.ReLU,
+    nn.SELU,
+    nn.Sigmoid,
+    nn.SiLU,
+    nn.Softmax,
+    nn.Softplus,
+    nn.Tanh,
+)
+
+_FORWARDS: dict[type[nn.Module], Any] = {nn.Sequential: nn.Sequential.forward}
+
+for _kind in _ONE_OP:
+    _FORWARDS[_kind] = _kind.forward
+
+# Torch keeps these objects for good, and only fills and empties them.
+GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
+    _torch_modules._global_forward_hooks,
+    _torch_modules._global_forward_pre_hooks,
+    _torch_modules._global_backward_hooks,
+    _torch_modules._global_backward_pre_hooks,
+)
+
+
+def runs_one_op(module: nn.Module) -> bool:
+    """Whether a module runs one op and returns its value; whether it really did is seen when it first runs."""
+    return type(module) is not nn.Sequential and _is_torchs_own(module)
+
+
+def only_calls_others(module: nn.Module) -> bool:
+    """Whether a module runs no op of its own."""
+    if type(module) is not nn.Sequential or not _is_torchs_own(module):
+        return False
+    # A module whose class has a __call__ of its own does what it likes before its call is seen.
+    children: Iterable[nn.Module | None] = module._modules.values()
+    return {type(child).__call__ for child in children if child is not None} <= {nn.Module.__call__}
+
+
+def _is_torchs_own(module: nn.Module) -> bool:
+    # By the very class: a subclass, and so a parametrised module, does what it likes.
+    kind: type[nn.Module] = type(module)
+    return kind in _FORWARDS and kind.forward is _FORWARDS[kind]
+
+
+_FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+
+_FUSED_FORWARDS = frozenset(kind.forward for kind in _FUSED)
+
+
+def may_fuse(module: nn.Module) -> bool:
+    """Whether a module is one that has a fused path, with torch's own forward."""
+    return isinstance(module, _FUSED) and type(module).forward in _FUSED_FORWARDS
+
+
+def is_fused_now(module: nn.Module) -> bool:
+    """Whether the fused path may be taken in this very call, so that it must run unwatched."""
+    if module.training:
+        return False
+    return not torch.is_grad_enabled() or not any(p.requires_grad for p in module.parameters())
+
+
+def layer_types_in(modules: Iterable[nn.Module]) -> frozenset[str]:
+    """The types of all ops that may run in the forward passes of some modules, more rather than fewer."""
+    found: set[str] = set()
+    for module in modules:
+        for function in vars(type(module)).values():
+            if isinstance(function, FunctionType):
+                found |= inner_layer_types(function)
+        if isinstance(module, nn.TransformerEncoderLayer) and not isinstance(module.activation, nn.Module):
+            facts = op_facts(module.activation)
+            found |= inner_layer_types(module.activation) | {facts.layer_type if facts else ""}
+    return frozenset(found)

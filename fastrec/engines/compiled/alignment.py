@@ -18,11 +18,12 @@ from torch import Tensor, fx
 
 from fastrec._ops import OpFacts, op_facts
 from fastrec._torch.trees import leaves
-from fastrec.engines._lesson import Caller, Event, Lesson, Value, constants_in
-from fastrec.engines._modules import Known
+from fastrec.engines.compiled.reference_run import Caller, Event, Lesson, Value, constants_in
+from fastrec.engines.eager.modules import Known
 from fastrec.ops.table import TENSOR_PROPERTIES
 
 _FRAME = re.compile(r'File "([^"]+)", line \d+, in (torch_dynamo_resume_in_)?(\S+?)(?(2)_at_\d+)$', re.MULTILINE)
+
 _DYNAMO = os.path.join("torch", "_dynamo")
 
 ADDED = "fastrec_added"

@@ -11,20 +11,23 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fastrec._contracts import Listener, Tap
 from fastrec._ops import OpFacts, inner_layer_types, op_facts, opened
 from fastrec._torch.modes import depth, mode_at, modes, pop, push, put, unseen_by_dynamo
 from fastrec._torch.trees import argument_leaves, leaves
-from fastrec.engines._trie import Node, Raised, Source, Tally
+from fastrec.engines._protocol import Listener, Tap
+from fastrec.engines.eager.trie import Node, Raised, Source, Tally
 from fastrec.events.sites import Site
 
 if TYPE_CHECKING:
-    from fastrec.engines._modules import Known
+    from fastrec.engines.eager.modules import Known
+
 
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
+
 _ORDINARY = Site("", "op", "", "")
 
 _START = Node(_ORDINARY, None, None, None)
+
 RUN_AUTOGRAD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
 
 

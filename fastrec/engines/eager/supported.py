@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn.parallel import DataParallel
 
 from fastrec._errors import UnsupportedModelError
-from fastrec.engines._modules import is_compiled_wrapper, unwrapped
+from fastrec.engines._protocol import Listener
+from fastrec.engines.eager.modules import Known, ModuleTable, is_compiled_wrapper, layer_types_in, unwrapped
+from fastrec.events.sites import Frame, Site
 
 
 def runs_compiled(module: nn.Module) -> bool:
@@ -68,3 +70,29 @@ def _is_exported(module: nn.Module) -> bool:
         return False
     calls = [node for node in module.graph.nodes if node.op == "call_function"]
     return bool(calls) and all(isinstance(node.target, torch._ops.OpOverload) for node in calls)
+
+
+class Inside:
+    """Tells of a module whether something could be kept inside of it, without running it."""
+
+    def __init__(self, table: ModuleTable, listener: Listener) -> None:
+        self._table = table
+        self._listener = listener
+        self._kept: dict[Any, bool] = {}
+
+    def is_kept(self, known: Known, frames: tuple[Frame, ...]) -> bool:
+        """Whether something could be kept inside of a module that is called with these modules around it."""
+        key = (known, frames)
+        if key not in self._kept:
+            self._kept[key] = any(map(self._listener.may_keep, self._sites(known, frames)))
+        return self._kept[key]
+
+    def _sites(self, known: Known, frames: tuple[Frame, ...]) -> Iterator[Site]:
+        """All sites that there may be inside of a module, more rather than fewer."""
+        below = list(self._table.below(known, frames))
+        for k, stack in below:
+            yield Site(k.name, "module_exit", k.layer_type, k.frame.module_type, stack)
+            yield Site(k.input_prefix, "module_enter", k.layer_type, k.frame.module_type, stack)
+        for kind in layer_types_in([unwrapped(known.module), *(k.module for k, _ in below)]):
+            for k, stack in ((known, frames), *below):
+                yield Site(f"{k.address}/{kind}", "op", kind, kind, stack)

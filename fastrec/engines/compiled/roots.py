@@ -9,23 +9,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastrec._contracts import PlanningListener
 from fastrec._errors import SessionError, UnsupportedModelError
-from fastrec.engines._calls import COMPILED_CALLS
-from fastrec.engines._compiled_code import CompiledCode, compiled_part, function_of
-from fastrec.engines._compiled_hooks import Detour
-from fastrec.engines._graphs import Graph, Step
-from fastrec.engines._lean_calls import Switch
-from fastrec.engines._lesson import Lesson, Teacher
-from fastrec.engines._modules import is_compiled_wrapper, unwrapped
-from fastrec.engines._simple import GLOBAL_HOOKS
+from fastrec._torch.dynamo import CompiledCode, Detour, Switch, compiled_part, function_of
+from fastrec.engines._protocol import PlanningListener
+from fastrec.engines.compiled.graphs import Graph, Step
+from fastrec.engines.compiled.reference_run import Lesson, Teacher
+from fastrec.engines.eager.module_calls import COMPILED_CALLS
+from fastrec.engines.eager.modules import GLOBAL_HOOKS, is_compiled_wrapper, unwrapped
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
 Caught = Callable[["CompiledRoot", Callable[..., Any], Arguments, "Roots"], Any]
+
 Roots = tuple["CompiledRoot", ...]
 """Those of several recorders of the same compiled code that want what a call computes, the last to come first."""
 
 CompileGraph = Callable[[Any, Any], Any]
+
 Backend = Callable[["CompiledRoot", CompileGraph, Any, Any], Any]
 
 

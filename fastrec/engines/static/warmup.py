@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrec._contracts import Listener, Tap
 from fastrec._torch.tensors import are_alone, are_private
 from fastrec._torch.trees import leaves
-from fastrec.engines._mode import ThreadState
-from fastrec.engines._trie import Node
+from fastrec.engines._protocol import Listener, Tap
+from fastrec.engines.eager.mode import ThreadState
+from fastrec.engines.eager.trie import Node
 from fastrec.events.position import Place
 from fastrec.events.sites import Site
 

@@ -1,0 +1,1 @@
+"""The compiled engine: kept values become extra outputs of the compiled graphs."""
