@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrec._blocks import HeldPass
 from fastrec._errors import BrokenPromiseError
 from fastrec._run import PassRun
 from fastrec._taps import KeepTap
 from fastrec._torch.tensors import AllAlike, all_alike, are_alone, are_private, unlike
 from fastrec.engines._protocol import Tap
 from fastrec.sinks import RAMSink
-from fastrec.sinks._ram_blocks import MOST_VALUES
+from fastrec.sinks._blocks import HeldPass
+from fastrec.sinks.ram.pool import MOST_VALUES
 
 MOST_SHAPES = 64
 """Shapes of the first value that a batch remembers, before it looks them up anew."""

@@ -11,7 +11,6 @@ import msgspec
 import torch
 from torch import Tensor
 
-from fastrec._copying import parts_of
 from fastrec._dry_events import SOURCES, Event
 from fastrec._failures import PredicateFailure
 from fastrec._halt import Halt
@@ -23,6 +22,7 @@ from fastrec.events.context import TENSOR_FIELDS, torch_dtype
 from fastrec.events.sites import PassInfo
 from fastrec.predicates import NEVER
 from fastrec.predicates._base import Opaque, PredicateBase
+from fastrec.sinks._copying import parts_of
 
 FORECAST_PASSES = 1000
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal, overload
 from fastrec.recording._recording import Recording
 
 if TYPE_CHECKING:
-    from fastrec.sinks._hdf5_live import LiveRecording
-    from fastrec.sinks._hdf5_recover import Recovered
+    from fastrec.sinks.hdf5.live import LiveRecording
+    from fastrec.sinks.hdf5.recover import Recovered
 
 
 @overload
@@ -37,8 +37,8 @@ def load(path: str | PathLike[str], *, live: bool = False) -> Recording:
     DamagedFileError where a file is none, or not all of one.
     """
     # h5py takes longer to import than the rest of fastrec.
-    from fastrec.sinks._hdf5_live import LiveRecording
-    from fastrec.sinks._hdf5_open import open_source
+    from fastrec.sinks.hdf5.live import LiveRecording
+    from fastrec.sinks.hdf5.source import open_source
 
     if live:
         return LiveRecording(path)
@@ -62,6 +62,6 @@ def recover(path: str | PathLike[str], to: str | PathLike[str] | None = None) ->
     ``load`` reads such a recording as it is; other tools need a finished one. Don't use it on a recording that is
     still being written. Raises what ``load`` does, and RecordingExistsError where there is something at ``to``.
     """
-    from fastrec.sinks._hdf5_recover import recover_files
+    from fastrec.sinks.hdf5.recover import recover_files
 
     return recover_files(path, to)

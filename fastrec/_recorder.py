@@ -18,8 +18,6 @@ from fastrec._errors import OptionError, SessionError, UnsupportedModelError, ne
 from fastrec._options import RecorderOptions, options_of
 from fastrec._plan import Plan
 from fastrec._session import PhaseBlock, Session
-from fastrec._sinks_of import TeeSink, sinks_of
-from fastrec._steps import step_columns
 from fastrec._taps import idle_question
 from fastrec._torch.process import FORKS
 from fastrec._torch.state import seeded
@@ -28,6 +26,8 @@ from fastrec.engines._protocol import Ahead
 from fastrec.events.sites import Catalog
 from fastrec.recording._recording import Recording
 from fastrec.sinks import HDF5Sink, RAMSink
+from fastrec.sinks._options import TeeSink, sinks_of
+from fastrec.sinks._steps import step_columns
 
 
 class Recorder:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from fastrec._contracts import Column, Ledger, Sink
 from fastrec._errors import FastrecWarning, OptionError, SessionError
 from fastrec._failures import PredicateFailures
 from fastrec._halt import Halt
@@ -29,6 +28,7 @@ from fastrec.events.position import Place, VariantMaker
 from fastrec.events.sites import Catalog, PassInfo, Site
 from fastrec.predicates._protocol import Predicate
 from fastrec.sinks import RAMSink
+from fastrec.sinks._protocol import Column, Ledger, Sink
 
 _grad_is_on = torch.is_grad_enabled
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from fastrec._blocks import Block, Layout, Places, RowMaker
-from fastrec._copying import RowCopier, parts_of, watch_gradient
 from fastrec._errors import OptionError, UnsupportedTensorError
 from fastrec.events.capture import CaptureSpec, kept_dtype
+from fastrec.sinks._blocks import Block, Layout, Places, RowMaker
+from fastrec.sinks._copying import RowCopier, parts_of, watch_gradient
 
 
 class Seen(TorchFunctionMode):

@@ -37,7 +37,7 @@ NOT_LOADED_BY_IMPORT = ["fastrec.graph", "fastrec.integrations", "h5py", "torch.
 
 
 def module_name(path: Path) -> str:
-    """The name inside the package: "" for `fastrec` itself, "sinks.ram" for `fastrec.sinks.ram`."""
+    """The name inside the package: "" for `fastrec` itself, "sinks.ram" for `fastrec.sinks.ram.sink`."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

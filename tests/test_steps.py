@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastrec import FastrecError, Recorder
-from fastrec._steps import step_columns
+from fastrec.sinks._steps import step_columns
 
 
 @pytest.mark.parametrize(

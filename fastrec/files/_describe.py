@@ -11,8 +11,7 @@ import numpy as np
 from fastrec._errors import StepError
 from fastrec.recording._recording import Recording
 from fastrec.recording._source import OUTCOMES
-from fastrec.sinks._hdf5_open import open_source
-from fastrec.sinks._hdf5_source import HDF5Source
+from fastrec.sinks.hdf5.source import HDF5Source, open_source
 
 
 class FileFacts(msgspec.Struct, frozen=True):

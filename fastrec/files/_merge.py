@@ -10,13 +10,12 @@ import msgspec
 
 from fastrec._errors import OptionError, RecordingFileError
 from fastrec.events.sites import Origin
-from fastrec.sinks._hdf5_layout import MERGED, Identity
-from fastrec.sinks._hdf5_open import Named, merged_of
-from fastrec.sinks._hdf5_paths import why
-from fastrec.sinks._hdf5_source import HDF5Source
-from fastrec.sinks._hdf5_together import show
-from fastrec.sinks._hdf5_write import Told, Writing, check_free, write_source
-from fastrec.sinks._merged import MergedSource
+from fastrec.sinks.hdf5.copy_file import Told, Writing, check_free, write_source
+from fastrec.sinks.hdf5.layout import MERGED, Identity
+from fastrec.sinks.hdf5.merged import MergedSource
+from fastrec.sinks.hdf5.paths import why
+from fastrec.sinks.hdf5.source import HDF5Source, Named, merged_of
+from fastrec.sinks.hdf5.virtual import show
 
 Path = str | os.PathLike[str]
 

@@ -9,11 +9,10 @@ import msgspec
 import torch
 
 from fastrec._errors import FastrecError
-from fastrec.sinks._hdf5_open import open_source
-from fastrec.sinks._hdf5_options import HDF5Options
-from fastrec.sinks._hdf5_source import HDF5Source
-from fastrec.sinks._hdf5_write import Told, Writing, write_source
-from fastrec.sinks._merged import MergedSource
+from fastrec.sinks.hdf5.copy_file import Told, Writing, write_source
+from fastrec.sinks.hdf5.merged import MergedSource
+from fastrec.sinks.hdf5.options import HDF5Options
+from fastrec.sinks.hdf5.source import HDF5Source, open_source
 
 
 class Repacked(msgspec.Struct, frozen=True):

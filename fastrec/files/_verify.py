@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrec._errors import DamagedFileError
-from fastrec.sinks._hdf5_checks import checksum
-from fastrec.sinks._hdf5_contents import Contents, read_contents
-from fastrec.sinks._hdf5_layout import CHECKED, CHECKS, LATE, DataInfo
-from fastrec.sinks._hdf5_open import merged_of, source_path
-from fastrec.sinks._hdf5_read import ReadFile, find_files
-from fastrec.sinks._hdf5_source import PREFIX
+from fastrec.sinks.hdf5.checksums import checksum
+from fastrec.sinks.hdf5.contents import Contents, read_contents
+from fastrec.sinks.hdf5.layout import CHECKED, CHECKS, LATE, DataInfo
+from fastrec.sinks.hdf5.reader import ReadFile, find_files
+from fastrec.sinks.hdf5.source import PREFIX, merged_of, source_path
 
 NAMES = {number: name for name, number in CHECKED.items()}
 Told = Callable[[int, int], None]

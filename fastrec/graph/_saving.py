@@ -8,11 +8,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fastrec._copying import parts_of, watch_gradient
 from fastrec._errors import UnsupportedTensorError
 from fastrec._torch.tensors import check_copyable
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph._raw import Op, Readable
+from fastrec.sinks._copying import parts_of, watch_gradient
 
 _interpreter = torch._C._functorch.peek_interpreter_stack
 

@@ -11,7 +11,6 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
-from fastrec._copying import parts_of
 from fastrec._dry_run import dry_run
 from fastrec._errors import OptionError, PredicateError, RecordKeyError
 from fastrec._oneshot import NOT_GIVEN
@@ -27,7 +26,8 @@ from fastrec.graph._validation_replay import difference
 from fastrec.graph._validation_report import Failure, Unchecked, ValidationReport
 from fastrec.predicates import parse
 from fastrec.recording._recording import ActivationRecord, Recording
-from fastrec.sinks._hdf5_log import StoredTransform
+from fastrec.sinks._copying import parts_of
+from fastrec.sinks.hdf5.catalog_log import StoredTransform
 
 Event = tuple[str, str, str]
 """Kind, label and site."""

@@ -1,4 +1,4 @@
 """Where records go."""
 
-from fastrec.sinks.hdf5 import HDF5Sink as HDF5Sink
-from fastrec.sinks.ram import RAMSink as RAMSink
+from fastrec.sinks.hdf5.sink import HDF5Sink as HDF5Sink
+from fastrec.sinks.ram.sink import RAMSink as RAMSink

@@ -102,7 +102,7 @@ def test_what_may_not_be_read_is_told(capsys: pytest.CaptureFixture[str], monkey
     def refused(*args: object, **kwargs: object) -> int:
         raise PermissionError(13, "Permission denied", "run.h5")
 
-    monkeypatch.setattr("fastrec.sinks._hdf5_read.os.open", refused)
+    monkeypatch.setattr("fastrec.sinks.hdf5.reader.os.open", refused)
     code, err = failed(capsys, "info", "run.h5")
     assert code == 3
     assert "'run.h5' can't be read: Permission denied" in err

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrec._contracts import Sink
 from fastrec._errors import StepError, UnsupportedTensorError
 from fastrec._torch.tensors import Alike, alike
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.sites import Catalog, PassInfo, Site, Variant
 from fastrec.recording._source import Source
+from fastrec.sinks._protocol import Sink
 
 PLAIN = CaptureSpec()
 DTYPES = [

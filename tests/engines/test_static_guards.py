@@ -13,13 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 from fastrec import Recorder
 from fastrec._batch import Batch
-from fastrec._blocks import HeldPass
 from fastrec._errors import FastrecError
 from fastrec.engines.static import engine as static
 from fastrec.engines.static import warmup as _static_lesson
 from fastrec.engines.static.engine import StaticEngine
 from fastrec.engines.static.schedule import _Calls
 from fastrec.predicates import inside, op
+from fastrec.sinks._blocks import HeldPass
 
 
 def differ(make: Callable[[], nn.Module], drive: Callable[[Any, Recorder], Any], **options: Any) -> bool:

@@ -113,7 +113,7 @@ def test_what_is_no_floating_value_is_not_cast() -> None:
 
 def test_rows_of_many_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     before = record("run.h5")
-    monkeypatch.setattr("fastrec.sinks._hdf5_file.CHUNK_BYTES", 100)
+    monkeypatch.setattr("fastrec.sinks.hdf5.structure.CHUNK_BYTES", 100)
     told: list[tuple[int, int]] = []
     repack("run.h5", "one.h5", told=lambda done, total: told.append((done, total)))
     assert_same(load("one.h5"), before)
@@ -153,7 +153,7 @@ def test_nothing_is_written_over_and_nothing_left_behind(monkeypatch: pytest.Mon
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fastrec.sinks._hdf5_file.add_trailer", full)
+    monkeypatch.setattr("fastrec.sinks.hdf5.structure.add_trailer", full)
     with pytest.raises(OSError, match="'one.h5' can't be written: No space left on device"):
         repack("run.h5", "one.h5")
     assert sorted(path.name for path in Path().iterdir()) == ["run.h5", "there.h5"]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from contracts.sink import Rig, SinkContract, check_source
 
-from fastrec._contracts import Sink
 from fastrec.recording._source import Source
 from fastrec.sinks import HDF5Sink
-from fastrec.sinks._hdf5_source import HDF5Source
+from fastrec.sinks._protocol import Sink
+from fastrec.sinks.hdf5.source import HDF5Source
 
 
 def source_of(rig: Rig) -> Source:

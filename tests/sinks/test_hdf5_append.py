@@ -16,7 +16,7 @@ import fastrec
 from fastrec import Recorder, Recording
 from fastrec._errors import DamagedFileError, OptionError, RecordingExistsError
 from fastrec.sinks import HDF5Sink, RAMSink
-from fastrec.sinks._hdf5_writer import Writer
+from fastrec.sinks.hdf5.writer import Writer
 
 MODEL = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh())
 

@@ -22,7 +22,7 @@ from fastrec._errors import (
     SessionError,
 )
 from fastrec.sinks import HDF5Sink
-from fastrec.sinks._hdf5_layout import SegmentMap
+from fastrec.sinks.hdf5.layout import SegmentMap
 
 
 @pytest.fixture(scope="module")

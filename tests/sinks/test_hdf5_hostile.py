@@ -1,7 +1,6 @@
 """Files that somebody made to harm, checksums and all: a typed error or values, never a crash, never much memory."""
 
 import json
-import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import fastrec
 from fastrec import CaptureSpec, FastrecError, Recorder
 from fastrec._errors import DamagedFileError
 from fastrec.files import verify
-from fastrec.sinks._hdf5_layout import TABLES
+from fastrec.sinks.hdf5.layout import TABLES
 
 NASTY = [
     *(None, True, -1, 0, 1, 7, 2**31, 2**62, -(2**62), 2**70, 1e308, 0.5, "", "x", "../../etc/passwd", [], {}, [[]]),
@@ -199,14 +198,11 @@ def test_a_file_over_which_hdf5_might_crash_is_tried_out_elsewhere(
     with path.open("wb") as file:
         file.write(map_in(whole)[1])  # whole, but for what tells where all lies
     read_all(path)
-    walk = tmp_path / "walk.py"
-    shutil.copyfile(Path(fastrec.__file__).parent / "sinks" / "_hdf5_walk.py", walk)
-    monkeypatch.setattr("fastrec.sinks._hdf5_rehearse.os.path.dirname", lambda _: str(tmp_path))
-    (tmp_path / "_hdf5_walk.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr("fastrec.sinks.hdf5.probe._WALK", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(DamagedFileError, match="HDF5 crashed over it .signal 11."):
         fastrec.load(path)
-    monkeypatch.setattr("fastrec.sinks._hdf5_rehearse.SECONDS", 0.2)
-    (tmp_path / "_hdf5_walk.py").write_text("import time; time.sleep(9)")
+    monkeypatch.setattr("fastrec.sinks.hdf5.probe.MAX_SECONDS", 0.2)
+    monkeypatch.setattr("fastrec.sinks.hdf5.probe._WALK", "import time; time.sleep(9)")
     with pytest.raises(DamagedFileError, match="did not get through it"):
         fastrec.load(path)
 

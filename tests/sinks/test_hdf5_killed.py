@@ -19,7 +19,7 @@ import fastrec
 from fastrec import Recorder, Recording
 from fastrec._errors import RecordingFileError, RecordingNotFoundError
 from fastrec.sinks import HDF5Sink
-from fastrec.sinks._hdf5_growth import _is_alive
+from fastrec.sinks.hdf5.live import _is_alive
 
 ROOT = Path(__file__).parents[2]
 
@@ -257,7 +257,7 @@ def test_what_stopped_the_writer_is_raised_once_more_only_if_nobody_saw_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = torch.nn.Identity()
-    monkeypatch.setattr("fastrec.sinks._hdf5_layout.os.pwrite", _no_space)
+    monkeypatch.setattr("fastrec.sinks.hdf5.layout.os.pwrite", _no_space)
     with pytest.raises(RecordingFileError, match="No space left"):
         with Recorder(model, keep_module=True, sink=tmp_path / "run.h5"):
             model(torch.zeros(2))
@@ -294,7 +294,7 @@ def test_an_error_is_raised_by_the_next_call_and_what_was_flushed_stays(
     with Recorder(model, keep_module=True, sink=sink) as rec:
         model(torch.zeros(3))
         rec.flush()
-        monkeypatch.setattr("fastrec.sinks._hdf5_layout.os.pwrite", _no_space)
+        monkeypatch.setattr("fastrec.sinks.hdf5.layout.os.pwrite", _no_space)
         model(torch.ones(3))
         for call in (rec.flush, lambda: model(torch.ones(3)), lambda: rec.step(reward=1), rec.flush):
             with pytest.raises(RecordingFileError, match="the recording stopped: .*No space left"):
@@ -315,7 +315,7 @@ def test_memory_that_waits_for_the_disk_is_bounded_even_within_one_pass(
         time.sleep(0.001)
         return written(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("fastrec.sinks._hdf5_layout.os.pwrite", slowly)
+    monkeypatch.setattr("fastrec.sinks.hdf5.layout.os.pwrite", slowly)
     model, most = torch.nn.Identity(), 0
     sink = HDF5Sink(tmp_path / "run.h5", queue_bytes=1 << 20)
     with Recorder(model, keep_module=True, sink=sink) as rec:

@@ -19,8 +19,8 @@ import fastrec
 from fastrec import Recorder, Recording
 from fastrec._errors import DamagedFileError, OptionError, RecordingNotFoundError
 from fastrec.sinks import HDF5Sink
-from fastrec.sinks._hdf5_live import LiveRecording
-from fastrec.sinks._hdf5_read import ReadFile
+from fastrec.sinks.hdf5.live import LiveRecording
+from fastrec.sinks.hdf5.reader import ReadFile
 
 PASSES = 120
 

@@ -16,7 +16,7 @@ import fastrec
 from fastrec import CaptureSpec, Recorder
 from fastrec._errors import MissingExtraError, OptionError, RecordingFileError
 from fastrec.sinks import HDF5Sink, RAMSink
-from fastrec.sinks._hdf5_checks import LARGE, PAGE, Counters, checksum, read_counters
+from fastrec.sinks.hdf5.checksums import LARGE, PAGE, Counters, checksum, read_counters
 
 MODEL = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3))
 
@@ -54,7 +54,7 @@ def test_compressed_files_are_smaller_and_read_the_same(tmp_path: Path, compress
 
 
 def test_an_extra_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastrec.sinks._hdf5_options.find_spec", lambda name: None)
+    monkeypatch.setattr("fastrec.sinks.hdf5.options.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"compression='zstd'\) needs hdf5plugin.*'fastrec\[zstd\]'"):
         HDF5Sink("run.h5", compression="zstd")
     HDF5Sink("run.h5", compression="gzip")
@@ -66,7 +66,7 @@ def test_a_packed_file_whose_filter_is_missing_names_the_extra(tmp_path: Path, m
     def fails(*_: object, **__: object) -> Any:
         raise OSError("required filter 'zstd' is not registered")
 
-    monkeypatch.setattr("fastrec.sinks._hdf5_trailer.h5py.File", fails)
+    monkeypatch.setattr("fastrec.sinks.hdf5.structure.h5py.File", fails)
     for module in ("_hdf5_packed", "_hdf5_filters"):
         monkeypatch.setattr(f"fastrec.sinks.{module}.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"needs hdf5plugin, which is not installed.*fastrec\[zstd\]"):
@@ -193,7 +193,7 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest
     def none(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("fastrec.sinks._hdf5_paths.fcntl.flock", none)
+    monkeypatch.setattr("fastrec.sinks.hdf5.paths.fcntl.flock", none)
     with pytest.raises(RecordingFileError, match="has no locks; give HDF5Sink\\(..., locking=False\\)"):
         record(HDF5Sink(tmp_path / "run.h5"), 1)
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ import fastrec
 from fastrec import Recorder
 from fastrec._errors import UnsupportedTensorError
 from fastrec.sinks import HDF5Sink, RAMSink
-from fastrec.sinks._hdf5_source import HDF5Source
+from fastrec.sinks.hdf5.source import HDF5Source
 
 
 def test_sites_may_have_any_name(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import torch
 from contracts.sink import Rig, SinkContract, assert_same, check_source
 from torch import Tensor
 
-from fastrec._contracts import Sink
 from fastrec._errors import SessionError
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.sites import Catalog
 from fastrec.recording._source import Source
 from fastrec.sinks import RAMSink
+from fastrec.sinks._protocol import Sink
 
 
 class TestRAMSinkContract(SinkContract):

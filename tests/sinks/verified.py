@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrec.sinks._hdf5_checks import checksum
-from fastrec.sinks._hdf5_contents import Contents, read_contents
-from fastrec.sinks._hdf5_layout import CHECKED, CHECKS, LATE
-from fastrec.sinks._hdf5_read import ReadFile, find_files
+from fastrec.sinks.hdf5.checksums import checksum
+from fastrec.sinks.hdf5.contents import Contents, read_contents
+from fastrec.sinks.hdf5.layout import CHECKED, CHECKS, LATE
+from fastrec.sinks.hdf5.reader import ReadFile, find_files
 
 
 def check_checksums(path: Path, *, covered: bool = True) -> int:

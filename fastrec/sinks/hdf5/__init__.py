@@ -1,0 +1,1 @@
+"""Records in HDF5 files, which are readable while they grow and after a kill."""
