@@ -4,12 +4,12 @@ from fastrec._dry_run import DryRun as DryRun
 from fastrec._dry_run import dry_run as dry_run
 from fastrec._errors import FastrecError as FastrecError
 from fastrec._errors import FastrecWarning as FastrecWarning
-from fastrec._halt import halt as halt
 from fastrec._load import load as load
 from fastrec._load import recover as recover
-from fastrec._oneshot import record as record
-from fastrec._recorder import Recorder as Recorder
 from fastrec.events.capture import CaptureSpec as CaptureSpec
 from fastrec.events.context import RecordContext as RecordContext
 from fastrec.recording._recording import ActivationRecord as ActivationRecord
 from fastrec.recording._recording import Recording as Recording
+from fastrec.session.failures import halt as halt
+from fastrec.session.record import record as record
+from fastrec.session.recorder import Recorder as Recorder

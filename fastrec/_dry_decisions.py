@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from fastrec._dry_events import SOURCES, Event
-from fastrec._failures import PredicateFailure
-from fastrec._halt import Halt
-from fastrec._options import RecorderOptions
-from fastrec._plan import Plan
-from fastrec._taps import spec_of
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.events.context import TENSOR_FIELDS, torch_dtype
 from fastrec.events.sites import PassInfo
 from fastrec.predicates import NEVER
 from fastrec.predicates._base import Opaque, PredicateBase
+from fastrec.session.failures import Halt, PredicateFailure
+from fastrec.session.options import RecorderOptions
+from fastrec.session.plan import Plan
+from fastrec.session.taps import spec_of
 from fastrec.sinks._copying import parts_of
 
 FORECAST_PASSES = 1000

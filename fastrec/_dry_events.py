@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import FastrecError
-from fastrec._options import RecorderOptions
 from fastrec._torch.tensors import check_copyable, check_gradients
 from fastrec.engines._protocol import Tap
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import RecordContext, torch_dtype
 from fastrec.events.position import Place, VariantMaker
 from fastrec.events.sites import Catalog, PassInfo, Site, Variant
+from fastrec.session.options import RecorderOptions
 
 SOURCES = ("input", "buffer")
 _interpreter = torch._C._functorch.peek_interpreter_stack

@@ -15,10 +15,10 @@ from fastrec._dry_sites import SiteLine, counted, site_lines, summary, summary_r
 from fastrec._dry_timeline import timeline
 from fastrec._dry_tree import tree
 from fastrec._errors import MissingExtraError
-from fastrec._failures import PredicateFailure
 from fastrec.events.context import RecordContext
 from fastrec.recording._arrays import OF_VARIANT
 from fastrec.recording._records import told_bytes
+from fastrec.session.failures import PredicateFailure
 
 if TYPE_CHECKING:
     import pandas

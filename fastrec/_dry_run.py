@@ -13,12 +13,11 @@ from fastrec._dry_decisions import Decider, Outcome
 from fastrec._dry_events import Event, Watch
 from fastrec._dry_result import DryRun as DryRun
 from fastrec._errors import FastrecWarning, OptionError
-from fastrec._oneshot import NOT_GIVEN, check_inputs
-from fastrec._options import options_of
-from fastrec._recorder import args_of, roots_of
 from fastrec._torch.state import random_state_restored, restored, seeded
 from fastrec.engines import EagerEngine
 from fastrec.engines._protocol import Region
+from fastrec.session.inputs import NOT_GIVEN, args_of, check_inputs, roots_of
+from fastrec.session.options import options_of
 
 
 def dry_run(

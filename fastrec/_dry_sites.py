@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 
 from fastrec._dry_decisions import FORECAST_PASSES, Decider, Outcome
 from fastrec._dry_events import Event
-from fastrec._failures import PredicateFailure
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.sites import Site
 from fastrec.recording._records import told_bytes
+from fastrec.session.failures import PredicateFailure
 
 
 class SiteLine:

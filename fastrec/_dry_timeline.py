@@ -12,8 +12,8 @@ from typing import NamedTuple
 from fastrec._dry_decisions import Outcome
 from fastrec._dry_events import Event
 from fastrec._dry_sites import segments
-from fastrec._failures import PredicateFailure
 from fastrec.recording._records import told_bytes
+from fastrec.session.failures import PredicateFailure
 
 WIDTH = 960
 NARROWEST, WIDEST = 4, 48

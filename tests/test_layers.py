@@ -180,7 +180,7 @@ def test_a_cycle_is_found() -> None:
 
 @pytest.mark.parametrize("name", NOT_LOADED_BY_IMPORT)
 def test_import_does_not_load(name: str, loaded_by_fastrec: set[str]) -> None:
-    assert "fastrec._recorder" in loaded_by_fastrec
+    assert "fastrec.session.recorder" in loaded_by_fastrec
     assert name not in loaded_by_fastrec
 
 

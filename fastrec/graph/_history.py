@@ -11,7 +11,6 @@ from typing import Any, Literal
 from torch import nn
 
 from fastrec._errors import RecordKeyError
-from fastrec._oneshot import NOT_GIVEN
 from fastrec.graph._diff import HistoryDiff, diff_of
 from fastrec.graph._entries import (
     BufferEntry,
@@ -36,6 +35,7 @@ from fastrec.graph._records import RecordFinder
 from fastrec.graph._same_graph import check_same_graph
 from fastrec.graph._tables import What, frame, graph_of, rows_of, write_csv, write_json, write_parquet
 from fastrec.recording._records import ActivationRecord
+from fastrec.session.inputs import NOT_GIVEN
 
 
 class ModelHistory(HistoryFacts):

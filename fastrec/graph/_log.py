@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from fastrec._errors import GradientError, OptionError, RecordingExistsError
-from fastrec._oneshot import NOT_GIVEN
-from fastrec._recorder import roots_of
 from fastrec._torch.state import random_state_restored, restored
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph._file_save import finish_history
@@ -23,6 +21,7 @@ from fastrec.graph._roots import uncompiled
 from fastrec.graph._same_graph import check_same_graph
 from fastrec.graph._saving import All, Stream
 from fastrec.graph._stored import TensorFile
+from fastrec.session.inputs import NOT_GIVEN, roots_of
 
 
 def log_forward_pass(  # noqa: PLR0913

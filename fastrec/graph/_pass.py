@@ -15,8 +15,6 @@ import torch
 from torch import nn
 
 from fastrec._errors import FastrecWarning, OptionError
-from fastrec._oneshot import NOT_GIVEN, check_inputs
-from fastrec._recorder import args_of
 from fastrec._torch.state import seeded
 from fastrec.engines import EagerEngine
 from fastrec.events.capture import CaptureSpec
@@ -24,6 +22,7 @@ from fastrec.graph._capture import GraphListener
 from fastrec.graph._raw import Capture
 from fastrec.graph._saving import Saver, Stream
 from fastrec.graph._state import ModelState
+from fastrec.session.inputs import NOT_GIVEN, args_of, check_inputs
 
 
 class Keeping(msgspec.Struct, frozen=True):

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from fastrec._errors import OptionError
-from fastrec._oneshot import NOT_GIVEN
-from fastrec._recorder import args_of, roots_of
 from fastrec._torch.state import random_state_restored, restored, seeded
 from fastrec._torch.trees import argument_leaves, leaves
 from fastrec.graph._arguments import filled, flat, mapped
@@ -34,6 +32,7 @@ from fastrec.graph._validation_replay import (
     parents_in,
 )
 from fastrec.graph._validation_report import Exempted, Failure, Unchecked, ValidationReport
+from fastrec.session.inputs import NOT_GIVEN, args_of, roots_of
 
 
 def validate_saved_activations(

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from fastrec._dry_run import dry_run
 from fastrec._errors import OptionError, PredicateError, RecordKeyError
-from fastrec._oneshot import NOT_GIVEN
-from fastrec._recorder import roots_of
 from fastrec._torch.state import random_state_restored, restored
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.events.context import PASS_FIELDS, RecordContext
@@ -26,6 +24,7 @@ from fastrec.graph._validation_replay import difference
 from fastrec.graph._validation_report import Failure, Unchecked, ValidationReport
 from fastrec.predicates import parse
 from fastrec.recording._recording import ActivationRecord, Recording
+from fastrec.session.inputs import NOT_GIVEN, roots_of
 from fastrec.sinks._copying import parts_of
 from fastrec.sinks.hdf5.catalog_log import StoredTransform
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastrec._errors import MissingExtraError, OptionError
-from fastrec._recorder import Recorder
+from fastrec.session.recorder import Recorder
 
 
 def missing(package: str, extra: str) -> MissingExtraError:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastrec._recorder import Recorder
 from fastrec.integrations._extras import check_autoreset, missing
+from fastrec.session.recorder import Recorder
 
 try:
     import gymnasium

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-from fastrec._recorder import Recorder
 from fastrec.integrations._extras import missing
+from fastrec.session.recorder import Recorder
 
 try:
     from pytorch_lightning import Callback, LightningModule, Trainer

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from fastrec._errors import OptionError
-from fastrec._recorder import Recorder
 from fastrec.integrations._extras import check_autoreset, missing
+from fastrec.session.recorder import Recorder
 
 try:
     from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from fastrec._errors import OptionError, RaggedError, UnsupportedModelError
-from fastrec._recorder import Recorder
 from fastrec.integrations._extras import check_autoreset, missing
 from fastrec.recording._recording import Recording
+from fastrec.session.recorder import Recorder
 
 try:
     from tensordict import TensorDictBase

@@ -284,7 +284,7 @@ def test_values_share_no_memory_with_what_the_model_returns(monkeypatch: pytest.
 
     assert safe()
     monkeypatch.setattr(_extra_outputs, "storages_of", lambda value: set())
-    monkeypatch.setattr("fastrec._batch.are_alone", lambda values: True)
+    monkeypatch.setattr("fastrec.session.pass_batch.are_alone", lambda values: True)
     assert not safe()
 
 
@@ -379,7 +379,7 @@ def test_values_are_copied_before_the_next_run_overwrites_them(monkeypatch: pyte
         return all(torch.allclose(record.activation, model[:2](X + i)) for i, record in enumerate(found))
 
     assert popped()
-    monkeypatch.setattr("fastrec._batch.are_alone", lambda values: True)
+    monkeypatch.setattr("fastrec.session.pass_batch.are_alone", lambda values: True)
     assert not popped()
 
 

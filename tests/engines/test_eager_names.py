@@ -35,7 +35,7 @@ def test_names_and_numbers_do_not_hang_on_what_is_kept(name: str, keep: str) -> 
     with Recorder(model, **EVERYTHING) as full, seeded():
         model(x.clone())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastrec._recorder.warn_about_nothing", lambda *_: None)
+        patch.setattr("fastrec.session.recorder.warn_about_nothing", lambda *_: None)
         with Recorder(twin, **PREDICATES[keep]) as part, seeded():
             twin(x.clone())
     known = {event.label: event for event in events_of(full.recording, inside=True)}

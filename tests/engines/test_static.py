@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fastrec import CaptureSpec, Recorder
 from fastrec._errors import BrokenPromiseError, FastrecError, OptionError
-from fastrec._taps import AskTap, KeepTap
 from fastrec.predicates import every, kind, module, op, phase
+from fastrec.session.taps import AskTap, KeepTap
 
 
 class TestStaticEngine(EngineContract):

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastrec import Recorder
-from fastrec._batch import Batch
 from fastrec._errors import FastrecError
 from fastrec.engines.static import engine as static
 from fastrec.engines.static import warmup as _static_lesson
 from fastrec.engines.static.engine import StaticEngine
 from fastrec.engines.static.schedule import _Calls
 from fastrec.predicates import inside, op
+from fastrec.session.pass_batch import Batch
 from fastrec.sinks._blocks import HeldPass
 
 
@@ -97,7 +97,7 @@ def leaking(model: Any, rec: Recorder) -> list[Any]:
 
 def test_values_that_others_have_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not differ(Model, leaking, keep_op="tanh")
-    monkeypatch.setattr("fastrec._batch.are_alone", lambda values: True)
+    monkeypatch.setattr("fastrec.session.pass_batch.are_alone", lambda values: True)
     assert differ(Model, leaking, keep_op="tanh")
 
 
@@ -257,7 +257,7 @@ def test_values_in_a_batch_are_looked_at_for_their_shape(monkeypatch: pytest.Mon
         return popped
 
     assert not differ(Slices, drive, keep_op=["tanh", "relu"])
-    monkeypatch.setattr("fastrec._batch.all_alike", lambda values: lambda *others: True)
+    monkeypatch.setattr("fastrec.session.pass_batch.all_alike", lambda values: lambda *others: True)
     assert differ(Slices, drive, keep_op=["tanh", "relu"])
 
 
@@ -279,7 +279,7 @@ def test_memory_of_other_libraries_is_no_bodys_own(monkeypatch: pytest.MonkeyPat
         return nn.Sequential(Foreign(), nn.Tanh())
 
     assert not differ(make, drive, keep_module="0")
-    for where in ("fastrec._batch.are_private", "fastrec.engines.static.warmup.are_private"):
+    for where in ("fastrec.session.pass_batch.are_private", "fastrec.engines.static.warmup.are_private"):
         monkeypatch.setattr(where, lambda values: True)
     assert differ(make, drive, keep_module="0")
 
@@ -329,7 +329,7 @@ def test_calls_come_in_their_order_and_number(order: str, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(StaticEngine, "_step_aside", go_on)
     monkeypatch.setattr(StaticEngine, "_broken", lambda self, course, what: None)
-    monkeypatch.setattr("fastrec._run.PassRun.fail", lambda self, error: None)
+    monkeypatch.setattr("fastrec.session.taps.PassRun.fail", lambda self, error: None)
     assert not noticed()
 
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import BrokenPromiseError
-from fastrec._run import PassRun
-from fastrec._taps import KeepTap
 from fastrec._torch.tensors import AllAlike, all_alike, are_alone, are_private, unlike
 from fastrec.engines._protocol import Tap
+from fastrec.session.taps import KeepTap, PassRun
 from fastrec.sinks import RAMSink
 from fastrec.sinks._blocks import HeldPass
 from fastrec.sinks.ram.pool import MOST_VALUES
@@ -26,7 +25,6 @@ MOST_SHAPES = 64
 
 MOST_SHARED = 8
 """Passes in a row of which some value was not the recorder's alone, after which a batch is of no use."""
-
 
 _grad_is_on = torch.is_grad_enabled
 

@@ -7,29 +7,33 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import msgspec
 import torch
 from torch import Tensor
 
 from fastrec._errors import OptionError, UnsupportedTensorError
-from fastrec._run import PassRun
 from fastrec._torch.tensors import Alike, alike, check_copyable, unlike
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import PASS_FIELDS, RecordContext
 from fastrec.events.position import Place
-from fastrec.events.sites import Site, Variant
+from fastrec.events.sites import PassInfo, Site, Variant
 from fastrec.predicates._base import PredicateBase
 from fastrec.predicates._protocol import Decision, Predicate
 
 if TYPE_CHECKING:
-    from fastrec._session import Session
+    from fastrec.session.session import Session
+
 
 MOST_CELLS = 64
 """Shapes that a tap remembers at one place, before it looks them up anew."""
 
 _interpreter = torch._C._functorch.peek_interpreter_stack
+
 # Looking at a value is an op to every mode on the stack: this recorder's own around a module, or another's.
 _modes = torch._C._len_torch_function_stack
+
 _are_off = torch._C._is_torch_function_all_disabled
+
 _no_modes = torch._C.DisableTorchFunction
 
 
@@ -295,3 +299,28 @@ def spec_of(decision: Decision | None, default: CaptureSpec) -> CaptureSpec | No
     else:
         return default
     return spec if spec.save_activation or spec.save_metadata else None
+
+
+class PassRun(msgspec.Struct):
+    """What a pass has kept so far, in event order; times on the clock of ``time.perf_counter``.
+
+    ``rows`` is a list, or a HeldPass once all values of a pass that ends are held as they are.
+
+    ``logged``: the recorder itself made the call, or it is a region, so it may return None. ``error`` is what a tap
+    raised, and ``stop`` how many records there were before. ``settled`` holds what questions about the pass said.
+    """
+
+    info: PassInfo
+    logged: bool
+    variants: list[int]
+    rows: Any
+    times: list[float]
+    parents: tuple[str, ...] | None = None
+    error: BaseException | None = None
+    stop: int = 0
+    settled: dict[Any, Any] = msgspec.field(default_factory=dict)
+
+    def fail(self, error: BaseException) -> None:
+        """Remember what a tap raised, for the model's own code may swallow it, or go on after it."""
+        if self.error is None:
+            self.error, self.stop = error, len(self.rows)

@@ -6,9 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 from fastrec._errors import OptionError
-from fastrec._failures import Failing
-from fastrec._options import RecorderOptions
-from fastrec._taps import NO_COMPILED_GRADIENTS, AskTap, KeepTap, Question, spec_of
 from fastrec.engines._protocol import Ahead, PlannedTap
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
@@ -20,21 +17,30 @@ from fastrec.predicates._modules import Inside, Module, ModuleInput, ModuleType
 from fastrec.predicates._normalise import normalise
 from fastrec.predicates._passes import Entry, Every, First, GradEnabled, Phase, ahead, any_of
 from fastrec.predicates._protocol import Context, Predicate
+from fastrec.session.failures import Failing
+from fastrec.session.options import RecorderOptions
+from fastrec.session.taps import NO_COMPILED_GRADIENTS, AskTap, KeepTap, Question, spec_of
 
 if TYPE_CHECKING:
-    from fastrec._session import Session
+    from fastrec.session.session import Session
+
 
 OP_KINDS: tuple[Kind, ...] = ("op", "input", "buffer")
+
 MODULE_KINDS: tuple[Kind, ...] = ("module_enter", "module_exit")
 
 _SETTLED_BY_PATH = STRUCTURAL_FIELDS | PATH_FIELDS
+
 _NO_TENSOR = ((), "float32", "cpu", False)
+
 _NO_SITE = Site("", "op", "", "")
+
 _NO_VARIANT = Variant(0, "", 0, None, None, 1, (), (), "float32", "cpu", False, 0, None, None)
+
 _NO_PASS = PassInfo(index=0, entry=0, entry_pass=0, phase=0, grad=False, started=0.0)
 
-
 _NAMES_MODULES = (Module, ModuleType)
+
 _OF_ANY_EVENT = (Inside, ModuleInput, Every, First, Phase, Entry, GradEnabled)
 
 

@@ -7,12 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from fastrec._errors import OptionError
-from fastrec._recorder import Recorder
 from fastrec._torch.state import seeded
 from fastrec.recording._recording import Recording
-
-NOT_GIVEN: Any = object()
+from fastrec.session.inputs import NOT_GIVEN, check_inputs
+from fastrec.session.recorder import Recorder
 
 
 def record(
@@ -52,9 +50,3 @@ def record(
                 output = call()
     recording: Recording = rec.recording
     return (output, recording) if return_output else recording
-
-
-def check_inputs(input_args: Any, call: Callable[[], Any] | None) -> None:
-    """Raise OptionError unless there is one way to run the model."""
-    if (call is None) == (input_args is NOT_GIVEN):
-        raise OptionError("give either input_args, or call= with a function that runs the model")

@@ -14,12 +14,6 @@ import numpy.typing as npt
 import torch
 
 from fastrec._errors import FastrecWarning, OptionError, SessionError
-from fastrec._failures import PredicateFailures
-from fastrec._halt import Halt
-from fastrec._options import RecorderOptions
-from fastrec._plan import Plan
-from fastrec._run import PassRun
-from fastrec._taps import spec_of
 from fastrec._torch.process import FORKS
 from fastrec.engines._protocol import PlannedTap
 from fastrec.events.capture import CaptureSpec
@@ -27,6 +21,10 @@ from fastrec.events.context import RecordContext
 from fastrec.events.position import Place, VariantMaker
 from fastrec.events.sites import Catalog, PassInfo, Site
 from fastrec.predicates._protocol import Predicate
+from fastrec.session.failures import Halt, PredicateFailures
+from fastrec.session.options import RecorderOptions
+from fastrec.session.plan import Plan
+from fastrec.session.taps import PassRun, spec_of
 from fastrec.sinks import RAMSink
 from fastrec.sinks._protocol import Column, Ledger, Sink
 

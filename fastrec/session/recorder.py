@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -12,19 +13,20 @@ import torch
 from torch import nn
 
 from fastrec import engines
-from fastrec._batch import batch_of
-from fastrec._closing import warn_about_nothing
-from fastrec._errors import OptionError, SessionError, UnsupportedModelError, near
-from fastrec._options import RecorderOptions, options_of
-from fastrec._plan import Plan
-from fastrec._session import PhaseBlock, Session
-from fastrec._taps import idle_question
+from fastrec._errors import FastrecWarning, OptionError, SessionError, near
 from fastrec._torch.process import FORKS
 from fastrec._torch.state import seeded
 from fastrec.engines import EagerEngine, is_compiled
-from fastrec.engines._protocol import Ahead
+from fastrec.engines._protocol import Ahead, Engine
 from fastrec.events.sites import Catalog
+from fastrec.predicates._base import Matched
 from fastrec.recording._recording import Recording
+from fastrec.session.inputs import args_of, roots_of
+from fastrec.session.options import RecorderOptions, options_of
+from fastrec.session.pass_batch import batch_of
+from fastrec.session.plan import Plan
+from fastrec.session.session import PhaseBlock, Session
+from fastrec.session.taps import idle_question
 from fastrec.sinks import HDF5Sink, RAMSink
 from fastrec.sinks._options import TeeSink, sinks_of
 from fastrec.sinks._steps import step_columns
@@ -297,40 +299,6 @@ class Recorder:
         return self._ram
 
 
-def args_of(input_args: Any) -> tuple[Any, ...]:
-    """Positional arguments: a tuple or list of them, or a single one; a named tuple is a single one."""
-    return tuple(input_args) if type(input_args) in (tuple, list) else (input_args,)
-
-
-def roots_of(model: Any) -> dict[str, Any]:
-    """The roots by name, "" where there is one; UnsupportedModelError or OptionError for anything else."""
-    if isinstance(model, nn.Module):
-        return {"": model}
-    if isinstance(model, Mapping) and not isinstance(model, nn.Module):
-        if not model:
-            raise UnsupportedModelError("the dict of models is empty; give {'actor': actor, 'critic': critic}")
-        for name, root in model.items():
-            if not isinstance(name, str) or not name.isidentifier():
-                raise OptionError(f"{name!r} is no name of a root; give a plain word such as 'actor'")
-            if not isinstance(root, nn.Module) and not is_compiled(root):
-                raise UnsupportedModelError(f"the model {name!r} is a {_told(root)}, not a torch.nn.Module")
-        return dict(model)
-    if is_compiled(model):
-        raise UnsupportedModelError(
-            "the model is a compiled function, whose records need a name to stand under; give Recorder({'act': "
-            "compiled_function}, ...)"
-        )
-    raise UnsupportedModelError(
-        f"the model is a {_told(model)}, not a torch.nn.Module; give a module, or a dict name -> module"
-    )
-
-
-def _told(given: Any) -> str:
-    if type(given).__name__ == "ExportedProgram":
-        return "ExportedProgram (record the module that it was exported from)"
-    return f"class ({given.__name__}; make an instance)" if isinstance(given, type) else type(given).__name__
-
-
 def _signature() -> inspect.Signature:
     kind = inspect.Parameter
     first = [kind("self", kind.POSITIONAL_OR_KEYWORD), kind("model", kind.POSITIONAL_OR_KEYWORD)]
@@ -343,3 +311,38 @@ def _signature() -> inspect.Signature:
 
 # The options are declared once, in RecorderOptions; this shows them in help() and editors.
 Recorder.__init__.__signature__ = _signature()  # type: ignore[attr-defined]
+
+
+def warn_about_nothing(session: Session, plan: Plan, engine: Engine) -> None:
+    """Warn where no pass ran, or where a glob matched nothing that did."""
+    for message in _complaints(session, plan, engine):
+        warnings.warn(message, FastrecWarning, stacklevel=3)
+
+
+def _complaints(session: Session, plan: Plan, engine: Engine) -> Iterable[str]:
+    if not len(session.catalog.entries):
+        yield (
+            "no pass was recorded: the model was not called inside of the block, or only in another process, inside "
+            "of compiled code, or while the recorder was paused"
+        )
+        return
+    frames, called = engine.frames(), engine.called()
+    known: dict[Matched, tuple[str, set[str]]] = {
+        "op": ("op type that ran", session.seen_layer_types),
+        "module": ("module address", {a for frame in frames for a in (frame.module_address, *frame.aliases)}),
+        "module_type": ("module class", {frame.module_type for frame in frames}),
+        "phase": ("phase of a pass", set(session.catalog.phases.items)),
+        "entry": ("entry of a pass", set(session.catalog.entries.items)),
+    }
+    # Where no pass was watched, because nothing could be kept of any, nobody knows what ran in them.
+    watched = bool(called or session.seen_layer_types)
+    for option, predicate in (("keep_op", plan.keep_op), ("keep_module", plan.keep_module)):
+        for what, pattern, matches in predicate.patterns(*known):
+            told, names = known[what]
+            if what == "op" and not watched:
+                continue
+            matched = sorted(filter(matches, names))
+            if not matched:
+                yield f"{option}: {pattern!r} matched no {told}; {near(pattern, sorted(names))}"
+            elif what == "module" and watched and called.isdisjoint(matched):
+                yield f"{option}: {pattern!r} matched {matched[0]!r}, which was not called in any pass"

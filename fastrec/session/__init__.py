@@ -1,0 +1,1 @@
+"""An open recorder: its options, its plan, its taps and its passes."""
