@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fastrec
 from fastrec import CaptureSpec, DryRun, RecordContext, dry_run
-from fastrec._dry_decisions import FORECAST_PASSES
+from fastrec.dryrun.decisions import FORECAST_PASSES
 from fastrec.predicates import entry, every, first, op, shape
 from fastrec.recording._records import told_bytes
 

@@ -11,9 +11,9 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
-from fastrec._dry_run import dry_run
 from fastrec._errors import OptionError, PredicateError, RecordKeyError
 from fastrec._torch.state import random_state_restored, restored
+from fastrec.dryrun.dry_run import dry_run
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.events.context import PASS_FIELDS, RecordContext
 from fastrec.graph._history import ModelHistory

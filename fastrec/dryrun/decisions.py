@@ -11,7 +11,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from fastrec._dry_events import SOURCES, Event
+from fastrec.dryrun.events import SOURCES, Event
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.events.context import TENSOR_FIELDS, torch_dtype
 from fastrec.events.sites import PassInfo
@@ -29,6 +29,7 @@ Decision = CaptureSpec | PredicateFailure | None
 """How an event is kept, why that can't be told or done, or None: it is not kept."""
 
 _NUMBER_OF_PASS = frozenset({"entry_pass", "pass_index"})
+
 _OF_PASS_AND_VALUE = _NUMBER_OF_PASS | TENSOR_FIELDS | {"phase", "entry", "grad_enabled", "sample_id", "step"}
 
 

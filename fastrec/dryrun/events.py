@@ -22,6 +22,7 @@ from fastrec.events.sites import Catalog, PassInfo, Site, Variant
 from fastrec.session.options import RecorderOptions
 
 SOURCES = ("input", "buffer")
+
 _interpreter = torch._C._functorch.peek_interpreter_stack
 
 
@@ -179,6 +180,7 @@ def _obstacles(value: Tensor) -> Obstacles:
 
 
 _ATTACHED = CaptureSpec(keep_grad=True)
+
 _WATCHED = CaptureSpec(save_gradient=True)
 
 

@@ -1,0 +1,1 @@
+"""Trying predicates without keeping a tensor."""
