@@ -12,8 +12,8 @@ from fastrec._cli._failing import DONE
 from fastrec._cli._output import Output
 from fastrec._cli._watched import Watched
 from fastrec._errors import OptionError, near
-from fastrec._load import load
 from fastrec.exports import EXPORTERS, OPTIONS, export
+from fastrec.files._load import load
 from fastrec.recording._recording import Recording
 
 ENDINGS = {".npz": "numpy", ".safetensors": "safetensors"}

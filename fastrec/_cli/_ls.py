@@ -11,7 +11,7 @@ from fastrec._cli._command import Command
 from fastrec._cli._failing import DONE
 from fastrec._cli._output import Output
 from fastrec._errors import RecordKeyError, near
-from fastrec._load import load
+from fastrec.files._load import load
 from fastrec.recording._records import SiteFacts, table_of
 
 ORDERS = ("run", "name", "records", "bytes")

@@ -9,7 +9,7 @@ import msgspec
 from fastrec._cli._command import Command
 from fastrec._cli._failing import DONE
 from fastrec._cli._output import Output, counted
-from fastrec._load import recover
+from fastrec.files._load import recover
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from fastrec._cli._numbers import Statistics, as_double, preview, statistics_of
 from fastrec._cli._output import Output
 from fastrec._cli._progress import Progress
 from fastrec._errors import DamagedFileError, RecordKeyError
-from fastrec._load import load
+from fastrec.files._load import load
 from fastrec.recording._records import ActivationRecord, Records, sites_of, table_of
 from fastrec.recording._view import View
 

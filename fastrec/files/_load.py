@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
 @overload
 def load(path: str | PathLike[str], *, live: Literal[True]) -> LiveRecording: ...
+
+
 @overload
 def load(path: str | PathLike[str], *, live: bool = False) -> Recording: ...
+
+
 def load(path: str | PathLike[str], *, live: bool = False) -> Recording:
     """Read a recording from its file, finished or not: what was flushed when it is opened.
 
