@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fastrec._ops import op_facts
+from fastrec.ops.facts import op_facts
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import nn, rand, randint, randn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from fastrec._ops import op_facts
+from fastrec.ops.facts import op_facts
 
 Call = Callable[[], Any]
 

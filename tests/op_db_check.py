@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_map
 
-from fastrec._ops import inner_layer_types, op_facts, opened, reads_inplace_flag
-from fastrec.ops.facts import openable
+from fastrec.ops.composites import inner_layer_types
+from fastrec.ops.facts import op_facts, openable, opened, reads_inplace_flag
 
 # `1 / x` is an operator, and `embedding` one lookup, by decision.
 ONE_BY_DECISION = {"__rdiv__", "embedding"}

@@ -11,8 +11,8 @@ from op_calls import Call, Seen, tensors
 from torch import overrides, randn
 from torch.overrides import TorchFunctionMode
 
-from fastrec._ops import inner_layer_types, op_facts, opened
-from fastrec.ops.facts import openable
+from fastrec.ops.composites import inner_layer_types
+from fastrec.ops.facts import op_facts, openable, opened
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from op_calls import Call, Seen, seen_in, tensors
 from torch import Tensor, nn, overrides, randn
 
-from fastrec._ops import op_facts, reads_inplace_flag
+from fastrec.ops.facts import op_facts, reads_inplace_flag
 from fastrec.ops.table import ALIASES, ESCAPES, NO_EVENTS, OPERATORS, canonical
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")

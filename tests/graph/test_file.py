@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from fastrec import FastrecError
 from fastrec._errors import DamagedFileError
 from fastrec.graph import load_history, log_forward_pass, validate_history
-from fastrec.graph._file_values import Opaque, decoded, encoded
-from fastrec.graph._stored import Stored
+from fastrec.graph.files import Opaque, Stored, decoded, encoded
 
 
 class Varied(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastrec.graph._recurrence import Node, assign_layers
+from fastrec.graph.layers import Node, assign_layers
 
 
 def chain(word: str, *, parameters: str = "") -> list[Node]:

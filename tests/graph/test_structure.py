@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fastrec._errors import GradientError
 from fastrec.graph import log_forward_pass
-from fastrec.graph._writes import Writes
+from fastrec.graph.tracking import Writes
 
 
 def test_orphans_are_left_out() -> None:

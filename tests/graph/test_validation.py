@@ -15,7 +15,7 @@ from fastrec.graph import (
     validate_history,
     validate_saved_activations,
 )
-from fastrec.graph._raw import Op, Ref, Stale
+from fastrec.graph.raw import Op, Ref, Stale
 
 
 class Calls(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastrec.graph import log_forward_pass, validate_history
-from fastrec.graph._validation_exemptions import EXEMPTIONS
+from fastrec.graph.validation.exemptions import EXEMPTIONS
 
 X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
 ONES = torch.ones(2, 3, 4)

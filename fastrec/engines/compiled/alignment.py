@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastrec._ops import OpFacts, op_facts
 from fastrec._torch.trees import leaves
 from fastrec.engines.compiled.reference_run import Caller, Event, Lesson, Value, constants_in
 from fastrec.engines.eager.modules import Known
+from fastrec.ops.facts import OpFacts, op_facts
 from fastrec.ops.table import TENSOR_PROPERTIES
 
 _FRAME = re.compile(r'File "([^"]+)", line \d+, in (torch_dynamo_resume_in_)?(\S+?)(?(2)_at_\d+)$', re.MULTILINE)

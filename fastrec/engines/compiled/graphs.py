@@ -13,7 +13,6 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from fastrec._errors import UnsupportedModelError
-from fastrec._ops import opened
 from fastrec._torch.dynamo import leaves_no_state
 from fastrec._torch.modes import unseen_by_dynamo
 from fastrec._torch.trees import leaves
@@ -23,6 +22,7 @@ from fastrec.engines.compiled.outputs import ExtraOutputs, GradientPaths, writes
 from fastrec.engines.compiled.reference_run import Event, Leaf, Lesson, Value
 from fastrec.engines.eager.modules import Known
 from fastrec.events.sites import Site
+from fastrec.ops.facts import opened
 
 Feed = tuple[Callable[[Any, Any], None], int]
 """Who is fed, and with which output of the graph."""

@@ -10,9 +10,9 @@ from torch import Tensor, fx
 from torch.autograd.graph import get_gradient_edge
 
 from fastrec._errors import UnsupportedModelError
-from fastrec._ops import reads_inplace_flag
 from fastrec._torch.trees import leaves
 from fastrec.engines.compiled.alignment import ADDED, example, facts_of
+from fastrec.ops.facts import reads_inplace_flag
 
 
 class ExtraOutputs:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fastrec._ops import OpFacts, inner_layer_types, op_facts, opened
 from fastrec._torch.modes import depth, mode_at, modes, pop, push, put, unseen_by_dynamo
 from fastrec._torch.trees import argument_leaves, leaves
 from fastrec.engines._protocol import Listener, Tap
 from fastrec.engines.eager.trie import Node, Raised, Source, Tally
 from fastrec.events.sites import Site
+from fastrec.ops.composites import inner_layer_types
+from fastrec.ops.facts import OpFacts, op_facts, opened
 
 if TYPE_CHECKING:
     from fastrec.engines.eager.modules import Known

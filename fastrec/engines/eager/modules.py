@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn.modules import module as _torch_modules
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from fastrec._ops import inner_layer_types, op_facts
 from fastrec.events.sites import Frame
+from fastrec.ops.composites import inner_layer_types
+from fastrec.ops.facts import op_facts
 
 _TRANSPARENT = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 

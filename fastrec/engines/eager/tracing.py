@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrec._ops import OpFacts, op_facts
 from fastrec._torch.modes import unseen_by_dynamo
 from fastrec._torch.trees import argument_leaves, leaves
 from fastrec.engines._protocol import Listener, Performer
 from fastrec.engines.eager.mode import RUN_AUTOGRAD, OpMode, ThreadState
 from fastrec.engines.eager.modules import Known
 from fastrec.engines.eager.trie import NOWHERE, Node, Source, Tally
+from fastrec.ops.facts import OpFacts, op_facts
 
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 

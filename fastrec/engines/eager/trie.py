@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from fastrec._ops import OpFacts
 from fastrec.engines._protocol import Tap
 from fastrec.engines.eager.modules import Known
 from fastrec.events.position import Place
 from fastrec.events.sites import Frame, Kind, Site
+from fastrec.ops.facts import OpFacts
 
 LEAVE = "leave"
 """The edge that leaves the innermost module."""

@@ -1,0 +1,163 @@
+"""Logging one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from fastrec._errors import GradientError, OptionError, RecordingExistsError
+from fastrec._torch.state import random_state_restored, restored
+from fastrec.events.capture import CaptureSpec
+from fastrec.graph.diff import check_same_graph
+from fastrec.graph.files import TensorFile, finish_history
+from fastrec.graph.history import ModelHistory
+from fastrec.graph.pass_runner import Keeping, PassRunner, uncompiled
+from fastrec.graph.saving import All, Stream
+from fastrec.session.inputs import NOT_GIVEN, roots_of
+
+
+def log_forward_pass(  # noqa: PLR0913
+    model: nn.Module | Mapping[str, nn.Module],
+    input_args: Any = NOT_GIVEN,
+    input_kwargs: Mapping[str, Any] | None = None,
+    *,
+    call: Callable[[], Any] | None = None,
+    layers_to_save: str | int | Sequence[str | int] | None = "all",
+    random_seed: int | None = None,
+    activation_postfunc: Callable[[Tensor], Tensor] | None = None,
+    save_raw_activation: bool = True,
+    train_mode: bool = False,
+    detach_saved_tensors: bool = True,
+    save_gradients: bool = False,
+    save_activations_to: str | PathLike[str] | None = None,
+    keep_activations_in_memory: bool = True,
+) -> ModelHistory:
+    """Run a model once and log every operation: values, functions, parents, modules, layers.
+
+    >>> import torch
+    >>> from fastrec.graph import log_forward_pass
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+    >>> history = log_forward_pass(model, torch.ones(2, 4))
+    >>> history["relu_1_2"].activation.shape
+    torch.Size([2, 8])
+
+    Arguments:
+        model: a module, or a dict name -> module together with ``call``. Of one that ``torch.compile`` made, the
+            model that it was made from is run.
+        input_args: one positional argument, or a tuple or list of them.
+        input_kwargs: keyword arguments.
+        call: a function without arguments that uses the model in any way, in place of inputs.
+        layers_to_save: ``"all"``, None (or ``"none"``, an empty list), or keys of a history and parts of labels, one or
+            a list: ``["conv2d_3_7", "features", -5, "linear"]``. A selection takes a second pass, in which the model
+            has to run the same operations; the first one leaves no traces in buffers and random states.
+        random_seed: set before the pass; the random state is put back after it. None leaves the state alone, and the
+            seed that is reported is the one that torch was last seeded with.
+        activation_postfunc: a function of each saved value; its results are the ``transformed_activation``.
+        save_raw_activation: save values themselves too where there is an ``activation_postfunc``.
+        train_mode: saved values stay attached to autograd, and what can't be trained is refused.
+        detach_saved_tensors: False leaves saved values attached where they are, without train_mode's checks.
+        save_gradients: keep the gradients that later backward passes bring to saved values.
+        save_activations_to: an HDF5 file that values are written to as they appear, and the history when the pass
+            has ended; ``load_history`` reads it.
+        keep_activations_in_memory: with a file, False keeps no value in memory; the history reads them from the file.
+
+    Returns a ModelHistory. An error of the model passes through.
+    """
+    model = uncompiled(model, by_call=call is not None)
+    roots = roots_of(model)
+    run = PassRunner(roots, input_args, input_kwargs, call, random_seed)
+    if (train_mode or save_gradients) and not torch.is_grad_enabled():
+        raise GradientError(
+            f"{'train_mode' if train_mode else 'save_gradients'}=True under torch.no_grad or torch.inference_mode, "
+            "where no graph is built for a backward pass; log with gradients on"
+        )
+    spec = CaptureSpec(
+        keep_grad=train_mode or not detach_saved_tensors,
+        transform=activation_postfunc,
+        save_raw=save_raw_activation,
+        save_gradient=save_gradients,
+    )
+    if save_activations_to is None:
+        if not keep_activations_in_memory:
+            raise OptionError("keep_activations_in_memory=False needs a file: give save_activations_to='pass.h5'")
+        return _logged(run, roots, layers_to_save, spec, None)
+    if spec.keep_grad and not keep_activations_in_memory:
+        raise OptionError("train_mode keeps values attached to autograd, which only values in memory are")
+    if Path(save_activations_to).exists():
+        raise RecordingExistsError(f"{save_activations_to} exists; give another path, or remove it first")
+    file = TensorFile(Path(save_activations_to)).create(overwrite=False)
+    try:
+        history = _logged(run, roots, layers_to_save, spec, Stream(file, keep_activations_in_memory))
+        finish_history(history.contents(), file)
+    except BaseException:
+        file.abandon()
+        raise
+    return history
+
+
+def _logged(
+    run: PassRunner,
+    roots: dict[str, nn.Module],
+    layers_to_save: str | int | Sequence[str | int] | None,
+    spec: CaptureSpec,
+    stream: Stream | None,
+) -> ModelHistory:
+    selectors = _selectors(layers_to_save)
+    if layers_to_save == "all":
+        keeping = Keeping(All(), spec)
+    elif not selectors:
+        keeping = Keeping()
+    elif run.is_call:
+        # What a user's function does may not be done twice, so everything is kept for as long as it runs.
+        history = ModelHistory(run(Keeping(All(), spec)), roots, Keeping(All(), spec))
+        history.forget_all_but(history.keys.selected(selectors))
+        if stream is not None:
+            stream.all_of(history.graph.ops)
+        return history
+    else:
+        with restored(roots.values()), random_state_restored():
+            first = run(Keeping())
+        keeping = Keeping(ModelHistory(first, roots, Keeping()).keys.selected(selectors), spec)
+        capture = run(msgspec.structs.replace(keeping, stream=stream))
+        check_same_graph(
+            first, capture, remedy="a selection takes two passes that run alike; give layers_to_save='all'"
+        )
+        return ModelHistory(capture, roots, keeping)
+    return ModelHistory(run(msgspec.structs.replace(keeping, stream=stream)), roots, keeping)
+
+
+def get_model_metadata(
+    model: nn.Module | Mapping[str, nn.Module],
+    input_args: Any = NOT_GIVEN,
+    input_kwargs: Mapping[str, Any] | None = None,
+    *,
+    call: Callable[[], Any] | None = None,
+    random_seed: int | None = None,
+) -> ModelHistory:
+    """Log every operation of a forward pass without saving any value.
+
+    >>> import torch
+    >>> from fastrec.graph import get_model_metadata
+    >>> metadata = get_model_metadata(torch.nn.Linear(4, 8), torch.ones(2, 4))
+    >>> metadata["linear_1_1"].tensor_shape, metadata["linear_1_1"].activation
+    ((2, 8), None)
+
+    Arguments are those of log_forward_pass. Returns a ModelHistory.
+    """
+    return log_forward_pass(model, input_args, input_kwargs, call=call, layers_to_save=None, random_seed=random_seed)
+
+
+def _selectors(layers_to_save: str | int | Iterable[str | int] | None) -> list[str | int]:
+    if layers_to_save is None or layers_to_save == "none":
+        return []
+    if isinstance(layers_to_save, str | int) and not isinstance(layers_to_save, bool):
+        return [layers_to_save]
+    if not isinstance(layers_to_save, Iterable) or isinstance(layers_to_save, Mapping):
+        raise OptionError(f"layers_to_save={layers_to_save!r}: give 'all', None, a key, or a list of keys")
+    return list(layers_to_save)

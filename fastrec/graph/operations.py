@@ -1,0 +1,237 @@
+"""Operations of a history as a sequence that can be narrowed by questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, overload
+
+from torch import Tensor
+
+from fastrec._errors import OptionError, RecordKeyError
+from fastrec.graph.layers import Layer
+from fastrec.graph.operation import Operation
+from fastrec.graph.structure import Graph
+
+if TYPE_CHECKING:
+    from fastrec.graph.history import ModelHistory
+
+
+class Operations(Sequence[Operation]):
+    """Some operations of a history, in execution order; each question gives those that it is true of.
+
+    >>> import torch
+    >>> from fastrec.graph import log_forward_pass
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
+    >>> history = log_forward_pass(model, torch.ones(1, 1, 8, 8))
+    >>> history.operations.of_type("*pool*").with_parent("relu").labels
+    ['maxpool2d_1_3']
+    >>> len(history.between("input_1", "output_1").of_type("conv*"))
+    1
+    >>> history.operations.slowest(10)[0].layer_type in ("conv2d", "relu", "maxpool2d")
+    True
+
+    Made by a history. Patterns are globs, matched against layer types (``"conv*"``) or module addresses.
+    """
+
+    def __init__(self, operations: Iterable[Operation]) -> None:
+        self._operations = tuple(operations)
+
+    def __len__(self) -> int:
+        return len(self._operations)
+
+    def __iter__(self) -> Iterator[Operation]:
+        return iter(self._operations)
+
+    @overload
+    def __getitem__(self, place: int) -> Operation: ...
+    @overload
+    def __getitem__(self, place: slice) -> Operations: ...
+    def __getitem__(self, place: int | slice) -> Operation | Operations:
+        found = self._operations[place]
+        return Operations(found) if isinstance(found, tuple) else found
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def labels(self) -> list[str]:
+        """Their labels."""
+        return [each.history.graph.label(each.index) for each in self]
+
+    def where(self, test: Callable[[Operation], bool]) -> Operations:
+        """Those for which a function says yes."""
+        return Operations(each for each in self if test(each))
+
+    def of_type(self, *types: str) -> Operations:
+        """Those of some layer types."""
+        matches = _matcher(types)
+        return self.where(lambda each: matches(each.layer_type))
+
+    def inside(self, *addresses: str) -> Operations:
+        """Those that ran in some modules, at any depth."""
+        matches = _matcher(addresses)
+        return self.where(lambda each: any(matches(address) for address in _around(each)))
+
+    def with_parent(self, *types: str) -> Operations:
+        """Those that read a value of some layer types."""
+        return self._beside(types, lambda each: each.raw.parents)
+
+    def with_child(self, *types: str) -> Operations:
+        """Those whose value is read by some layer types."""
+        return self._beside(types, lambda each: each.history.graph.children.get(each.index, ()))
+
+    def _beside(self, types: Sequence[str], others: Callable[[Operation], Iterable[int]]) -> Operations:
+        matches = _matcher(types)
+        return self.where(lambda each: any(matches(each.history.operation(i).layer_type) for i in others(each)))
+
+    def with_parameters(self) -> Operations:
+        """Those that use parameters."""
+        return self.where(lambda each: each.computed_with_params)
+
+    def slowest(self, count: int) -> Operations:
+        """Those that took longest, the slowest first."""
+        return self._most(count, lambda each: each.func_time_elapsed)
+
+    def largest(self, count: int) -> Operations:
+        """Those with the largest values in bytes, the largest first."""
+        return self._most(count, lambda each: each.tensor_fsize)
+
+    def _most(self, count: int, amount: Callable[[Operation], float]) -> Operations:
+        if type(count) is not int or count < 1:
+            raise OptionError(f"{count!r} operations: give a whole number from 1 up")
+        return Operations(sorted(self, key=lambda each: -amount(each))[:count])
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.labels[:8]) + (", ..." if len(self) > 8 else "")
+        return f"<{len(self)} operations: {shown}>" if self else "<no operations>"
+
+
+def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
+    if {type(pattern) for pattern in patterns} != {str}:
+        raise OptionError(f"patterns {patterns!r}: give one or more strings, such as 'conv*'")
+    return lambda name: any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _around(operation: Operation) -> Iterator[str]:
+    """The addresses of the modules that an operation ran in."""
+    call = operation.raw.module
+    while call is not None:
+        if call.address:
+            yield call.address
+        call = call.parent
+
+
+def between(starts: Iterable[int], ends: Iterable[int], graph: Graph) -> list[int]:
+    """The operations on any path from one of some operations to one of others, without these."""
+    starts, ends = set(starts), set(ends)
+    after: set[int] = set()
+    before: set[int] = set()
+    for index in graph.order:
+        if any(parent in after or parent in starts for parent in graph.ops[index].parents):
+            after.add(index)
+    for index in reversed(graph.order):
+        if any(child in before or child in ends for child in graph.children.get(index, ())):
+            before.add(index)
+    return [index for index in graph.order if index in after and index in before and index not in starts | ends]
+
+
+class LayerEntry:
+    """A layer of a history: operations that are passes of the same layer.
+
+    >>> import torch
+    >>> from fastrec.graph import log_forward_pass
+    >>> cell = torch.nn.Linear(4, 4)
+    >>> history = log_forward_pass(torch.nn.Sequential(cell, torch.nn.ReLU(), cell), torch.ones(2, 4))
+    >>> layer = history["linear_1_1"]
+    >>> len(layer), layer[2].layer_label_w_pass
+    (2, 'linear_1_1:2')
+
+    Arguments: made by a history. ``layer[n]`` is its n-th pass, from 1.
+    """
+
+    def __init__(self, history: ModelHistory, layer: Layer) -> None:
+        self.history = history
+        self._layer = layer
+
+    @property
+    def layer_label(self) -> str:
+        """The label of the layer."""
+        return self._layer.label
+
+    @property
+    def layer_type(self) -> str:
+        """The canonical name of the function."""
+        return self._layer.layer_type
+
+    @property
+    def layer_type_num(self) -> int:
+        """The how-manieth layer of its type it is, from 1."""
+        return self._layer.type_number
+
+    @property
+    def layer_total_num(self) -> int:
+        """The how-manieth layer it is, from 1; 0 for inputs and buffers."""
+        return self._layer.total_number
+
+    @property
+    def layer_passes_total(self) -> int:
+        """How many passes it has."""
+        return len(self._layer.ops)
+
+    @property
+    def passes(self) -> list[Operation]:
+        """Its passes, in order."""
+        return [self.history.operation(index) for index in self._layer.ops]
+
+    def __len__(self) -> int:
+        return len(self._layer.ops)
+
+    def __iter__(self) -> Iterator[Operation]:
+        return iter(self.passes)
+
+    def __getitem__(self, number: int) -> Operation:
+        if not 1 <= number <= len(self):
+            raise RecordKeyError(f"{self.layer_label} has passes 1 to {len(self)}, not {number!r}")
+        return self.passes[number - 1]
+
+    @property
+    def activation(self) -> Tensor | None:
+        """The value, where there is one pass."""
+        if len(self) > 1:
+            raise RecordKeyError(
+                f"{self.layer_label} has {len(self)} passes, each with a value; give the pass: "
+                f"history['{self.layer_label}:1']"
+            )
+        return self.passes[0].activation
+
+    @property
+    def parent_layers(self) -> list[str]:
+        """The layers that any pass reads from."""
+        return self._related("parent_layers")
+
+    @property
+    def child_layers(self) -> list[str]:
+        """The layers that read from any pass."""
+        return self._related("child_layers")
+
+    def _related(self, name: str) -> list[str]:
+        return list(dict.fromkeys(label.partition(":")[0] for each in self.passes for label in getattr(each, name)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LayerEntry) and other._layer is self._layer
+
+    def __hash__(self) -> int:
+        return id(self._layer)
+
+    def __str__(self) -> str:
+        lines = [f"Layer {self.layer_label}, {len(self)} passes:"]
+        for each in self.passes:
+            parents = ", ".join(each.parent_layers) or "none"
+            children = ", ".join(each.child_layers) or "none"
+            lines.append(f"    {each.layer_label_w_pass}: {each.tensor_shape}, parents {parents}; children {children}")
+        return "\n".join(lines)
+
+    __repr__ = __str__

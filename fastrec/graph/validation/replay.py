@@ -1,0 +1,252 @@
+"""Running a call again from its saved parents."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastrec._torch.trees import leaves
+from fastrec.graph.raw import Call, Constant, Op, Parameter, Ref, Stale, filled, flat
+from fastrec.graph.tracking import may_draw, set_states
+
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What functions of torch raise about values that do not suit them."""
+
+UNINITIALISED = frozenset("empty emptylike newempty emptystrided emptypermuted".split())
+"""Functions whose values are whatever was in memory."""
+
+
+class CannotReplay(Exception):
+    """A call cannot be run again, and why."""
+
+
+class Replayed:
+    """What a replayed call returned, and its tensor arguments as they were afterwards, by operation."""
+
+    def __init__(self, values: dict[str, Tensor], arguments: dict[int, Tensor]) -> None:
+        self.values = values
+        self.arguments = arguments
+
+
+class Replayer:
+    """Runs calls of a capture again."""
+
+    def __init__(self, ops: Sequence[Op]) -> None:
+        self._ops = ops
+        self._written = set(map(id, _written_parameters(ops)))
+
+    def run(self, call: Call, instead: Mapping[int, Tensor] | None = None) -> Replayed:
+        """Run a call from the saved values of its parents, or from others ``instead`` of some of them."""
+        if call.func is None or isinstance(call.func, nn.Module):
+            raise CannotReplay("of the inside of its module nothing was seen, so there is no function to run again")
+        if call.func is torch.autograd.grad:
+            raise CannotReplay("a derivative comes from autograd's graph of the pass, which saved values don't have")
+        arguments: dict[int, Tensor] = {}
+        others: dict[int, Tensor] = {}
+
+        def tensor(reference: Any) -> Tensor:
+            if isinstance(reference, Ref | Stale):
+                op = reference.op
+                if op not in arguments:
+                    value = (instead or {}).get(op)
+                    value = self.value_of(reference) if value is None else value
+                    arguments[op] = value.clone() if call.inplace else value
+                return arguments[op]
+            if not call.inplace:
+                return self.value_of(reference)
+            if id(reference) not in others:
+                others[id(reference)] = self.value_of(reference).clone()
+            return others[id(reference)]
+
+        args = tuple([filled(item, tensor) for item in call.args])
+        kwargs = {key: filled(item, tensor) for key, item in call.kwargs.items()}
+        with as_it_was(call, kwargs):
+            out = call.func(*args, **kwargs)
+            if out is None and args:
+                out = args[0]
+            return Replayed(dict(leaves(out)), arguments)
+
+    def value_of(self, reference: Ref | Stale | Parameter | Constant) -> Tensor:
+        """The tensor that a call got."""
+        if isinstance(reference, Parameter):
+            if id(reference.tensor) in self._written:
+                raise CannotReplay(f"the pass writes to the parameter {reference.address!r}, which is not saved")
+            return reference.tensor.detach()
+        value = self._ops[reference.op].value if isinstance(reference, Ref) else reference.value
+        if value is None:
+            why = self._ops[reference.op].unsaved if isinstance(reference, Ref) else ""
+            raise CannotReplay(f"the value of an argument was not saved{': ' + why if why else ''}")
+        return value.detach()
+
+
+def _written_parameters(ops: Sequence[Op]) -> Iterator[Tensor]:
+    """The parameters that calls of a pass wrote in place."""
+    for op in ops:
+        if op.call.inplace:
+            for target in (*op.call.args[:1], op.call.kwargs.get("out")):
+                if isinstance(target, Parameter):
+                    yield target.tensor
+
+
+def parents_in(call: Call) -> dict[int, Ref | Stale]:
+    """The operations whose values a call got, in order of the arguments, with how it got them."""
+    found: dict[int, Ref | Stale] = {}
+    for leaf in flat((call.args, dict(call.kwargs))):
+        if isinstance(leaf, Ref | Stale):
+            found.setdefault(leaf.op, leaf)
+    return found
+
+
+@contextmanager
+def as_it_was(call: Call, kwargs: dict[str, Any]) -> Iterator[None]:
+    """The state of the world in which the call was made: random numbers, autocasting; no graph is recorded."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for device, dtype in call.autocast:
+            stack.enter_context(torch.autocast(device, dtype))
+        if call.rng and call.func is not None and may_draw(call.func):
+            set_states(call.rng)
+            if "generator" in call.rng:
+                kwargs["generator"] = torch.Generator(kwargs["generator"].device)
+                kwargs["generator"].set_state(call.rng["generator"])
+        yield
+
+
+def difference(saved: Tensor, found: Tensor, tolerance: float | None = None) -> str | float:
+    """Why two values are not the same, or how far they are apart by rounding: 0.0 where they are equal.
+
+    ``tolerance`` is relative to the largest number; None is what rounding makes.
+    """
+    if saved.shape != found.shape:
+        return f"its shape is {tuple(found.shape)}, and {tuple(saved.shape)} was saved"
+    if saved.dtype != found.dtype:
+        return f"its dtype is {found.dtype}, and {saved.dtype} was saved"
+    if saved.device != found.device:
+        found = found.to(saved.device)
+    if torch.equal(saved, found):
+        return 0.0
+    if not (saved.is_floating_point() or saved.is_complex()):
+        return f"{int((saved != found).sum())} of {saved.numel()} elements differ"
+    unequal = (saved != found) & ~(saved.isnan() & found.isnan())
+    if not unequal.any():
+        return 0.0
+    a, b = saved.detach()[unequal].to(_wide(saved)), found.detach()[unequal].to(_wide(found))
+    if not (a.isfinite().all() and b.isfinite().all()):
+        return f"{int(unequal.sum())} of {saved.numel()} elements differ, some of them by more than any number"
+    finite = saved[saved.isfinite()]
+    scale = float(finite.abs().max()) or 1.0
+    relative = float((a - b).abs().max()) / scale
+    if relative <= (ROUNDING * torch.finfo(saved.dtype).eps if tolerance is None else tolerance):
+        return relative
+    return f"{int(unequal.sum())} of {saved.numel()} elements differ, by up to {relative:.2g} of the largest"
+
+
+def differs(saved: Tensor, found: Tensor) -> bool:
+    """Whether two values differ at all; NaN is equal to NaN."""
+    if saved.shape != found.shape or saved.dtype != found.dtype:
+        return True
+    if torch.equal(saved, found):
+        return False
+    return not saved.isnan().any() or not torch.allclose(saved, found, rtol=0.0, atol=0.0, equal_nan=True)
+
+
+ROUNDING = 100
+"""How many units of the last place of its largest number a value may be off: other kernels round in another order."""
+
+
+def _wide(value: Tensor) -> torch.dtype:
+    return torch.complex128 if value.is_complex() else torch.float64
+
+
+# Functions that look things up: another number than those they got may be out of range.
+LOOKS_UP = re.compile(
+    "embedding|gather|index|scatter|take|getitem|setitem|onehot|bincount|repeatinterleave|pack|ctc|nll|crossentropy"
+    "|select|put|slice|narrow|split|roll|tile|repeat|segment|searchsorted"
+)
+
+# Functions whose arguments say how much memory they take.
+SIZES_ITS_RESULT = re.compile("arange|linspace|logspace|^full|^zeros|^ones|^empty|repeat|bincount|onehot|pad|tile")
+
+ABOUT_NAN = re.compile("nan|isinf|isposinf|isneginf|isfinite")
+
+
+def replacements(value: Tensor, layer_type: str, generator: torch.Generator) -> Iterator[Tensor]:
+    """Random values of the form of a given one, ever less like it.
+
+    Integers stay among those from zero to the largest given where the function may look something up by them.
+    """
+    if value.numel() == 0:
+        return
+    if value.dtype == torch.bool:
+        yield from _booleans(value, generator)
+    elif value.is_floating_point() or value.is_complex():
+        yield from _floats(value, layer_type, generator)
+    else:
+        yield from _integers(value, layer_type, generator)
+
+
+def _booleans(value: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    yield ~value
+    yield _uniform(value, generator) < 0.5
+    yield torch.ones_like(value)
+    yield torch.zeros_like(value)
+
+
+def _floats(value: Tensor, layer_type: str, generator: torch.Generator) -> Iterator[Tensor]:
+    scale = float(value.abs().max())
+    if not math.isfinite(scale):
+        scale = float(value.abs().nan_to_num(0.0, 0.0, 0.0).max())
+    scale = min(scale or 1.0, 1e4)
+    noise = _normal(value, generator)
+    yield (noise * scale).to(value.dtype)
+    if SIZES_ITS_RESULT.search(layer_type):
+        return
+    for more in (max(scale, 1.0) * 1e3, 1e18):  # the other operands may be as large
+        wide = (noise * min(more, float(torch.finfo(value.dtype).max) / 100)).to(value.dtype)
+        yield wide
+        yield -wide  # a single number may lie beyond a bound on one side
+    if not value.is_complex():
+        yield (noise.abs() * scale).to(value.dtype)
+        yield (noise.abs() * -scale).to(value.dtype)
+    if ABOUT_NAN.search(layer_type):
+        for special in (torch.nan, torch.inf, -torch.inf):
+            yield torch.where(noise.real > 0 if value.is_complex() else noise > 0, special, value).to(value.dtype)
+
+
+def _integers(value: Tensor, layer_type: str, generator: torch.Generator) -> Iterator[Tensor]:
+    least, most = min(int(value.min()), 0), int(value.max())
+    if most > least:
+        spread = _uniform(value, generator)
+        yield (least + (spread * (most - least + 1)).floor()).clamp(least, most).to(value.dtype)
+        yield value.flatten().flip(0).reshape(value.shape)
+        yield torch.full_like(value, least)
+        yield torch.full_like(value, most)
+    if not LOOKS_UP.search(layer_type) and not SIZES_ITS_RESULT.search(layer_type):
+        yield value + 1
+        yield (_uniform(value, generator) * 100).to(value.dtype)
+        yield -value - 1 if value.dtype.is_signed else value + 3
+
+
+_BLOCK = 65_537
+"""So many random numbers are drawn for a large value, and used again; the number is prime, so that no axis fits it."""
+
+
+def _normal(value: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal noise, complex for complex values."""
+    wide = torch.float64 if value.dtype in (torch.float64, torch.complex128) else torch.float32
+    count = value.numel() * (2 if value.is_complex() else 1)
+    noise = torch.randn(min(count, _BLOCK), generator=generator, dtype=wide)
+    noise = noise.repeat(-(-count // len(noise)))[:count]
+    if value.is_complex():
+        noise = torch.view_as_complex(noise.reshape(-1, 2))
+    return noise.reshape(value.shape).to(value.device)
+
+
+def _uniform(value: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(value.shape, generator=generator, dtype=torch.float64).to(value.device)
