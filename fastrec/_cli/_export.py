@@ -7,10 +7,7 @@ from typing import Any
 
 import msgspec
 
-from fastrec._cli._command import Command
-from fastrec._cli._failing import DONE
-from fastrec._cli._output import Output
-from fastrec._cli._watched import Watched
+from fastrec._cli._command import DONE, Command, Output, Watched
 from fastrec._errors import OptionError, near
 from fastrec.exports import EXPORTERS, OPTIONS, export
 from fastrec.files._load import load
@@ -99,7 +96,7 @@ def _listed() -> str:
     return "\n".join(lines)
 
 
-COMMAND = Command(
+EXPORT = Command(
     name="export",
     summary="write it in another tool's format",
     details=f"Values are written bit by bit, so a recording may be larger than memory.\n\noptions:\n{_listed()}",

@@ -8,16 +8,24 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from fastrec._cli import _export, _info, _ls, _merge, _recover, _repack, _show, _verify
-from fastrec._cli._command import Command
-from fastrec._cli._failing import BROKEN_PIPE, CODES, INTERRUPTED, USAGE, code_of, near_files, told
-from fastrec._cli._output import Output, printable
+from fastrec._cli._change import MERGE, RECOVER, REPACK, VERIFY
+from fastrec._cli._command import (
+    BROKEN_PIPE,
+    CODES,
+    INTERRUPTED,
+    USAGE,
+    Command,
+    Output,
+    code_of,
+    message_of,
+    near_files,
+    printable,
+)
+from fastrec._cli._export import EXPORT
+from fastrec._cli._look import INFO, LS, SHOW
 from fastrec._errors import FastrecError, RecordingFileError
 
-COMMANDS: tuple[Command, ...] = (
-    *(_info.COMMAND, _ls.COMMAND, _show.COMMAND, _verify.COMMAND),
-    *(_recover.COMMAND, _merge.COMMAND, _repack.COMMAND, _export.COMMAND),
-)
+COMMANDS: tuple[Command, ...] = (INFO, LS, SHOW, VERIFY, RECOVER, MERGE, REPACK, EXPORT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (FastrecError, OSError) as error:
-        sys.stderr.write(f"fastrec: error: {printable(told(error, _paths(args)))}\n")
+        sys.stderr.write(f"fastrec: error: {printable(message_of(error, _paths(args)))}\n")
         return code_of(error)
 
 

@@ -151,8 +151,8 @@ def test_a_bar_is_shown_on_a_terminal_alone(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rollout("run.h5")
-    monkeypatch.setattr("fastrec._cli._progress.QUIET_SECONDS", 0.0)
-    monkeypatch.setattr("fastrec._cli._progress.EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("fastrec._cli._command.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("fastrec._cli._command.EVERY_SECONDS", 0.0)
     assert main(["verify", "run.h5"]) == 0
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)

@@ -122,7 +122,7 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     def interrupted(path: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastrec._cli._info.describe", interrupted)
+    monkeypatch.setattr("fastrec._cli._look.describe", interrupted)
     assert main(["info", "run.h5"]) == 130
     assert capsys.readouterr() == ("", "fastrec: interrupted\n")
 
