@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import RecordContext
-from fastrec.events.sites import Catalog, Frame, PassInfo, Site, Variant
+from fastrec.events.sites import Catalog, Frame, PassInfo, RecordMeta, Site
 from fastrec.predicates import (
     ALWAYS,
     NEVER,
@@ -63,7 +63,7 @@ def event(  # noqa: PLR0913
     for place, name in enumerate(recent):
         site = catalog.sites.add(Site(f"before/{name}", "op", name, name, frames))
         before.append((site, place + 1, f"{name}_{place + 1}"))
-    variant = Variant(
+    variant = RecordMeta(
         site=number,
         label=f"{layer_type}_1",
         number=1,

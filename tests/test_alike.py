@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrec._torch.tensors import alike, unlike
+from fastrec._torch.tensors import never_matches, tensor_guard
 
 
 class Sub(Tensor):
@@ -18,7 +18,7 @@ def like(**options: object) -> Tensor:
 
 
 def test_another_value_of_the_same_kind_is_alike() -> None:
-    test = alike(like())
+    test = tensor_guard(like())
     assert test(like())
     assert test(torch.ones(6, 4)[3:])
     assert test(like() + 1)
@@ -42,19 +42,19 @@ OTHERS: dict[str, Callable[[], Tensor]] = {
 
 @pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
 def test_a_value_of_another_kind_is_not_alike(make: Callable[[], Tensor]) -> None:
-    test = alike(like())
+    test = tensor_guard(like())
     value = make()
     assert not test(value)
-    assert alike(value)(value)
+    assert tensor_guard(value)(value)
 
 
 def test_a_lazily_conjugated_value_is_not_alike() -> None:
     value = torch.zeros(3, dtype=torch.complex64)
-    assert not alike(value)(value.conj())
+    assert not tensor_guard(value)(value.conj())
 
 
 def test_what_is_on_in_the_thread_counts() -> None:
-    test = alike(like())
+    test = tensor_guard(like())
     with torch.inference_mode():
         assert not test(like())
     with torch.autocast("cpu"):
@@ -62,7 +62,7 @@ def test_what_is_on_in_the_thread_counts() -> None:
 
 
 def test_a_batched_value_is_not_alike() -> None:
-    test = alike(like())
+    test = tensor_guard(like())
     seen = []
 
     def look(value: Tensor) -> Tensor:
@@ -82,11 +82,11 @@ def test_asking_is_no_op_to_a_mode() -> None:
             return func(*args, **(kwargs or {}))
 
     value = like()
-    test = alike(value)
+    test = tensor_guard(value)
     with Mode():
         assert test(value)
     assert not seen
 
 
 def test_nothing_is_alike_to_nothing() -> None:
-    assert not unlike(like())
+    assert not never_matches(like())

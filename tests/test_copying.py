@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastrec._errors import OptionError, UnsupportedTensorError
 from fastrec.events.capture import CaptureSpec, kept_dtype
-from fastrec.sinks._blocks import Block, Layout, Places, RowMaker
+from fastrec.sinks._blocks import Block, Layout, RowAllocator, RowMaker
 from fastrec.sinks._copying import RowCopier, parts_of, watch_gradient
 
 
@@ -103,7 +103,7 @@ def test_growing_is_the_only_long_way_of_a_plain_value(monkeypatch: pytest.Monke
 
 def test_places_are_handed_out_once_even_while_growing() -> None:
     numbers = itertools.count()
-    places = Places(lambda: Block(next(numbers), 3))
+    places = RowAllocator(lambda: Block(next(numbers), 3))
     rows = [places.take()[1] for _ in range(20)]
     assert len(set(rows)) == 20
 

@@ -13,7 +13,7 @@ from fastrec.files import Verified, merge, repack, verify
 from fastrec.files._load import recover
 from fastrec.recording._records import told_bytes
 
-MOST_SHOWN = 20
+MAX_SHOWN = 20
 
 
 def _arguments_verify(parser: argparse.ArgumentParser) -> None:
@@ -29,12 +29,12 @@ def _run_verify(args: argparse.Namespace, output: Output) -> int:
 
 
 def _say(found: Verified, output: Output) -> None:
-    for one in found.damage[:MOST_SHOWN]:
+    for one in found.damage[:MAX_SHOWN]:
         of = f" ({one.of})" if one.of else ""
         what = "bytes" if one.data_set == "late" else "rows"
         output.say(f"{one.file}: {one.data_set}{of}, {what} {one.first} to {one.first + one.count - 1}: {one.why}")
-    if len(found.damage) > MOST_SHOWN:
-        output.say(f"and {len(found.damage) - MOST_SHOWN:,} more; --json lists them all")
+    if len(found.damage) > MAX_SHOWN:
+        output.say(f"and {len(found.damage) - MAX_SHOWN:,} more; --json lists them all")
     result = f"damaged in {counted(len(found.damage), 'block')}" if found.damage else "as it was written"
     output.say(f"{found.path}: {result}; {counted(found.checksums, 'block')}, {told_bytes(found.nbytes)} compared")
     if found.unchecked:

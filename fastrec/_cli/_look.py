@@ -22,7 +22,7 @@ from fastrec.files._load import load
 from fastrec.recording._records import ActivationRecord, Records, SiteFacts, sites_of, table_of, told_bytes
 from fastrec.recording._view import View
 
-MOST_SHOWN = 8
+MAX_SHOWN = 8
 
 
 def _arguments_info(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +71,7 @@ def _format_end(found: Description) -> str:
 
 
 def _named(counts: dict[str, int]) -> str:
-    names = [f"{name or '(no name)'} {count:,}" for name, count in list(counts.items())[:MOST_SHOWN]]
+    names = [f"{name or '(no name)'} {count:,}" for name, count in list(counts.items())[:MAX_SHOWN]]
     more = len(counts) - len(names)
     return ", ".join(names) + (f" and {more} more" if more else "")
 
@@ -132,7 +132,7 @@ LS = Command(
 
 STRETCH = 16 << 20
 
-MOST_LISTED = 64
+MAX_LISTED = 64
 
 NAMES = {"activation": "activation", "transformed_activation": "transformed activation"}
 
@@ -222,7 +222,7 @@ def _context(record: ActivationRecord) -> dict[str, Any]:
 
 def _as_list(value: Tensor | None) -> Any:
     """The first numbers of a value."""
-    return None if value is None else as_double(value.reshape(-1)[:MOST_LISTED]).tolist()
+    return None if value is None else as_double(value.reshape(-1)[:MAX_LISTED]).tolist()
 
 
 def _format_statistics(found: Statistics) -> str:

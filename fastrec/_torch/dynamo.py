@@ -29,7 +29,7 @@ def compiled_part(root: Any) -> Any:
         return root if ORIGINAL in getattr(function_of(root), "__dict__", {}) else None
     if is_compiled_wrapper(root):
         forward = root.__dict__.get("_forward") or root.__dict__["forward"]
-        return forward.own if isinstance(forward, Detour) else forward
+        return forward.own if isinstance(forward, CompiledSwap) else forward
     if root._compiled_call_impl is not None:
         return root._compiled_call_impl
     forward = root.__dict__.get("forward") or getattr(root, "forward", None)
@@ -224,7 +224,7 @@ def variables(function: Any) -> dict[str, Any]:
     return {name: cell.cell_contents for name, cell in cells}
 
 
-class Detour:
+class CompiledSwap:
     """Stands in for the compiled code of a module, which runs it unless a thread wants other code to run.
 
     A call of the module runs its hooks and then this. It stays while anybody uses it.
@@ -233,11 +233,11 @@ class Detour:
     def __init__(self, module: nn.Module) -> None:
         self.own: Callable[..., Any] = module.__dict__["forward"]
         self._module = module
-        self._thread = _Thread()
+        self._thread = _WantedCode()
         self._users: set[int] = set()
 
     @classmethod
-    def of(cls, module: nn.Module, user: object) -> Detour:
+    def of(cls, module: nn.Module, user: object) -> CompiledSwap:
         """That of a module, which it gets if it has none."""
         found = module.__dict__["forward"]
         if not isinstance(found, cls):
@@ -264,5 +264,5 @@ class Detour:
         return (self._thread.wanted or self.own)(*args, **kwargs)
 
 
-class _Thread(threading.local):
+class _WantedCode(threading.local):
     wanted: Callable[..., Any] | None = None

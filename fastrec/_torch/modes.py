@@ -17,7 +17,7 @@ pop: Callable[[], object] = torch._C._pop_torch_function_stack
 
 mode_at: Callable[[int], TorchFunctionMode] = torch._C._get_function_stack_at
 
-depth: Callable[[], int] = torch._C._len_torch_function_stack
+mode_count: Callable[[], int] = torch._C._len_torch_function_stack
 
 Mode = TypeVar("Mode", bound=TorchFunctionMode)
 
@@ -44,22 +44,22 @@ class PlainMode(TorchFunctionMode):
 @contextmanager
 def off_stack(mode: TorchFunctionMode) -> Iterator[None]:
     """Take a mode out of this thread's stack of modes inside of the block, from under later ones too."""
-    before = modes()
-    put([other for other in before if other is not mode])
+    before = current_modes()
+    set_modes([other for other in before if other is not mode])
     try:
         yield
     finally:
-        put(before)
+        set_modes(before)
 
 
-def modes() -> list[TorchFunctionMode]:
+def current_modes() -> list[TorchFunctionMode]:
     """The modes of this thread, the outermost first."""
-    return [mode_at(i) for i in range(depth())]
+    return [mode_at(i) for i in range(mode_count())]
 
 
-def put(wanted: list[TorchFunctionMode]) -> None:
+def set_modes(wanted: list[TorchFunctionMode]) -> None:
     """Let these be the modes of this thread."""
-    for _ in range(depth()):
+    for _ in range(mode_count()):
         pop()
     for mode in wanted:
         push(mode)

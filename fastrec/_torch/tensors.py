@@ -14,25 +14,25 @@ from torch._C._dynamo.guards import TensorGuards
 from fastrec._errors import GradientError, UnsupportedTensorError
 from fastrec.events.capture import CaptureSpec
 
-Alike = Callable[[Tensor], bool]
+TensorGuard = Callable[[Tensor], bool]
 
-AllAlike = Callable[..., bool]
+TensorsGuard = Callable[..., bool]
 
 
-def alike(example: Tensor) -> Alike:
+def tensor_guard(example: Tensor) -> TensorGuard:
     """A test for values like this one: same class, shape, strides, dtype and device, and the same dispatch keys.
 
     The keys tell whether a value is lazily negated or conjugated, a batched wrapper, or made in inference mode. What
     is on in this thread (autocast, inference mode) counts too, so that the same value may be unlike itself elsewhere.
     Whether it requires a gradient does not count where gradients are off.
     """
-    return all_alike([example])
+    return tensors_guard([example])
 
 
-def all_alike(examples: Sequence[Tensor]) -> AllAlike:
+def tensors_guard(examples: Sequence[Tensor]) -> TensorsGuard:
     """The same for several values in one question, which cost less so than one by one."""
     guards: Any = TensorGuards  # torch's own stub for it tells another signature
-    test: AllAlike = guards(
+    test: TensorsGuard = guards(
         *examples,
         dynamic_dims_sizes=[list(example.shape) for example in examples],
         dynamic_dims_strides=[list(example.stride()) for example in examples],
@@ -40,7 +40,7 @@ def all_alike(examples: Sequence[Tensor]) -> AllAlike:
     return test
 
 
-def unlike(*values: Tensor) -> bool:
+def never_matches(*values: Tensor) -> bool:
     """The test that no value passes."""
     return False
 
@@ -50,7 +50,7 @@ _storage: Callable[[Tensor], int] = torch._C._storage_id  # type: ignore[attr-de
 _users: Callable[[int], int] = torch._C._storage_Use_Count
 
 
-def are_alone(values: list[Tensor]) -> bool:
+def have_sole_owner(values: list[Tensor]) -> bool:
     """Whether no Python object but the list has these tensors or their memory, nor C++ (autograd, views)."""
     for value in values:
         if (
@@ -62,7 +62,7 @@ def are_alone(values: list[Tensor]) -> bool:
     return True
 
 
-def are_private(values: list[Tensor]) -> bool:
+def own_their_storage(values: list[Tensor]) -> bool:
     """Whether no other library has seen the memory of these tensors, and may have written to it.
 
     What numpy or another library made or was given can't be resized, even after their view of it is gone.
@@ -85,7 +85,7 @@ _REFERENCES, _USES, _USERS = _counts([torch.empty(1)])
 
 
 @contextmanager
-def aside() -> Iterator[None]:
+def outside_torch_modes() -> Iterator[None]:
     """Make tensors unseen by other recorders, and normal ones even where the user is in inference mode.
 
     A tensor made in inference mode could never be saved for a backward pass by whoever reads it.
@@ -98,7 +98,7 @@ def aside() -> Iterator[None]:
             yield
 
 
-def apart(value: Tensor) -> Tensor:
+def clone_like(value: Tensor) -> Tensor:
     """A copy of a value that tells the same of it."""
     with torch._C.DisableTorchFunction():
         copy = value.clone()

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-DEEPEST = 24
+MAX_DEPTH = 24
 """A value nested deeper than this is taken for one that contains itself, and not followed further."""
 
 
@@ -16,7 +16,7 @@ def leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Te
     """All tensors in tuples, lists, mappings, named tuples and dataclasses, with their paths, in order."""
     if isinstance(value, Tensor):
         yield path, value
-    elif depth > DEEPEST or isinstance(value, str | bytes | int | float | None):
+    elif depth > MAX_DEPTH or isinstance(value, str | bytes | int | float | None):
         return
     elif isinstance(value, tuple | list):
         names = getattr(type(value), "_fields", None)

@@ -17,8 +17,8 @@ from fastrec._torch.tensors import check_copyable, check_gradients
 from fastrec.engines._protocol import Tap
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import RecordContext, torch_dtype
-from fastrec.events.position import Place, VariantMaker
-from fastrec.events.sites import Catalog, PassInfo, Site, Variant
+from fastrec.events.position import Position, RecordMetaMaker
+from fastrec.events.sites import Catalog, PassInfo, RecordMeta, Site
 from fastrec.session.options import RecorderOptions
 
 SOURCES = ("input", "buffer")
@@ -38,7 +38,7 @@ class Event(NamedTuple):
     """One event: where it happened, and what keeping its value would have met."""
 
     catalog: Catalog
-    variant: Variant
+    variant: RecordMeta
     info: PassInfo
     time: float
     obstacles: Obstacles
@@ -80,11 +80,11 @@ class Watch:
         self.catalog = Catalog()
         self.infos: list[PassInfo] = []
         self._tell = tell
-        self._variants = VariantMaker(self.catalog, options.history_size, observed=True)
+        self._variants = RecordMetaMaker(self.catalog, options.history_size, observed=True)
         self._history = _History() if not options.include_source_events else None
         self._entries: dict[str, Callable[[], int]] = {}
 
-    def tap(self, place: Place, site: Site) -> Tap | None:
+    def tap(self, place: Position, site: Site) -> Tap | None:
         """The tap of a place: there always is one."""
         if self._history is not None:
             place = self._history.without_sources(place)
@@ -114,7 +114,7 @@ class Watch:
         run.info.duration = perf_counter() - run.info.started
         return False
 
-    def _meet(self, place: Place, site: Site, run: DryPass, value: Tensor) -> None:
+    def _meet(self, place: Position, site: Site, run: DryPass, value: Tensor) -> None:
         with torch._C.DisableTorchFunction():
             now = perf_counter()
             parents = run.parents
@@ -130,13 +130,13 @@ class _History:
     """Events as they count where inputs and buffers are none, as long as nobody asked for those."""
 
     def __init__(self) -> None:
-        self._before: dict[Place, Place | None] = {}
+        self._before: dict[Position, Position | None] = {}
         self._labels: set[str] = set()
 
-    def without_sources(self, place: Place) -> Place:
+    def without_sources(self, place: Position) -> Position:
         """A place whose history and index leave the inputs and buffers out."""
-        chain: list[Place] = []
-        walk: Place | None = place.previous
+        chain: list[Position] = []
+        walk: Position | None = place.previous
         while walk is not None and walk not in self._before:
             chain.append(walk)
             walk = walk.previous
@@ -156,8 +156,8 @@ class _History:
         return tuple(label for label in labels if label not in self._labels)
 
 
-def _moved(place: Place, previous: Place | None) -> Place:
-    moved = Place(place.site, previous)
+def _moved(place: Position, previous: Position | None) -> Position:
+    moved = Position(place.site, previous)
     for name in ("number", "label", "op_index", "module_pass", "stack_passes"):
         setattr(moved, name, getattr(place, name))
     moved.event_index = 0 if previous is None or previous.event_index is None else previous.event_index + 1

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from fastrec.events.position import Place
+from fastrec.events.position import Position
 from fastrec.events.sites import Frame, Site
 from fastrec.ops.facts import OpFacts
 
@@ -31,14 +31,14 @@ class Tap(Protocol):
     def __call__(self, run: Any, value: torch.Tensor) -> None: ...
 
 
-Idle = Callable[[Sequence[Tap]], Callable[[Any], bool] | None]
+MakeSkipTest = Callable[[Sequence[Tap]], Callable[[Any], bool] | None]
 """Of some taps, a question about a Run that begins: whether none of them will keep anything; None: one may always."""
 
-Ahead = Callable[[Any], bool]
+PassFilter = Callable[[Any], bool]
 """Asked of a Run that has begun: whether something of it could be kept."""
 
 
-class Batch(Protocol):
+class PassBatch(Protocol):
     """Taps that are fed together when a pass ends, with values that nobody wrote to meanwhile."""
 
     def is_ready(self) -> bool:
@@ -48,7 +48,7 @@ class Batch(Protocol):
         """Feed the taps, in event order, from a list that alone has the values; the first few if the pass failed."""
 
 
-MakeBatch = Callable[[Sequence[Tap], Sequence[int] | None], Batch | None]
+MakePassBatch = Callable[[Sequence[Tap], Sequence[int] | None], PassBatch | None]
 """A batch of some taps, given the version of each value when a pass ends; None where one has to be fed at its event.
 
 Without versions the values have just been computed when they are handed over."""
@@ -57,7 +57,7 @@ Without versions the values have just been computed when they are handed over.""
 class Listener(Protocol):
     """Whom an engine tells what happens: it asks once per place, then feeds the taps that it was given."""
 
-    def tap(self, place: Place, site: Site) -> Tap | None:
+    def tap(self, place: Position, site: Site) -> Tap | None:
         """The tap of a place (with the site of this leaf of its value), or None: nothing can be kept there."""
 
     def may_keep(self, site: Site) -> bool:
@@ -70,7 +70,7 @@ class Listener(Protocol):
         """A pass ended, with the exception that left it if there was one; True: the call returns None instead."""
 
 
-class Performer(Listener, Protocol):
+class OpRunner(Listener, Protocol):
     """A listener that runs the ops itself, and so sees what goes into them."""
 
     def perform(
@@ -79,23 +79,23 @@ class Performer(Listener, Protocol):
         """Run an op, which is called so if it proves to be an event; its value."""
 
     def compose(
-        self, place: Place, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inside: Callable[[], Any]
+        self, place: Position, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inside: Callable[[], Any]
     ) -> Any:
         """Run a composite, which performs the ops inside of it; its value."""
 
     def glance(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a function that is no event, such as ``bool(x)``; its value."""
 
-    def enter(self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, place: Position, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is called."""
 
-    def leave(self, place: Place, out: Any) -> None:
+    def leave(self, place: Position, out: Any) -> None:
         """A module returned."""
 
-    def hidden(self, place: Place, module: nn.Module, out: Any) -> None:
+    def hidden(self, place: Position, module: nn.Module, out: Any) -> None:
         """A module returned of whose inside nothing was seen; ``leave`` follows."""
 
-    def raised(self, place: Place) -> None:
+    def raised(self, place: Position) -> None:
         """An exception left a module that was entered at a place."""
 
 
@@ -110,7 +110,7 @@ class PlannedTap(Tap, Protocol):
 class PlanningListener(Protocol):
     """A listener for an engine that prepares what a pass keeps before it runs."""
 
-    def tap(self, place: Place, site: Site) -> PlannedTap | None:
+    def tap(self, place: Position, site: Site) -> PlannedTap | None:
         """As a listener's."""
 
     def may_keep(self, site: Site) -> bool:

@@ -8,7 +8,7 @@ import msgspec
 import torch
 
 from fastrec._errors import ContextFieldError, near
-from fastrec.events.sites import Catalog, PassInfo, Site, Variant
+from fastrec.events.sites import Catalog, PassInfo, RecordMeta, Site
 
 
 class StackFrame(msgspec.Struct, frozen=True):
@@ -62,7 +62,7 @@ class RecordContext(msgspec.Struct, eq=False):
 
     _catalog: Catalog
     _site: Site
-    _variant: Variant
+    _variant: RecordMeta
     _info: PassInfo
     _time: float
     _step: int | None

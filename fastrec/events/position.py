@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from fastrec.events.sites import Catalog, Site, Variant
+from fastrec.events.sites import Catalog, RecordMeta, Site
 
 Triples = tuple[tuple[int, int, str], ...]
 
 
-class VariantMaker:
+class RecordMetaMaker:
     """Makes the variants of a session.
 
     ``history_size`` bounds the recent events and ops; ``observed`` is False where an engine sees no ops, so that
@@ -23,7 +23,9 @@ class VariantMaker:
         self._history_size = history_size
         self._observed = observed
 
-    def make(self, place: Place, site: Site, value: Tensor, spec: int, parents: tuple[str, ...] | None) -> Variant:
+    def make(
+        self, place: Position, site: Site, value: Tensor, spec: int, parents: tuple[str, ...] | None
+    ) -> RecordMeta:
         """The variant of a value at a place."""
         return self.of(
             place,
@@ -35,19 +37,19 @@ class VariantMaker:
 
     def of(
         self,
-        place: Place,
+        place: Position,
         site: Site,
         meta: tuple[tuple[int, ...], str, str, bool],
         spec: int,
         parents: tuple[str, ...] | None,
-    ) -> Variant:
+    ) -> RecordMeta:
         """The same from shape, dtype, device and requires_grad."""
         seen = self._observed
         if site.kind in ("module_enter", "module_exit"):
             label = f"{site.name}:{place.number}"
         else:
             label = place.label + (site.output_address if site.kind == "op" else "")
-        return Variant(
+        return RecordMeta(
             site=self._catalog.sites.add(site),
             label=label,
             number=place.number,
@@ -65,7 +67,7 @@ class VariantMaker:
             parents=parents,
         )
 
-    def _recent(self, place: Place, *, ops_only: bool) -> Triples:
+    def _recent(self, place: Position, *, ops_only: bool) -> Triples:
         found: list[tuple[int, int, str]] = []
         for event in _before(place):
             if len(found) == self._history_size:
@@ -77,14 +79,14 @@ class VariantMaker:
         return tuple(reversed(found))
 
 
-def _before(place: Place) -> Iterator[Place]:
+def _before(place: Position) -> Iterator[Position]:
     event = place.previous
     while event is not None:
         yield event
         event = event.previous
 
 
-class Place:
+class Position:
     """Where in a pass an event happens, as far as the engine knows it before it looks at the value.
 
     A chain: ``previous`` is the event before, so the recent history costs nothing until somebody reads it.
@@ -103,7 +105,7 @@ class Place:
         "stack_passes",
     )
 
-    def __init__(self, site: Site, previous: Place | None) -> None:
+    def __init__(self, site: Site, previous: Position | None) -> None:
         self.site = site
         self.site_id: int | None = None  # its number in the catalog, once somebody asked for it
         self.previous = previous

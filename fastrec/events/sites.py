@@ -49,7 +49,7 @@ class Site(msgspec.Struct, frozen=True, gc=False):
         return self.frames[-1].module_type if self.frames else ""
 
 
-class Variant(msgspec.Struct, frozen=True, gc=False):
+class RecordMeta(msgspec.Struct, frozen=True, gc=False):
     """What the records of one site share in all passes that ran alike.
 
     ``label`` is chronological (``relu_3``); ``number`` is the 3 of it. Indices are None where the engine did not see
@@ -165,7 +165,7 @@ class Catalog:
         self.header = header or {}
         self.began = perf_counter()
         self.sites: Interned[Site] = Interned()
-        self.variants: Interned[Variant] = Interned()
+        self.variants: Interned[RecordMeta] = Interned()
         self.specs: Interned[CaptureSpec] = Interned()
         self.entries: Interned[str] = Interned()
         self.phases: Interned[str] = Interned()

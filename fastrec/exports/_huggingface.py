@@ -16,7 +16,8 @@ from fastrec.recording._recording import Recording
 from fastrec.recording._rows import By, Rows, check_together, stretches
 
 SHARD = 512 << 20
-MOST_DIMENSIONS = 5
+
+MAX_DIMENSIONS = 5
 
 
 class _State(msgspec.Struct):
@@ -97,8 +98,8 @@ def to_huggingface(
 def _feature(datasets: Any, name: str, rows: Rows) -> Any:
     """The type of a column."""
     shape = rows.shape[1:]
-    if len(shape) > MOST_DIMENSIONS:
-        raise RaggedError(f"{name!r} has rows of {len(shape)} dimensions, and a data set has at most {MOST_DIMENSIONS}")
+    if len(shape) > MAX_DIMENSIONS:
+        raise RaggedError(f"{name!r} has rows of {len(shape)} dimensions, and a data set has at most {MAX_DIMENSIONS}")
     dtype = str(numpy_of(torch.empty(0, dtype=rows.dtype)).dtype)
     if dtype.startswith("complex"):
         raise OptionError(f"{name!r} is {dtype}, for which Arrow has no type")

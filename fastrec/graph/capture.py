@@ -13,9 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from fastrec._torch.trees import argument_leaves, leaves
-from fastrec.events.position import Place
+from fastrec.events.position import Position
 from fastrec.events.sites import Site
-from fastrec.graph.raw import Call, Capture, Constant, ModuleCall, Op, Parameter, Ref, Stale, Truth, flat, referenced
+from fastrec.graph.raw import (
+    Capture,
+    CapturedCall,
+    CapturedOp,
+    ConstantTensor,
+    ModuleCall,
+    Overwritten,
+    Parameter,
+    Ref,
+    ValueRead,
+    flat,
+    referenced,
+)
 from fastrec.graph.saving import Saver
 from fastrec.graph.tracking import GeneratorStates, ModelState, StackReader, Transforms, Writes, interpreter, is_wrapped
 from fastrec.ops.facts import OpFacts, reads_inplace_flag
@@ -61,7 +73,7 @@ class GraphListener:
         self._stacks = StackReader()
         self._values: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # which operation a tensor came from
         self._refs: list[Ref] = []
-        self._constants: dict[int, tuple[weakref.ref[Tensor], int, Constant]] = {}
+        self._constants: dict[int, tuple[weakref.ref[Tensor], int, ConstantTensor]] = {}
         self._rewritten: dict[int, int] = {}  # buffers that an operation wrote without returning them
         self._parents: list[int] = []
         self._parameters: list[Parameter] = []
@@ -72,7 +84,7 @@ class GraphListener:
 
     # What the engine asks of any listener.
 
-    def tap(self, place: Place, site: Site) -> None:
+    def tap(self, place: Position, site: Site) -> None:
         """Nothing is tapped."""
 
     def may_keep(self, site: Site) -> bool:
@@ -107,7 +119,7 @@ class GraphListener:
         value = args[0] if out is None and writes and args else out
         if type(value) is not Tensor and next(leaves(value), None) is None:
             return out
-        call = Call(
+        call = CapturedCall(
             func,
             facts.func_name,
             facts.layer_type,
@@ -127,7 +139,7 @@ class GraphListener:
         return out
 
     def compose(
-        self, place: Place, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inside: Callable[[], Any]
+        self, place: Position, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inside: Callable[[], Any]
     ) -> Any:
         """Run a composite; where nothing inside of it could be seen it is an op like any other."""
         first = len(self._ops)
@@ -140,7 +152,7 @@ class GraphListener:
         parents: list[int] = []
         parameters: list[Parameter] = []
         self._parents, self._parameters = parents, parameters
-        call = Call(func, place.site.func_name, place.site.layer_type, place.label, place.site.name)
+        call = CapturedCall(func, place.site.func_name, place.site.layer_type, place.label, place.site.name)
         call.args = tuple(map(self._reference, args))
         call.kwargs = {key: self._reference(value) for key, value in kwargs.items()}
         call.parameters = tuple(dict.fromkeys(parameters))
@@ -158,7 +170,7 @@ class GraphListener:
         if how is not None:
             producer = self._producer(args[0])
             if producer is not None:
-                look = Truth(producer, how, out if how != "tolist" else None, self._stack(2), len(self._ops))
+                look = ValueRead(producer, how, out if how != "tolist" else None, self._stack(2), len(self._ops))
                 self._capture.truths.append(look)
         elif func in _DATA_SETTERS:
             producer = self._producer(args[1])
@@ -175,7 +187,7 @@ class GraphListener:
                 self._bind(out, producer)
         return out
 
-    def enter(self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(self, place: Position, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is called."""
         frame = sys._getframe(2)
         stack = self._stack(3)  # without the frame that stands for this call
@@ -197,24 +209,26 @@ class GraphListener:
         self._capture.module_calls.append(call)
         call.started = perf_counter()
 
-    def leave(self, place: Place, out: Any) -> None:
+    def leave(self, place: Position, out: Any) -> None:
         """A module returned."""
         call, _ = self._open.pop()
         self._close(call)
         call.exited_at = self._produced(out)
         self._capture.returns.append(call)
 
-    def hidden(self, place: Place, module: nn.Module, out: Any) -> None:
+    def hidden(self, place: Position, module: nn.Module, out: Any) -> None:
         """A module of whose inside nothing was seen is one op."""
         entered = self._open[-1][0]
         site = place.site
-        call = Call(module, site.func_name, site.layer_type, place.label, f"{site.frames[-1].module_address}/:hidden")
+        call = CapturedCall(
+            module, site.func_name, site.layer_type, place.label, f"{site.frames[-1].module_address}/:hidden"
+        )
         call.args = tuple(self._refs[op] for op in entered.entered)
         call.stack = entered.stack
         with _disabled():
             self._returned(call, entered.entered, out, (), {})
 
-    def raised(self, place: Place) -> None:
+    def raised(self, place: Position) -> None:
         """An exception left a module, and those inside of it before."""
         address = place.site.frames[-1].module_address
         if any((call.address, call.number) == (address, place.number) for call, _ in self._open):
@@ -237,7 +251,7 @@ class GraphListener:
             self._parents = []
             with _disabled():
                 template = self._tensor(value)
-                call = Call(None, "", "output", "", f":out{path}")
+                call = CapturedCall(None, "", "output", "", f":out{path}")
                 call.args = (template,)
                 op = self._add("output", call, tuple(self._parents), value)
                 op.path = path
@@ -275,7 +289,7 @@ class GraphListener:
                 later = self._writes.since(value, op)
                 if later:
                     self._parents.extend(w for w in later if w not in self._parents)
-                    return Stale(op, later, self._saver.snapshot(value))
+                    return Overwritten(op, later, self._saver.snapshot(value))
         return self._refs[op]
 
     def _source(self, value: Tensor) -> Any:
@@ -300,38 +314,38 @@ class GraphListener:
             self._parents.append(index)
         return self._refs[index]
 
-    def _constant(self, value: Tensor) -> Constant:
+    def _constant(self, value: Tensor) -> ConstantTensor:
         version = 0 if value.is_inference() else value._version
         held = self._constants.get(id(value))
         if held is not None and held[0]() is value and held[1] == version:
             return held[2]
         with _disabled():
             shape = () if value.is_nested else tuple(value.shape)
-            constant = Constant(shape, value.dtype, self._saver.snapshot(value))
+            constant = ConstantTensor(shape, value.dtype, self._saver.snapshot(value))
         self._constants[id(value)] = (weakref.ref(value), version, constant)
         return constant
 
-    def _input(self, value: Tensor, site: str) -> Op:
+    def _input(self, value: Tensor, site: str) -> CapturedOp:
         op = self._add_source("input", value, site)
         op.address = site.rpartition(":in")[2]
         return op
 
-    def _buffer(self, value: Tensor, address: str) -> Op:
+    def _buffer(self, value: Tensor, address: str) -> CapturedOp:
         writer = self._rewritten.pop(id(value), None)
         op = self._add_source("buffer", value, f"{address}:buffer", () if writer is None else (writer,))
         op.address = address
         op.module = self._module
         return op
 
-    def _add_source(self, kind: Any, value: Tensor, site: str, parents: tuple[int, ...] = ()) -> Op:
+    def _add_source(self, kind: Any, value: Tensor, site: str, parents: tuple[int, ...] = ()) -> CapturedOp:
         number = self._numbers[kind] = self._numbers.get(kind, 0) + 1
         with _disabled():
-            op = self._add(kind, Call(None, "", kind, f"{kind}_{number}", site), parents, value)
+            op = self._add(kind, CapturedCall(None, "", kind, f"{kind}_{number}", site), parents, value)
             self._bind(value, op.index)
         return op
 
     def _returned(
-        self, call: Call, parents: tuple[int, ...], out: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, call: CapturedCall, parents: tuple[int, ...], out: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         """An op returned: each tensor in its value is an operation."""
         if type(out) is Tensor:
@@ -347,9 +361,9 @@ class GraphListener:
         if call.inplace:
             self._note_writes(call, found, args, kwargs)
 
-    def _value(self, call: Call, parents: tuple[int, ...], value: Tensor) -> Op:
+    def _value(self, call: CapturedCall, parents: tuple[int, ...], value: Tensor) -> CapturedOp:
         index = len(self._ops)
-        op = Op.of(index, "op", call, parents, value)
+        op = CapturedOp.of(index, "op", call, parents, value)
         op.module = self._module
         self._ops.append(op)
         self._refs.append(Ref(index))
@@ -360,9 +374,9 @@ class GraphListener:
             self._transforms.note(value, op.index)
         return op
 
-    def _add(self, kind: Any, call: Call, parents: tuple[int, ...], value: Tensor) -> Op:
+    def _add(self, kind: Any, call: CapturedCall, parents: tuple[int, ...], value: Tensor) -> CapturedOp:
         index = len(self._ops)
-        op = Op.of(index, kind, call, parents, value)
+        op = CapturedOp.of(index, kind, call, parents, value)
         self._ops.append(op)
         self._refs.append(Ref(index))
         self._saver.save(op, value)
@@ -384,7 +398,7 @@ class GraphListener:
         return held[1] if held is not None and held[0]() is value else None
 
     def _note_writes(
-        self, call: Call, found: Iterable[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, call: CapturedCall, found: Iterable[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         """Which memory an op wrote to: its output if that is an argument, and what it writes beside."""
         written = [value for value in found if any(value is a for a in args)]

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import msgspec
 import torch
 
-from fastrec.graph.raw import Op, Stack, Truth
+from fastrec.graph.raw import CapturedOp, Stack, ValueRead
 
 Branch = Literal["then", "else"]
 
@@ -42,7 +42,7 @@ class Condition(msgspec.Struct, frozen=True):
 class _Tested(msgspec.Struct):
     """A test that was run, where, and the branch that it led to."""
 
-    truth: Truth
+    truth: ValueRead
     test: Test | None
     branch: Branch | None
     span: Span | None
@@ -63,11 +63,11 @@ class Conditions:
 
     def __init__(
         self,
-        ops: Sequence[Op],
+        ops: Sequence[CapturedOp],
         order: Sequence[int],
         children: Mapping[int, Sequence[int]],
         to_output: Sequence[int],
-        truths: Iterable[Truth],
+        truths: Iterable[ValueRead],
         label: Callable[[int], str],
     ) -> None:
         self._ops = ops
@@ -179,7 +179,7 @@ class Conditions:
         return tuple(sorted(found.values()))
 
 
-def _tested(truth: Truth) -> _Tested | None:
+def _tested(truth: ValueRead) -> _Tested | None:
     """A look at a value as a test; None for one that is no test as far as the source tells."""
     if truth.stack is None:
         return _Tested(truth, None, None, None) if truth.how == "bool" else None
@@ -203,7 +203,7 @@ def _span_in(stack: Stack | None, where: Stack) -> Span | None:
     return None
 
 
-def _is_single_bool(op: Op) -> bool:
+def _is_single_bool(op: CapturedOp) -> bool:
     return op.dtype == torch.bool and math.prod(op.shape) == 1 and op.kind == "op"
 
 

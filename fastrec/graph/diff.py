@@ -9,9 +9,9 @@ from itertools import zip_longest
 import msgspec
 
 from fastrec._errors import GraphDifferenceError
-from fastrec.graph.raw import Capture, Op
+from fastrec.graph.raw import Capture, CapturedOp
 from fastrec.graph.structure import Graph
-from fastrec.graph.validation.replay import difference
+from fastrec.graph.validation.replay import largest_difference
 
 _Place = tuple[str, str, str, int]
 """Kind, site, leaf, and the how-manieth operation there."""
@@ -77,7 +77,7 @@ def diff_of(first: Graph, second: Graph) -> HistoryDiff:
             what.insert(0, "parents")
         if what:
             changed.append(Changed(first.label(i), second.label(j), tuple(what)))
-        if one.value is not None and other.value is not None and difference(one.value, other.value) != 0.0:
+        if one.value is not None and other.value is not None and largest_difference(one.value, other.value) != 0.0:
             values.append(first.label(i))
     return HistoryDiff(
         tuple(first.label(i) for place, i in here.items() if place not in there),
@@ -100,7 +100,7 @@ def _places(graph: Graph) -> dict[_Place, int]:
     return found
 
 
-def _changes(one: Op, other: Op) -> list[str]:
+def _changes(one: CapturedOp, other: CapturedOp) -> list[str]:
     facts = {
         "function": (one.call.layer_type, other.call.layer_type),
         "parameters": (_addresses(one), _addresses(other)),
@@ -110,7 +110,7 @@ def _changes(one: Op, other: Op) -> list[str]:
     return [name for name, (a, b) in facts.items() if a != b]
 
 
-def _addresses(op: Op) -> Iterable[str]:
+def _addresses(op: CapturedOp) -> Iterable[str]:
     return [parameter.address for parameter in op.call.parameters]
 
 
@@ -124,7 +124,7 @@ def check_same_graph(before: Capture, now: Capture, *, remedy: str) -> None:
             )
 
 
-def facts(op: Op) -> dict[str, object]:
+def facts(op: CapturedOp) -> dict[str, object]:
     """What has to be the same; sizes and numbers may change with the inputs."""
     return {
         "function": (op.kind, op.call.layer_type, op.path),
@@ -135,7 +135,7 @@ def facts(op: Op) -> dict[str, object]:
     }
 
 
-def told(capture: Capture, op: Op | None) -> str:
+def told(capture: Capture, op: CapturedOp | None) -> str:
     """An operation in a message."""
     if op is None:
         return "nothing"
@@ -144,7 +144,7 @@ def told(capture: Capture, op: Op | None) -> str:
     return f"{name} at {op.call.site!r} from ({parents})"
 
 
-def _number(old: Op | None, new: Op | None) -> int:
+def _number(old: CapturedOp | None, new: CapturedOp | None) -> int:
     op = old if old is not None else new
     assert op is not None
     return op.index

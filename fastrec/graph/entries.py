@@ -9,7 +9,7 @@ import msgspec
 import torch
 
 from fastrec._errors import OptionError
-from fastrec.graph.raw import Call, ModuleCall, Op, Parameter
+from fastrec.graph.raw import CapturedCall, CapturedOp, ModuleCall, Parameter
 from fastrec.graph.show import readable_size
 from fastrec.graph.structure import Graph
 
@@ -227,11 +227,11 @@ def profile_of(graph: Graph, by: str, sort: str) -> Profile:
     return Profile(rows, sort)
 
 
-def _calls(ops: Iterable[Op]) -> list[Call]:
+def _calls(ops: Iterable[CapturedOp]) -> list[CapturedCall]:
     return list({id(op.call): op.call for op in ops}.values())
 
 
-def _by_operation(graph: Graph, ops: Iterable[Op]) -> list[ProfileRow]:
+def _by_operation(graph: Graph, ops: Iterable[CapturedOp]) -> list[ProfileRow]:
     rows = []
     timed: set[int] = set()
     for op in ops:
@@ -243,7 +243,7 @@ def _by_operation(graph: Graph, ops: Iterable[Op]) -> list[ProfileRow]:
     return rows
 
 
-def _by_module(graph: Graph, ops: Iterable[Op]) -> list[ProfileRow]:
+def _by_module(graph: Graph, ops: Iterable[CapturedOp]) -> list[ProfileRow]:
     rows: dict[str, ProfileRow] = {}
     sizes: dict[str, dict[int, int]] = {}
     for call in graph.submodule_calls:

@@ -23,7 +23,18 @@ from fastrec._errors import (
 )
 from fastrec.events.context import torch_dtype
 from fastrec.graph.conditions import Condition, Conditions
-from fastrec.graph.raw import Call, Capture, Constant, ModuleCall, Op, Parameter, Ref, Stack, Stale, Truth
+from fastrec.graph.raw import (
+    Capture,
+    CapturedCall,
+    CapturedOp,
+    ConstantTensor,
+    ModuleCall,
+    Overwritten,
+    Parameter,
+    Ref,
+    Stack,
+    ValueRead,
+)
 from fastrec.graph.saving import copied
 from fastrec.graph.tracking import line_of
 
@@ -210,7 +221,8 @@ class _Reader:
         capture.ops = [self._op(index, each, calls, capture) for index, each in enumerate(told.ops)]
         capture.returns = [capture.module_calls[number] for number in told.returns]
         capture.truths = [
-            Truth(t.op, t.how, decoded(t.value, lambda _: None), self._stack(t.stack), t.at) for t in told.truths
+            ValueRead(t.op, t.how, decoded_argument(t.value, lambda _: None), self._stack(t.stack), t.at)
+            for t in told.truths
         ]
         capture.gradients = {index: self._read(each) for index, each in told.gradients.items()}
         capture.composites = {(label, site, path): index for label, site, path, index in told.composites}
@@ -227,11 +239,11 @@ class _Reader:
             if any(not 0 <= parent < op.index for parent in op.parents):
                 raise ValueError(f"operation {op.index} has parents that do not come before it")
 
-    def _call(self, number: int) -> Call:
+    def _call(self, number: int) -> CapturedCall:
         each = self._told.calls[number]
-        call = Call(None, each.func_name, each.layer_type, each.label, each.site)
-        call.args = decoded(each.args, self._reference)
-        call.kwargs = decoded(each.kwargs, self._reference)
+        call = CapturedCall(None, each.func_name, each.layer_type, each.label, each.site)
+        call.args = decoded_argument(each.args, self._reference)
+        call.kwargs = decoded_argument(each.kwargs, self._reference)
         call.parameters = tuple(self._parameters[n] for n in each.parameters)
         call.rng = self._rng[each.rng] if each.rng >= 0 else {}
         call.seconds, call.stack, call.inplace = each.seconds, self._stack(each.stack), each.inplace
@@ -240,8 +252,8 @@ class _Reader:
             raise ValueError(f"call {number} has no arguments")
         return call
 
-    def _op(self, index: int, each: FileOp, calls: Sequence[Call], capture: Capture) -> Op:
-        op = Op(
+    def _op(self, index: int, each: FileOp, calls: Sequence[CapturedCall], capture: Capture) -> CapturedOp:
+        op = CapturedOp(
             *(index, each.kind, calls[each.call], each.parents, each.shape, torch_dtype(each.dtype)),
             *(torch.device(each.device), each.nbytes, each.requires_grad, each.grad_fn),
         )
@@ -257,21 +269,21 @@ class _Reader:
             case ["parameter", int(number)]:
                 return self._parameters[number]
             case ["stale", int(op), list(writers), each]:
-                return Stale(op, tuple(writers), self._optional(each))
+                return Overwritten(op, tuple(writers), self._optional(each))
             case ["constant", each]:
                 tensor = msgspec.convert(each, FileTensor)
-                return Constant(tensor.shape, torch_dtype(tensor.dtype), self._optional(each))
+                return ConstantTensor(tensor.shape, torch_dtype(tensor.dtype), self._optional(each))
         raise DamagedFileError(f"an argument in the file is no tensor: {str(told)[:100]}")
 
     def _optional(self, told: Any) -> Tensor | None:
         tensor = msgspec.convert(told, FileTensor)
         return self._read(tensor) if tensor.name else None
 
-    def _stored(self, told: FileTensor | None) -> Stored | None:
-        return None if told is None else Stored(self._file, told.name, told.shape, torch_dtype(told.dtype))
+    def _stored(self, told: FileTensor | None) -> LazyTensor | None:
+        return None if told is None else LazyTensor(self._file, told.name, told.shape, torch_dtype(told.dtype))
 
     def _read(self, told: FileTensor) -> Tensor:
-        return Stored(self._file, told.name, told.shape, torch_dtype(told.dtype)).read()
+        return LazyTensor(self._file, told.name, told.shape, torch_dtype(told.dtype)).read()
 
     def _stack(self, number: int) -> Stack | None:
         return self._stacks[number] if number >= 0 else None
@@ -292,7 +304,7 @@ def _form(shape: Iterable[int], dtype: str) -> Tensor:
 
 def _conditions(told: FileHistory) -> Conditions:
     each = told.conditions
-    known = [msgspec.structs.replace(c, value=decoded(c.value, lambda _: None)) for c in each.conditions]
+    known = [msgspec.structs.replace(c, value=decoded_argument(c.value, lambda _: None)) for c in each.conditions]
     return Conditions.known(known, each.ops, each.branches)
 
 
@@ -347,7 +359,7 @@ class _Writer:
             ],
             returns=[modules[id(call)] for call in capture.returns],
             truths=[
-                FileTruth(t.op, t.how, encoded(t.value, lambda _: None), self._stack(t.stack), t.at)
+                FileTruth(t.op, t.how, encoded_argument(t.value, lambda _: None), self._stack(t.stack), t.at)
                 for t in capture.truths
             ],
             gradients={index: self._tensor(f"gradients/{index}", g) for index, g in capture.gradients.items()},
@@ -364,7 +376,7 @@ class _Writer:
             calls=self._calls,
         )
 
-    def _op(self, op: Op, modules: Mapping[int, int]) -> FileOp:
+    def _op(self, op: CapturedOp, modules: Mapping[int, int]) -> FileOp:
         return FileOp(
             *(op.kind, self._call(op.call), op.parents, op.shape, _name(op.dtype), str(op.device), op.nbytes),
             *(op.requires_grad, op.grad_fn, modules.get(id(op.module), -1), op.path, op.output_index, op.address),
@@ -378,19 +390,19 @@ class _Writer:
             return None
         if name in self._file.names:
             return FileTensor(name, tuple(held.shape), _name(held.dtype))
-        return self._tensor(name, held.read() if isinstance(held, Stored) else held)
+        return self._tensor(name, held.read() if isinstance(held, LazyTensor) else held)
 
     def _tensor(self, name: str, value: Tensor) -> FileTensor:
         self._file.put(name, value)
         return FileTensor(name, tuple(value.shape), _name(value.dtype))
 
-    def _call(self, call: Call) -> int:
+    def _call(self, call: CapturedCall) -> int:
         number = self._call_numbers.get(id(call))
         if number is None:
             told = FileCall(
                 *(call.func_name, call.layer_type, call.label, call.site),
-                encoded(call.args, self._reference),
-                encoded(dict(call.kwargs), self._reference),
+                encoded_argument(call.args, self._reference),
+                encoded_argument(dict(call.kwargs), self._reference),
                 [self._parameter(parameter) for parameter in call.parameters],
                 self._states(call.rng),
                 call.seconds,
@@ -412,12 +424,12 @@ class _Writer:
             name = f"others/{len(self._others)}"
             if reference.value is not None:
                 told = self._tensor(name, reference.value)
-            elif isinstance(reference, Constant):
+            elif isinstance(reference, ConstantTensor):
                 told = FileTensor("", reference.shape, _name(reference.dtype))
             else:
                 told = FileTensor("", (), "float32")
             self._others[id(reference)] = told
-        head = ["stale", reference.op, reference.written_by] if isinstance(reference, Stale) else ["constant"]
+        head = ["stale", reference.op, reference.written_by] if isinstance(reference, Overwritten) else ["constant"]
         return [*head, told]
 
     def _parameter(self, parameter: Parameter, *, listed: bool = False) -> int:
@@ -454,7 +466,7 @@ class _Writer:
 
     def _conditions(self) -> FileConditions:
         known = self._history.conditions
-        told = [msgspec.structs.replace(c, value=encoded(c.value, lambda _: None)) for c in known]
+        told = [msgspec.structs.replace(c, value=encoded_argument(c.value, lambda _: None)) for c in known]
         return FileConditions(
             told,
             {name: sorted(getattr(known, name)) for name in ("terminal_bools", "tested", "evaluating", "starts")},
@@ -473,7 +485,7 @@ _OF_TORCH = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
 Tensors = Callable[[Any], Any]
 
 
-class Opaque(msgspec.Struct, frozen=True):
+class OpaqueArgument(msgspec.Struct, frozen=True):
     """An argument that a file can't hold, as it printed."""
 
     text: str
@@ -482,7 +494,7 @@ class Opaque(msgspec.Struct, frozen=True):
         return self.text
 
 
-def encoded(value: Any, reference: Tensors) -> Any:
+def encoded_argument(value: Any, reference: Tensors) -> Any:
     """A nested argument as plain data; ``reference`` says how a tensor is named."""
     kind = type(value)
     if kind in _PLAIN:
@@ -490,12 +502,12 @@ def encoded(value: Any, reference: Tensors) -> Any:
     if kind is int:
         return value if -(2**63) <= value < 2**63 else ["int", str(value)]
     if kind in (tuple, list) or isinstance(value, tuple):
-        return ["list" if kind is list else "tuple", [encoded(item, reference) for item in value]]
+        return ["list" if kind is list else "tuple", [encoded_argument(item, reference) for item in value]]
     if kind is dict:
-        return ["dict", [[encoded(k, reference), encoded(v, reference)] for k, v in value.items()]]
+        return ["dict", [[encoded_argument(k, reference), encoded_argument(v, reference)] for k, v in value.items()]]
     if kind is slice:
-        return ["slice", [encoded(item, reference) for item in (value.start, value.stop, value.step)]]
-    if isinstance(value, Ref | Stale | Parameter | Constant):
+        return ["slice", [encoded_argument(item, reference) for item in (value.start, value.stop, value.step)]]
+    if isinstance(value, Ref | Overwritten | Parameter | ConstantTensor):
         return ["tensor", reference(value)]
     return _named(value)
 
@@ -512,7 +524,7 @@ def _named(value: Any) -> Any:
     return ["opaque", repr(value)[:1000]]
 
 
-def decoded(data: Any, reference: Tensors) -> Any:
+def decoded_argument(data: Any, reference: Tensors) -> Any:
     """What ``encoded`` was given, opaque things apart."""
     if not isinstance(data, list):
         return data
@@ -520,10 +532,10 @@ def decoded(data: Any, reference: Tensors) -> Any:
         case ["tensor", told]:
             return reference(told)
         case ["list" | "tuple" | "slice" as name, list(items)]:
-            found = [decoded(item, reference) for item in items]
+            found = [decoded_argument(item, reference) for item in items]
             return found if name == "list" else tuple(found) if name == "tuple" else slice(*found)
         case ["dict", list(items)]:
-            return {decoded(k, reference): decoded(v, reference) for k, v in items}
+            return {decoded_argument(k, reference): decoded_argument(v, reference) for k, v in items}
     return _unnamed(data)
 
 
@@ -540,7 +552,7 @@ def _unnamed(data: list[Any]) -> Any:
         case ["torch", str(name)] if isinstance(found := getattr(torch, name, None), _OF_TORCH):
             return found
         case ["opaque", str(text)]:
-            return Opaque(text)
+            return OpaqueArgument(text)
     raise DamagedFileError(f"an argument in the file is none: {str(data)[:100]}")
 
 
@@ -550,7 +562,7 @@ _NATIVE = frozenset(
 )
 
 
-class Stored:
+class LazyTensor:
     """A tensor in a file, read when it is asked for."""
 
     __slots__ = ("dtype", "file", "name", "shape")
@@ -606,7 +618,7 @@ class TensorFile:
     def _partial(self) -> Path:
         return self.path.with_name(self.path.name + ".partial")
 
-    def put(self, name: str, value: Tensor) -> Stored:
+    def put(self, name: str, value: Tensor) -> LazyTensor:
         """Write a tensor."""
         assert self._writing is not None
         plain = copied(value).cpu().resolve_conj().resolve_neg().contiguous()
@@ -616,7 +628,7 @@ class TensorFile:
         except OSError as error:
             raise RecordingFileError(f"{self.path} can't be written: {error}") from error
         self.names.add(name)
-        return Stored(self, name, tuple(value.shape), value.dtype)
+        return LazyTensor(self, name, tuple(value.shape), value.dtype)
 
     def put_bytes(self, name: str, content: bytes) -> None:
         """Write a text."""

@@ -29,9 +29,9 @@ from fastrec.graph.files import HistoryContents, read_history, save_history
 from fastrec.graph.lookup import Keys
 from fastrec.graph.operation import Operation
 from fastrec.graph.operations import LayerEntry, Operations, between
-from fastrec.graph.pass_runner import Keeping, PassRunner
+from fastrec.graph.pass_runner import PassRunner, SaveRequest
 from fastrec.graph.raw import Capture, ModuleCall, OpKind, Parameter
-from fastrec.graph.saving import All
+from fastrec.graph.saving import Everything
 from fastrec.graph.show import format_history
 from fastrec.graph.structure import Graph
 from fastrec.graph.tables import What, frame, graph_of, rows_of, write_csv, write_json, write_parquet
@@ -265,7 +265,7 @@ class ModelHistory(HistoryFacts):
     whose values were saved, all of them where none was. A layer of several passes is a LayerEntry.
     """
 
-    def __init__(self, capture: Capture, roots: Mapping[str, nn.Module], keeping: Keeping) -> None:
+    def __init__(self, capture: Capture, roots: Mapping[str, nn.Module], keeping: SaveRequest) -> None:
         self.graph = Graph(capture)
         self.roots = dict(roots)
         self._keeping = keeping
@@ -397,7 +397,7 @@ class ModelHistory(HistoryFacts):
         for op in self.graph.ops:
             if op.index not in wanted:
                 op.value = op.transformed = None
-        self._keeping = Keeping(wanted, self._keeping.spec)
+        self._keeping = SaveRequest(wanted, self._keeping.spec)
         self._take(self.graph.capture)
 
     def _take(self, capture: Capture) -> None:
@@ -509,7 +509,7 @@ class SavedHistory(ModelHistory):
     """A history without its model, read from a file."""
 
     def __init__(self, contents: HistoryContents) -> None:
-        super().__init__(contents.capture, {}, Keeping(All(), CaptureSpec()))
+        super().__init__(contents.capture, {}, SaveRequest(Everything(), CaptureSpec()))
         self._model_name = contents.model_name
         vars(self).update(_parameters=contents.parameters, conditions=contents.conditions)
 

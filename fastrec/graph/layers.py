@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from fastrec.graph.raw import REFERENCES, Op
+from fastrec.graph.raw import REFERENCES, CapturedOp
 
 SOURCES = ("input", "buffer")
 
@@ -32,7 +32,7 @@ class Layer(msgspec.Struct):
         return f"{self.short}_{self.total_number}" if self.total_number and self.layer_type != "output" else self.short
 
 
-def named(ops: Sequence[Op], order: Iterable[int], groups: Sequence[int]) -> tuple[list[Layer], dict[int, int]]:
+def named(ops: Sequence[CapturedOp], order: Iterable[int], groups: Sequence[int]) -> tuple[list[Layer], dict[int, int]]:
     """The layers in order of their first pass, and the layer of each operation.
 
     ``groups`` holds a number per operation of ``order``; operations with equal numbers are passes of one layer.
@@ -56,7 +56,7 @@ def named(ops: Sequence[Op], order: Iterable[int], groups: Sequence[int]) -> tup
     return layers, layer_of
 
 
-def sameness(op: Op) -> Hashable:
+def sameness(op: CapturedOp) -> Hashable:
     """A key that is equal for operations that do the same: function, arguments but tensors, parameters, shape."""
     call = op.call
     if op.kind != "op":
@@ -85,13 +85,13 @@ def frozen(value: Any) -> Hashable:
     return (kind, value)
 
 
-def groups_of(ops: Sequence[Op], order: Sequence[int]) -> list[int]:
+def groups_of(ops: Sequence[CapturedOp], order: Sequence[int]) -> list[int]:
     """A number per operation, equal for passes of one layer."""
     positions = {index: position for position, index in enumerate(order)}
     return [place.layer for place in assign_layers([_node(ops[index], positions) for index in order])]
 
 
-def _node(op: Op, positions: dict[int, int]) -> Node:
+def _node(op: CapturedOp, positions: dict[int, int]) -> Node:
     return Node(
         same=None if op.kind in ("input", "output") else sameness(op),
         parents=tuple([positions[parent] for parent in op.parents]),

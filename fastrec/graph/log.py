@@ -17,8 +17,8 @@ from fastrec.events.capture import CaptureSpec
 from fastrec.graph.diff import check_same_graph
 from fastrec.graph.files import TensorFile, finish_history
 from fastrec.graph.history import ModelHistory
-from fastrec.graph.pass_runner import Keeping, PassRunner, uncompiled
-from fastrec.graph.saving import All, Stream
+from fastrec.graph.pass_runner import PassRunner, SaveRequest, uncompiled
+from fastrec.graph.saving import Everything, Stream
 from fastrec.session.inputs import NOT_GIVEN, roots_of
 
 
@@ -110,20 +110,20 @@ def _logged(
 ) -> ModelHistory:
     selectors = _selectors(layers_to_save)
     if layers_to_save == "all":
-        keeping = Keeping(All(), spec)
+        keeping = SaveRequest(Everything(), spec)
     elif not selectors:
-        keeping = Keeping()
+        keeping = SaveRequest()
     elif run.is_call:
         # What a user's function does may not be done twice, so everything is kept for as long as it runs.
-        history = ModelHistory(run(Keeping(All(), spec)), roots, Keeping(All(), spec))
+        history = ModelHistory(run(SaveRequest(Everything(), spec)), roots, SaveRequest(Everything(), spec))
         history.forget_all_but(history.keys.selected(selectors))
         if stream is not None:
             stream.all_of(history.graph.ops)
         return history
     else:
         with restored(roots.values()), random_state_restored():
-            first = run(Keeping())
-        keeping = Keeping(ModelHistory(first, roots, Keeping()).keys.selected(selectors), spec)
+            first = run(SaveRequest())
+        keeping = SaveRequest(ModelHistory(first, roots, SaveRequest()).keys.selected(selectors), spec)
         capture = run(msgspec.structs.replace(keeping, stream=stream))
         check_same_graph(
             first, capture, remedy="a selection takes two passes that run alike; give layers_to_save='all'"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrec.graph.layers import Layer
-from fastrec.graph.raw import Constant, Op, Parameter, Ref, Stale, filled, without_tensors
+from fastrec.graph.raw import CapturedOp, ConstantTensor, Overwritten, Parameter, Ref, filled, without_tensors
 from fastrec.graph.show import format_operation
 from fastrec.graph.structure import Graph, ancestors, descendants
 from fastrec.graph.tracking import FuncCallLocation, locations
@@ -30,7 +30,7 @@ class Facts:
         self.index = index
 
     @property
-    def raw(self) -> Op:
+    def raw(self) -> CapturedOp:
         """What was captured."""
         return self.history.graph.ops[self.index]
 
@@ -67,13 +67,13 @@ class CallFacts(Facts):
         """The keyword arguments, like ``creation_args``."""
         return {key: filled(item, self._tensor_of) for key, item in self.raw.call.kwargs.items()}
 
-    def _tensor_of(self, reference: Ref | Stale | Parameter | Constant) -> Any:
+    def _tensor_of(self, reference: Ref | Overwritten | Parameter | ConstantTensor) -> Any:
         if isinstance(reference, Parameter):
             return reference.tensor
         if isinstance(reference, Ref):
             value = self._graph.ops[reference.op].value
             return self._graph.label(reference.op) if value is None else value
-        if isinstance(reference, Stale) and reference.value is None:
+        if isinstance(reference, Overwritten) and reference.value is None:
             return self._graph.label(reference.op)
         return reference if reference.value is None else reference.value
 
@@ -542,5 +542,5 @@ def _kept(item: Any) -> Any:
     return _NOTHING if left is None and item is not None else left
 
 
-def _is_initialized_inside(op: Op) -> bool:
+def _is_initialized_inside(op: CapturedOp) -> bool:
     return op.kind == "op" and not op.parents

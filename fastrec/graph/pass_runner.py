@@ -26,7 +26,7 @@ from fastrec.graph.tracking import ModelState
 from fastrec.session.inputs import NOT_GIVEN, args_of, check_inputs
 
 
-class Keeping(msgspec.Struct, frozen=True):
+class SaveRequest(msgspec.Struct, frozen=True):
     """Which operations are to be kept, by index, how, and where to if not in memory alone."""
 
     which: Container[int] = ()
@@ -62,7 +62,7 @@ class PassRunner:
         """Whether a function of the user runs the model."""
         return self._call is not None
 
-    def __call__(self, keeping: Keeping) -> Capture:
+    def __call__(self, keeping: SaveRequest) -> Capture:
         """Run it once, and see everything."""
         began = perf_counter()
         capture = Capture()

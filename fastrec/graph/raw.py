@@ -27,7 +27,7 @@ class Ref(msgspec.Struct, frozen=True, gc=False):
     op: int
 
 
-class Stale(msgspec.Struct, frozen=True):
+class Overwritten(msgspec.Struct, frozen=True):
     """In the arguments of a call: an operation's value that was written through another view of its memory.
 
     ``value`` is what it was when the call read it, None where no values are kept; ``written_by`` are the writers.
@@ -45,7 +45,7 @@ class Parameter(msgspec.Struct, frozen=True, eq=False):
     tensor: Tensor
 
 
-class Constant(msgspec.Struct, frozen=True, eq=False):
+class ConstantTensor(msgspec.Struct, frozen=True, eq=False):
     """In the arguments of a call: a tensor that came neither from an operation nor from the model's state.
 
     ``value`` is a copy, None where no values are kept.
@@ -104,7 +104,7 @@ class ModuleCall:
         return tuple(dict.fromkeys(self.exited_at.values()))
 
 
-class Call(msgspec.Struct, gc=False, eq=False):
+class CapturedCall(msgspec.Struct, gc=False, eq=False):
     """One call of a function: what ran, on what, and in which state of the world.
 
     ``args`` and ``kwargs`` hold Ref, Stale, Parameter and Constant in place of tensors. ``label`` and ``site`` are
@@ -126,7 +126,7 @@ class Call(msgspec.Struct, gc=False, eq=False):
     autocast: tuple[tuple[str, torch.dtype], ...] = ()
 
 
-class Op(msgspec.Struct, gc=False, eq=False):
+class CapturedOp(msgspec.Struct, gc=False, eq=False):
     """One value of the pass: an operation's output, an input, a buffer that was read, or an output of the model.
 
     ``parents`` are indices of operations. ``path`` and ``output_index`` tell which value of its call it is.
@@ -136,7 +136,7 @@ class Op(msgspec.Struct, gc=False, eq=False):
 
     index: int
     kind: OpKind
-    call: Call
+    call: CapturedCall
     parents: tuple[int, ...]
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -153,7 +153,7 @@ class Op(msgspec.Struct, gc=False, eq=False):
     unsaved: str = ""
 
     @classmethod
-    def of(cls, index: int, kind: OpKind, call: Call, parents: tuple[int, ...], value: Tensor) -> Op:
+    def of(cls, index: int, kind: OpKind, call: CapturedCall, parents: tuple[int, ...], value: Tensor) -> CapturedOp:
         """What is known of a value, but for where it was computed."""
         # A nested tensor has no shape of its own.
         shape = () if value.is_nested else tuple(value.shape)
@@ -193,7 +193,7 @@ class Op(msgspec.Struct, gc=False, eq=False):
         return sum(held.nbytes for held in (self.held, self.held_transformed) if held is not None)
 
 
-class Truth(msgspec.Struct, frozen=True):
+class ValueRead(msgspec.Struct, frozen=True):
     """Python looked at a tensor's value: ``bool(x)``, ``x.item()`` and the like.
 
     ``at`` is how many operations had run by then.
@@ -210,10 +210,10 @@ class Capture:
     """A forward pass as it was seen."""
 
     def __init__(self) -> None:
-        self.ops: list[Op] = []
+        self.ops: list[CapturedOp] = []
         self.module_calls: list[ModuleCall] = []  # in the order in which they began
         self.returns: list[ModuleCall] = []  # in the order in which they ended
-        self.truths: list[Truth] = []
+        self.truths: list[ValueRead] = []
         self.gradients: dict[int, Tensor] = {}
         # The operation that each leaf of a composite's value came from, by label, site and path.
         self.composites: dict[tuple[str, str, str], int] = {}
@@ -226,7 +226,7 @@ class Capture:
 
 Replace = Callable[[Any], Any]
 
-REFERENCES = (Ref, Stale, Parameter, Constant)
+REFERENCES = (Ref, Overwritten, Parameter, ConstantTensor)
 
 
 def referenced(value: Any, reference: Callable[[Tensor], Any]) -> Any:

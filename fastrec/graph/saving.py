@@ -11,13 +11,13 @@ from torch import Tensor
 from fastrec._errors import UnsupportedTensorError
 from fastrec._torch.tensors import check_copyable
 from fastrec.events.capture import CaptureSpec
-from fastrec.graph.raw import Op, Readable
+from fastrec.graph.raw import CapturedOp, Readable
 from fastrec.sinks._copying import parts_of, watch_gradient
 
 _interpreter = torch._C._functorch.peek_interpreter_stack
 
 
-class All:
+class Everything:
     """Contains every operation."""
 
     def __contains__(self, index: object) -> bool:
@@ -37,12 +37,12 @@ class Stream(NamedTuple):
     store: Store
     in_memory: bool
 
-    def send(self, op: Op) -> None:
+    def send(self, op: CapturedOp) -> None:
         """Write what is held of an operation."""
         op.held = self._sent(f"values/{op.index}", op.held)
         op.held_transformed = self._sent(f"transformed/{op.index}", op.held_transformed)
 
-    def all_of(self, ops: Iterable[Op]) -> None:
+    def all_of(self, ops: Iterable[CapturedOp]) -> None:
         """Write what is held of some operations."""
         for op in ops:
             self.send(op)
@@ -66,9 +66,9 @@ class Saver:
         self._plain = spec.save_raw and not spec.keep_grad and spec.transform is None
         self._gradients = gradients
         self.keeps_any = keep != ()
-        self._keeps_all = isinstance(keep, All)
+        self._keeps_all = isinstance(keep, Everything)
 
-    def save(self, op: Op, value: Tensor) -> None:
+    def save(self, op: CapturedOp, value: Tensor) -> None:
         """Keep a value if it is wanted."""
         if not self._keeps_all and op.index not in self.keep:
             return

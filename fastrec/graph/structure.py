@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from fastrec.graph.layers import Layer, groups_of, named
-from fastrec.graph.raw import Capture, ModuleCall, Op, Truth
+from fastrec.graph.raw import Capture, CapturedOp, ModuleCall, ValueRead
 
 
 class Graph:
@@ -18,7 +18,7 @@ class Graph:
 
     def __init__(self, capture: Capture) -> None:
         self.capture = capture
-        self.ops: list[Op] = capture.ops
+        self.ops: list[CapturedOp] = capture.ops
         self.from_input = from_input(self.ops)
         self.to_output = to_output(self.ops)
         self.order = kept(self.ops, capture.truths, self.from_input, self.to_output)
@@ -114,7 +114,7 @@ class Graph:
         }
 
 
-def from_input(ops: Sequence[Op]) -> bytearray:
+def from_input(ops: Sequence[CapturedOp]) -> bytearray:
     """Which operations have an input among their ancestors, inputs themselves included."""
     found = bytearray(len(ops))
     for op in ops:
@@ -122,7 +122,7 @@ def from_input(ops: Sequence[Op]) -> bytearray:
     return found
 
 
-def to_output(ops: Sequence[Op]) -> bytearray:
+def to_output(ops: Sequence[CapturedOp]) -> bytearray:
     """Which operations have an output of the model among their descendants, outputs themselves included."""
     found = bytearray(len(ops))
     for op in reversed(ops):
@@ -134,7 +134,7 @@ def to_output(ops: Sequence[Op]) -> bytearray:
     return found
 
 
-def kept(ops: Sequence[Op], truths: Iterable[Truth], reached: bytearray, reaching: bytearray) -> list[int]:
+def kept(ops: Sequence[CapturedOp], truths: Iterable[ValueRead], reached: bytearray, reaching: bytearray) -> list[int]:
     """The operations less the orphans: those that neither come from an input nor lead to an output.
 
     What Python looked at stays, because it may have steered the pass, and so do all parents of what stays. After the
@@ -150,7 +150,7 @@ def kept(ops: Sequence[Op], truths: Iterable[Truth], reached: bytearray, reachin
     return [index for index, keep in enumerate(wanted) if keep]
 
 
-def children_of(ops: Sequence[Op], order: Iterable[int]) -> dict[int, list[int]]:
+def children_of(ops: Sequence[CapturedOp], order: Iterable[int]) -> dict[int, list[int]]:
     """The operations that read each operation's value, in order."""
     found: dict[int, list[int]] = defaultdict(list)
     for index in order:
@@ -174,7 +174,7 @@ class Distances:
         self.most[index] = max(most) + 1 if most else 0 if is_end else None
 
 
-def distances_from_input(ops: Sequence[Op], order: Sequence[int]) -> Distances:
+def distances_from_input(ops: Sequence[CapturedOp], order: Sequence[int]) -> Distances:
     """How far each operation is from the inputs."""
     found = Distances(len(ops))
     for index in order:
@@ -182,7 +182,7 @@ def distances_from_input(ops: Sequence[Op], order: Sequence[int]) -> Distances:
     return found
 
 
-def distances_from_output(ops: Sequence[Op], order: Sequence[int], children: dict[int, list[int]]) -> Distances:
+def distances_from_output(ops: Sequence[CapturedOp], order: Sequence[int], children: dict[int, list[int]]) -> Distances:
     """How far each operation is from the outputs."""
     found = Distances(len(ops))
     for index in reversed(order):
@@ -190,7 +190,7 @@ def distances_from_output(ops: Sequence[Op], order: Sequence[int], children: dic
     return found
 
 
-def ancestors(ops: Sequence[Op], index: int) -> set[int]:
+def ancestors(ops: Sequence[CapturedOp], index: int) -> set[int]:
     """All operations that an operation comes from, without itself."""
     found: set[int] = set()
     todo = list(ops[index].parents)

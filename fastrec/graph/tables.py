@@ -13,7 +13,7 @@ import torch
 
 from fastrec._errors import OptionError
 from fastrec._optional import networkx, pandas, pyarrow
-from fastrec.graph.raw import Call, Ref, Stale, flat
+from fastrec.graph.raw import CapturedCall, Overwritten, Ref, flat
 
 if TYPE_CHECKING:
     from fastrec.graph.history import ModelHistory
@@ -162,12 +162,12 @@ def graph_of(history: ModelHistory) -> Any:
     return graph
 
 
-def argument_places(call: Call) -> dict[int, list[int | str]]:
+def argument_places(call: CapturedCall) -> dict[int, list[int | str]]:
     """At which positions and keywords of a call the value of each operation went in."""
     found: dict[int, list[int | str]] = {}
     arguments: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
     for place, argument in arguments:
         for leaf in flat(argument):
-            if isinstance(leaf, Ref | Stale) and place not in found.setdefault(leaf.op, []):
+            if isinstance(leaf, Ref | Overwritten) and place not in found.setdefault(leaf.op, []):
                 found[leaf.op].append(place)
     return found

@@ -146,14 +146,14 @@ Ahead = Callable[[Context], bool] | bool
 """Whether some event of a pass could be kept; of the context only the fields of the pass are known."""
 
 
-def ahead(predicate: PredicateBase, answer: bool = True) -> Ahead:
+def pass_filter(predicate: PredicateBase, answer: bool = True) -> Ahead:
     """Whether, at some event of a pass, a predicate could answer so: always, never, or a question about the pass."""
     if isinstance(predicate, Not):
-        return ahead(predicate.part, not answer)
+        return pass_filter(predicate.part, not answer)
     if isinstance(predicate, With):
-        return ahead(predicate.part, answer)
+        return pass_filter(predicate.part, answer)
     if isinstance(predicate, And | Or):
-        parts = [ahead(part, answer) for part in predicate.parts]
+        parts = [pass_filter(part, answer) for part in predicate.parts]
         return all_of(parts) if isinstance(predicate, And) is answer else any_of(parts)
     if isinstance(predicate, Constant):
         return (predicate.decision is not False) is answer

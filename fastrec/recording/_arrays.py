@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import GradientError, MissingExtraError, OptionError, RaggedError, RecordKeyError
-from fastrec._torch.tensors import aside
+from fastrec._torch.tensors import outside_torch_modes
 from fastrec.events.capture import kept_dtype
 from fastrec.events.context import torch_dtype
-from fastrec.events.sites import Site, Variant
+from fastrec.events.sites import RecordMeta, Site
 from fastrec.recording._source import Part
 from fastrec.recording._view import Integers, View, base_name
 
@@ -43,7 +43,7 @@ def stacked(view: View, key: str, part: Part | None = None) -> Tensor:
         raise RaggedError(f"{part} of {key!r} has values of shapes {_counted(shapes)}; stack a selection of them")
     if len(pieces) == 1:
         return pieces[0]
-    with aside():
+    with outside_torch_modes():
         return torch.cat(list(pieces))
 
 
@@ -126,7 +126,7 @@ def _counted(counts: Counter[Any]) -> str:
 
 
 # Contexts also have fields that no cell of a table can hold: their stacks and what came before.
-OF_VARIANT: dict[str, Callable[[Variant, Site], Any]] = {
+OF_VARIANT: dict[str, Callable[[RecordMeta, Site], Any]] = {
     "label": lambda v, s: v.label,
     "site": lambda v, s: s.name,
     "kind": lambda v, s: s.kind,

@@ -204,7 +204,7 @@ def _dtype(view: View, variant: int) -> str:
     return str(kept_dtype(view.spec(variant), dtype)).removeprefix("torch.")
 
 
-MOST_ROWS_SHOWN = 50
+MAX_ROWS_SHOWN = 50
 
 
 def summary_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
@@ -219,7 +219,7 @@ def summary_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
 def html_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
     """The same as HTML, long tables cut."""
     head, *rows = table_of(sites)
-    shown = rows[:MOST_ROWS_SHOWN]
+    shown = rows[:MAX_ROWS_SHOWN]
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in shown)
     cut = f"<p>and {len(rows) - len(shown)} more sites</p>" if len(rows) > len(shown) else ""
     return (

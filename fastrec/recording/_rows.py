@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from fastrec._errors import OptionError, RaggedError
-from fastrec._torch.tensors import aside
+from fastrec._torch.tensors import outside_torch_modes
 from fastrec.recording._arrays import checked_layouts, numpy_of
 from fastrec.recording._source import Part
 from fastrec.recording._view import Integers, View
@@ -119,7 +119,7 @@ class Rows:
             found, inverse = np.unique(records[here], return_inverse=True)
             sizes = np.diff(self._stops, prepend=0)[found]
             places = at[here] - (self._stops[found] - sizes)[inverse] + (np.cumsum(sizes) - sizes)[inverse]
-            with aside():
+            with outside_torch_modes():
                 out[torch.from_numpy(here)] = self._records(found)[torch.from_numpy(places)].detach()
         return out
 
@@ -141,11 +141,11 @@ class Rows:
             pieces = [piece.reshape(-1, *self.shape[1:]) for piece in pieces]
         if len(pieces) == 1:
             return pieces[0]
-        with aside():
+        with outside_torch_modes():
             return torch.cat(list(pieces))
 
     def _empty(self, count: int) -> Tensor:
-        with aside():
+        with outside_torch_modes():
             return torch.empty((count, *self.shape[1:]), dtype=self.dtype)
 
 
@@ -234,7 +234,7 @@ class Batches(IterableDataset[Any]):
         pool: dict[str, Tensor] = {}
         for some in self._fillings(generator):
             read = {name: [rows.read(a, b).detach() for a, b in some] for name, rows in self._rows.items()}
-            with aside():
+            with outside_torch_modes():
                 pool = {name: torch.cat([*([pool[name]] if pool else []), *parts]) for name, parts in read.items()}
             del read
             count = len(next(iter(pool.values())))
@@ -321,5 +321,5 @@ def stretches(rows: Sequence[Rows], nbytes: int) -> Integers:
 
 
 def _picked(pool: Mapping[str, Tensor], at: Tensor) -> dict[str, Tensor]:
-    with aside():
+    with outside_torch_modes():
         return {name: values[at] for name, values in pool.items()}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fastrec._errors import RecordKeyError, near
 from fastrec.events.capture import CaptureSpec
-from fastrec.events.sites import PassInfo, Site, Variant
+from fastrec.events.sites import PassInfo, RecordMeta, Site
 from fastrec.recording._source import OUTCOMES, Source
 
 Integers = npt.NDArray[np.int64]
@@ -75,7 +75,7 @@ class View:
         """The phases that have steps."""
         return frozenset(steps.phase for steps in self.source.steps())
 
-    def variant(self, number: int) -> Variant:
+    def variant(self, number: int) -> RecordMeta:
         return self.catalog.variants[number]
 
     def site(self, variant: int) -> Site:

@@ -11,7 +11,7 @@ from fastrec.events.context import RecordContext
 from fastrec.events.sites import Site
 from fastrec.predicates._protocol import Context, Decision, Predicate
 
-MOST_COLLECTED = 100
+MAX_COLLECTED = 100
 
 
 class Failing:
@@ -52,7 +52,7 @@ class PredicateFailures:
                 f"{ctx.pass_index}): {told}. Mend it, or open the recorder with on_predicate_error='collect'"
             ) from error
         self.total += 1
-        if len(self.collected) < MOST_COLLECTED:
+        if len(self.collected) < MAX_COLLECTED:
             self.collected.append(PredicateFailure(repr(predicate), ctx, f"{type(error).__name__}: {error}"))
 
     def warn(self) -> None:

@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import BrokenPromiseError
-from fastrec._torch.tensors import AllAlike, all_alike, are_alone, are_private, unlike
+from fastrec._torch.tensors import TensorsGuard, have_sole_owner, never_matches, own_their_storage, tensors_guard
 from fastrec.engines._protocol import Tap
 from fastrec.session.taps import KeepTap, PassRun
 from fastrec.sinks import RAMSink
-from fastrec.sinks._blocks import HeldPass
-from fastrec.sinks.ram.pool import MOST_VALUES
+from fastrec.sinks._blocks import UncopiedPass
+from fastrec.sinks.ram.pool import MAX_VALUES
 
-MOST_SHAPES = 64
+MAX_SHAPES = 64
 """Shapes of the first value that a batch remembers, before it looks them up anew."""
 
-MOST_SHARED = 8
+MAX_SHARED_PASSES = 8
 """Passes in a row of which some value was not the recorder's alone, after which a batch is of no use."""
 
 _grad_is_on = torch.is_grad_enabled
 
 
-class Batch:
+class UncopiedBatch:
     """The taps of all values of the passes that run alike, in event order.
 
     ``versions`` are what the values' version counters show when a pass ends, unless they were written to; None where
@@ -41,14 +41,14 @@ class Batch:
         self._versions = None if versions is None else list(versions)
         self._pool = sink.pool
         self._number = sink.pool.held_number
-        self._known: dict[torch.Size, tuple[list[int], AllAlike]] = {}
-        self._last: tuple[list[int], AllAlike] = ([], unlike)
+        self._known: dict[torch.Size, tuple[list[int], TensorsGuard]] = {}
+        self._last: tuple[list[int], TensorsGuard] = ([], never_matches)
         self._shared = 0
 
     def is_ready(self) -> bool:
         """Whether the values of the pass that begins are to be held for it."""
         # With gradients on, autograd has most of them too.
-        return self._shared < MOST_SHARED and self._pool.holds and not _grad_is_on()
+        return self._shared < MAX_SHARED_PASSES and self._pool.holds and not _grad_is_on()
 
     def __call__(self, run: PassRun, values: list[Tensor], times: list[float]) -> None:
         """Keep the values of a pass that ends, the first of them if it ends early, from a list that alone has them."""
@@ -66,20 +66,20 @@ class Batch:
         versions = self._versions
         if versions is not None and [value._version for value in values] != versions:
             return self._copy(run, values, times)
-        if not are_alone(values) or (versions is not None and not are_private(values)):
+        if not have_sole_owner(values) or (versions is not None and not own_their_storage(values)):
             self._shared += 1
             return self._copy(run, values, times)
         self._shared = 0
-        run.variants, run.rows, run.times = variants, HeldPass(self._number(), values), times
+        run.variants, run.rows, run.times = variants, UncopiedPass(self._number(), values), times
         return None
 
     def _learn(self, run: PassRun, values: list[Tensor]) -> None:
-        if len(self._known) >= MOST_SHAPES:
+        if len(self._known) >= MAX_SHAPES:
             self._known.clear()
-        if all(value.is_cpu and not value.requires_grad for value in values) and are_private(values):
-            self._known[values[0].shape] = run.variants, all_alike(values)
+        if all(value.is_cpu and not value.requires_grad for value in values) and own_their_storage(values):
+            self._known[values[0].shape] = run.variants, tensors_guard(values)
         else:
-            self._shared = MOST_SHARED
+            self._shared = MAX_SHARED_PASSES
 
     def _copy(self, run: PassRun, values: list[Tensor], times: list[float]) -> None:
         for tap, value, version in zip(self._taps, values, self._versions or (), strict=False):
@@ -94,9 +94,9 @@ class Batch:
         run.times = times
 
 
-def batch_of(sink: Any, taps: Sequence[Tap], versions: Sequence[int] | None) -> Batch | None:
+def pass_batch(sink: Any, taps: Sequence[Tap], versions: Sequence[int] | None) -> UncopiedBatch | None:
     """A batch of some taps; None where one of them has to be fed at its event."""
     keepers = [tap for tap in taps if isinstance(tap, KeepTap) and tap.is_plain]
-    if not 0 < len(keepers) <= MOST_VALUES or len(keepers) < len(taps) or not isinstance(sink, RAMSink):
+    if not 0 < len(keepers) <= MAX_VALUES or len(keepers) < len(taps) or not isinstance(sink, RAMSink):
         return None
-    return Batch(keepers, versions, sink)
+    return UncopiedBatch(keepers, versions, sink)

@@ -6,20 +6,20 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 from fastrec._errors import OptionError
-from fastrec.engines._protocol import Ahead, PlannedTap
+from fastrec.engines._protocol import PassFilter, PlannedTap
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
-from fastrec.events.position import Place
-from fastrec.events.sites import Catalog, Kind, PassInfo, Site, Variant
+from fastrec.events.position import Position
+from fastrec.events.sites import Catalog, Kind, PassInfo, RecordMeta, Site
 from fastrec.predicates import NEVER
 from fastrec.predicates._base import Constant, Opaque, PredicateBase, settled
 from fastrec.predicates._modules import Inside, Module, ModuleInput, ModuleType
 from fastrec.predicates._normalise import normalise
-from fastrec.predicates._passes import Entry, Every, First, GradEnabled, Phase, ahead, any_of
+from fastrec.predicates._passes import Entry, Every, First, GradEnabled, Phase, any_of, pass_filter
 from fastrec.predicates._protocol import Context, Predicate
 from fastrec.session.failures import Failing
 from fastrec.session.options import RecorderOptions
-from fastrec.session.taps import NO_COMPILED_GRADIENTS, AskTap, KeepTap, Question, spec_of
+from fastrec.session.taps import NO_COMPILED_GRADIENTS, AskTap, KeepTap, ResidualPredicate, spec_of
 
 if TYPE_CHECKING:
     from fastrec.session.session import Session
@@ -35,7 +35,7 @@ _NO_TENSOR = ((), "float32", "cpu", False)
 
 _NO_SITE = Site("", "op", "", "")
 
-_NO_VARIANT = Variant(0, "", 0, None, None, 1, (), (), "float32", "cpu", False, 0, None, None)
+_NO_VARIANT = RecordMeta(0, "", 0, None, None, 1, (), (), "float32", "cpu", False, 0, None, None)
 
 _NO_PASS = PassInfo(index=0, entry=0, entry_pass=0, phase=0, grad=False, started=0.0)
 
@@ -56,9 +56,9 @@ class Plan:
             isinstance(leaf, (*_NAMES_MODULES, *_OF_ANY_EVENT)) for leaf in leaves
         )
         self.sources = options.include_source_events
-        self._questions: dict[Predicate, Question] = {}
+        self._questions: dict[Predicate, ResidualPredicate] = {}
         predicates = (self.keep_op, self.keep_module, self.halt)
-        self._ahead = any_of([ahead(predicate) for predicate in predicates])
+        self._ahead = any_of([pass_filter(predicate) for predicate in predicates])
         about_passes = [leaf.reads & PASS_FIELDS for predicate in predicates for leaf in predicate.leaves()]
         self._counts_only = frozenset().union(*about_passes) <= {"entry_pass"}
         for needed in (self.keep_op.history, self.keep_module.history):
@@ -128,7 +128,7 @@ class Plan:
                 return True
         return False
 
-    def tap(self, session: Session, place: Place, site: Site) -> PlannedTap | None:
+    def tap(self, session: Session, place: Position, site: Site) -> PlannedTap | None:
         """The tap for a leaf of a place: none, one that keeps, or one that asks."""
         rest = self._settle(session, self.predicate(site.kind), place, site)
         halt = self._settle(session, self.halt_at(site.kind), place, site)
@@ -140,7 +140,7 @@ class Plan:
                 return None if spec is None else KeepTap(session, place, site, spec)
         return AskTap(session, place, site, self._question(rest), None if halt == NEVER else halt)
 
-    def wanted(self, catalog: Catalog) -> Ahead | None:
+    def wanted(self, catalog: Catalog) -> PassFilter | None:
         """Whether something of a pass could be kept, by what is known of it before it runs; None: of each pass."""
         ask = self._ahead
         if isinstance(ask, bool):
@@ -149,12 +149,12 @@ class Plan:
             return lambda run: ask(cast(Context, run.info))
         return lambda run: ask(RecordContext(catalog, _NO_SITE, _NO_VARIANT, run.info, 0.0, run.info.step))
 
-    def _question(self, rest: Predicate) -> Question:
+    def _question(self, rest: Predicate) -> ResidualPredicate:
         if not rest.reads <= PASS_FIELDS:
-            return Question(rest)
-        return self._questions.setdefault(rest, Question(rest))
+            return ResidualPredicate(rest)
+        return self._questions.setdefault(rest, ResidualPredicate(rest))
 
-    def _settle(self, session: Session, predicate: PredicateBase, place: Place, site: Site) -> Predicate:
+    def _settle(self, session: Session, predicate: PredicateBase, place: Position, site: Site) -> Predicate:
         rest = _narrow(predicate, site)
         if isinstance(rest, PredicateBase) and rest.reads and rest.reads <= _SETTLED_BY_PATH:
             variant = session.variants.of(place, site, _NO_TENSOR, 0, None)

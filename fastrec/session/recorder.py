@@ -17,18 +17,18 @@ from fastrec._errors import FastrecWarning, OptionError, SessionError, near
 from fastrec._torch.process import FORKS
 from fastrec._torch.state import seeded
 from fastrec.engines import EagerEngine, is_compiled
-from fastrec.engines._protocol import Ahead, Engine
+from fastrec.engines._protocol import Engine, PassFilter
 from fastrec.events.sites import Catalog
 from fastrec.predicates._base import Matched
 from fastrec.recording._recording import Recording
 from fastrec.session.inputs import args_of, roots_of
 from fastrec.session.options import RecorderOptions, options_of
-from fastrec.session.pass_batch import batch_of
+from fastrec.session.pass_batch import pass_batch
 from fastrec.session.plan import Plan
 from fastrec.session.session import PhaseBlock, Session
-from fastrec.session.taps import idle_question
+from fastrec.session.taps import skips_pass
 from fastrec.sinks import HDF5Sink, RAMSink
-from fastrec.sinks._options import TeeSink, sinks_of
+from fastrec.sinks._options import TeeSink, sinks_from_option
 from fastrec.sinks._steps import step_columns
 
 
@@ -74,7 +74,7 @@ class Recorder:
         self._roots = roots_of(model)
         self._plan = Plan(self.options)
         self._plan.check_can_keep()
-        self._sinks = sinks_of(self.options.sink)
+        self._sinks = sinks_from_option(self.options.sink)
         self._ram = next((sink for sink in self._sinks if isinstance(sink, RAMSink)), None)
         if self._ram is None and (self.options.train_mode or self.options.capture.keep_grad):
             raise OptionError(
@@ -248,17 +248,17 @@ class Recorder:
         engine = self.options.engine
         return engine == "compiled" or (engine == "auto" and any(map(is_compiled, self._roots.values())))
 
-    def _make_engine(self, ahead: Ahead | None) -> Any:
+    def _make_engine(self, ahead: PassFilter | None) -> Any:
         if not isinstance(self.options.engine, str):
             return self.options.engine
-        make_batch = partial(batch_of, self._sinks[0] if len(self._sinks) == 1 else None)
+        make_batch = partial(pass_batch, self._sinks[0] if len(self._sinks) == 1 else None)
         sources, parents = self.options.include_source_events, self.options.track_parents
         if self._records_compiled():
             self._plan.check_compilable(self.options.default_capture)
             return engines.CompiledEngine(batch=make_batch, sources=sources, parents=parents, ahead=ahead)
         if self.options.engine == "static":
             return engines.StaticEngine(
-                idle=idle_question,
+                idle=skips_pass,
                 batch=make_batch,
                 check_every=self.options.check_every,
                 ops=self._plan.watches_ops,

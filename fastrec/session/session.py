@@ -18,7 +18,7 @@ from fastrec._torch.process import FORKS
 from fastrec.engines._protocol import PlannedTap
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import RecordContext
-from fastrec.events.position import Place, VariantMaker
+from fastrec.events.position import Position, RecordMetaMaker
 from fastrec.events.sites import Catalog, PassInfo, Site
 from fastrec.predicates._protocol import Predicate
 from fastrec.session.failures import Halt, PredicateFailures
@@ -26,7 +26,7 @@ from fastrec.session.options import RecorderOptions
 from fastrec.session.plan import Plan
 from fastrec.session.taps import PassRun, spec_of
 from fastrec.sinks import RAMSink
-from fastrec.sinks._protocol import Column, Ledger, Sink
+from fastrec.sinks._protocol import ColumnWriter, PassLog, Sink
 
 _grad_is_on = torch.is_grad_enabled
 
@@ -53,15 +53,15 @@ class Session:
         self.catalog = catalog
         self.failures = PredicateFailures(on_error=options.on_predicate_error)
         catalog.failures = self.failures.collected
-        self.ledger: Ledger = sink.open(catalog)
+        self.ledger: PassLog = sink.open(catalog)
         self._commit = self.ledger.commit
-        self.variants = VariantMaker(catalog, options.history_size, observed=plan.watches_ops)
+        self.variants = RecordMetaMaker(catalog, options.history_size, observed=plan.watches_ops)
         self.default = options.default_capture
         self.unseen: Callable[..., Any] = _directly  # runs a function of which the engine sees nothing
         self._forks = FORKS.count
         self.call = _Call()
         self.own_calls = 0  # of the recorder itself that are under way in any thread; without, `call` need not be read
-        self.columns: dict[int, Column] = {}
+        self.columns: dict[int, ColumnWriter] = {}
         self.is_compiled = False  # values are outputs of compiled code, not the model's own
         self.attached: set[int] = set()
         self.passes_attached = 0
@@ -89,7 +89,7 @@ class Session:
             with self._lock:
                 self.own_calls -= 1
 
-    def tap(self, place: Place, site: Site) -> PlannedTap | None:
+    def tap(self, place: Position, site: Site) -> PlannedTap | None:
         """The tap of a place; the engine asks once."""
         if site.kind == "op":
             self.seen_layer_types.add(site.layer_type)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import OptionError, UnsupportedTensorError
-from fastrec._torch.tensors import Alike, alike, check_copyable, unlike
+from fastrec._torch.tensors import TensorGuard, check_copyable, never_matches, tensor_guard
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import PASS_FIELDS, RecordContext
-from fastrec.events.position import Place
-from fastrec.events.sites import PassInfo, Site, Variant
+from fastrec.events.position import Position
+from fastrec.events.sites import PassInfo, RecordMeta, Site
 from fastrec.predicates._base import PredicateBase
 from fastrec.predicates._protocol import Decision, Predicate
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fastrec.session.session import Session
 
 
-MOST_CELLS = 64
+MAX_CELLS = 64
 """Shapes that a tap remembers at one place, before it looks them up anew."""
 
 _interpreter = torch._C._functorch.peek_interpreter_stack
@@ -50,7 +50,7 @@ NO_COMPILED_GRADIENTS = (
 NOT_ASKED: Any = object()
 
 
-class Question:
+class ResidualPredicate:
     """A rest, with whether its answer is the same for all events of a pass; one object for all places that ask it."""
 
     __slots__ = ("once_a_pass", "rest")
@@ -73,10 +73,10 @@ class Cells(Generic[Made]):
     __slots__ = ("_cells", "_count")
 
     def __init__(self) -> None:
-        self._cells: dict[Any, list[tuple[Alike, Made]]] = {}
+        self._cells: dict[Any, list[tuple[TensorGuard, Made]]] = {}
         self._count = 0
 
-    def find(self, value: Tensor, parents: Any, make: Callable[[], Made]) -> tuple[Alike, bool, Made]:
+    def find(self, value: Tensor, parents: Any, make: Callable[[], Made]) -> tuple[TensorGuard, bool, Made]:
         """The test for values like this one, whether they require a gradient, and what was made for them."""
         requires_grad = value.requires_grad
         key = (value.shape, value.dtype, value.device, requires_grad, parents)
@@ -84,10 +84,10 @@ class Cells(Generic[Made]):
             if test(value):
                 return test, requires_grad, made
         made = make()
-        if self._count >= MOST_CELLS:
+        if self._count >= MAX_CELLS:
             self._cells, self._count = {}, 0
         self._count += 1
-        test = alike(value)
+        test = tensor_guard(value)
         self._cells.setdefault(key, []).append((test, made))
         return test, requires_grad, made
 
@@ -101,13 +101,13 @@ class KeepTap:
 
     __slots__ = ("_cell", "_cells", "_place", "_session", "_site", "_spec")
 
-    def __init__(self, session: Session, place: Place, site: Site, spec: CaptureSpec) -> None:
+    def __init__(self, session: Session, place: Position, site: Site, spec: CaptureSpec) -> None:
         self._session = session
         self._place = place
         self._site = site
         self._spec = spec
         self._cells: Cells[_Kept] = Cells()
-        self._cell: tuple[Alike, bool, _Kept] = (unlike, False, (-1, _no_tensor))
+        self._cell: tuple[TensorGuard, bool, _Kept] = (never_matches, False, (-1, _no_tensor))
 
     def __call__(self, run: PassRun, value: Tensor) -> None:
         if _modes() and not _are_off():
@@ -123,7 +123,7 @@ class KeepTap:
             variant, append = kept
             row = append(value)
         except Exception as error:
-            error = _told(error, value)
+            error = _reason_for(error, value)
             run.fail(error)
             raise error
         run.rows.append(row)
@@ -146,7 +146,7 @@ class KeepTap:
         """Whether values are kept as they are."""
         return self._spec.is_plain
 
-    def kept_as(self, run: PassRun, value: Tensor) -> tuple[Alike, bool, int]:
+    def kept_as(self, run: PassRun, value: Tensor) -> tuple[TensorGuard, bool, int]:
         """The test for values like this one, whether they require a gradient, and their variant."""
         test, requires_grad, (variant, _) = self._cells.find(value, run.parents, partial(self._make, run, value))
         return test, requires_grad, variant
@@ -178,7 +178,9 @@ class AskTap:
 
     __slots__ = ("_cell", "_cells", "_halt", "_keeper", "_keepers", "_place", "_question", "_session", "_site")
 
-    def __init__(self, session: Session, place: Place, site: Site, question: Question, halt: Predicate | None) -> None:
+    def __init__(
+        self, session: Session, place: Position, site: Site, question: ResidualPredicate, halt: Predicate | None
+    ) -> None:
         self._session = session
         self._place = place
         self._site = site
@@ -186,8 +188,8 @@ class AskTap:
         self._halt = halt
         self._keeper: tuple[CaptureSpec | None, KeepTap | None] = (None, None)
         self._keepers: dict[CaptureSpec, KeepTap] = {}
-        self._cells: Cells[Variant] = Cells()
-        self._cell: tuple[Alike, bool, Variant | None] = (unlike, False, None)
+        self._cells: Cells[RecordMeta] = Cells()
+        self._cell: tuple[TensorGuard, bool, RecordMeta | None] = (never_matches, False, None)
 
     def __call__(self, run: PassRun, value: Tensor) -> None:
         if _modes() and not _are_off():
@@ -215,7 +217,7 @@ class AskTap:
         return None
 
     @property
-    def pass_question(self) -> Question | None:
+    def pass_question(self) -> ResidualPredicate | None:
         """The question that settles a pass for this tap; None where it may stop the pass, or asks about each event."""
         return self._question if self._question.once_a_pass and self._halt is None else None
 
@@ -252,18 +254,18 @@ class AskTap:
             info.step,
         )
 
-    def _meet(self, run: PassRun, value: Tensor) -> Variant:
+    def _meet(self, run: PassRun, value: Tensor) -> RecordMeta:
         """Turn to values that are unlike the last one."""
         self._cell = cell = self._cells.find(value, run.parents, partial(self._make, run, value))
         return cell[-1]
 
-    def _make(self, run: PassRun, value: Tensor) -> Variant:
+    def _make(self, run: PassRun, value: Tensor) -> RecordMeta:
         return self._session.variants.make(self._place, self._site, value, 0, run.parents)
 
 
-def idle_question(taps: Sequence[Any]) -> Callable[[PassRun], bool] | None:
+def skips_pass(taps: Sequence[Any]) -> Callable[[PassRun], bool] | None:
     """Whether none of some taps keeps anything in a pass that begins; None where that can't be told of all passes."""
-    asked: dict[Question, AskTap] = {}
+    asked: dict[ResidualPredicate, AskTap] = {}
     for tap in taps:
         question = tap.pass_question if isinstance(tap, AskTap) else None
         if question is None:
@@ -277,7 +279,7 @@ def idle_question(taps: Sequence[Any]) -> Callable[[PassRun], bool] | None:
     return is_idle
 
 
-def _told(error: Exception, value: Tensor) -> Exception:
+def _reason_for(error: Exception, value: Tensor) -> Exception:
     """Why a value can't be kept, where the kind of tensor is the reason; else the error itself."""
     try:
         check_copyable(value)

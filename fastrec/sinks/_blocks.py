@@ -12,14 +12,14 @@ import msgspec
 import torch
 from torch import Tensor
 
-from fastrec._torch.tensors import aside
+from fastrec._torch.tensors import outside_torch_modes
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.recording._source import Part
 
 ROW_BITS = 20
 """A row is the number of its block, shifted by this many bits, plus its place in the block."""
 
-MOST_ROWS = 1 << ROW_BITS
+MAX_ROWS = 1 << ROW_BITS
 
 # Up to here one memcpy that holds the GIL is quicker than a dispatched copy, which may use several threads.
 _MEMCPY_BYTES = 256 * 1024
@@ -54,13 +54,13 @@ class RowMaker:
         self.is_same = (self.dtype, self.device) == (layout.dtype, layout.device) and not self.dtype.is_complex
         self.is_flat = self.is_same and on_cpu and 0 < self.nbytes <= _MEMCPY_BYTES
 
-    def make(self, count: int) -> Rows:
+    def make(self, count: int) -> BlockRows:
         """Rows for so many values."""
         if torch.is_inference_mode_enabled():
-            with aside():
+            with outside_torch_modes():
                 return self.make(count)
         with torch._C.DisableTorchFunction():
-            return Rows(
+            return BlockRows(
                 torch.empty(
                     (count, *self.shape),
                     dtype=self.dtype,
@@ -71,7 +71,7 @@ class RowMaker:
             )
 
 
-class Rows:
+class BlockRows:
     """Room for values of one layout, one below the other in one tensor."""
 
     __slots__ = ("_arrive_from", "_values", "nbytes", "origin")
@@ -97,18 +97,18 @@ class Rows:
         if self._arrive_from is not None:
             # Copies from the device are issued without waiting, so waiting is due here, once for all of them.
             torch.cuda.synchronize(self._arrive_from)
-        with aside():
+        with outside_torch_modes():
             return self._values.data
 
 
-class Alone:
+class SingleTensor:
     """A value that lies by itself: for a large one, a clone is quicker than a row that is made for it."""
 
     __slots__ = ("_value", "nbytes", "origin")
 
     def __init__(self, value: Tensor, maker: RowMaker) -> None:
         if torch.is_inference_mode_enabled():
-            with aside():
+            with outside_torch_modes():
                 self._value = value.detach().clone()
         else:
             self._value = value.detach().clone()
@@ -121,7 +121,7 @@ class Alone:
 
     def read(self) -> Tensor:
         """It, as the only row, through an alias as rows are read."""
-        with aside():
+        with outside_torch_modes():
             return self._value.data.unsqueeze(0)
 
 
@@ -136,7 +136,7 @@ class Block:
         self.stop = self.first + count
         self.next_row = itertools.count(self.first).__next__
         self.left = count
-        self.parts: dict[Part, Rows | Alone] = {}
+        self.parts: dict[Part, BlockRows | SingleTensor] = {}
         self.kept: dict[Part, Tensor] = {}
         self.gradients: dict[int, Tensor] = {}
 
@@ -144,18 +144,18 @@ class Block:
 _FULL = Block(0, 0)
 
 
-class HeldBlock(Block):
+class UncopiedBlock(Block):
     """One value as it is: nobody else has it any more."""
 
     __slots__ = ()
 
     def __init__(self, number: int, value: Tensor) -> None:
         super().__init__(number, 1)
-        with aside():
+        with outside_torch_modes():
             self.kept["activation"] = value.data  # an alias with a version counter of its own
 
 
-class HeldPass(msgspec.Struct, frozen=True):
+class UncopiedPass(msgspec.Struct, frozen=True):
     """The values of a pass as they are, until somebody reads them: each will be the one row of a block."""
 
     number: int
@@ -164,14 +164,14 @@ class HeldPass(msgspec.Struct, frozen=True):
     @property
     def rows(self) -> range:
         """The rows, in the order of the values."""
-        return range(self.number << ROW_BITS, (self.number + len(self.values)) << ROW_BITS, MOST_ROWS)
+        return range(self.number << ROW_BITS, (self.number + len(self.values)) << ROW_BITS, MAX_ROWS)
 
-    def blocks(self) -> Iterator[HeldBlock]:
+    def blocks(self) -> Iterator[UncopiedBlock]:
         """The blocks, numbered from the first on."""
-        return map(HeldBlock, itertools.count(self.number), self.values)
+        return map(UncopiedBlock, itertools.count(self.number), self.values)
 
 
-class Places:
+class RowAllocator:
     """Hands out one row after the other, and asks for a new block when one is full.
 
     Any number of threads may take rows at once: a row belongs to whom the block's counter gave it, so only

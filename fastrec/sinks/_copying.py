@@ -19,7 +19,7 @@ from fastrec._errors import OptionError
 from fastrec._torch.tensors import check_copyable
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.recording._source import Part
-from fastrec.sinks._blocks import ROW_BITS, Block, Places
+from fastrec.sinks._blocks import ROW_BITS, Block, RowAllocator
 
 # PYFUNCTYPE keeps the GIL: giving it up and taking it back would cost more than the copy, and would let
 # another thread write into the value in between.
@@ -28,7 +28,7 @@ memcpy = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size
 )
 
 
-class More(Protocol):
+class BlockSource(Protocol):
     """Room for the values of a column that grows."""
 
     def __call__(self) -> Block:
@@ -71,10 +71,10 @@ class RowCopier:
 
     __slots__ = ("_blocks", "_keep", "_places", "_room")
 
-    def __init__(self, blocks: Mapping[int, Block], more: More) -> None:
+    def __init__(self, blocks: Mapping[int, Block], more: BlockSource) -> None:
         self._blocks = blocks
         self._keep = more.keep
-        self._places = Places(more)
+        self._places = RowAllocator(more)
         self._use(self._places.block)
 
     def append(self, value: Tensor) -> int:

@@ -12,11 +12,11 @@ from torch import Tensor
 from fastrec._errors import OptionError
 from fastrec.events.sites import Catalog, PassInfo
 from fastrec.sinks import HDF5Sink, RAMSink
-from fastrec.sinks._protocol import Column, Ledger, Sink
+from fastrec.sinks._protocol import ColumnWriter, PassLog, Sink
 
 
 class _TeeColumn:
-    def __init__(self, columns: Sequence[Column]) -> None:
+    def __init__(self, columns: Sequence[ColumnWriter]) -> None:
         self._columns = columns
 
     def append(self, value: Tensor) -> Any:
@@ -27,8 +27,8 @@ class _TeeColumn:
             column.discard(one)
 
 
-class _TeeLedger:
-    def __init__(self, ledgers: Sequence[Ledger]) -> None:
+class _TeePassLog:
+    def __init__(self, ledgers: Sequence[PassLog]) -> None:
         self._ledgers = ledgers
 
     def commit(self, info: PassInfo, variants: Sequence[int], rows: Sequence[Any], times: Sequence[float]) -> None:
@@ -50,16 +50,16 @@ class TeeSink:
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self.sinks = list(sinks)
 
-    def open(self, catalog: Catalog) -> Ledger:
+    def open(self, catalog: Catalog) -> PassLog:
         """A session begins."""
-        return _TeeLedger([sink.open(catalog) for sink in self.sinks])
+        return _TeePassLog([sink.open(catalog) for sink in self.sinks])
 
-    def column(self, variant: int, value: Tensor) -> Column:
+    def column(self, variant: int, value: Tensor) -> ColumnWriter:
         """One column that writes to a column of each sink."""
         return _TeeColumn([sink.column(variant, value) for sink in self.sinks])
 
 
-def sinks_of(option: Any) -> list[Sink]:
+def sinks_from_option(option: Any) -> list[Sink]:
     """The sinks that the option stands for; RAM where none is given."""
     if option is None:
         return [RAMSink()]
@@ -68,7 +68,7 @@ def sinks_of(option: Any) -> list[Sink]:
     if isinstance(option, list | tuple):
         if not option:
             raise OptionError("sink=[]: give at least one sink, or leave it out to record into RAM")
-        return [sink for one in option for sink in sinks_of(one)]
+        return [sink for one in option for sink in sinks_from_option(one)]
     if not (callable(getattr(option, "open", None)) and callable(getattr(option, "column", None))):
         raise OptionError(f"sink={option!r}: give a path such as 'run.h5', a sink, or a list of them")
     return [option]

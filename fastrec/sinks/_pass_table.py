@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from fastrec.events.sites import PassInfo
 from fastrec.recording._source import OUTCOMES, PASS_DTYPE
-from fastrec.sinks._blocks import HeldPass
+from fastrec.sinks._blocks import UncopiedPass
 
 Entry: TypeAlias = tuple[PassInfo, Sequence[int], Sequence[int], Sequence[float]]
 """A pass with the variants, rows and times of its records, not packed yet."""
 
-Ended: TypeAlias = tuple[PassInfo, Sequence[int], Sequence[int] | HeldPass, Sequence[float]]
+Ended: TypeAlias = tuple[PassInfo, Sequence[int], Sequence[int] | UncopiedPass, Sequence[float]]
 """The same, where its values may be held as they are, by nobody else yet."""
 
 _pack_pass = struct.Struct("<qiqi?bqddqq").pack
@@ -100,10 +100,10 @@ class Table:
         return np.frombuffer(bytes(self.passes), PASS_DTYPE)
 
 
-MOST_UNPACKED = 64
+MAX_UNPACKED = 64
 """Passes are packed in batches: as objects they would set off the garbage collector, which stops the loop."""
 
-MOST_ENDED = 4096
+MAX_ENDED = 4096
 """As many passes wake the writer, eight times as many wait for it."""
 
 
@@ -121,11 +121,11 @@ class EndedPasses:
     def add(self, entry: Entry) -> bool:
         """One more; whether so many wait that they are to be written."""
         self._unpacked.append(entry)
-        if len(self._unpacked) < MOST_UNPACKED:
+        if len(self._unpacked) < MAX_UNPACKED:
             return False
         with self._lock:
             self._pack()
-            return len(self._table) >= MOST_ENDED
+            return len(self._table) >= MAX_ENDED
 
     def take(self) -> Table:
         """All that wait."""

@@ -12,7 +12,7 @@ from fastrec.events.sites import Catalog, PassInfo
 from fastrec.recording._source import Source
 
 
-class Column(Protocol):
+class ColumnWriter(Protocol):
     """The values of one site, shape, dtype and spec, row by row."""
 
     def append(self, value: torch.Tensor) -> int:
@@ -22,7 +22,7 @@ class Column(Protocol):
         """Forget a row: its pass failed."""
 
 
-class Ledger(Protocol):
+class PassLog(Protocol):
     """What a sink writes beside the values."""
 
     def commit(self, info: PassInfo, variants: Sequence[int], rows: Sequence[int], times: Sequence[float]) -> None:
@@ -38,14 +38,14 @@ class Ledger(Protocol):
 class Sink(Protocol):
     """Where records go."""
 
-    def open(self, catalog: Catalog) -> Ledger:
+    def open(self, catalog: Catalog) -> PassLog:
         """A session begins."""
 
-    def column(self, variant: int, value: torch.Tensor) -> Column:
+    def column(self, variant: int, value: torch.Tensor) -> ColumnWriter:
         """Where the values of a variant go that are like this one in class, shape, strides, dtype and device."""
 
 
-class Readable(Protocol):
+class ReadableSink(Protocol):
     """A sink whose records can be read while they are written, and handed over."""
 
     def source(self) -> Source:

@@ -20,14 +20,14 @@ class StepTable:
     """Marks by phase, each with its columns; a column may come late, or be left out of some marks."""
 
     def __init__(self) -> None:
-        self._phases: dict[int, _Phase] = {}
+        self._phases: dict[int, _PhaseTable] = {}
         self._marks = 0
 
     def mark(self, phase: int, step: int, columns: Mapping[str, Array]) -> None:
         """Add a mark; a column whose shape changed within its phase is a StepError."""
         table = self._phases.get(phase)
         if table is None:
-            table = self._phases[phase] = _Phase()
+            table = self._phases[phase] = _PhaseTable()
         table.add(step, self._marks, columns)
         self._marks += 1
 
@@ -45,7 +45,7 @@ class StepTable:
             table.drop(len(table.numbers) - most)
 
 
-class _Phase:
+class _PhaseTable:
     def __init__(self) -> None:
         self.marked = 0
         self.numbers = array("q")

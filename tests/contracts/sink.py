@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import StepError, UnsupportedTensorError
-from fastrec._torch.tensors import Alike, alike
+from fastrec._torch.tensors import TensorGuard, tensor_guard
 from fastrec.events.capture import CaptureSpec
-from fastrec.events.sites import Catalog, PassInfo, Site, Variant
+from fastrec.events.sites import Catalog, PassInfo, RecordMeta, Site
 from fastrec.recording._source import Source
 from fastrec.sinks._protocol import Sink
 
@@ -51,7 +51,7 @@ class Rig:
         self.catalog.entries.add("")
         self.ledger = sink.open(self.catalog)
         self.columns: dict[int, Any] = {}
-        self.like_it: dict[int, list[tuple[Alike, Any]]] = {}
+        self.like_it: dict[int, list[tuple[TensorGuard, Any]]] = {}
         self.began = 0
         self.lock = threading.Lock()
 
@@ -59,7 +59,7 @@ class Rig:
         if isinstance(site, str):
             site = Site(site, "op", "relu", "relu")
         return self.catalog.variants.add(
-            Variant(
+            RecordMeta(
                 site=self.catalog.sites.add(site),
                 label=label or site.name,
                 number=1,
@@ -88,7 +88,7 @@ class Rig:
             column = next((column for test, column in like_it if test(value)), None)
             if column is None:
                 column = self.columns[variant] = self.sink.column(variant, value)
-                like_it.append((alike(value), column))
+                like_it.append((tensor_guard(value), column))
         return variant, column.append(value)
 
     def begin(self, **facts: Any) -> PassInfo:

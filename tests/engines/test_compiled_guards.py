@@ -21,7 +21,7 @@ from fastrec.engines.compiled import graphs as _graphs
 from fastrec.engines.compiled import outputs as _extra_outputs
 from fastrec.engines.compiled import reference_run as _lesson
 from fastrec.engines.compiled import roots as _compiled_roots
-from fastrec.engines.compiled.graphs import Edge, Graph, Way
+from fastrec.engines.compiled.graphs import CapturedGraph, GraphRoute, GraphTransition
 from fastrec.engines.compiled.outputs import ExtraOutputs, GradientPaths
 from fastrec.predicates import op
 
@@ -169,7 +169,7 @@ def test_what_only_compiled_code_computes_is_refused(monkeypatch: pytest.MonkeyP
         return (x * 2).relu()
 
     assert labels(lambda: Does(more), "relu") == "UnsupportedModelError"
-    monkeypatch.setattr(Way, "_check", lambda self, aligned: None)
+    monkeypatch.setattr(GraphRoute, "_check", lambda self, aligned: None)
     assert labels(lambda: Does(more), "relu") != "UnsupportedModelError"
 
 
@@ -193,8 +193,8 @@ def test_a_lesson_that_took_another_way_is_refused(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(UnsupportedModelError, match="took another way|computes"):
         drive()
-    monkeypatch.setattr(Edge, "feeds_as", lambda self, other: True)
-    monkeypatch.setattr(Way, "_check", lambda self, aligned: None)
+    monkeypatch.setattr(GraphTransition, "feeds_as", lambda self, other: True)
+    monkeypatch.setattr(GraphRoute, "_check", lambda self, aligned: None)
     torch._dynamo.reset()
     drive()
 
@@ -249,7 +249,7 @@ def test_random_numbers_that_nobody_uses_are_not_drawn(monkeypatch: pytest.Monke
                 return run(X)  # type: ignore[no-any-return]
 
     assert torch.equal(out(record=True), out(record=False))
-    monkeypatch.setattr(Graph, "asleep", lambda self, drawing: set())
+    monkeypatch.setattr(CapturedGraph, "asleep", lambda self, drawing: set())
     assert not torch.equal(out(record=True), out(record=False))
 
 
@@ -329,7 +329,7 @@ def test_no_gradient_flows_where_none_did(monkeypatch: pytest.MonkeyPatch) -> No
 def test_plain_values_tell_that_they_carry_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = ["tanh_1", "relu_1"]
     assert labels(lambda: Does(_parts), ["tanh", "relu"], grad=True) == expected
-    make = Edge.__init__
+    make = GraphTransition.__init__
 
     class Unmarked(list[int]):
         def append(self, position: int) -> None:
@@ -339,7 +339,7 @@ def test_plain_values_tell_that_they_carry_gradients(monkeypatch: pytest.MonkeyP
         make(self, links)
         self.marked = Unmarked()
 
-    monkeypatch.setattr(Edge, "__init__", unmarked)
+    monkeypatch.setattr(GraphTransition, "__init__", unmarked)
     assert labels(lambda: Does(_parts), ["tanh", "relu"], grad=True) == "AssertionError"
 
 

@@ -18,8 +18,8 @@ from fastrec.engines.static import warmup as _static_lesson
 from fastrec.engines.static.engine import StaticEngine
 from fastrec.engines.static.schedule import _Calls
 from fastrec.predicates import inside, op
-from fastrec.session.pass_batch import Batch
-from fastrec.sinks._blocks import HeldPass
+from fastrec.session.pass_batch import UncopiedBatch
+from fastrec.sinks._blocks import UncopiedPass
 
 
 def differ(make: Callable[[], nn.Module], drive: Callable[[Any, Recorder], Any], **options: Any) -> bool:
@@ -119,13 +119,13 @@ def test_versions_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with torch.no_grad(), Recorder(Model(), keep_op="tanh", engine="static") as rec:
         drive(rec._roots[""], rec)
-    make = Batch.__init__
+    make = UncopiedBatch.__init__
 
     def without(self: Any, *args: Any) -> None:
         make(self, *args)
         self._versions = _AnyVersions(self._versions)
 
-    monkeypatch.setattr(Batch, "__init__", without)
+    monkeypatch.setattr(UncopiedBatch, "__init__", without)
     model = Model()
     with torch.no_grad(), Recorder(model, keep_op="tanh", engine="static") as rec:
         popping(model, rec)
@@ -429,13 +429,13 @@ def test_a_copy_that_is_held_tells_when_its_value_begins_to_require_a_gradient(
 
 def test_where_some_values_last_the_others_are_copied_at_their_event(monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
-    hold = Batch.__call__
+    hold = UncopiedBatch.__call__
 
-    def holding(batch: Batch, run: Any, values: list[Tensor], times: list[float]) -> None:
+    def holding(batch: UncopiedBatch, run: Any, values: list[Tensor], times: list[float]) -> None:
         hold(batch, run, values, times)
-        held.append(isinstance(run.rows, HeldPass))
+        held.append(isinstance(run.rows, UncopiedPass))
 
-    monkeypatch.setattr(Batch, "__call__", holding)
+    monkeypatch.setattr(UncopiedBatch, "__call__", holding)
     keep = ["first", "last", ""]  # "" is the model's output, which its caller has
     assert not differ(Mixed, popping, keep_module=keep)
     assert held[-1]

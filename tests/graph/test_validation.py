@@ -15,7 +15,7 @@ from fastrec.graph import (
     validate_history,
     validate_saved_activations,
 )
-from fastrec.graph.raw import Op, Ref, Stale
+from fastrec.graph.raw import CapturedOp, Overwritten, Ref
 
 
 class Calls(nn.Module):
@@ -100,9 +100,9 @@ def history_of(forward: Callable[..., Any], *inputs: Tensor) -> ModelHistory:
     return log_forward_pass(Calls(forward), inputs)
 
 
-def raw(history: ModelHistory, key: str) -> Op:
+def raw(history: ModelHistory, key: str) -> CapturedOp:
     op = history[key].raw  # type: ignore[union-attr]
-    assert isinstance(op, Op)
+    assert isinstance(op, CapturedOp)
     return op
 
 
@@ -189,7 +189,7 @@ def test_a_missed_write_through_a_view_is_found() -> None:
     assert validate_history(history)
     add = raw(history, "add_1")
     (stale, *rest) = add.call.args
-    assert isinstance(stale, Stale)
+    assert isinstance(stale, Overwritten)
     add.call.args = (Ref(stale.op), *rest)
     assert not validate_history(history)
 

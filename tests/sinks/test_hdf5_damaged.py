@@ -22,7 +22,7 @@ from fastrec._errors import (
     SessionError,
 )
 from fastrec.sinks import HDF5Sink
-from fastrec.sinks.hdf5.layout import SegmentMap
+from fastrec.sinks.hdf5.layout import SegmentIndex
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ def test_a_path_has_to_say_that_it_is_hdf5() -> None:
 
 def test_the_map_is_plain_json(growing: Path) -> None:
     text = (growing.parent / "run.00000.h5.tmp.map").read_bytes()
-    assert msgspec.json.decode(text[9:], type=SegmentMap).segment == 0
+    assert msgspec.json.decode(text[9:], type=SegmentIndex).segment == 0
 
 
 def test_a_log_that_names_what_is_no_dtype(tmp_path: Path, finished: Path) -> None:

@@ -16,7 +16,7 @@ from fastrec import Recorder
 from fastrec._errors import DamagedFileError
 from fastrec.files import merge, verify
 from fastrec.sinks import HDF5Sink
-from fastrec.sinks.hdf5.structure import _outside, add_trailer, opened, read_trailer
+from fastrec.sinks.hdf5.structure import _outside, add_trailer, opened_file, read_trailer
 
 MODEL = torch.nn.Sequential(torch.nn.Linear(3, 64), torch.nn.Tanh())
 TOLD = "is damaged: its structure is not the one that was written"
@@ -111,10 +111,10 @@ def test_the_room_that_was_not_used_is_no_part_of_it(tmp_path: Path) -> None:
     assert path.stat().st_blocks * 512 < 1 << 20
     (tmp_path / "copy.h5").write_bytes(path.read_bytes())
     for name in ("x.h5", "copy.h5"):
-        with opened(str(tmp_path / name)) as file:
+        with opened_file(str(tmp_path / name)) as file:
             assert file["x"][:].tolist() == list(range(5))
     with (tmp_path / "copy.h5").open("r+b") as file:
         file.seek(50 << 20)
         file.write(b"x")
     with pytest.raises(DamagedFileError, match=TOLD):
-        opened(str(tmp_path / "copy.h5"))
+        opened_file(str(tmp_path / "copy.h5"))

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx
 
 from fastrec._torch.trees import leaves
-from fastrec.engines.compiled.reference_run import Caller, Event, Lesson, Value, constants_in
-from fastrec.engines.eager.modules import Known
+from fastrec.engines.compiled.reference_run import Caller, ReferenceTrace, TraceEvent, TraceValue, constants_in
+from fastrec.engines.eager.modules import TrackedModule
 from fastrec.ops.facts import OpFacts, op_facts
 from fastrec.ops.table import TENSOR_PROPERTIES
 
@@ -30,7 +30,7 @@ ADDED = "fastrec_added"
 """In the meta of a node: a recorder has put it there."""
 
 
-class Aligned:
+class Alignment:
     """Where the events of a lesson, from one on, are in a graph.
 
     ``ops`` maps an event's index to its node; ``end`` is the index after the last of them. ``inputs`` are the tensors
@@ -41,9 +41,9 @@ class Aligned:
         self,
         nodes: Sequence[fx.Node],
         inputs: Sequence[int | None],
-        lesson: Lesson,
+        lesson: ReferenceTrace,
         start: int,
-        known: Mapping[int, Known],
+        known: Mapping[int, TrackedModule],
     ) -> None:
         self.ops: dict[int, fx.Node] = {}
         self.unmatched: list[fx.Node] = []
@@ -60,7 +60,7 @@ class Aligned:
         for node in nodes:
             self._find(node)
 
-    def holder(self, value: Value, index: int) -> fx.Node | None:
+    def holder(self, value: TraceValue, index: int) -> fx.Node | None:
         """The node that holds the tensor object of a value, None where the graph has none."""
         node = self.ops.get(index)
         if node is not None and node.target is not operator.setitem:
@@ -76,7 +76,7 @@ class Aligned:
         before = [i for i in self.ops if i <= index]
         return self.ops[max(before)] if before else None
 
-    def modules(self, node: fx.Node) -> list[Known]:
+    def modules(self, node: fx.Node) -> list[TrackedModule]:
         """The modules that a node runs in, outermost first, as far as they are known."""
         stack = node.meta.get("nn_module_stack") or ()
         found = (self._known.get(int(str(key).partition("@")[0])) for key in stack)
@@ -97,7 +97,7 @@ class Aligned:
         found = (i for i in (first, *agree) if events[i].caller == caller)
         self._match(node, index := next(found, first), events[index])
 
-    def _agree(self, node: fx.Node, facts: OpFacts, event: Event) -> bool:
+    def _agree(self, node: fx.Node, facts: OpFacts, event: TraceEvent) -> bool:
         site = event.place.site
         if facts.layer_type != site.layer_type or not self._same_module(node, site.module_address):
             return False
@@ -112,7 +112,7 @@ class Aligned:
         known = self._known.get(int(str(next(reversed(inside))).partition("@")[0]))
         return known is None or known.address == address
 
-    def _read_the_same(self, node: fx.Node, event: Event) -> dict[fx.Node, int] | None:
+    def _read_the_same(self, node: fx.Node, event: TraceEvent) -> dict[fx.Node, int] | None:
         """Which nodes have to be which tensors of the lesson, if the node reads what the event reads; else None."""
         nodes = [given for given in _arguments(node)]
         bound = [self._tokens.get(given) for given in nodes]
@@ -129,7 +129,7 @@ class Aligned:
                 new[given] = read
         return new
 
-    def _match(self, node: fx.Node, index: int, event: Event) -> None:
+    def _match(self, node: fx.Node, index: int, event: TraceEvent) -> None:
         for given, token in (self._read_the_same(node, event) or {}).items():
             self._bind(given, token, index)
         self.ops[index] = node
@@ -217,7 +217,7 @@ def _arguments(node: fx.Node) -> Iterator[fx.Node]:
     return (each for each in found if isinstance(example(each), Tensor))
 
 
-def _same_values(node: fx.Node, event: Event) -> bool:
+def _same_values(node: fx.Node, event: TraceEvent) -> bool:
     found = _tensors(node)
     if len(found) != len(event.values):
         return False
@@ -240,7 +240,7 @@ def _same_shape(shape: Sequence[Any], seen: tuple[int, ...]) -> bool:
     )
 
 
-def _agree_in_constants(node: fx.Node, event: Event) -> bool:
+def _agree_in_constants(node: fx.Node, event: TraceEvent) -> bool:
     """Whether the event was given every plain value that the node is given."""
     left = list(event.constants)
     args = node.args[:1] if node.target is getattr else node.args

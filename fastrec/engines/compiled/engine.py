@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastrec._errors import FastrecError, FastrecWarning, SessionError, UnsupportedModelError
-from fastrec._torch.tensors import apart
-from fastrec.engines._protocol import Ahead, Batch, MakeBatch, PlanningListener
-from fastrec.engines.compiled.graphs import Edge, Graph, Links, Step, Way
-from fastrec.engines.compiled.roots import Arguments, CompiledRoot, CompileGraph, Roots, roots_of
+from fastrec._torch.tensors import clone_like
+from fastrec.engines._protocol import MakePassBatch, PassBatch, PassFilter, PlanningListener
+from fastrec.engines.compiled.graphs import CapturedGraph, GraphRoute, GraphStep, GraphTransition, Links
+from fastrec.engines.compiled.roots import Arguments, CompiledRoot, CompileGraph, Roots, compiled_roots
 from fastrec.engines.eager.module_calls import COMPILED_CALLS, MODULE_CALLS, Call
 from fastrec.engines.eager.supported import keep_out_of_compiling
 from fastrec.events.sites import Frame
@@ -45,7 +45,7 @@ class CompiledEngine:
     """
 
     def __init__(
-        self, *, batch: MakeBatch, sources: bool = False, parents: bool = False, ahead: Ahead | None = None
+        self, *, batch: MakePassBatch, sources: bool = False, parents: bool = False, ahead: PassFilter | None = None
     ) -> None:
         self._batch = batch
         self._ahead = ahead
@@ -57,7 +57,7 @@ class CompiledEngine:
     def open(self, roots: Mapping[str, Any], listener: PlanningListener) -> None:
         """Begin to record the roots, in every thread."""
         self._listener = listener
-        self._roots = roots_of(roots, listener, self._sources, self._parents)
+        self._roots = compiled_roots(roots, listener, self._sources, self._parents)
         keep_out_of_compiling()
         for opened, root in enumerate(self._roots):
             try:
@@ -173,7 +173,7 @@ class CompiledEngine:
         current = self._thread.state.current
         if current is None or current.root is not root:
             return self._unseen_graph(root, compile_graph(module, inputs))
-        graph = Graph(module, inputs)
+        graph = CapturedGraph(module, inputs)
         try:
             current.step.following[graph] = self._way(current).go(graph, inputs, current.links(inputs))
         except FastrecError as error:
@@ -193,7 +193,7 @@ class CompiledEngine:
             edge = now.step.following.get(graph)
             if edge is not None and edge.batch is not None and not now.ran and edge.batch.is_ready():
                 if edge.added is None:  # its own outputs belong to whoever called the model
-                    now.held = [out[at] if at >= n_own else apart(out[at]) for at in edge.batched]
+                    now.held = [out[at] if at >= n_own else clone_like(out[at]) for at in edge.batched]
                 else:
                     now.held = [*out[edge.added]]
                 now.batch = edge.batch
@@ -221,7 +221,7 @@ class CompiledEngine:
 
         return run_graph
 
-    def _ran(self, current: _Pass, graph: Graph, given: Sequence[Any], out: Sequence[Any]) -> None:
+    def _ran(self, current: _Pass, graph: CapturedGraph, given: Sequence[Any], out: Sequence[Any]) -> None:
         """A graph has run."""
         if current.held is not None:  # this pass goes on where others ended
             self._feed_held(current)
@@ -266,13 +266,13 @@ class CompiledEngine:
             tap(current.run, values[position])
         current.out = values
 
-    def _way(self, current: _Pass) -> Way:
+    def _way(self, current: _Pass) -> GraphRoute:
         """How far the pass has come in its lesson, which is learned now if it was not."""
         root, way = current.root, current.way
         # Torch may give a graph up after its backend has seen it, and compile it otherwise.
         if way is None or way.gone != len(current.ran):
             lesson = root.learn(*current.arguments) if way is None else way.lesson
-            way = current.way = Way(lesson, self._listener, root.teacher.table.known)
+            way = current.way = GraphRoute(lesson, self._listener, root.teacher.table.known)
             for graph, edge in current.ran:
                 if not way.go(graph, graph.inputs, edge.links).feeds_as(edge):
                     raise UnsupportedModelError(
@@ -301,18 +301,18 @@ class _Pass:
 
     out: Any = ()  # of the last graph, by position
     held: list[Tensor] | None = None  # for the end of the pass
-    batch: Batch  # that takes what is held
+    batch: PassBatch  # that takes what is held
     own: Sequence[Any] = ()  # what the last graph returned
     returned: Sequence[list[Any]] = ()  # by the graphs before the last one, held weakly
-    way: Way | None = None
+    way: GraphRoute | None = None
     refused: FastrecError | None = None
 
     def __init__(self, run: Any, root: CompiledRoot, arguments: Arguments) -> None:
         self.run = run
         self.root = root
         self.arguments = arguments
-        self.step: Step = root.start
-        self.ran: list[tuple[Graph, Edge]] = []
+        self.step: GraphStep = root.start
+        self.ran: list[tuple[CapturedGraph, GraphTransition]] = []
 
     def let_go(self) -> None:
         """Hold what the last graph returned only as long as the model does: another one has run."""
@@ -330,7 +330,7 @@ class _Pass:
         return {i: known[id(each)] for i, each in enumerate(given) if isinstance(each, Tensor) and id(each) in known}
 
 
-class _State:
+class _ThreadPass:
     """What a thread is doing: a pass, or a call that is not to be recorded."""
 
     __slots__ = ("current", "muted")
@@ -344,7 +344,7 @@ class _Thread(threading.local):
     """The state of each thread."""
 
     def __init__(self) -> None:
-        self.state = _State()
+        self.state = _ThreadPass()
 
     def mute(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a function of which nothing is recorded."""

@@ -16,11 +16,11 @@ from fastrec._errors import UnsupportedModelError
 from fastrec._torch.dynamo import leaves_no_state
 from fastrec._torch.modes import unseen_by_dynamo
 from fastrec._torch.trees import leaves
-from fastrec.engines._protocol import Batch, MakeBatch, PlannedTap, PlanningListener
-from fastrec.engines.compiled.alignment import Aligned, example, facts_of
+from fastrec.engines._protocol import MakePassBatch, PassBatch, PlannedTap, PlanningListener
+from fastrec.engines.compiled.alignment import Alignment, example, facts_of
 from fastrec.engines.compiled.outputs import ExtraOutputs, GradientPaths, writes
-from fastrec.engines.compiled.reference_run import Event, Leaf, Lesson, Value
-from fastrec.engines.eager.modules import Known
+from fastrec.engines.compiled.reference_run import ReferenceTrace, TraceEvent, TraceLeaf, TraceValue
+from fastrec.engines.eager.modules import TrackedModule
 from fastrec.events.sites import Site
 from fastrec.ops.facts import opened
 
@@ -34,7 +34,7 @@ RECORDED = "fastrec_recorded"
 """In the meta of a graph: for whom its outputs hold values, the last one."""
 
 
-class Graph:
+class CapturedGraph:
     """One graph that dynamo captured, with what it was captured from."""
 
     def __init__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> None:
@@ -56,7 +56,7 @@ class Graph:
         outputs = self.outputs
         outputs.finish()
         module.recompile()
-        around: Graph | None = module.meta.get(RECORDED)
+        around: CapturedGraph | None = module.meta.get(RECORDED)
         module.meta[RECORDED] = self
         self._attached = dict.fromkeys(outputs.attached)
         self._copies = set(outputs.copies)
@@ -100,7 +100,7 @@ class Graph:
         return any(done)
 
 
-class Step:
+class GraphStep:
     """Where a pass is after a graph has run, or before the first one.
 
     ``following`` holds what is fed when a certain graph runs next, and ``end`` what is fed if the pass ends here; None:
@@ -108,12 +108,12 @@ class Step:
     """
 
     def __init__(self) -> None:
-        self.following: dict[Graph, Edge] = {}
+        self.following: dict[CapturedGraph, GraphTransition] = {}
         self.end: list[Feed] | None = None
-        self.held: dict[Leaf, int] = {}
+        self.held: dict[TraceLeaf, int] = {}
 
 
-class Edge:
+class GraphTransition:
     """What a run of a graph feeds.
 
     ``early`` comes before the graph's first op, and part of it from outputs of the graph before (True). ``marked`` are
@@ -125,13 +125,13 @@ class Edge:
         self.early: list[tuple[bool, Feed]] = []
         self.feeds: list[Feed] = []
         self.marked: list[int] = []
-        self.step = Step()
-        self.batch: Batch | None = None  # all that a pass through this edge alone feeds, in one go
+        self.step = GraphStep()
+        self.batch: PassBatch | None = None  # all that a pass through this edge alone feeds, in one go
         self.batched: list[int] = []
         self.added: slice | None = None  # where those outputs are, if they are the added ones in their order
         self.batch_asked = False
 
-    def make_batch(self, n_own: int, make: MakeBatch) -> None:
+    def make_batch(self, n_own: int, make: MakePassBatch) -> None:
         """Let passes that go through this edge alone feed in one go, where only the recorder has most values."""
         self.batch_asked = True
         feeds = [*(feed for _, feed in self.early), *self.feeds, *(self.step.end or ())]
@@ -143,22 +143,22 @@ class Edge:
             if positions == [*range(n_own, n_own + len(positions))]:
                 self.added = slice(n_own, n_own + len(positions))
 
-    def feeds_as(self, other: Edge) -> bool:
+    def feeds_as(self, other: GraphTransition) -> bool:
         """Whether it feeds the same as another one."""
         return (self.early, self.feeds) == (other.early, other.feeds)
 
 
-class Way:
+class GraphRoute:
     """How far a pass has come in its lesson, graph by graph."""
 
-    def __init__(self, lesson: Lesson, listener: PlanningListener, known: Mapping[int, Known]) -> None:
+    def __init__(self, lesson: ReferenceTrace, listener: PlanningListener, known: Mapping[int, TrackedModule]) -> None:
         self.lesson = lesson
         self.reached = 0
         self._listener = listener
         self._known = known
-        self._fed: set[Leaf] = set()
+        self._fed: set[TraceLeaf] = set()
         self._asleep: set[fx.Node] = set()
-        self._step: Step | None = None
+        self._step: GraphStep | None = None
         self._returned: list[list[int | None]] = []  # which tensors of the lesson the graphs returned
 
     @property
@@ -166,14 +166,14 @@ class Way:
         """Through how many graphs."""
         return len(self._returned)
 
-    def go(self, graph: Graph, given: Sequence[Any], links: Links) -> Edge:
+    def go(self, graph: CapturedGraph, given: Sequence[Any], links: Links) -> GraphTransition:
         """Go on through a graph that is given some inputs; what its run feeds."""
         aligned = self._align(graph, given, links)
         while not graph.outputs.done and graph.expand(aligned.ops[i] for i in self._closed(aligned)):
             aligned = self._align(graph, given, links)
         self._check(aligned)
         self._asleep = graph.asleep([node for i, node in aligned.ops.items() if self.lesson.events[i].draws])
-        edge = Edge(links)
+        edge = GraphTransition(links)
         first = min(aligned.ops, default=self.reached)
         for index in range(self.reached, aligned.end):
             self._plan(graph, aligned, index, edge, early=index < first)
@@ -190,17 +190,17 @@ class Way:
         self._returned.append(aligned.tokens(graph.outputs.nodes(range(graph.outputs.n_own))))
         return edge
 
-    def _align(self, graph: Graph, given: Sequence[Any], links: Links) -> Aligned:
+    def _align(self, graph: CapturedGraph, given: Sequence[Any], links: Links) -> Alignment:
         tokens = [self.lesson.tokens.known(each) for each in given]
         for position, (number, output) in links.items():
             tokens[position] = self._returned[number][output]
-        return Aligned(graph.nodes, tokens, self.lesson, self.reached, self._known)
+        return Alignment(graph.nodes, tokens, self.lesson, self.reached, self._known)
 
-    def _holder(self, aligned: Aligned, value: Value, index: int) -> fx.Node | None:
+    def _holder(self, aligned: Alignment, value: TraceValue, index: int) -> fx.Node | None:
         holder = aligned.holder(value, index)
         return None if holder in self._asleep else holder
 
-    def _closed(self, aligned: Aligned) -> list[int]:
+    def _closed(self, aligned: Alignment) -> list[int]:
         """The composites that the graph holds as one node, though something inside of them is kept."""
         found = []
         for index in aligned.ops:
@@ -223,7 +223,9 @@ class Way:
                     found[value.leaf.site.name] = None
         return list(found)
 
-    def _plan(self, graph: Graph, aligned: Aligned, index: int, edge: Edge, *, early: bool) -> None:
+    def _plan(
+        self, graph: CapturedGraph, aligned: Alignment, index: int, edge: GraphTransition, *, early: bool
+    ) -> None:
         event = self.lesson.events[index]
         for value in event.values:
             tap = value.leaf.tap(self._listener)
@@ -241,7 +243,7 @@ class Way:
                 feed = _with_parents(tap, event), output
                 edge.early.append((False, feed)) if early else edge.feeds.append(feed)
 
-    def _from_before(self, event: Event, value: Value) -> Feed | None:
+    def _from_before(self, event: TraceEvent, value: TraceValue) -> Feed | None:
         """The feed of a value that an output of the graph before holds."""
         held = self._step.held.get(value.leaf) if self._step is not None else None
         tap = value.leaf.tap(self._listener)
@@ -252,11 +254,11 @@ class Way:
 
     def _output(
         self,
-        graph: Graph,
-        edge: Edge,
+        graph: CapturedGraph,
+        edge: GraphTransition,
         where: tuple[fx.Node, fx.Node | None],
         tap: PlannedTap,
-        value: Value,
+        value: TraceValue,
         *,
         alone: bool = False,
     ) -> int:
@@ -265,7 +267,7 @@ class Way:
             edge.marked.append(output)
         return output
 
-    def _check(self, aligned: Aligned) -> None:
+    def _check(self, aligned: Alignment) -> None:
         """Refuse a graph that computes what the lesson does not tell, where that may have to be kept."""
         for node in aligned.unmatched:
             facts = facts_of(node)
@@ -280,7 +282,7 @@ class Way:
                 )
 
 
-def _with_parents(tap: PlannedTap, event: Event) -> Callable[[Any, Any], None]:
+def _with_parents(tap: PlannedTap, event: TraceEvent) -> Callable[[Any, Any], None]:
     return tap if event.parents is None else partial(_feed, tap, event.parents)
 
 

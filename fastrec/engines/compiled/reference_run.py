@@ -25,10 +25,10 @@ from fastrec.engines._protocol import PlannedTap, PlanningListener, Tap
 from fastrec.engines.eager.engine import EagerEngine
 from fastrec.engines.eager.mode import OpMode
 from fastrec.engines.eager.module_calls import COMPILED_CALLS, MODULE_CALLS
-from fastrec.engines.eager.modules import ModuleTable
-from fastrec.engines.eager.supported import Inside
+from fastrec.engines.eager.modules import ModuleRegistry
+from fastrec.engines.eager.supported import InnerSites
 from fastrec.engines.eager.tracing import TracingMode
-from fastrec.events.position import Place
+from fastrec.events.position import Position
 from fastrec.events.sites import Site
 
 UNASKED: Any = object()
@@ -40,7 +40,7 @@ _OVERRIDES = torch.overrides.__file__
 _saving_is_free = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message
 
 
-class Tokens:
+class TensorIds:
     """A number for each tensor object, as long as it lives; copies of the user's tensors have that of the original."""
 
     def __init__(self) -> None:
@@ -66,12 +66,12 @@ class Tokens:
         self._known[id(value)] = weakref.ref(value), self.of(other)
 
 
-class Leaf:
+class TraceLeaf:
     """The place of one tensor of an event's value; the listener is asked for its tap when a graph may hold it."""
 
     __slots__ = ("_tap", "place", "site")
 
-    def __init__(self, place: Place, site: Site) -> None:
+    def __init__(self, place: Position, site: Site) -> None:
         self.place = place
         self.site = site
         self._tap: PlannedTap | None = UNASKED
@@ -82,16 +82,16 @@ class Leaf:
             self._tap = listener.tap(self.place, self.site)
         return self._tap
 
-    def __call__(self, run: Lesson, value: Tensor) -> None:
+    def __call__(self, run: ReferenceTrace, value: Tensor) -> None:
         run.add(self, value)
 
 
-class Value:
+class TraceValue:
     """A tensor that appeared in a lesson: where, which object, and what it looked like then."""
 
     __slots__ = ("dtype", "leaf", "requires_grad", "shape", "token")
 
-    def __init__(self, leaf: Leaf, value: Tensor, token: int) -> None:
+    def __init__(self, leaf: TraceLeaf, value: Tensor, token: int) -> None:
         self.leaf = leaf
         self.token = token
         self.shape = tuple(value.shape)
@@ -99,7 +99,7 @@ class Value:
         self.requires_grad = value.requires_grad
 
 
-class Event:
+class TraceEvent:
     """One event of a lesson; ``reads`` and ``constants`` are the tensors and the plain values that an op was given.
 
     An op that ``draws`` takes numbers from a generator. ``caller`` is the function that calls it: a file and a name.
@@ -107,10 +107,10 @@ class Event:
 
     __slots__ = ("caller", "constants", "draws", "parents", "place", "reads", "values")
 
-    def __init__(self, place: Place, parents: tuple[str, ...] | None) -> None:
+    def __init__(self, place: Position, parents: tuple[str, ...] | None) -> None:
         self.place = place
         self.parents = parents
-        self.values: list[Value] = []
+        self.values: list[TraceValue] = []
         self.reads: tuple[int, ...] = ()
         self.constants: tuple[Any, ...] = ()
         self.draws = False
@@ -121,18 +121,18 @@ class Event:
         return self.place.site.kind == "op"
 
 
-class Lesson:
+class ReferenceTrace:
     """The events of one pass in their order."""
 
-    def __init__(self, tokens: Tokens) -> None:
-        self.events: list[Event] = []
+    def __init__(self, tokens: TensorIds) -> None:
+        self.events: list[TraceEvent] = []
         self.tokens = tokens
         self.parents: tuple[str, ...] | None = None
         self.given: tuple[Any, ...] = ()  # the arguments of the op that runs
         self.random: Tensor | None = None  # the random state when it began
         self.caller: Caller | None = None
 
-    def inside_of(self, index: int) -> list[Event]:
+    def inside_of(self, index: int) -> list[TraceEvent]:
         """The events inside of a composite, which come before it: those of its own inside come in there too."""
         prefix = self.events[index].place.label.partition("[")[0] + "/"
         first = index
@@ -140,18 +140,18 @@ class Lesson:
             first -= 1
         return self.events[first:index]
 
-    def add(self, leaf: Leaf, value: Tensor) -> None:
+    def add(self, leaf: TraceLeaf, value: Tensor) -> None:
         """A leaf of a value appeared."""
         events = self.events
         if not events or events[-1].place is not leaf.place:
-            event = Event(leaf.place, self.parents)
+            event = TraceEvent(leaf.place, self.parents)
             if event.is_op:
                 event.reads = tuple(self.tokens.of(read) for _, read in leaves(self.given))
                 event.constants = tuple(constants_in(self.given))
                 event.draws = self.random is not None and not torch.equal(self.random, random_state())
                 event.caller = self.caller
             events.append(event)
-        events[-1].values.append(Value(leaf, value, self.tokens.of(value)))
+        events[-1].values.append(TraceValue(leaf, value, self.tokens.of(value)))
 
 
 def constants_in(value: Any) -> Iterable[Any]:
@@ -190,29 +190,29 @@ class _Collector:
     """A listener that takes everything in."""
 
     def __init__(self) -> None:
-        self.lesson: Lesson | None = None
+        self.lesson: ReferenceTrace | None = None
 
-    def tap(self, place: Place, site: Site) -> Tap:
-        return Leaf(place, site)
+    def tap(self, place: Position, site: Site) -> Tap:
+        return TraceLeaf(place, site)
 
     def may_keep(self, site: Site) -> bool:
         return True
 
-    def begin(self, entry: str) -> Lesson | None:
+    def begin(self, entry: str) -> ReferenceTrace | None:
         return self.lesson
 
-    def end(self, run: Lesson, error: BaseException | None) -> bool:
+    def end(self, run: ReferenceTrace, error: BaseException | None) -> bool:
         return False
 
 
 @unseen_by_dynamo
-class LessonMode(TracingMode):
+class ReferenceMode(TracingMode):
     """A mode that also tells what each op was given."""
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        lesson: Lesson = self.run
+        lesson: ReferenceTrace = self.run
         before = lesson.given, lesson.random, lesson.caller
         lesson.given, lesson.random, lesson.caller = (args, kwargs or {}), random_state(), _caller_of(func)
         try:
@@ -221,7 +221,7 @@ class LessonMode(TracingMode):
             lesson.given, lesson.random, lesson.caller = before
 
 
-class Teacher(EagerEngine):
+class ReferenceTracer(EagerEngine):
     """The eager engine, asked for one pass at a time, of which it tells everything.
 
     Arguments:
@@ -246,22 +246,22 @@ class Teacher(EagerEngine):
         self._objects = [*self._modules, *objects]
         self._collector = _Collector()
         self._listener = self._collector
-        self._table = ModuleTable(roots)
-        self._inside = Inside(self._table, session)
+        self._table = ModuleRegistry(roots)
+        self._inside = InnerSites(self._table, session)
         self._layer = self._make_layer
 
     @property
-    def table(self) -> ModuleTable:
+    def table(self) -> ModuleRegistry:
         """The modules by identity."""
         return self._table
 
-    def learn(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lesson:
+    def learn(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ReferenceTrace:
         """What a call of a root does, told by a run of it over copies."""
         return self._learn(call, args, kwargs)
 
     def learn_region(
         self, name: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Lesson:
+    ) -> ReferenceTrace:
         """What a call of a function does."""
 
         def region(*args: Any, **kwargs: Any) -> None:
@@ -274,9 +274,9 @@ class Teacher(EagerEngine):
 
         return self._learn(region, args, kwargs)
 
-    def _learn(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lesson:
-        tokens = Tokens()
-        lesson = self._collector.lesson = Lesson(tokens)
+    def _learn(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ReferenceTrace:
+        tokens = TensorIds()
+        lesson = self._collector.lesson = ReferenceTrace(tokens)
         unseen = call
         for thread in (*COMPILED_CALLS.threads(), *MODULE_CALLS.threads()):
             unseen = partial(_muted, thread, unseen)
@@ -298,7 +298,7 @@ class Teacher(EagerEngine):
             unseen(*copied_args, **copied_kwargs)
         return lesson
 
-    def _copied(self, given: Any, tokens: Tokens) -> Any:
+    def _copied(self, given: Any, tokens: TensorIds) -> Any:
         """Arguments that the pass may write into, parameters and modules excepted."""
         memo = {id(module): module for module in self._modules}
         memo |= {id(parameter): parameter for module in self._modules for parameter in module.parameters()}  # type: ignore[misc]
@@ -314,7 +314,7 @@ class Teacher(EagerEngine):
                 ) from error
 
     def _make_mode(self) -> OpMode:
-        return LessonMode(self._listener, self._thread, parents=self._parents)
+        return ReferenceMode(self._listener, self._thread, parents=self._parents)
 
     def _warn(self, key: str, message: str) -> None:
         pass  # it warns of what an eager recording would change
@@ -323,7 +323,7 @@ class Teacher(EagerEngine):
 class _CopiesTensors(TorchFunctionMode):
     """Copies tensors for ``copy.deepcopy``, which refuses those that have a history."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: TensorIds) -> None:
         super().__init__()
         self._tokens = tokens
 

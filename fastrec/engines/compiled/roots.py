@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from fastrec._errors import SessionError, UnsupportedModelError
-from fastrec._torch.dynamo import CompiledCode, Detour, Switch, compiled_part, function_of
+from fastrec._torch.dynamo import CompiledCode, CompiledSwap, Switch, compiled_part, function_of
 from fastrec.engines._protocol import PlanningListener
-from fastrec.engines.compiled.graphs import Graph, Step
-from fastrec.engines.compiled.reference_run import Lesson, Teacher
+from fastrec.engines.compiled.graphs import CapturedGraph, GraphStep
+from fastrec.engines.compiled.reference_run import ReferenceTrace, ReferenceTracer
 from fastrec.engines.eager.module_calls import COMPILED_CALLS
 from fastrec.engines.eager.modules import GLOBAL_HOOKS, is_compiled_wrapper, unwrapped
 
@@ -55,12 +55,12 @@ class CompiledRoot:
         self.before: CompiledRoot | None = None
         self.ran: Callable[..., Any] | None = None  # what the last pass ran, if it was recorded
         self._together: dict[Roots, Callable[..., Any]] = {}
-        self._detour: Detour | None = None
-        self.start = Step()
-        self.graphs: list[Graph] = []
+        self._detour: CompiledSwap | None = None
+        self.start = GraphStep()
+        self.graphs: list[CapturedGraph] = []
         self.lean = Switch()
         modules, objects = ({name: self.inner}, []) if self.inner is not None else _reached(name, self.code)
-        self.teacher = Teacher(modules, objects, listener, sources=sources, parents=parents)
+        self.teacher = ReferenceTracer(modules, objects, listener, sources=sources, parents=parents)
 
     def open(self, backend: Backend, caught: Caught) -> None:
         """Compile it anew, and catch its calls."""
@@ -100,12 +100,12 @@ class CompiledRoot:
             self._detour = None
         self.ran = None
         self._together.clear()
-        self.start = Step()
+        self.start = GraphStep()
         for graph in self.graphs:  # torch holds them for as long as the code that they were made from
             graph.compiled = None
         self.graphs.clear()
 
-    def add(self, graph: Graph) -> None:
+    def add(self, graph: CapturedGraph) -> None:
         """A graph of it is compiled."""
         self.graphs.append(graph)
         self.lean.on = all(graph.leaves_no_state for graph in self.graphs)
@@ -147,10 +147,10 @@ class CompiledRoot:
         module = self.module
         assert module is not None
         if self._detour is None:
-            self._detour = Detour.of(module, self)
+            self._detour = CompiledSwap.of(module, self)
         return self._detour.run(compiled, partial(COMPILED_CALLS.original, module), args, kwargs)
 
-    def learn(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Lesson:
+    def learn(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ReferenceTrace:
         """What a call of it does."""
         if self.inner is None:
             return self.teacher.learn_region(self.entry, self.code.plain(), args, kwargs)
@@ -185,7 +185,9 @@ class _Backend:
         return self._compile_graph(module, inputs)
 
 
-def roots_of(roots: Mapping[str, Any], listener: PlanningListener, sources: bool, parents: bool) -> list[CompiledRoot]:
+def compiled_roots(
+    roots: Mapping[str, Any], listener: PlanningListener, sources: bool, parents: bool
+) -> list[CompiledRoot]:
     """The compiled roots; UnsupportedModelError for what is not compiled, or has compiled methods that are no roots."""
     made = [CompiledRoot(name, root, listener, sources=sources, parents=parents) for name, root in roots.items()]
     given = [root.code.wrapper for root in made]

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from fastrec._errors import FastrecWarning, SessionError
 from fastrec._torch.modes import PlainMode, off_stack
 from fastrec._torch.trees import argument_leaves
-from fastrec.engines._protocol import Ahead, Listener, Performer
+from fastrec.engines._protocol import Listener, OpRunner, PassFilter
 from fastrec.engines.eager.mode import OpMode, ThreadState
 from fastrec.engines.eager.module_calls import MODULE_CALLS, Call
-from fastrec.engines.eager.modules import GLOBAL_HOOKS, Known, ModuleTable, is_fused_now
-from fastrec.engines.eager.supported import Inside, check_roots, keep_out_of_compiling, runs_compiled
+from fastrec.engines.eager.modules import GLOBAL_HOOKS, ModuleRegistry, TrackedModule, is_fused_now
+from fastrec.engines.eager.supported import InnerSites, check_roots, keep_out_of_compiling, runs_compiled
 from fastrec.engines.eager.tracing import PerformingMode, TracingMode
-from fastrec.engines.eager.trie import Node, Source
+from fastrec.engines.eager.trie import SourceStep, TrieNode
 from fastrec.events.sites import Frame, Site
 
-LARGEST_TRIE = 50_000
+MAX_TRIE_NODES = 50_000
 """Nodes after which the trie starts afresh: a model that never runs twice alike must not fill the memory."""
 
 _TRANSFORMED = (
@@ -67,7 +67,7 @@ class EagerEngine:
         sources: bool = False,
         parents: bool = False,
         performs: bool = False,
-        ahead: Ahead | None = None,
+        ahead: PassFilter | None = None,
     ) -> None:
         self._ops = ops or sources or parents
         self._sources = sources
@@ -76,7 +76,7 @@ class EagerEngine:
         self._ahead = ahead
         self._thread = ThreadState()
         self._root = _root("")
-        self._regions: dict[str, Node] = {}
+        self._regions: dict[str, TrieNode] = {}
         self._grown = 0
         self._warned: set[str] = set()
         self._called: set[Frame] = set()
@@ -87,8 +87,8 @@ class EagerEngine:
     def open(self, roots: Mapping[str, nn.Module], listener: Listener) -> None:
         """Begin to watch the roots, in every thread."""
         check_roots(roots)
-        self._table = ModuleTable(roots)
-        self._inside = Inside(self._table, listener)
+        self._table = ModuleRegistry(roots)
+        self._inside = InnerSites(self._table, listener)
         self._listener = listener
         self._kept_out = keep_out_of_compiling()
         MODULE_CALLS.add(self._make_layer, self._thread)
@@ -227,7 +227,7 @@ class EagerEngine:
         return __call__
 
     def _outermost(
-        self, layer: Call, call: Call | None, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, layer: Call, call: Call | None, known: TrackedModule, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A call into a root from outside: a pass."""
         if _graph_task() != -1:  # autograd runs a part of an earlier forward pass again
@@ -259,12 +259,12 @@ class EagerEngine:
             self._end(mode, None)
         return out
 
-    def _skips(self, run: Any, ahead: Ahead) -> bool:
+    def _skips(self, run: Any, ahead: PassFilter) -> bool:
         """Whether a pass that begins need not be watched."""
         return not ahead(run)
 
     def _unwatched(
-        self, run: Any, call: Call | None, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, run: Any, call: Call | None, known: TrackedModule, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A pass of which nothing can be kept."""
         try:
@@ -276,7 +276,7 @@ class EagerEngine:
         self._listener.end(run, None)
         return out
 
-    def _begin(self, run: Any, root: Node) -> OpMode:
+    def _begin(self, run: Any, root: TrieNode) -> OpMode:
         thread = self._thread
         if not self._kept_out:
             self._kept_out = keep_out_of_compiling()
@@ -292,7 +292,7 @@ class EagerEngine:
 
     def _make_mode(self) -> OpMode:
         if self._performs:
-            return PerformingMode(cast(Performer, self._listener), self._thread)
+            return PerformingMode(cast(OpRunner, self._listener), self._thread)
         if self._sources or self._parents:
             return TracingMode(self._listener, self._thread, parents=self._parents)
         return OpMode(self._listener, self._thread, may_rest=self._ops)
@@ -306,13 +306,13 @@ class EagerEngine:
             self._grown += mode.grown
             mode.grown = 0
             # A module that moved would be taken for what it was on the paths that are known.
-            if self._grown > LARGEST_TRIE or self._table.moved:
+            if self._grown > MAX_TRIE_NODES or self._table.moved:
                 self._grown, self._table.moved = 0, False
                 self._root = _root("")
                 self._regions.clear()
         return self._listener.end(run, error)
 
-    def _enter(self, mode: OpMode, module: nn.Module) -> Node | None:
+    def _enter(self, mode: OpMode, module: nn.Module) -> TrieNode | None:
         """The node of a module that another one than last time enters here; None for one that is not the roots'."""
         known = self._table.known.get(id(module)) or self._table.find_late(module)
         if known is None:
@@ -328,7 +328,7 @@ class EagerEngine:
             node.entered = entered
         return entered
 
-    def _grow(self, mode: OpMode, known: Known, step: Any) -> Node | None:
+    def _grow(self, mode: OpMode, known: TrackedModule, step: Any) -> TrieNode | None:
         fused = step is not known and step[1]
         scripted = isinstance(known.module, torch.jit.ScriptModule)
         compiled = scripted or runs_compiled(known.module)
@@ -355,7 +355,7 @@ class EagerEngine:
         return entered
 
     def _run_apart(
-        self, mode: OpMode, entered: Node, call: Call | None, module: nn.Module, args: Any, kwargs: Any
+        self, mode: OpMode, entered: TrieNode, call: Call | None, module: nn.Module, args: Any, kwargs: Any
     ) -> Any:
         """Run a module that is no ordinary one."""
         if entered.hidden or module._compiled_call_impl is not None:
@@ -381,9 +381,9 @@ class EagerEngine:
         with off_stack(mode):
             return self._thread.mute(_plain, (call, module, args, kwargs), {})
 
-    def _feed_sources(self, mode: OpMode, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _feed_sources(self, mode: OpMode, known: TrackedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for path, value in argument_leaves(args, kwargs):
-            mode.source(Source("input", path), known.input_prefix + path, path.strip(".[]"), value)
+            mode.source(SourceStep("input", path), known.input_prefix + path, path.strip(".[]"), value)
 
     def _buffers(self) -> dict[int, tuple[Tensor, str]]:
         found: dict[int, tuple[Tensor, str]] = {}
@@ -426,8 +426,8 @@ def turn_back(mode: OpMode) -> None:
         mode.watch()
 
 
-def _root(name: str) -> Node:
-    return Node(Site(name, "op", "", ""), None, None, None)
+def _root(name: str) -> TrieNode:
+    return TrieNode(Site(name, "op", "", ""), None, None, None)
 
 
 def _plain(call: Call | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -11,23 +11,23 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fastrec._torch.modes import depth, mode_at, modes, pop, push, put, unseen_by_dynamo
+from fastrec._torch.modes import current_modes, mode_at, mode_count, pop, push, set_modes, unseen_by_dynamo
 from fastrec._torch.trees import argument_leaves, leaves
 from fastrec.engines._protocol import Listener, Tap
-from fastrec.engines.eager.trie import Node, Raised, Source, Tally
+from fastrec.engines.eager.trie import PassCounters, RaisedStep, SourceStep, TrieNode
 from fastrec.events.sites import Site
 from fastrec.ops.composites import inner_layer_types
 from fastrec.ops.facts import OpFacts, op_facts, opened
 
 if TYPE_CHECKING:
-    from fastrec.engines.eager.modules import Known
+    from fastrec.engines.eager.modules import TrackedModule
 
 
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 
 _ORDINARY = Site("", "op", "", "")
 
-_START = Node(_ORDINARY, None, None, None)
+_START = TrieNode(_ORDINARY, None, None, None)
 
 RUN_AUTOGRAD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
 
@@ -64,8 +64,8 @@ class OpMode(TorchFunctionMode):
         self.on = False  # on the stack of modes
         self.may_rest = may_rest
         self._opening: Any = None  # the composite whose inside is about to run
-        self._tally: Tally | None = None
-        self._tally_at: Node | None = None
+        self._tally: PassCounters | None = None
+        self._tally_at: TrieNode | None = None
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -111,20 +111,20 @@ class OpMode(TorchFunctionMode):
 
     def rest(self) -> bool:
         """Be asked no more for a while; False where that can't be, because a later mode stands before this one."""
-        count = depth()
+        count = mode_count()
         if not count or mode_at(count - 1) is not self:
             return False
         pop()
         self.on = False
         return True
 
-    def begin(self, run: Any, root: Node) -> None:
+    def begin(self, run: Any, root: TrieNode) -> None:
         """A pass begins at a root of the trie."""
         self.run = run
         self.node = root
         self._tally_at = None
 
-    def spread(self, node: Node, out: Any, args: tuple[Any, ...]) -> None:
+    def spread(self, node: TrieNode, out: Any, args: tuple[Any, ...]) -> None:
         """Feed the leaves of an op's value that is no plain tensor; one without tensors is no event."""
         if out is None and node.site.layer_type == "setitem":
             out = args[0]  # what was written to is the value of `x[i] = y`, which returns nothing
@@ -133,7 +133,7 @@ class OpMode(TorchFunctionMode):
             self.node = node
             self.feed(node, found)
 
-    def feed(self, node: Node, found: Iterable[tuple[str, Tensor]]) -> None:
+    def feed(self, node: TrieNode, found: Iterable[tuple[str, Tensor]]) -> None:
         """Feed the taps of the leaves of one value."""
         run = self.run
         for index, (path, value) in enumerate(found):
@@ -141,7 +141,7 @@ class OpMode(TorchFunctionMode):
             if tap is not None:
                 _feed(tap, run, value)
 
-    def _leaf_tap(self, node: Node, path: str, index: int) -> Tap | None:
+    def _leaf_tap(self, node: TrieNode, path: str, index: int) -> Tap | None:
         if node.spread is None:
             node.spread = self.listener.may_keep(node.site)
         if not node.spread:
@@ -152,7 +152,7 @@ class OpMode(TorchFunctionMode):
             node.leaf_taps[path] = self.listener.tap(node, _leaf_site(node.site, path, index))
         return node.leaf_taps[path]
 
-    def feed_value(self, node: Node, out: Any) -> None:
+    def feed_value(self, node: TrieNode, out: Any) -> None:
         """Feed the value of a module that returned."""
         if type(out) is Tensor:
             if node.tap is not None:
@@ -160,36 +160,36 @@ class OpMode(TorchFunctionMode):
         else:
             self.feed(node, leaves(out))
 
-    def feed_arguments(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def feed_arguments(self, node: TrieNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Feed the arguments of a module that is entered."""
         self.feed(node, argument_leaves(args, kwargs))
 
-    def tally(self) -> Tally:
+    def tally(self) -> PassCounters:
         """What has been counted up to the current node."""
         if self._tally is None or self._tally_at is not self.node:
-            self._tally = Tally.at(self.node)
+            self._tally = PassCounters.at(self.node)
             self._tally_at = self.node
         return self._tally
 
-    def follow(self, before: Node, node: Node) -> None:
+    def follow(self, before: TrieNode, node: TrieNode) -> None:
         """Count a new node, where the tally stood at the node before; else it is counted when needed."""
         if self._tally is not None and self._tally_at is before:
             self._tally.advance(node)
             self._tally_at = node
 
-    def _add(self, node: Node) -> Node:
+    def _add(self, node: TrieNode) -> TrieNode:
         """Put a new node in its place."""
         assert node.parent is not None
         self.grown += 1
         node.parent.put(node.step, node)
         return node
 
-    def _add_module(self, node: Node) -> Node:
+    def _add_module(self, node: TrieNode) -> TrieNode:
         # Here it is asked at once, so that modules of which nothing is kept cost one comparison.
         node.spread = self.listener.may_keep(node.site)
         return self._add(node)
 
-    def _add_tapped(self, node: Node) -> Node:
+    def _add_tapped(self, node: TrieNode) -> TrieNode:
         node.tap = self.listener.tap(node, node.site)
         return self._add(node)
 
@@ -208,7 +208,7 @@ class OpMode(TorchFunctionMode):
             self.follow(before, node)
         return out
 
-    def make(self, func: Any) -> Node | None:
+    def make(self, func: Any) -> TrieNode | None:
         """Grow the trie by an op that runs now; None for a function that is no event."""
         before = self.node
         facts = op_facts(func)
@@ -220,21 +220,21 @@ class OpMode(TorchFunctionMode):
             node.opens = tally.inside(before, facts)
         return self._add_tapped(node)
 
-    def _may_open(self, node: Node, facts: OpFacts, func: Any) -> bool:
+    def _may_open(self, node: TrieNode, facts: OpFacts, func: Any) -> bool:
         prefix = node.site.name
         return any(
             self.listener.may_keep(Site(f"{prefix}/{kind}", "op", kind, kind, node.site.frames))
             for kind in inner_layer_types(func)
         )
 
-    def _open(self, node: Node, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _open(self, node: TrieNode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a composite with its inside in view."""
         before, inside, parents = self.node, node.opens, self.run.parents
         assert inside is not None
         self.follow(before, inside)
         self.node = inside
         try:
-            out = self._run_under(func, args, kwargs) if depth() else self._run_opened(func, args, kwargs)
+            out = self._run_under(func, args, kwargs) if mode_count() else self._run_opened(func, args, kwargs)
         finally:
             if self._tally is not None and self._tally_at is self.node:
                 self._tally.close_to(before.depth)
@@ -251,16 +251,16 @@ class OpMode(TorchFunctionMode):
 
     def _run_under(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a composite under the other modes of this thread, each of which sees it as one op too."""
-        before = modes()
+        before = current_modes()
         self._opening = func
-        put([self, *before])
+        set_modes([self, *before])
         try:
             return func(*args, **kwargs)
         finally:
             self._opening = None
-            put(before)
+            set_modes(before)
 
-    def arrive(self, node: Node, out: Any, args: tuple[Any, ...]) -> None:
+    def arrive(self, node: TrieNode, out: Any, args: tuple[Any, ...]) -> None:
         """An op returned."""
         if type(out) is Tensor:
             self.node = node
@@ -269,7 +269,7 @@ class OpMode(TorchFunctionMode):
         else:
             self.spread(node, out, args)
 
-    def enter(self, known: Known, step: Any, *, sealed: bool) -> Node | None:
+    def enter(self, known: TrackedModule, step: Any, *, sealed: bool) -> TrieNode | None:
         """Grow the trie by a module that is entered; None while autograd runs a forward again."""
         if _graph_task() != -1:
             return None
@@ -280,7 +280,7 @@ class OpMode(TorchFunctionMode):
         self.follow(before, node)
         return node
 
-    def leave(self, entered: Node) -> Node:
+    def leave(self, entered: TrieNode) -> TrieNode:
         """Grow the trie by the return of a module."""
         assert entered.known is not None
         before = self.node
@@ -294,12 +294,12 @@ class OpMode(TorchFunctionMode):
             entered.quiet = True
         return node
 
-    def returned_hidden(self, entered: Node, out: Any) -> None:
+    def returned_hidden(self, entered: TrieNode, out: Any) -> None:
         """A module returned of whose inside nothing was seen."""
 
-    def raised(self, entered: Node) -> None:
+    def raised(self, entered: TrieNode) -> None:
         """An exception left a module: close its frame, for the user's code may catch it and go on."""
-        before, step = self.node, Raised(entered.depth - 1)
+        before, step = self.node, RaisedStep(entered.depth - 1)
         after = before.edges.get(step)
         if after is None:
             after = self.tally().raised(before, step)
@@ -307,7 +307,7 @@ class OpMode(TorchFunctionMode):
             self.follow(before, after)
         self.node = after
 
-    def source(self, step: Source, name: str, func_name: str, value: Tensor) -> None:
+    def source(self, step: SourceStep, name: str, func_name: str, value: Tensor) -> None:
         """An input or a buffer is read."""
         before = self.node
         node = before.edges.get(step)

@@ -23,10 +23,10 @@ _TRANSPARENT = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrap
 
 _WRAPPERS = (DistributedDataParallel, DataParallel)
 
-_MOST_ALIASES = 16
+_MAX_ALIASES = 16
 
 
-class Known:
+class TrackedModule:
     """A module of a root: its address (the root's name first where roots have names) and how it is written.
 
     One that is replaced by another of its class stays what it is, with the other module.
@@ -55,12 +55,12 @@ class Known:
         return f"{self.address}:in"
 
 
-class ModuleTable:
+class ModuleRegistry:
     """Looks modules up by identity; the modules themselves are not touched."""
 
     def __init__(self, roots: Mapping[str, nn.Module]) -> None:
         self._roots = dict(roots)
-        self.known: dict[int, Known] = {}
+        self.known: dict[int, TrackedModule] = {}
         self._foreign: dict[int, weakref.ref[nn.Module]] = {}
         self._lock = threading.Lock()
         self.moved = False  # whether a scan has found a module at another address, or with other children
@@ -78,7 +78,7 @@ class ModuleTable:
                 self.moved |= key in found
                 gone[known.address, type(known.module)] = known
         for key, (module, addresses) in found.items():
-            known = self.known.get(key) or gone.get((addresses[0], type(module))) or Known(module, addresses[0])
+            known = self.known.get(key) or gone.get((addresses[0], type(module))) or TrackedModule(module, addresses[0])
             known.module = module
             only_calls = only_calls_others(module)
             self.moved |= known.only_calls and not only_calls
@@ -90,7 +90,7 @@ class ModuleTable:
             self.known[key] = known
             self._foreign.pop(key, None)
 
-    def find_late(self, module: nn.Module) -> Known | None:
+    def find_late(self, module: nn.Module) -> TrackedModule | None:
         """A module that was made or replaced during the session; None for one that belongs to no root."""
         seen = self._foreign.get(id(module))
         if seen is not None and seen() is module:
@@ -102,7 +102,9 @@ class ModuleTable:
                 self._foreign[id(module)] = weakref.ref(module, partial(self._forget, id(module)))
         return known
 
-    def below(self, known: Known, frames: tuple[Frame, ...]) -> Iterator[tuple[Known, tuple[Frame, ...]]]:
+    def below(
+        self, known: TrackedModule, frames: tuple[Frame, ...]
+    ) -> Iterator[tuple[TrackedModule, tuple[Frame, ...]]]:
         """The modules below a known one, each with the frames from the outermost to its own."""
         for child in unwrapped(known.module)._modules.values():
             inner = child and self.known.get(id(unwrapped(child)))
@@ -126,7 +128,7 @@ def _visit(module: nn.Module, address: str, found: dict[int, tuple[nn.Module, li
     key = id(module)
     _, addresses = found.setdefault(key, (module, []))
     # One that is shared in so many places is not looked into again: such places multiply from level to level.
-    if key in above or len(addresses) > _MOST_ALIASES:
+    if key in above or len(addresses) > _MAX_ALIASES:
         return
     if address not in addresses:
         addresses.append(address)

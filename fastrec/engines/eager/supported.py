@@ -12,7 +12,7 @@ from torch.nn.parallel import DataParallel
 
 from fastrec._errors import UnsupportedModelError
 from fastrec.engines._protocol import Listener
-from fastrec.engines.eager.modules import Known, ModuleTable, is_compiled_wrapper, layer_types_in, unwrapped
+from fastrec.engines.eager.modules import ModuleRegistry, TrackedModule, is_compiled_wrapper, layer_types_in, unwrapped
 from fastrec.events.sites import Frame, Site
 
 
@@ -72,22 +72,22 @@ def _is_exported(module: nn.Module) -> bool:
     return bool(calls) and all(isinstance(node.target, torch._ops.OpOverload) for node in calls)
 
 
-class Inside:
+class InnerSites:
     """Tells of a module whether something could be kept inside of it, without running it."""
 
-    def __init__(self, table: ModuleTable, listener: Listener) -> None:
+    def __init__(self, table: ModuleRegistry, listener: Listener) -> None:
         self._table = table
         self._listener = listener
         self._kept: dict[Any, bool] = {}
 
-    def is_kept(self, known: Known, frames: tuple[Frame, ...]) -> bool:
+    def is_kept(self, known: TrackedModule, frames: tuple[Frame, ...]) -> bool:
         """Whether something could be kept inside of a module that is called with these modules around it."""
         key = (known, frames)
         if key not in self._kept:
             self._kept[key] = any(map(self._listener.may_keep, self._sites(known, frames)))
         return self._kept[key]
 
-    def _sites(self, known: Known, frames: tuple[Frame, ...]) -> Iterator[Site]:
+    def _sites(self, known: TrackedModule, frames: tuple[Frame, ...]) -> Iterator[Site]:
         """All sites that there may be inside of a module, more rather than fewer."""
         below = list(self._table.below(known, frames))
         for k, stack in below:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fastrec._torch.modes import unseen_by_dynamo
 from fastrec._torch.trees import argument_leaves, leaves
-from fastrec.engines._protocol import Listener, Performer
+from fastrec.engines._protocol import Listener, OpRunner
 from fastrec.engines.eager.mode import RUN_AUTOGRAD, OpMode, ThreadState
-from fastrec.engines.eager.modules import Known
-from fastrec.engines.eager.trie import NOWHERE, Node, Source, Tally
+from fastrec.engines.eager.modules import TrackedModule
+from fastrec.engines.eager.trie import NO_NODE, PassCounters, SourceStep, TrieNode
 from fastrec.ops.facts import OpFacts, op_facts
 
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
@@ -31,7 +31,7 @@ class TracingMode(OpMode):
         self._labels: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._buffers: dict[int, tuple[Tensor, str]] = {}
 
-    def begin(self, run: Any, root: Node) -> None:
+    def begin(self, run: Any, root: TrieNode) -> None:
         super().begin(run, root)
         self._labels.clear()
 
@@ -49,7 +49,7 @@ class TracingMode(OpMode):
             held = self._buffers.get(id(value))
             if held is not None:
                 address = held[1]
-                self.source(Source("buffer", address), f"{address}:buffer", address.rpartition(".")[2], value)
+                self.source(SourceStep("buffer", address), f"{address}:buffer", address.rpartition(".")[2], value)
         parents = self.labels(read)
         before = self.node
         self.run.parents = parents
@@ -58,17 +58,17 @@ class TracingMode(OpMode):
             self.produced(self.node, out if out is not None else args[:1])
         return out
 
-    def source(self, step: Source, name: str, func_name: str, value: Tensor) -> None:
+    def source(self, step: SourceStep, name: str, func_name: str, value: Tensor) -> None:
         self.run.parents = ()
         super().source(step, name, func_name, value)
         if self._parents:
             self.produced(self.node, value)
 
-    def feed_value(self, node: Node, out: Any) -> None:
+    def feed_value(self, node: TrieNode, out: Any) -> None:
         self.run.parents = self.labels(value for _, value in leaves(out))
         super().feed_value(node, out)
 
-    def feed_arguments(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def feed_arguments(self, node: TrieNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.run.parents = self.labels(value for _, value in argument_leaves(args, kwargs))
         super().feed_arguments(node, args, kwargs)
 
@@ -83,11 +83,11 @@ class TracingMode(OpMode):
                 found.append(held[1])
         return tuple(found)
 
-    def returned_hidden(self, entered: Node, out: Any) -> None:
+    def returned_hidden(self, entered: TrieNode, out: Any) -> None:
         assert entered.known is not None
         self._remember(entered.known.name, f":{entered.number}", out)
 
-    def produced(self, node: Node, out: Any) -> None:
+    def produced(self, node: TrieNode, out: Any) -> None:
         """Remember which event a value came from."""
         self._remember(node.label, "", out)
 
@@ -105,10 +105,10 @@ class PerformingMode(OpMode):
     never worked out again.
     """
 
-    def __init__(self, listener: Performer, thread: ThreadState) -> None:
+    def __init__(self, listener: OpRunner, thread: ThreadState) -> None:
         super().__init__(listener, thread, may_rest=False)
         self._performer = listener
-        self._counted = Tally("")
+        self._counted = PassCounters("")
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -147,20 +147,20 @@ class PerformingMode(OpMode):
             self.follow(before, node)
         return out
 
-    def begin(self, run: Any, root: Node) -> None:
-        super().begin(run, Node(root.site, None, None, None))
+    def begin(self, run: Any, root: TrieNode) -> None:
+        super().begin(run, TrieNode(root.site, None, None, None))
         self.node.spread = True
-        self._tally = self._counted = Tally(root.site.name)
+        self._tally = self._counted = PassCounters(root.site.name)
         self._tally_at = self.node
 
-    def tally(self) -> Tally:
+    def tally(self) -> PassCounters:
         return self._counted
 
-    def follow(self, before: Node, node: Node) -> None:
+    def follow(self, before: TrieNode, node: TrieNode) -> None:
         self._counted.advance(node)
         self._tally_at = node
 
-    def enter(self, known: Known, step: Any, *, sealed: bool) -> Node | None:
+    def enter(self, known: TrackedModule, step: Any, *, sealed: bool) -> TrieNode | None:
         if _graph_task() != -1:
             return None
         self._tally_at = node = self._counted.enter(known, self.node, sealed)
@@ -168,28 +168,28 @@ class PerformingMode(OpMode):
         self._counted.entered(node)
         return node
 
-    def leave(self, entered: Node) -> Node:
+    def leave(self, entered: TrieNode) -> TrieNode:
         self._counted.left()
         return self._outside(entered)
 
-    def _outside(self, entered: Node) -> Node:
+    def _outside(self, entered: TrieNode) -> TrieNode:
         """Back to where a module was entered from."""
         assert entered.parent is not None
         self._tally_at = node = entered.parent
-        node.entered = NOWHERE  # the next call of it is another one
+        node.entered = NO_NODE  # the next call of it is another one
         return node
 
-    def feed_arguments(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def feed_arguments(self, node: TrieNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._performer.enter(node, args, kwargs)
 
-    def feed_value(self, node: Node, out: Any) -> None:
+    def feed_value(self, node: TrieNode, out: Any) -> None:
         self._performer.leave(node, out)
 
-    def returned_hidden(self, entered: Node, out: Any) -> None:
+    def returned_hidden(self, entered: TrieNode, out: Any) -> None:
         assert entered.known is not None
         self._performer.hidden(entered, entered.known.module, out)
 
-    def raised(self, entered: Node) -> None:
+    def raised(self, entered: TrieNode) -> None:
         self._counted.close_to(entered.depth - 1)
         self.node = self._outside(entered)
         self._performer.raised(entered)

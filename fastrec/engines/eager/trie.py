@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from fastrec.engines._protocol import Tap
-from fastrec.engines.eager.modules import Known
-from fastrec.events.position import Place
+from fastrec.engines.eager.modules import TrackedModule
+from fastrec.events.position import Position
 from fastrec.events.sites import Frame, Kind, Site
 from fastrec.ops.facts import OpFacts
 
@@ -23,7 +23,7 @@ INSIDE = "inside"
 """The edge into a composite; no lookup goes through it."""
 
 
-class Raised:
+class RaisedStep:
     """The edge out of all frames down to a depth, after an exception that the user's code caught."""
 
     __slots__ = ("depth",)
@@ -32,13 +32,13 @@ class Raised:
         self.depth = depth
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Raised) and other.depth == self.depth
+        return isinstance(other, RaisedStep) and other.depth == self.depth
 
     def __hash__(self) -> int:
-        return hash((Raised, self.depth))
+        return hash((RaisedStep, self.depth))
 
 
-class Source:
+class SourceStep:
     """The edge of an input or a buffer that is read."""
 
     __slots__ = ("kind", "path")
@@ -48,13 +48,13 @@ class Source:
         self.path = path
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Source) and (other.kind, other.path) == (self.kind, self.path)
+        return isinstance(other, SourceStep) and (other.kind, other.path) == (self.kind, self.path)
 
     def __hash__(self) -> int:
         return hash((self.kind, self.path))
 
 
-class Node(Place):
+class TrieNode(Position):
     """One event after a certain sequence of events in its pass."""
 
     __slots__ = (
@@ -79,49 +79,49 @@ class Node(Place):
         "tap",
     )
 
-    def __init__(self, site: Site, previous: Place | None, parent: Node | None, step: Any) -> None:
+    def __init__(self, site: Site, previous: Position | None, parent: TrieNode | None, step: Any) -> None:
         super().__init__(site, previous)
         self.parent = parent
         self.step = step  # the key of the edge that leads here
-        self.edges: dict[Any, Node] = _NO_EDGES
+        self.edges: dict[Any, TrieNode] = _NO_EDGES
         # The plain op, the ordinary module and the return that came next lately: passes that run alike find their way
         # by one comparison, without a look into the edges. Each is read at once with what it is compared by, because
         # other threads turn it to where they go.
-        self.following: Node = NOWHERE
-        self.entered: Node = NOWHERE
-        self.left: Node | None = None
+        self.following: TrieNode = NO_NODE
+        self.entered: TrieNode = NO_NODE
+        self.left: TrieNode | None = None
         self.module: nn.Module | None = None  # which module enters here
         self.tap: Tap | None = None
         self.spread: bool | None = None  # whether leaves of a nested value have to be looked at; None: not asked yet
         self.leaf_taps: dict[str, Tap | None] | None = None
-        self.opens: Node | None = None  # the start of a composite's inside, where something may be kept there
+        self.opens: TrieNode | None = None  # the start of a composite's inside, where something may be kept there
         self.sealed = False  # a module whose inside doesn't count outside
         self.quiet = False  # a module that runs no op, or none but one that is known
-        self.straight: Node | None = None  # that op
+        self.straight: TrieNode | None = None  # that op
         self.apart = False  # a module that does not run like others
         self.hidden = False  # a module that runs without the mode, as one event
         self.depth = 0  # how many frames are open after this event
-        self.known: Known | None = None
+        self.known: TrackedModule | None = None
         self.facts: OpFacts | None = None
 
-    def put(self, step: Any, node: Node) -> None:
+    def put(self, step: Any, node: TrieNode) -> None:
         """Add an edge."""
         if self.edges is _NO_EDGES:
             self.edges = {}
         self.edges[step] = node
 
 
-_NO_EDGES: dict[Any, Node] = {}  # shared by all nodes without edges, never written to
+_NO_EDGES: dict[Any, TrieNode] = {}  # shared by all nodes without edges, never written to
 
-NOWHERE = Node.__new__(Node)
+NO_NODE = TrieNode.__new__(TrieNode)
 """Where nothing has led yet."""
 
-NOWHERE.step = object()
+NO_NODE.step = object()
 
-NOWHERE.module = nn.Module()
+NO_NODE.module = nn.Module()
 
 
-class _Open:
+class _OpenFrame:
     """A frame of calls that is open at a node, with what has been counted in it."""
 
     __slots__ = ("calls", "counts", "frame", "modules", "number", "numbers", "previous", "prefix", "start", "totals")
@@ -136,11 +136,11 @@ class _Open:
         self.numbers: dict[str, int] | None = None
         self.totals: tuple[int, int] = (0, 0)
         self.start = ""
-        self.previous: Place | None = None
+        self.previous: Position | None = None
         self.calls: dict[str, int] = {}
 
 
-class Tally:
+class PassCounters:
     """What has been counted in a pass up to a node; only needed where the trie grows."""
 
     def __init__(self, prefix: str) -> None:
@@ -148,12 +148,12 @@ class Tally:
         self.ops = 0
         self.events = 0
         self.calls: dict[str, int] = {}
-        self.frames = [_Open(None, prefix, 1)]
+        self.frames = [_OpenFrame(None, prefix, 1)]
         self.label_prefix = ""
-        self.last: Place | None = None
+        self.last: Position | None = None
 
     @classmethod
-    def at(cls, node: Node) -> Tally:
+    def at(cls, node: TrieNode) -> PassCounters:
         """The tally at a node, by walking the path that leads there."""
         path = []
         walk = node
@@ -193,15 +193,15 @@ class Tally:
         self.ops += 1
         self.events += 1
 
-    def _node(self, site: Site, parent: Node, step: Any, stack: tuple[int, ...], module_pass: int) -> Node:
-        node = Node(site, self.last, parent, step)
+    def _node(self, site: Site, parent: TrieNode, step: Any, stack: tuple[int, ...], module_pass: int) -> TrieNode:
+        node = TrieNode(site, self.last, parent, step)
         node.stack_passes = stack
         node.module_pass = module_pass
         node.depth = len(self.frames)
         node.event_index = self.events
         return node
 
-    def op(self, facts: OpFacts, parent: Node, step: Any) -> Node:
+    def op(self, facts: OpFacts, parent: TrieNode, step: Any) -> TrieNode:
         """The node of an op that returns now."""
         frames, stack, module_pass = self._module_frames()
         name = self._op_name(facts)
@@ -213,7 +213,7 @@ class Tally:
         node.op_index = self.ops
         return node
 
-    def enter(self, known: Known, parent: Node, sealed: bool) -> Node:
+    def enter(self, known: TrackedModule, parent: TrieNode, sealed: bool) -> TrieNode:
         """The node of a module that is entered."""
         frames, stack, _ = self._module_frames()
         number = self.calls.get(known.address, 0) + 1
@@ -232,7 +232,7 @@ class Tally:
         node.label = f"{site.name}:{number}"
         return node
 
-    def leave(self, known: Known, parent: Node, entered: Node) -> Node:
+    def leave(self, known: TrackedModule, parent: TrieNode, entered: TrieNode) -> TrieNode:
         """The node of a module that returns; its frame is still on the stack in the event's context."""
         site = entered.site
         site = Site(known.name, "module_exit", site.layer_type, site.func_name, site.frames)
@@ -246,7 +246,7 @@ class Tally:
         node.label = f"{site.name}:{node.number}"
         return node
 
-    def source(self, step: Source, name: str, func_name: str, parent: Node) -> Node:
+    def source(self, step: SourceStep, name: str, func_name: str, parent: TrieNode) -> TrieNode:
         """The node of an input or a buffer that is read."""
         frames, stack, module_pass = self._module_frames()
         site = Site(name, step.kind, step.kind, func_name, frames, None, step.path)
@@ -255,7 +255,7 @@ class Tally:
         node.label = f"{self.label_prefix}{step.kind}_{node.number}"
         return node
 
-    def inside(self, parent: Node, facts: OpFacts) -> Node:
+    def inside(self, parent: TrieNode, facts: OpFacts) -> TrieNode:
         """The start of a composite's inside; no event of its own."""
         frames, stack, module_pass = self._module_frames()
         site = Site(self._op_name(facts), "op", facts.layer_type, facts.func_name, frames, None, "", False)
@@ -265,19 +265,19 @@ class Tally:
         node.label = f"{self.label_prefix}{facts.layer_type}_{self.numbers.get(facts.layer_type, 0) + 1}/"
         return node
 
-    def raised(self, parent: Node, step: Raised) -> Node:
+    def raised(self, parent: TrieNode, step: RaisedStep) -> TrieNode:
         """The node after an exception that left all frames down to a depth; no event."""
         node = self._node(parent.site, parent, step, (), 1)
         node.depth = step.depth
         return node
 
-    def advance(self, node: Node) -> None:
+    def advance(self, node: TrieNode) -> None:
         """Count the event of a node."""
         step = node.step
-        if isinstance(step, Raised):
+        if isinstance(step, RaisedStep):
             self.close_to(step.depth)
         elif step is INSIDE:
-            frame = _Open(None, node.site.name, 1)
+            frame = _OpenFrame(None, node.site.name, 1)
             self._seal(frame, node.label)
             self.frames.append(frame)
         elif node.site.kind == "module_enter":
@@ -297,14 +297,14 @@ class Tally:
             self.last = node
             self.events += 1
 
-    def entered(self, node: Node) -> None:
+    def entered(self, node: TrieNode) -> None:
         """Count the call of a module."""
         self.last = node
         self.events += 1
         known = node.known
         assert known is not None
         self.calls[known.address] = node.number
-        frame = _Open(known.frame, known.address, node.number)
+        frame = _OpenFrame(known.frame, known.address, node.number)
         frame.modules = node.site.frames, node.stack_passes
         if node.sealed:
             self._seal(frame, f"{node.label}/")
@@ -315,7 +315,7 @@ class Tally:
         self._close()
         self.events += 1
 
-    def _seal(self, frame: _Open, label_prefix: str) -> None:
+    def _seal(self, frame: _OpenFrame, label_prefix: str) -> None:
         frame.numbers, self.numbers = self.numbers, {}
         frame.totals, self.ops = (self.ops, self.events), 0
         frame.start, self.label_prefix = self.label_prefix, label_prefix

@@ -14,18 +14,29 @@ import torch
 from torch import Tensor, nn
 
 from fastrec._errors import BrokenPromiseError, SessionError
-from fastrec._torch.tensors import apart
+from fastrec._torch.tensors import clone_like
 from fastrec._torch.trees import leaves
-from fastrec.engines._protocol import Ahead, Idle, Listener, MakeBatch
+from fastrec.engines._protocol import Listener, MakePassBatch, MakeSkipTest, PassFilter
 from fastrec.engines.eager.engine import EagerEngine, _plain
 from fastrec.engines.eager.mode import OpMode
 from fastrec.engines.eager.module_calls import Call
-from fastrec.engines.eager.modules import GLOBAL_HOOKS, Known, is_fused_now
+from fastrec.engines.eager.modules import GLOBAL_HOOKS, TrackedModule, is_fused_now
 from fastrec.engines.eager.supported import runs_compiled
-from fastrec.engines.static.schedule import CALM, HIDDEN, STEP, Course, Now, Plan, Step, difference, name_of, start_of
-from fastrec.engines.static.warmup import Lesson, Lessons, StaticThread, WatchingListener
+from fastrec.engines.static.schedule import (
+    HIDDEN,
+    STEP,
+    UNHOOKED,
+    Replay,
+    Route,
+    Schedule,
+    ScheduledCall,
+    call_name,
+    first_difference,
+    start_of,
+)
+from fastrec.engines.static.warmup import StaticThread, Warmup, WarmupListener, WarmupPass
 
-MOST_LESSONS = 8
+MAX_WARMUP_PASSES = 8
 """Passes that may run differently at first (caches are filled, lazy modules made) before the promise is broken."""
 
 _grad_is_on = torch.is_grad_enabled
@@ -49,13 +60,13 @@ class StaticEngine(EagerEngine):
 
     _thread: StaticThread
 
-    def __init__(self, *, idle: Idle, batch: MakeBatch, check_every: int, **watching: Any) -> None:
+    def __init__(self, *, idle: MakeSkipTest, batch: MakePassBatch, check_every: int, **watching: Any) -> None:
         super().__init__(**watching)
         self._thread = StaticThread()
         self._idle = idle
         self._batch = batch
         self._check_every = check_every
-        self._courses: dict[Any, Course] = {}
+        self._courses: dict[Any, Route] = {}
         self._whole = self._sources or self._parents
         self._open = False
 
@@ -64,7 +75,7 @@ class StaticEngine(EagerEngine):
         self._open = True
         super().open(roots, listener)
         self._direct = listener
-        self._listener = WatchingListener(listener, self._thread)
+        self._listener = WarmupListener(listener, self._thread)
         self._fusing = [known.module for known in self._table.known.values() if known.may_fuse]
 
     def close(self) -> None:
@@ -94,7 +105,7 @@ class StaticEngine(EagerEngine):
 
     def leave_region(self, token: Any, error: BaseException | None) -> bool:
         """End the region's pass; whether the listener takes the exception as its own."""
-        if isinstance(token, Now):
+        if isinstance(token, Replay):
             return self._end_by_plan(token, error)
         return super().leave_region(token, error)
 
@@ -126,7 +137,7 @@ class StaticEngine(EagerEngine):
                 if step.module is not module or not step.plain or _graph_task() != -1:
                     return step_aside(now, eager, call, module, args, kwargs)
                 now.step = step.after
-            elif kind != CALM:
+            elif kind != UNHOOKED:
                 return step_aside(now, eager, call, module, args, kwargs)
             # One dict, because each attribute of a module is looked up in its class first.
             state = module.__dict__
@@ -161,7 +172,7 @@ class StaticEngine(EagerEngine):
                             now.times.append(perf_counter())
                         else:
                             for is_lasting in step.lasting:
-                                held.append(out if is_lasting else apart(out))
+                                held.append(out if is_lasting else clone_like(out))
                                 now.times.append(perf_counter())
                 else:
                     take(now, step, out)
@@ -170,7 +181,13 @@ class StaticEngine(EagerEngine):
         return __call__
 
     def _outermost_or_learn(
-        self, layer: Call, eager: Call, call: Call | None, known: Known, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        layer: Call,
+        eager: Call,
+        call: Call | None,
+        known: TrackedModule,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """A call into a root from outside: a pass, by its plan if there is one."""
         module = known.module
@@ -181,7 +198,7 @@ class StaticEngine(EagerEngine):
         else:
             key = id(module), module.training, _grad_is_on()
             found = self._courses.get(key)
-            course = self._courses.setdefault(key, Course(known.name)) if found is None else found
+            course = self._courses.setdefault(key, Route(known.name)) if found is None else found
         plan = course.plan
         if plan is None or course.left <= 0 or _interpreter() is not None or _tracing() is not None:
             self._begin_lesson(course)
@@ -199,35 +216,35 @@ class StaticEngine(EagerEngine):
         self._end_by_plan(now, None)
         return out
 
-    def _skips(self, run: Any, ahead: Ahead) -> bool:
+    def _skips(self, run: Any, ahead: PassFilter) -> bool:
         """Whether a pass that runs eagerly need not be watched: not where something is still to be learned of it."""
         course = self._thread.course
         learned = course is None or (course.plan is not None and course.plan.whole)
         return learned and super()._skips(run, ahead)
 
-    def _course(self, entry: Any, called: str, *, training: bool) -> Course:
+    def _course(self, entry: Any, called: str, *, training: bool) -> Route:
         """What is known of passes like the one that begins."""
         key: tuple[Any, ...] = (entry, training, torch.is_grad_enabled())
         if self._fusing:
             key = (*key, *map(is_fused_now, self._fusing))
         course = self._courses.get(key)
-        return course or self._courses.setdefault(key, Course(called))
+        return course or self._courses.setdefault(key, Route(called))
 
-    def _begin_lesson(self, course: Course) -> None:
+    def _begin_lesson(self, course: Route) -> None:
         if self._whole:
             return
         self._thread.course = course
         if course.plan is None or not course.plan.whole:
-            self._thread.lesson = Lesson()
+            self._thread.lesson = WarmupPass()
 
-    def _begin_by_plan(self, course: Course, plan: Plan, run: Any) -> Now:
+    def _begin_by_plan(self, course: Route, plan: Schedule, run: Any) -> Replay:
         """A pass begins that runs by its plan; without a run nothing of it is recorded."""
         thread = self._thread
         course.left -= 1
-        now: Now | None = thread.spare_now
+        now: Replay | None = thread.spare_now
         thread.spare_now = None
         if now is None:
-            now = Now()
+            now = Replay()
             now.mode = OpMode(self._listener, thread, may_rest=self._ops)
         now.course, now.plan, now.run = course, plan, run
         now.held = None
@@ -240,7 +257,7 @@ class StaticEngine(EagerEngine):
         thread.now = now
         return now
 
-    def _end_by_plan(self, now: Now, error: BaseException | None) -> bool:
+    def _end_by_plan(self, now: Replay, error: BaseException | None) -> bool:
         thread = self._thread
         thread.now = None
         run, held = now.run, now.held
@@ -249,7 +266,7 @@ class StaticEngine(EagerEngine):
         if run is None:
             return False
         if error is None and now.step is not now.plan.end and self._open:
-            run.fail(self._broken(now.course, f"{name_of(now.step)!r} was not called"))
+            run.fail(self._broken(now.course, f"{call_name(now.step)!r} was not called"))
         elif held:
             try:
                 now.batch(run, held, now.times)
@@ -267,7 +284,7 @@ class StaticEngine(EagerEngine):
             self._learn(course, lesson, mode)
         return super()._end(mode, error)
 
-    def _learn(self, course: Course, lesson: Lesson | None, mode: OpMode) -> None:
+    def _learn(self, course: Route, lesson: WarmupPass | None, mode: OpMode) -> None:
         final = mode.node
         if self._table.moved:
             self._courses.clear()
@@ -276,22 +293,28 @@ class StaticEngine(EagerEngine):
             if course.last is not None and start_of(course.last) is not start_of(final):  # the trie has been made anew
                 course.forget()
             course.tries += 1
-            if course.last is not None and (course.plan is not None or course.tries > MOST_LESSONS):
-                mode.run.fail(self._broken(course, difference(course.last, final)))
+            if course.last is not None and (course.plan is not None or course.tries > MAX_WARMUP_PASSES):
+                mode.run.fail(self._broken(course, first_difference(course.last, final)))
                 return
             course.last = final
-            course.lessons = Lessons()
+            course.lessons = Warmup()
             if lesson is not None:
                 course.lessons.add(lesson)
             return
         if lesson is not None:
             course.lessons.add(lesson)
-            course.plan = Plan(final, course.lessons, self._idle, self._batch)
+            course.plan = Schedule(final, course.lessons, self._idle, self._batch)
         assert course.plan is not None
         course.left = 0 if course.plan.whole else self._check_every
 
     def _step_aside(
-        self, now: Now, eager: Call, call: Call | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        now: Replay,
+        eager: Call,
+        call: Call | None,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """A call in a pass by plan that is not as simple as most are."""
         kind = now.modules.get(id(module))
@@ -331,7 +354,7 @@ class StaticEngine(EagerEngine):
             return self._thread.mute(_plain, (call, module, args, kwargs), {})
         return _plain(call, module, args, kwargs)
 
-    def _take(self, now: Now, step: Step, out: Any) -> None:
+    def _take(self, now: Replay, step: ScheduledCall, out: Any) -> None:
         """Feed the taps of what a module returned."""
         if type(out) is Tensor:
             for tap in step.taps:
@@ -342,13 +365,13 @@ class StaticEngine(EagerEngine):
         found = dict(leaves(out)) if now.held is None else {}
         for _, path in (*step.ops, *step.outs):
             if path not in found:
-                self._fail(now, f"{name_of(step)!r} returned no tensor" + (f" at {path!r}" if path else ""))
+                self._fail(now, f"{call_name(step)!r} returned no tensor" + (f" at {path!r}" if path else ""))
         for watch, path in step.ops:
             watch.inner(now.run, found[path])
         if step.outs and step.left is not None:
             mode.feed(step.left, found.items())
 
-    def _watch(self, now: Now, eager: Call, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _watch(self, now: Replay, eager: Call, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one module call as the eager engine does."""
         step, thread, mode = now.step, self._thread, now.mode
         before = step.entered.parent
@@ -366,21 +389,21 @@ class StaticEngine(EagerEngine):
             thread.now, thread.mode = now, None
             node = mode.node
         if node is not step.left:
-            self._fail(now, difference(step.left or step.entered, node))
+            self._fail(now, first_difference(step.left or step.entered, node))
         return out
 
-    def _refuse(self, now: Now, module: nn.Module) -> NoReturn:
+    def _refuse(self, now: Replay, module: nn.Module) -> NoReturn:
         known = self._table.known.get(id(module))
         called = known.name if known else type(module).__name__
-        expected = "no more call was" if now.step is now.plan.end else f"that of {name_of(now.step)!r} was"
+        expected = "no more call was" if now.step is now.plan.end else f"that of {call_name(now.step)!r} was"
         self._fail(now, f"{called!r} was called, where {expected} expected")
 
-    def _fail(self, now: Now, what: str) -> NoReturn:
+    def _fail(self, now: Replay, what: str) -> NoReturn:
         error = self._broken(now.course, what)
         now.run.fail(error)
         raise error
 
-    def _broken(self, course: Course, what: str) -> BrokenPromiseError:
+    def _broken(self, course: Route, what: str) -> BrokenPromiseError:
         course.forget()
         return BrokenPromiseError(
             f"a pass of {course.called!r} ran other ops than the passes before it: {what}. engine='static' is the "

@@ -7,18 +7,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastrec.engines._protocol import Batch, Idle, MakeBatch, Tap
+from fastrec.engines._protocol import MakePassBatch, MakeSkipTest, PassBatch, Tap
 from fastrec.engines.eager.mode import OpMode
-from fastrec.engines.eager.trie import LEAVE, Node, Raised, Source
-from fastrec.engines.static.warmup import Fed, Lessons, WatchTap
+from fastrec.engines.eager.trie import LEAVE, RaisedStep, SourceStep, TrieNode
+from fastrec.engines.static.warmup import Fed, Warmup, WarmupTap
 
-CALM, STEP, PLAIN, HIDDEN = range(4)
+UNHOOKED, STEP, PLAIN, HIDDEN = range(4)
 """How a module is called: as torch calls one without hooks, as a step, by a ``_call_impl`` of its own, or muted."""
 
 _CALL_IMPL = nn.Module._call_impl
 
 
-class Step:
+class ScheduledCall:
     """One call of a module, and what is taken from it.
 
     ``ops`` are fed with what the last op gave, by the path under which the module returned it, ``outs`` with what it
@@ -32,11 +32,11 @@ class Step:
         *("takes_in", "taps", "watched"),
     )
 
-    def __init__(self, entered: Node) -> None:
+    def __init__(self, entered: TrieNode) -> None:
         assert entered.known is not None
         self.module: nn.Module = entered.known.module
         self.entered = entered
-        self.left: Node | None = None
+        self.left: TrieNode | None = None
         self.ops: Sequence[Fed] = ()
         self.outs: Sequence[Fed] = ()
         self.taps: tuple[Tap, ...] = ()
@@ -47,14 +47,14 @@ class Step:
         self.inside = False  # of a watched step, which sees to it
         self.hidden = entered.hidden
         self.plain = False
-        self.after: Step = self
+        self.after: ScheduledCall = self
 
     @property
     def matters(self) -> bool:
         """Whether there is anything to take."""
         return bool(self.takes_in or self.watched or self.ops or self.outs)
 
-    def settle(self, lasting: Container[WatchTap]) -> None:
+    def settle(self, lasting: Container[WarmupTap]) -> None:
         """Work out the quick way."""
         self.plain = not (self.takes_in or self.watched or self.hidden)
         watches = [watch for watch, path in (*self.ops, *self.outs) if not path]
@@ -68,7 +68,7 @@ class Step:
         return self.plain and not any(path for _, path in (*self.ops, *self.outs))
 
 
-class Plan:
+class Schedule:
     """The steps of all passes that run alike, which end at the node ``final`` of the trie.
 
     ``whole`` passes run eagerly from beginning to end, because something is kept outside of any step. ``idle`` tells
@@ -76,7 +76,7 @@ class Plan:
     ends; None where taps have to be fed at their events.
     """
 
-    def __init__(self, final: Node, lessons: Lessons, idle: Idle, batch: MakeBatch) -> None:
+    def __init__(self, final: TrieNode, lessons: Warmup, idle: MakeSkipTest, batch: MakePassBatch) -> None:
         path = path_to(final)
         calls = _Calls(path, lessons)
         self.final = final
@@ -88,7 +88,7 @@ class Plan:
         self.first = calls.chain(self.modules, self.end)
         self.whole = calls.whole or (self.first.watched and self.first.entered is path[0])
         self.idle = idle([watch.inner for watch in calls.watches])
-        self.batch: Batch | None = None
+        self.batch: PassBatch | None = None
         can_hold = calls.are_simple and lessons.strange.isdisjoint(calls.watches)
         if can_hold and not lessons.lasting.keys().isdisjoint(calls.watches):
             taps = [watch.inner for watch in calls.watches]
@@ -102,30 +102,30 @@ class Plan:
             assert step.entered.known is not None
             step.module = step.entered.known.module  # held here, so that nothing else gets its id
             key = id(step.module)
-            calm = HIDDEN if step.hidden else CALM if type(step.module)._call_impl is _CALL_IMPL else PLAIN
+            calm = HIDDEN if step.hidden else UNHOOKED if type(step.module)._call_impl is _CALL_IMPL else PLAIN
             idle[key] = calm
             if not step.inside:
                 kinds[key] = STEP if step.matters or kinds.get(key) == STEP else calm
         self.modules, self.idle_modules = kinds, idle
 
 
-def path_to(final: Node) -> list[Node]:
+def path_to(final: TrieNode) -> list[TrieNode]:
     """The nodes from the first event of a pass to a later one."""
     path = []
-    node: Node | None = final
+    node: TrieNode | None = final
     while node is not None and node.parent is not None:
         path.append(node)
         node = node.parent
     return path[::-1]
 
 
-def _taps_of(node: Node) -> list[Fed]:
+def _taps_of(node: TrieNode) -> list[Fed]:
     """The taps of a value and of its leaves, with their paths."""
     found = {"": node.tap, **(node.leaf_taps or {})}
-    return [(tap, path) for path, tap in found.items() if isinstance(tap, WatchTap)]
+    return [(tap, path) for path, tap in found.items() if isinstance(tap, WarmupTap)]
 
 
-def _taps_inside(node: Node) -> list[WatchTap]:
+def _taps_inside(node: TrieNode) -> list[WarmupTap]:
     """Those of a composite's inside, on whatever path."""
     found = [watch for watch, _ in _taps_of(node)]
     for below in (*node.edges.values(), *([node.opens] if node.opens else [])):
@@ -133,8 +133,8 @@ def _taps_inside(node: Node) -> list[WatchTap]:
     return found
 
 
-def _end() -> Step:
-    step = Step.__new__(Step)
+def _end() -> ScheduledCall:
+    step = ScheduledCall.__new__(ScheduledCall)
     step.module = nn.Module()  # which nobody calls
     step.after = step
     step.watched = False
@@ -144,14 +144,14 @@ def _end() -> Step:
 class _Calls:
     """The module calls of a path as steps, and all taps on it."""
 
-    def __init__(self, path: Sequence[Node], lessons: Lessons) -> None:
+    def __init__(self, path: Sequence[TrieNode], lessons: Warmup) -> None:
         self.whole = False
-        self.steps: list[Step] = []
-        self.watches: list[WatchTap] = []
+        self.steps: list[ScheduledCall] = []
+        self.watches: list[WarmupTap] = []
         self._lessons = lessons
-        self._open: list[Step] = []
-        self._inside: dict[Step, list[Step]] = {}
-        following: list[Node | None] = [*path[1:], None]
+        self._open: list[ScheduledCall] = []
+        self._inside: dict[ScheduledCall, list[ScheduledCall]] = {}
+        following: list[TrieNode | None] = [*path[1:], None]
         for node, after in zip(path, following, strict=True):
             self._add(node, after)
         for step in self.steps:
@@ -164,7 +164,7 @@ class _Calls:
         """Whether all that is taken are single tensors that modules return."""
         return not self.whole and all(step.is_simple or not step.matters for step in self.steps)
 
-    def chain(self, kinds: Mapping[int, int], end: Step) -> Step:
+    def chain(self, kinds: Mapping[int, int], end: ScheduledCall) -> ScheduledCall:
         """The first of the steps, each of which leads to the next: all calls of the modules that matter somewhere."""
         chained = [step for step in self.steps if not step.inside and kinds[id(step.module)] == STEP]
         after = end
@@ -173,13 +173,13 @@ class _Calls:
             after = step
         return after
 
-    def _add(self, node: Node, after: Node | None) -> None:
+    def _add(self, node: TrieNode, after: TrieNode | None) -> None:
         fed = [(watch, path) for watch, path in _taps_of(node) if watch in self._lessons.fed]
         self.watches += [watch for watch, _ in fed]
-        if isinstance(node.step, Raised):
+        if isinstance(node.step, RaisedStep):
             while len(self._open) + 1 > node.step.depth:
                 self._open.pop()
-        elif isinstance(node.step, Source):
+        elif isinstance(node.step, SourceStep):
             self.whole = True
         elif node.step is LEAVE:
             step = self._open.pop()
@@ -187,11 +187,11 @@ class _Calls:
             if fed:
                 self._unfuse()
         elif node.site.kind == "module_enter":
-            self._enter(Step(node), takes_in=bool(fed))
+            self._enter(ScheduledCall(node), takes_in=bool(fed))
         elif fed or node.opens is not None:
             self._op(node, after)
 
-    def _enter(self, step: Step, *, takes_in: bool) -> None:
+    def _enter(self, step: ScheduledCall, *, takes_in: bool) -> None:
         step.takes_in = takes_in
         if takes_in:
             self._unfuse()
@@ -201,7 +201,7 @@ class _Calls:
         self._inside[step] = []
         self._open.append(step)
 
-    def _op(self, node: Node, after: Node | None) -> None:
+    def _op(self, node: TrieNode, after: TrieNode | None) -> None:
         self._unfuse()
         if not self._open:
             self.whole = True
@@ -222,23 +222,23 @@ class _Calls:
             step.watched |= step.entered.known.may_fuse
 
 
-class Now:
+class Replay:
     """Where a thread is in a pass that runs by a plan."""
 
     __slots__ = ("batch", "course", "held", "mode", "modules", "plan", "run", "step", "times")
 
-    batch: Batch
-    course: Course
+    batch: PassBatch
+    course: Route
     held: list[Tensor] | None
     mode: OpMode
     modules: Mapping[int, int]
-    plan: Plan
+    plan: Schedule
     run: Any
-    step: Step
+    step: ScheduledCall
     times: list[float]
 
 
-class Course:
+class Route:
     """What is known of the passes of one entry that run in the same circumstances."""
 
     __slots__ = ("called", "last", "left", "lessons", "plan", "tries")
@@ -249,34 +249,34 @@ class Course:
 
     def forget(self) -> None:
         """Learn anew."""
-        self.plan: Plan | None = None
-        self.last: Node | None = None
-        self.lessons = Lessons()
+        self.plan: Schedule | None = None
+        self.last: TrieNode | None = None
+        self.lessons = Warmup()
         self.tries = 0
         self.left = 0
 
 
-def name_of(step: Step) -> str:
+def call_name(step: ScheduledCall) -> str:
     """The module call that a step is."""
     assert step.entered.known is not None
     return step.entered.known.name
 
 
-def _site(node: Node) -> str:
+def _site(node: TrieNode) -> str:
     known = node.known
     if known is None:
         return node.site.name
     return known.name if node.site.kind == "module_exit" else f"{known.address}:in"
 
 
-def start_of(node: Node) -> Node:
+def start_of(node: TrieNode) -> TrieNode:
     """The root of the trie that a node is in."""
     while node.parent is not None:
         node = node.parent
     return node
 
 
-def difference(expected: Node, found: Node) -> str:
+def first_difference(expected: TrieNode, found: TrieNode) -> str:
     """The first event in which two passes differ."""
     was, now = path_to(expected), path_to(found)
     for one, other in zip(was, now, strict=False):

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrec._torch.tensors import are_alone, are_private
+from fastrec._torch.tensors import have_sole_owner, own_their_storage
 from fastrec._torch.trees import leaves
 from fastrec.engines._protocol import Listener, Tap
 from fastrec.engines.eager.mode import ThreadState
-from fastrec.engines.eager.trie import Node
-from fastrec.events.position import Place
+from fastrec.engines.eager.trie import TrieNode
+from fastrec.events.position import Position
 from fastrec.events.sites import Site
 
 _interpreter = torch._C._functorch.peek_interpreter_stack
 
-Was = tuple[int | None, Tensor]
+Snapshot = tuple[int | None, Tensor]
 """A version and a copy of a value."""
 
-Fed = tuple["WatchTap", str]
+Fed = tuple["WarmupTap", str]
 """A tap, and under which path a module returned the value that it was fed with."""
 
 
@@ -31,7 +31,7 @@ class StaticThread(ThreadState):
     now: Any = None
     spare_now: Any = None
     course: Any = None
-    lesson: Lesson | None = None
+    lesson: WarmupPass | None = None
 
     def mute(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a function of which nothing is recorded, calls inside of it included."""
@@ -43,19 +43,19 @@ class StaticThread(ThreadState):
             self.now, self.lesson = now, lesson
 
 
-class Lesson:
+class WarmupPass:
     """Watches in one pass which ops gave what their module then returned, and which values nobody writes to later."""
 
     def __init__(self) -> None:
-        self._fed: list[tuple[WatchTap, Tensor, Was]] = []
-        self.outputs: dict[Node, list[Fed]] = {}
-        self.fed: set[WatchTap] = set()
-        self.strange: set[WatchTap] = set()
-        self._place: Place | None = None
-        self._seen: list[tuple[WatchTap, Tensor, Was]] = []
+        self._fed: list[tuple[WarmupTap, Tensor, Snapshot]] = []
+        self.outputs: dict[TrieNode, list[Fed]] = {}
+        self.fed: set[WarmupTap] = set()
+        self.strange: set[WarmupTap] = set()
+        self._place: Position | None = None
+        self._seen: list[tuple[WarmupTap, Tensor, Snapshot]] = []
         self._strange = False
 
-    def saw(self, watch: WatchTap, value: Tensor) -> None:
+    def saw(self, watch: WarmupTap, value: Tensor) -> None:
         """An event has a value; only what the last op gave can be what its module returns next."""
         self.fed.add(watch)
         if type(value) is Tensor and _interpreter() is None and watch.place.site.kind != "module_enter":
@@ -65,26 +65,26 @@ class Lesson:
         if watch.place.site.kind == "op":
             self._saw_op(watch, value)
 
-    def lasting(self) -> dict[WatchTap, int]:
+    def lasting(self) -> dict[WarmupTap, int]:
         """Which taps were fed with values that are as they were at the end of the pass, with their versions then.
 
         Only those that nobody else has then: others may be written to by whoever has them.
         """
         found = {}
         for watch, version, holder in [(watch, was[0], [value]) for watch, value, was in self._take_fed()]:
-            if version is None or not are_alone(holder) or not are_private(holder):
+            if version is None or not have_sole_owner(holder) or not own_their_storage(holder):
                 continue
             if holder[0].nbytes == holder[0].untyped_storage().nbytes():
                 found[watch] = version
         return found
 
-    def _take_fed(self) -> list[tuple[WatchTap, Tensor, Was]]:
+    def _take_fed(self) -> list[tuple[WarmupTap, Tensor, Snapshot]]:
         fed = [one for one in self._fed if _is_as_it_was(one[1], *one[2])]
         self._fed = []
         self._seen.clear()
         return fed
 
-    def _saw_op(self, watch: WatchTap, value: Tensor) -> None:
+    def _saw_op(self, watch: WarmupTap, value: Tensor) -> None:
         if watch.place is not self._place:
             self._place, self._strange = watch.place, False
             self._seen.clear()
@@ -93,7 +93,7 @@ class Lesson:
             return
         self._seen.append((watch, value, (_version(value), _copy(value))))
 
-    def returned(self, left: Node, module: nn.Module, out: Any) -> None:
+    def returned(self, left: TrieNode, module: nn.Module, out: Any) -> None:
         """A module returned, which led to a node."""
         op = left.parent
         if left.known is not None and left.known.module is module and op is not None and op is self._place:
@@ -105,7 +105,7 @@ class Lesson:
         self._seen.clear()
 
 
-class Lessons:
+class Warmup:
     """What all lessons of a course agree about.
 
     ``fed`` are the taps that were fed, ``strange`` those of them that were fed with a subclass of tensors or otherwise
@@ -114,13 +114,13 @@ class Lessons:
     """
 
     def __init__(self) -> None:
-        self.fed: set[WatchTap] = set()
-        self.strange: set[WatchTap] = set()
-        self.outputs: dict[Node, list[Fed]] = {}
-        self.lasting: dict[WatchTap, int] = {}
+        self.fed: set[WarmupTap] = set()
+        self.strange: set[WarmupTap] = set()
+        self.outputs: dict[TrieNode, list[Fed]] = {}
+        self.lasting: dict[WarmupTap, int] = {}
         self._any = False
 
-    def add(self, lesson: Lesson) -> None:
+    def add(self, lesson: WarmupPass) -> None:
         """A pass has ended that ran as those before it."""
         outputs, lasting = lesson.outputs, lesson.lasting()
         if self._any:
@@ -131,12 +131,12 @@ class Lessons:
         self.outputs, self.lasting, self._any = outputs, lasting, True
 
 
-class WatchTap:
+class WarmupTap:
     """Feeds the listener's tap, and tells the lesson of this thread if there is one."""
 
     __slots__ = ("inner", "place", "thread")
 
-    def __init__(self, inner: Tap, place: Place, thread: StaticThread) -> None:
+    def __init__(self, inner: Tap, place: Position, thread: StaticThread) -> None:
         self.inner = inner
         self.place = place
         self.thread = thread
@@ -148,7 +148,7 @@ class WatchTap:
         self.inner(run, value)
 
 
-class WatchingListener:
+class WarmupListener:
     """Stands between the eager engine and its listener."""
 
     def __init__(self, listener: Listener, thread: StaticThread) -> None:
@@ -158,10 +158,10 @@ class WatchingListener:
         self.begin = listener.begin
         self.end = listener.end
 
-    def tap(self, place: Place, site: Site) -> Tap | None:
+    def tap(self, place: Position, site: Site) -> Tap | None:
         """The tap of a place, watched."""
         inner = self._listener.tap(place, site)
-        return None if inner is None else WatchTap(inner, place, self._thread)
+        return None if inner is None else WarmupTap(inner, place, self._thread)
 
 
 def _version(value: Tensor) -> int | None:

@@ -19,7 +19,7 @@ from fastrec.events.context import PASS_FIELDS, RecordContext
 from fastrec.graph.history import ModelHistory, RecordFinder
 from fastrec.graph.log import log_forward_pass
 from fastrec.graph.pass_runner import uncompiled
-from fastrec.graph.validation.replay import difference
+from fastrec.graph.validation.replay import largest_difference
 from fastrec.graph.validation.report import Failure, Unchecked, ValidationReport
 from fastrec.predicates import parse
 from fastrec.recording._recording import ActivationRecord, Recording
@@ -169,7 +169,7 @@ class _Comparison:
             self._value(record.ctx, part, kept, expected.detach().to(kept_dtype(spec, expected.dtype)))
 
     def _value(self, ctx: RecordContext, part: str, kept: Tensor, expected: Tensor) -> None:
-        found = difference(expected, kept.detach(), self._tolerance)
+        found = largest_difference(expected, kept.detach(), self._tolerance)
         if isinstance(found, str):
             self._wrong(ctx, f"its {part} is not the operation's value: {found}")
             return

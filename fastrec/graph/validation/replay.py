@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrec._torch.trees import leaves
-from fastrec.graph.raw import Call, Constant, Op, Parameter, Ref, Stale, filled, flat
+from fastrec.graph.raw import CapturedCall, CapturedOp, ConstantTensor, Overwritten, Parameter, Ref, filled, flat
 from fastrec.graph.tracking import may_draw, set_states
 
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -37,11 +37,11 @@ class Replayed:
 class Replayer:
     """Runs calls of a capture again."""
 
-    def __init__(self, ops: Sequence[Op]) -> None:
+    def __init__(self, ops: Sequence[CapturedOp]) -> None:
         self._ops = ops
         self._written = set(map(id, _written_parameters(ops)))
 
-    def run(self, call: Call, instead: Mapping[int, Tensor] | None = None) -> Replayed:
+    def run(self, call: CapturedCall, instead: Mapping[int, Tensor] | None = None) -> Replayed:
         """Run a call from the saved values of its parents, or from others ``instead`` of some of them."""
         if call.func is None or isinstance(call.func, nn.Module):
             raise CannotReplay("of the inside of its module nothing was seen, so there is no function to run again")
@@ -51,7 +51,7 @@ class Replayer:
         others: dict[int, Tensor] = {}
 
         def tensor(reference: Any) -> Tensor:
-            if isinstance(reference, Ref | Stale):
+            if isinstance(reference, Ref | Overwritten):
                 op = reference.op
                 if op not in arguments:
                     value = (instead or {}).get(op)
@@ -72,7 +72,7 @@ class Replayer:
                 out = args[0]
             return Replayed(dict(leaves(out)), arguments)
 
-    def value_of(self, reference: Ref | Stale | Parameter | Constant) -> Tensor:
+    def value_of(self, reference: Ref | Overwritten | Parameter | ConstantTensor) -> Tensor:
         """The tensor that a call got."""
         if isinstance(reference, Parameter):
             if id(reference.tensor) in self._written:
@@ -85,7 +85,7 @@ class Replayer:
         return value.detach()
 
 
-def _written_parameters(ops: Sequence[Op]) -> Iterator[Tensor]:
+def _written_parameters(ops: Sequence[CapturedOp]) -> Iterator[Tensor]:
     """The parameters that calls of a pass wrote in place."""
     for op in ops:
         if op.call.inplace:
@@ -94,17 +94,17 @@ def _written_parameters(ops: Sequence[Op]) -> Iterator[Tensor]:
                     yield target.tensor
 
 
-def parents_in(call: Call) -> dict[int, Ref | Stale]:
+def parents_in(call: CapturedCall) -> dict[int, Ref | Overwritten]:
     """The operations whose values a call got, in order of the arguments, with how it got them."""
-    found: dict[int, Ref | Stale] = {}
+    found: dict[int, Ref | Overwritten] = {}
     for leaf in flat((call.args, dict(call.kwargs))):
-        if isinstance(leaf, Ref | Stale):
+        if isinstance(leaf, Ref | Overwritten):
             found.setdefault(leaf.op, leaf)
     return found
 
 
 @contextmanager
-def as_it_was(call: Call, kwargs: dict[str, Any]) -> Iterator[None]:
+def as_it_was(call: CapturedCall, kwargs: dict[str, Any]) -> Iterator[None]:
     """The state of the world in which the call was made: random numbers, autocasting; no graph is recorded."""
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -118,7 +118,7 @@ def as_it_was(call: Call, kwargs: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def difference(saved: Tensor, found: Tensor, tolerance: float | None = None) -> str | float:
+def largest_difference(saved: Tensor, found: Tensor, tolerance: float | None = None) -> str | float:
     """Why two values are not the same, or how far they are apart by rounding: 0.0 where they are equal.
 
     ``tolerance`` is relative to the largest number; None is what rounding makes.

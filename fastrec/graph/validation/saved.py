@@ -16,7 +16,17 @@ from fastrec._torch.trees import argument_leaves, leaves
 from fastrec.graph.history import ModelHistory
 from fastrec.graph.log import log_forward_pass
 from fastrec.graph.pass_runner import uncompiled
-from fastrec.graph.raw import Call, Constant, Op, Parameter, Ref, Stale, filled, flat, mapped
+from fastrec.graph.raw import (
+    CapturedCall,
+    CapturedOp,
+    ConstantTensor,
+    Overwritten,
+    Parameter,
+    Ref,
+    filled,
+    flat,
+    mapped,
+)
 from fastrec.graph.validation.exemptions import Trial, exemption
 from fastrec.graph.validation.replay import (
     REFUSALS,
@@ -25,8 +35,8 @@ from fastrec.graph.validation.replay import (
     Replayed,
     Replayer,
     as_it_was,
-    difference,
     differs,
+    largest_difference,
     parents_in,
     replacements,
 )
@@ -148,7 +158,7 @@ class _Validation:
         self._failed: dict[int, str] = {}
         self._unchecked: dict[int, str] = {}
         self._generator = torch.Generator().manual_seed(0)
-        self._results: dict[int, list[Op]] = defaultdict(list)  # the operations that one call made
+        self._results: dict[int, list[CapturedOp]] = defaultdict(list)  # the operations that one call made
         for index in self._graph.order:
             self._results[id(self._ops[index].call)].append(self._ops[index])
 
@@ -166,14 +176,14 @@ class _Validation:
                 self._check_call(op.call)
         for read in stale_reads(self._ops, self._graph.order):
             what = f"what it read of {self._graph.label(read.parent)}, after writes through other views, is not there"
-            self._note(read.op, difference(read.read, read.found), what)
+            self._note(read.op, largest_difference(read.read, read.found), what)
         report = self._report
         report.failures = [Failure(self._graph.label(i), why) for i, why in sorted(self._failed.items())]
         report.unchecked = [Unchecked(self._graph.label(i), why) for i, why in sorted(self._unchecked.items())]
         report.exempted.reverse()
         return report
 
-    def _check_output(self, op: Op, outputs: Mapping[str, Tensor]) -> None:
+    def _check_output(self, op: CapturedOp, outputs: Mapping[str, Tensor]) -> None:
         (template,) = op.call.args
         try:
             self._compare(op, self._replayer.value_of(template), "it is not what its parent was")
@@ -183,11 +193,11 @@ class _Validation:
         if right is not None:
             self._compare(op, right, "it is not what the model returns")
 
-    def _check_root(self, op: Op, right: Tensor | None) -> None:
+    def _check_root(self, op: CapturedOp, right: Tensor | None) -> None:
         if right is not None:
             self._compare(op, right, "it is not the input that was given")
 
-    def _check_call(self, call: Call) -> None:
+    def _check_call(self, call: CapturedCall) -> None:
         results = self._results[id(call)]
         parents = parents_in(call)
         try:
@@ -208,7 +218,7 @@ class _Validation:
         for parent in parents:
             self._perturb(call, parent, results)
 
-    def _check_replayed(self, op: Op, replayed: Replayed) -> None:
+    def _check_replayed(self, op: CapturedOp, replayed: Replayed) -> None:
         found = replayed.values.get(op.path)
         if op.value is None:
             self._unchecked[op.index] = f"its value was not saved: {op.unsaved}"
@@ -221,14 +231,14 @@ class _Validation:
         else:
             self._compare(op, found, "run again from its saved parents it differs")
 
-    def _check_parents(self, op: Op, parents: Mapping[int, Any]) -> None:
+    def _check_parents(self, op: CapturedOp, parents: Mapping[int, Any]) -> None:
         told = tuple(parents)
-        written = tuple(w for how in parents.values() if isinstance(how, Stale) for w in how.written_by)
+        written = tuple(w for how in parents.values() if isinstance(how, Overwritten) for w in how.written_by)
         if op.parents != told and not (written and set(op.parents) == {*told, *written}):
             names = ", ".join(map(self._graph.label, op.parents)) or "none"
             self._failed.setdefault(op.index, f"the parents that it names ({names}) are not those in its arguments")
 
-    def _check_rewritten(self, call: Call, replayed: Replayed) -> None:
+    def _check_rewritten(self, call: CapturedCall, replayed: Replayed) -> None:
         """What a call wrote beside its result, as a batch norm writes statistics, is what was read later."""
         if not call.inplace:
             return
@@ -239,20 +249,20 @@ class _Validation:
             if op.kind == "buffer" and made.intersection(op.parents) and op.address in addresses:
                 self._compare(op, addresses[op.address], f"it is not what {call.layer_type} wrote")
 
-    def _compare(self, op: Op, right: Tensor, what: str) -> None:
+    def _compare(self, op: CapturedOp, right: Tensor, what: str) -> None:
         if op.value is None:
             self._unchecked[op.index] = f"its value was not saved: {op.unsaved}"
             return
-        self._note(op, difference(op.value, right), what)
+        self._note(op, largest_difference(op.value, right), what)
 
-    def _note(self, op: Op, found: str | float, what: str) -> None:
+    def _note(self, op: CapturedOp, found: str | float, what: str) -> None:
         if isinstance(found, str):
             self._failed.setdefault(op.index, f"{what}: {found}")
         elif found:
             self._report.n_inexact += 1
             self._report.largest_difference = max(self._report.largest_difference, found)
 
-    def _perturb(self, call: Call, parent: int, results: list[Op]) -> None:
+    def _perturb(self, call: CapturedCall, parent: int, results: list[CapturedOp]) -> None:
         """Put random values in place of one parent: the result has to change, or a rule says why not."""
         value = self._replayer.value_of(parents_in(call)[parent])
         self._report.n_perturbed += 1
@@ -271,11 +281,11 @@ class _Validation:
             names = self._graph.label(results[0].index), self._graph.label(parent)
             self._report.exempted.append(Exempted(*names, rule.name, rule.why))
 
-    def _differs(self, op: Op, changed: Replayed) -> bool:
+    def _differs(self, op: CapturedOp, changed: Replayed) -> bool:
         found = changed.values.get(op.path)
         return op.value is None or found is None or differs(op.value, found)
 
-    def _trial(self, call: Call, parent: int, value: Tensor, results: list[Op]) -> Trial:
+    def _trial(self, call: CapturedCall, parent: int, value: Tensor, results: list[CapturedOp]) -> Trial:
         def tensor(reference: Any) -> Any:
             return value if getattr(reference, "op", None) == parent else self._replayer.value_of(reference)
 
@@ -291,26 +301,26 @@ def _holds(item: Any, value: Tensor) -> bool:
     return any(leaf is value for leaf in flat(item))
 
 
-class StaleRead:
+class OverwrittenRead:
     """A call that read a value which another view had written to: what it read, and what running again gives."""
 
-    def __init__(self, op: Op, parent: int, read: Tensor, found: Tensor) -> None:
+    def __init__(self, op: CapturedOp, parent: int, read: Tensor, found: Tensor) -> None:
         self.op = op
         self.parent = parent
         self.read = read
         self.found = found
 
 
-def stale_reads(ops: Sequence[Op], order: Sequence[int]) -> Iterator[StaleRead]:
+def stale_reads(ops: Sequence[CapturedOp], order: Sequence[int]) -> Iterator[OverwrittenRead]:
     """All reads of values that were written through other views, each run again from the roots of the pass."""
-    if any(isinstance(how, Stale) for index in order for how in parents_in(ops[index].call).values()):
+    if any(isinstance(how, Overwritten) for index in order for how in parents_in(ops[index].call).values()):
         yield from _LivePass(ops).run(order)
 
 
 class _LivePass:
     """The tensors of a pass that is run again."""
 
-    def __init__(self, ops: Sequence[Op]) -> None:
+    def __init__(self, ops: Sequence[CapturedOp]) -> None:
         self._ops = ops
         self._saved = Replayer(ops)
         self._live: dict[int, Tensor] = {}
@@ -318,12 +328,12 @@ class _LivePass:
         self._others: dict[int, Tensor] = {}
         self._done: dict[int, dict[str, Tensor]] = {}  # what each call returned
 
-    def run(self, order: Sequence[int]) -> Iterator[StaleRead]:
+    def run(self, order: Sequence[int]) -> Iterator[OverwrittenRead]:
         for index in order:
             op = self._ops[index]
             for parent, how in parents_in(op.call).items():
-                if isinstance(how, Stale) and how.value is not None and parent in self._live:
-                    yield StaleRead(op, parent, how.value, self._live[parent].detach().clone())
+                if isinstance(how, Overwritten) and how.value is not None and parent in self._live:
+                    yield OverwrittenRead(op, parent, how.value, self._live[parent].detach().clone())
             value = self._value(op)
             if value is None and op.value is not None:
                 value = op.value.clone()
@@ -332,7 +342,7 @@ class _LivePass:
                 if op.kind == "buffer":
                     self._buffers[op.address] = value
 
-    def _value(self, op: Op) -> Tensor | None:
+    def _value(self, op: CapturedOp) -> Tensor | None:
         """The value of an operation, run again; None where the saved one is to stand in."""
         if op.kind == "buffer":
             return self._buffers.get(op.address)
@@ -345,7 +355,7 @@ class _LivePass:
             value.copy_(op.value)
         return value
 
-    def _call(self, call: Call) -> dict[str, Tensor]:
+    def _call(self, call: CapturedCall) -> dict[str, Tensor]:
         """What a call returns; nothing where it cannot be run, and the saved values stand in."""
         if not callable(call.func) or isinstance(call.func, torch.nn.Module):
             return {}
@@ -358,8 +368,8 @@ class _LivePass:
             return {}
         return dict(leaves(args[0] if out is None and args else out))
 
-    def _tensor(self, reference: Ref | Stale | Parameter | Constant) -> Tensor:
-        if isinstance(reference, Ref | Stale):
+    def _tensor(self, reference: Ref | Overwritten | Parameter | ConstantTensor) -> Tensor:
+        if isinstance(reference, Ref | Overwritten):
             if reference.op in self._live:
                 return self._live[reference.op]
             return self._saved.value_of(reference)

@@ -18,7 +18,7 @@ from fastrec._errors import (
     RecordingNotFoundError,
 )
 from fastrec.events.sites import Catalog
-from fastrec.sinks.hdf5.catalog_log import Before, Log
+from fastrec.sinks.hdf5.catalog_log import Log, SessionOffset
 from fastrec.sinks.hdf5.layout import MERGED, Identity
 from fastrec.sinks.hdf5.options import HDF5Options
 from fastrec.sinks.hdf5.paths import Paths, rank, why
@@ -95,7 +95,7 @@ def _earlier_shapes(path: str, files: Sequence[ReadFile], header: Mapping[str, A
     log = Log()
     for before, file in zip([files[0], *files], files, strict=False):
         if file.map.identity.session != before.map.identity.session:
-            log.begin_session(Before())
+            log.begin_session(SessionOffset())
         file.log(log)
         log.settle()
     if log.catalog.origins:

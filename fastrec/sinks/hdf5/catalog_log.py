@@ -14,7 +14,7 @@ import torch
 from fastrec._errors import DamagedFileError, SessionError
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import PredicateFailure, RecordContext
-from fastrec.events.sites import Catalog, Interned, Origin, PassInfo, Site, Variant
+from fastrec.events.sites import Catalog, Interned, Origin, PassInfo, RecordMeta, Site
 from fastrec.sinks.hdf5.layout import Bytes, DataInfo
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
@@ -98,7 +98,7 @@ class _Failure(msgspec.Struct):
     predicate: str
     error: str
     site: Site
-    variant: Variant
+    variant: RecordMeta
     info: PassInfo
     time: float
     step: int | None
@@ -120,14 +120,14 @@ class Log:
         self.facts: dict[str, Any] = {}
         self.samples: dict[int, str | int] = {}
         self.data: dict[tuple[int, int], DataInfo] = {}
-        self.numbers = SessionNumbers(Before())
+        self.numbers = SessionRemap(SessionOffset())
         self.starts: dict[int, set[int]] = {}
         self._failures = 0
         self._data: dict[tuple[int, int], DataInfo] = {}
 
-    def begin_session(self, before: Before) -> None:
+    def begin_session(self, before: SessionOffset) -> None:
         """What is read from here on is of another session."""
-        self.numbers, self._failures, self._data = SessionNumbers(before), 0, {}
+        self.numbers, self._failures, self._data = SessionRemap(before), 0, {}
         for phase, steps in before.steps.items():
             self.starts.setdefault(phase, set()).add(steps)
 
@@ -161,7 +161,7 @@ class Log:
         catalog, numbers = self.catalog, self.numbers
         tables: dict[str, tuple[Interned[Any], Any]] = {
             "site": (catalog.sites, Site),
-            "variant": (catalog.variants, Variant),
+            "variant": (catalog.variants, RecordMeta),
             "entry": (catalog.entries, str),
             "phase": (catalog.phases, str),
         }
@@ -224,7 +224,7 @@ def torch_dtype_of(name: str) -> torch.dtype:
 Rows = npt.NDArray[Any]
 
 
-class Before(msgspec.Struct):
+class SessionOffset(msgspec.Struct):
     """How much there is in the sessions before one; by number of the phase or entry where it differs between them."""
 
     passes: int = 0
@@ -245,10 +245,10 @@ class Before(msgspec.Struct):
             passes["step"][rows] = np.where(step >= marked[passes["phase"][rows]], -1, step)
 
 
-class SessionNumbers:
+class SessionRemap:
     """From a session's own numbers to those of the whole recording."""
 
-    def __init__(self, before: Before) -> None:
+    def __init__(self, before: SessionOffset) -> None:
         self.before = before
         self.began = 0.0
         self._known: dict[str, list[int]] = {kind: [] for kind in ("entry", "phase", "site", "spec", "variant")}
@@ -274,7 +274,7 @@ class SessionNumbers:
             raise DamagedFileError(f"the log names the {kind} {number}, and there are {len(self._known[kind])}")
         return self._known[kind][number]
 
-    def variant(self, given: Variant) -> Variant:
+    def variant(self, given: RecordMeta) -> RecordMeta:
         """A variant, with the numbers of the recording in it."""
 
         def events(found: tuple[tuple[int, int, str], ...] | None) -> tuple[tuple[int, int, str], ...] | None:

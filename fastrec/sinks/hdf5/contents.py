@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fastrec._errors import DamagedFileError
 from fastrec.recording._source import OUTCOMES
-from fastrec.sinks.hdf5.catalog_log import Before, Log, SessionNumbers, torch_dtype_of
+from fastrec.sinks.hdf5.catalog_log import Log, SessionOffset, SessionRemap, torch_dtype_of
 from fastrec.sinks.hdf5.checksums import Counters
 from fastrec.sinks.hdf5.layout import CHECKS, COUNTERS, LOG, MARKS, PASSES, RECORDS, TABLES
 from fastrec.sinks.hdf5.reader import ReadFile
@@ -51,7 +51,7 @@ class Tables(NamedTuple):
         return len(self.passes), len(self.records), len(self.marks)
 
 
-class Tail:
+class IncrementalReader:
     """Reads what came to the files of a recording since the last look; it keeps only counts of what it read.
 
     ``used`` are the rows of each file that count.
@@ -61,10 +61,10 @@ class Tail:
         self.files: dict[int, ReadFile] = {}
         self.log = Log()
         self.used: dict[int, dict[str, int]] = {}
-        self.sessions: dict[int, SessionNumbers] = {}
+        self.sessions: dict[int, SessionRemap] = {}
         self.counters: dict[int, Counters] = {}
         self._records = 0
-        self._before = Before()
+        self._before = SessionOffset()
         self._variants = 0
 
     @property
@@ -135,14 +135,14 @@ class Tail:
             highest = int(passes["entry_pass"][passes["entry"] == entry].max())
             entries[entry] = max(entries.get(entry, 0), highest + 1)
         highest = int(passes["pass_index"].max(initial=-1))
-        self._before = Before(max(before.passes, highest + 1), before.marks + len(marks), 0, steps, entries)
+        self._before = SessionOffset(max(before.passes, highest + 1), before.marks + len(marks), 0, steps, entries)
 
-    def _before_session(self) -> Before:
+    def _before_session(self) -> SessionOffset:
         """How much has been read by now."""
         found = self._before
         begun = self.log.numbers.before.passes + (self.counters[max(self.counters)].begun if self.counters else 0)
         data = max((number for _, number in self.log.data), default=-1) + 1
-        return Before(max(begun, found.passes), found.marks, data, found.steps, found.entries)
+        return SessionOffset(max(begun, found.passes), found.marks, data, found.steps, found.entries)
 
     def _check_log(self) -> None:
         catalog = self.log.catalog
@@ -164,7 +164,7 @@ class Contents:
     ``begun`` is one more than the highest index of a pass that ended.
     """
 
-    def __init__(self, tail: Tail, tables: Tables, start: tuple[int, int, int] = (0, 0, 0)) -> None:
+    def __init__(self, tail: IncrementalReader, tables: Tables, start: tuple[int, int, int] = (0, 0, 0)) -> None:
         self.files: Mapping[int, ReadFile] = dict(tail.files)
         self.log = tail.log
         self.used = dict(tail.used)
@@ -178,7 +178,7 @@ class Contents:
 
 def read_contents(files: Sequence[ReadFile]) -> Contents:
     """All that files hold by now."""
-    tail = Tail()
+    tail = IncrementalReader()
     return Contents(tail, tail.more(files))
 
 

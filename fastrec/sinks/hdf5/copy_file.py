@@ -40,11 +40,11 @@ from fastrec.sinks.hdf5.layout import (
 )
 from fastrec.sinks.hdf5.paths import Paths, why
 from fastrec.sinks.hdf5.source import PREFIX
-from fastrec.sinks.hdf5.structure import Rewriting, Wanted, attribute, name_of, rewrite, stretch_of
+from fastrec.sinks.hdf5.structure import DatasetSpec, Rewriting, attribute, dataset_name, rewrite, stretch_of
 
-LARGEST_PACKED = (1 << 32) - 1
+MAX_COMPRESSED = (1 << 32) - 1
 
-MOST_DIMENSIONS = 31
+MAX_DIMENSIONS = 31
 
 Told = Callable[[int, int], None]
 
@@ -94,7 +94,7 @@ class _Content:
         data = data_sets(source, writing.dtype)
         steps, marks = step_sets(source.steps(), len(data.sets))
         self._sets: dict[str, tuple[int, DataSet | StepSet]] = {}
-        self.wanted: list[Wanted] = []
+        self.wanted: list[DatasetSpec] = []
         infos = []
         both: list[DataSet | StepSet] = [*data.sets, *steps]
         for number, one in enumerate(both):
@@ -111,10 +111,10 @@ class _Content:
             LATE: np.empty(0, np.uint8),
         }
         for name, rows in self._tables.items():
-            self.wanted.append(Wanted(name, "uint8" if rows.dtype == np.uint8 else rows.dtype, (), len(rows)))
+            self.wanted.append(DatasetSpec(name, "uint8" if rows.dtype == np.uint8 else rows.dtype, (), len(rows)))
         # The checksums are written last, when all that they are of was read.
         checked = [one for one in self.wanted if one.name in self._sets or one.name in CHECKED]
-        self.wanted.append(Wanted(CHECKS, CHECK_ROW, (), sum(-(-one.rows // stretch_of(one)) for one in checked)))
+        self.wanted.append(DatasetSpec(CHECKS, CHECK_ROW, (), sum(-(-one.rows // stretch_of(one)) for one in checked)))
         self._checks: list[npt.NDArray[np.void]] = []
 
     def read(self, name: str, first: int, count: int) -> Bytes:
@@ -138,13 +138,13 @@ class _Content:
         """Want a data set; its name."""
         if not one.row_bytes:
             return LATE
-        if len(one.shape) > MOST_DIMENSIONS:
-            raise OptionError(f"{of!r} has values of {len(one.shape)} dimensions; HDF5 has at most {MOST_DIMENSIONS}")
-        if writing.compression is not None and one.row_bytes >= LARGEST_PACKED:
+        if len(one.shape) > MAX_DIMENSIONS:
+            raise OptionError(f"{of!r} has values of {len(one.shape)} dimensions; HDF5 has at most {MAX_DIMENSIONS}")
+        if writing.compression is not None and one.row_bytes >= MAX_COMPRESSED:
             raise OptionError(f"{of!r} has values of 4 GiB and more, which HDF5 can't compress; leave compression out")
-        name = name_of("steps" if one.info.part == "step" else "data", of, self._sets)
+        name = dataset_name("steps" if one.info.part == "step" else "data", of, self._sets)
         told = {"number": str(number), "of": attribute(of), "part": one.info.part, "torch_dtype": one.info.dtype}
-        self.wanted.append(Wanted(name, one.dtype, one.shape, len(one), told))
+        self.wanted.append(DatasetSpec(name, one.dtype, one.shape, len(one), told))
         self._sets[name] = number, one
         return name
 

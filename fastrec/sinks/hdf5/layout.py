@@ -71,7 +71,7 @@ COUNTERS_ROW = np.dtype([("written", "<u8"), ("empty", "<i8"), ("begun", "<i8"),
 Bytes = npt.NDArray[np.uint8]
 
 
-class Extent(msgspec.Struct, frozen=True, omit_defaults=True):
+class DatasetExtent(msgspec.Struct, frozen=True, omit_defaults=True):
     """One data set in a file: so many rows of so many bytes, in chunks at these offsets.
 
     A ``packed`` one is compressed, so that its rows lie nowhere as they are; its chunks have other ``sizes``.
@@ -121,13 +121,13 @@ class Identity(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, segment=number)
 
 
-class SegmentMap(msgspec.Struct, frozen=True):
+class SegmentIndex(msgspec.Struct, frozen=True):
     """All data sets of one segment, by name; ``structure`` is a checksum of all else in a finished file."""
 
     format: str
     version: int
     identity: Identity
-    sets: dict[str, Extent]
+    sets: dict[str, DatasetExtent]
     structure: int | None = None
 
     @property
@@ -163,7 +163,7 @@ class DataInfo(msgspec.Struct, frozen=True, omit_defaults=True):
         return made
 
 
-def write_rows(file: int, extent: Extent, first: int, data: Bytes) -> None:
+def write_rows(file: int, extent: DatasetExtent, first: int, data: Bytes) -> None:
     """Put rows where they belong; what a signal or a full disk cut short goes on, or is an OSError."""
     if not extent.row_bytes:
         return
@@ -174,7 +174,7 @@ def write_rows(file: int, extent: Extent, first: int, data: Bytes) -> None:
             start, offset = start + written, offset + written
 
 
-def read_rows(file: int, extent: Extent, first: int, count: int, out: Bytes | None = None) -> Bytes:
+def read_rows(file: int, extent: DatasetExtent, first: int, count: int, out: Bytes | None = None) -> Bytes:
     """Rows of a data set, as bytes; a file that ends too early is a DamagedFileError."""
     pieces = extent.pieces(first, count)
     data = np.empty(count * extent.row_bytes, np.uint8) if out is None else out

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from fastrec._errors import DamagedFileError, OptionError, RecordingNotFoundError
 from fastrec.recording._recording import Recording
-from fastrec.sinks.hdf5.contents import Contents, Tables, Tail
+from fastrec.sinks.hdf5.contents import Contents, IncrementalReader, Tables
 from fastrec.sinks.hdf5.paths import Paths
 from fastrec.sinks.hdf5.reader import ReadFile, find_files
 from fastrec.sinks.hdf5.source import HDF5Source
@@ -26,7 +26,7 @@ class LiveRecording(Recording):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.fspath(path)
-        self._growth = Growth(path)
+        self._growth = FileFollower(path)
         self._tables = Tables.joined([])
         self._refresh()
 
@@ -65,7 +65,7 @@ class LiveRecording(Recording):
         return self._follow(poll, timeout)
 
     def _follow(self, poll: float, timeout: float | None) -> Iterator[Recording]:
-        growth, done = Growth(self._path), self._tables.counts
+        growth, done = FileFollower(self._path), self._tables.counts
         empty = self._source.n_passes() - done[0]
         waited = time.monotonic()
         state: State = "growing"
@@ -97,24 +97,24 @@ ATTEMPTS, PAUSE = 40, 0.05
 """A file makes no sense while it is being finished, which takes less than so many pauses of so many seconds."""
 
 
-class Look(NamedTuple):
+class Poll(NamedTuple):
     """What one look found: rows behind those of the look before, or all of them ``anew`` where files changed."""
 
     tables: Tables
     anew: bool
 
 
-class Growth:
+class FileFollower:
     """Looks at files again and again, and reads of their tables only what came since."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.tail = Tail()
+        self.tail = IncrementalReader()
         self._paths = Paths(path)
         self._names: list[str] = []
         self._files: list[ReadFile] = []
         self._pid: int | None = None  # a file is not locked in the moment in which the next one begins
 
-    def look(self) -> Look:
+    def look(self) -> Poll:
         """What came since the last look."""
         for _ in range(ATTEMPTS):
             try:
@@ -137,15 +137,15 @@ class Growth:
     def _is_written(self) -> bool:
         return self._paths.writer() is not None or (self._pid is not None and _is_alive(self._pid))
 
-    def _look(self) -> Look:
+    def _look(self) -> Poll:
         names = self._paths.files()
         anew = names != self._names or not self._files
         if anew:
             # Rows may lie elsewhere in a file that was finished, so nothing is kept of what was read before.
-            self._files, self.tail = self._found(), Tail()
+            self._files, self.tail = self._found(), IncrementalReader()
             self._names = names
             self._pid = self._files[-1].map.identity.pid if self._files else self._pid
-        return Look(self.tail.more(self._files), anew)
+        return Poll(self.tail.more(self._files), anew)
 
     def _found(self) -> list[ReadFile]:
         try:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastrec.events.sites import Catalog, Origin, Variant
+from fastrec.events.sites import Catalog, Origin, RecordMeta
 from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps, Source
 
 Integers = npt.NDArray[np.int64]
@@ -188,7 +188,7 @@ def _numbers(found: Any) -> Integers:
     return np.array(list(found), np.int64)
 
 
-def _renumbered(variant: Variant, sites: Integers, specs: Integers) -> Variant:
+def _renumbered(variant: RecordMeta, sites: Integers, specs: Integers) -> RecordMeta:
     def events(found: tuple[tuple[int, int, str], ...] | None) -> tuple[tuple[int, int, str], ...] | None:
         return found and tuple((int(sites[site]), number, label) for site, number, label in found)
 

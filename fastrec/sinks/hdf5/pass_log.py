@@ -21,7 +21,7 @@ from fastrec.sinks.hdf5.paths import Paths
 from fastrec.sinks.hdf5.staging import Pool, Stage
 
 
-class FileLedger:
+class FilePassLog:
     """Takes down passes and steps for the writer."""
 
     def __init__(self, pool: Pool, paths: Paths, catalog: Catalog, options: HDF5Options) -> None:

@@ -16,10 +16,10 @@ from h5py import h5s
 from fastrec._errors import DamagedFileError, RecordingFileError, RecordingNotFoundError
 from fastrec.sinks.hdf5.catalog_log import Log, checked
 from fastrec.sinks.hdf5.checksums import Counters, read_counters
-from fastrec.sinks.hdf5.layout import COUNTERS, COUNTERS_ROW, LATE, LOG, TABLES, VERSION, Bytes, SegmentMap, read_rows
+from fastrec.sinks.hdf5.layout import COUNTERS, COUNTERS_ROW, LATE, LOG, TABLES, VERSION, Bytes, SegmentIndex, read_rows
 from fastrec.sinks.hdf5.paths import Paths
 from fastrec.sinks.hdf5.probe import probe_in_subprocess
-from fastrec.sinks.hdf5.structure import decoded, load_plugins, map_of, opened, read_trailer
+from fastrec.sinks.hdf5.structure import decoded_index, load_plugins, map_of, opened_file, read_trailer
 
 LEAST, PIECE = 1 << 10, 1 << 16
 """So many rows of a table are read at first and at most, as it may end at any of them."""
@@ -40,7 +40,7 @@ class ReadFile:
         if not stat.S_ISREG(os.fstat(self._file).st_mode):
             raise RecordingFileError(f"{path!r} can't be read: it is no plain file")
         self.map = _map_beside(path, map_path) if growing else read_trailer(self._file) or _walked(path)
-        self._packed = PackedFile(path)
+        self._packed = CompressedFile(path)
         self._check()
 
     def __reduce__(self) -> Any:
@@ -176,19 +176,19 @@ def segment_of(path: str) -> int:
     return (found or _walked(path)).segment
 
 
-def _map_beside(path: str, map_path: str) -> SegmentMap:
+def _map_beside(path: str, map_path: str) -> SegmentIndex:
     with open(map_path, "rb") as file:
         text = file.read()
     entry = checked(text.rstrip(b"\n"))
     if entry is None:  # damaged; the file itself may well be whole
         return _walked(path)
-    found = decoded(entry)
+    found = decoded_index(entry)
     if found.version != VERSION:
         raise DamagedFileError(f"{path!r} has version {found.version}; this fastrec reads {VERSION}")
     return found
 
 
-def _walked(path: str) -> SegmentMap:
+def _walked(path: str) -> SegmentIndex:
     """The map that HDF5 itself tells."""
     probe_in_subprocess(path)
     return map_of(path)
@@ -197,7 +197,7 @@ def _walked(path: str) -> SegmentMap:
 CACHE_BYTES = 16 << 20
 
 
-class PackedFile:
+class CompressedFile:
     """A finished file whose data sets are compressed, opened when the first of them is read."""
 
     def __init__(self, path: str) -> None:
@@ -231,6 +231,6 @@ class PackedFile:
         if self._pid != os.getpid():  # a handle of HDF5 is of no use in a forked child
             if find_spec("hdf5plugin") is not None:
                 load_plugins("reading")
-            self._file = opened(self._path, rdcc_nbytes=CACHE_BYTES)
+            self._file = opened_file(self._path, rdcc_nbytes=CACHE_BYTES)
             self._pid = os.getpid()
         return self._file

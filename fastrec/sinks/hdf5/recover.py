@@ -14,7 +14,7 @@ from fastrec.sinks.hdf5.layout import CHECKS, COUNTERS, COUNTERS_ROW, LATE, LOG,
 from fastrec.sinks.hdf5.paths import Paths, why
 from fastrec.sinks.hdf5.reader import ReadFile, find_files
 from fastrec.sinks.hdf5.source import PREFIX, HDF5Source
-from fastrec.sinks.hdf5.structure import Rewriting, Wanted, attribute, rewrite
+from fastrec.sinks.hdf5.structure import DatasetSpec, Rewriting, attribute, rewrite
 from fastrec.sinks.hdf5.virtual import write_together
 
 
@@ -72,10 +72,10 @@ def _lost(contents: Contents) -> str:
     return f"what ran {after}, if anything did: it was not flushed yet, which happens every {seconds} s"
 
 
-def _used(contents: Contents, file: ReadFile) -> list[Wanted]:
+def _used(contents: Contents, file: ReadFile) -> list[DatasetSpec]:
     """The data sets of a segment with as many rows as passes and steps speak of."""
     used = {LATE: 0, **contents.used[file.number]}
-    wanted: dict[str, Wanted] = {}
+    wanted: dict[str, DatasetSpec] = {}
     for (segment, number), info in contents.log.data.items():
         if segment == file.number and info.name != LATE:
             dtype = info.step_dtype() if info.part == "step" else info.dtype
@@ -83,7 +83,7 @@ def _used(contents: Contents, file: ReadFile) -> list[Wanted]:
             own = number - contents.sessions[segment].before.data
             of = _of(contents, info)
             attributes = {"number": str(own), "of": of, "part": info.part, "torch_dtype": info.dtype}
-            wanted[info.name] = Wanted(info.name, dtype, shape, 0, attributes)
+            wanted[info.name] = DatasetSpec(info.name, dtype, shape, 0, attributes)
     places = [(contents.records, prefix) for prefix in PREFIX.values()] + [(contents.marks, "")]
     made = HDF5Source.of(file.path, contents)
     for table, prefix in places:
@@ -97,9 +97,9 @@ def _used(contents: Contents, file: ReadFile) -> list[Wanted]:
             if (rows < 0).any() and nbytes:
                 used[LATE] = max(used[LATE], -1 - int(rows.min()) + nbytes)
     for name in (LATE, LOG):
-        wanted[name] = Wanted(name, "uint8", (), 0)
+        wanted[name] = DatasetSpec(name, "uint8", (), 0)
     for name, row in (*TABLES.items(), (COUNTERS, COUNTERS_ROW)):
-        wanted[name] = Wanted(name, row, (), 0)
+        wanted[name] = DatasetSpec(name, row, (), 0)
     _keep_checked(contents, file, used)
     return [msgspec.structs.replace(one, rows=used.get(name, 0)) for name, one in wanted.items()]
 

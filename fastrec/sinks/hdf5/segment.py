@@ -30,10 +30,10 @@ from fastrec.sinks.hdf5.layout import (
 )
 from fastrec.sinks.hdf5.options import HDF5Options
 from fastrec.sinks.hdf5.paths import Paths, lock
-from fastrec.sinks.hdf5.staging import Place, StagedBlock
-from fastrec.sinks.hdf5.structure import Read, Rewriting, Wanted, attribute, create, name_of, rewrite, shrink
+from fastrec.sinks.hdf5.staging import BlockPlace, StagedBlock
+from fastrec.sinks.hdf5.structure import DatasetSpec, Read, Rewriting, attribute, create, dataset_name, rewrite, shrink
 
-MOST_REWRITTEN = 128 << 20
+MAX_REWRITTEN = 128 << 20
 """A file of up to so many bytes is written anew when it is finished; a larger one keeps holes where it had room."""
 
 
@@ -41,7 +41,7 @@ class Segment:
     """Hands out places for blocks of rows, and puts bytes there."""
 
     def __init__(
-        self, paths: Paths, identity: Identity, infos: Sequence[DataInfo], needs: Needs, options: HDF5Options
+        self, paths: Paths, identity: Identity, infos: Sequence[DataInfo], needs: Capacity, options: HDF5Options
     ) -> None:
         self.number = number = identity.segment
         self._paths = paths
@@ -59,13 +59,13 @@ class Segment:
         self.seen: dict[int, DataInfo] = {}  # the data that has a place here
         self._told_later = 0  # bytes of the log that are kept for what it has to say of that data
         self._checks: list[npt.NDArray[np.void]] = []
-        self._late = LateBlocks()
-        self._moves: Moves | None = None
+        self._late = OverflowBlocks()
+        self._moves: Relocation | None = None
         self._checked_later = 0  # rows of checksums that are kept for blocks that have places
 
-    def place(self, block: StagedBlock) -> Place | None:
+    def place(self, block: StagedBlock) -> BlockPlace | None:
         """Room for the rows of a block that are not settled elsewhere; None where there is none."""
-        untold = sum(number not in self.seen for number in block.stage.data) * MOST_TOLD
+        untold = sum(number not in self.seen for number in block.stage.data) * MAX_LOG_LINE_BYTES
         if not self.has_room({LOG: self._told_later + untold, CHECKS: len(block.stage.data)}):
             return None
         firsts = []
@@ -80,7 +80,7 @@ class Segment:
         for number in block.stage.data:
             if number not in self.seen:
                 self.seen[number] = msgspec.structs.replace(self._infos[number], name=self._names.get(number, LATE))
-        return Place(self.number, firsts)
+        return BlockPlace(self.number, firsts)
 
     def put(self, number: int, first: tuple[int, int], start: int, rows: Bytes) -> None:
         """Write rows of a block, the first of them at its place ``start``."""
@@ -137,7 +137,7 @@ class Segment:
     def seal(self, path: str, options: HDF5Options) -> None:
         """Make a finished file of it, of its real size, and give it its name."""
         real = sum(self.used[name] * extent.row_bytes for name, extent in self._map.sets.items())
-        small = options.compression is not None or real <= MOST_REWRITTEN
+        small = options.compression is not None or real <= MAX_REWRITTEN
         if not small or not self._rewritten(path, Rewriting(options.durable, options.compression)):
             shrink(self._path, self.used)
             if options.durable:
@@ -165,7 +165,7 @@ class Segment:
         self._moves = moves
         return True
 
-    def moved(self, place: Place, block: StagedBlock) -> Place:
+    def moved(self, place: BlockPlace, block: StagedBlock) -> BlockPlace:
         """Where the rows of a block are, once the file is finished."""
         if self._moves is None:
             return place
@@ -173,21 +173,21 @@ class Segment:
         for number, (first, stride) in zip(block.stage.data, place.firsts, strict=True):
             row = self._moves.row(number, first + block.cut * stride)
             firsts.append((first, stride) if row is None else (row - block.cut, 1))
-        return Place(place.segment, firsts)
+        return BlockPlace(place.segment, firsts)
 
-    def _without_late(self) -> tuple[list[Wanted], Read, Moves | None]:
+    def _without_late(self) -> tuple[list[DatasetSpec], Read, Relocation | None]:
         """The data sets of the finished file, in which the late values have some of their own, if they can."""
         wanted = {one.name: msgspec.structs.replace(one, rows=self.used[one.name]) for one in self._wanted}
         rows = {number: self._late.rows(number) for number in self._late.blocks}
-        chosen = sorted(rows, key=lambda n: -rows[n] * self._late.row_bytes[n])[:MOST_DATA_SETS]
-        chosen = [n for n in chosen if rows[n] and self._late.row_bytes[n] <= LARGEST_ROW and fits(self._infos[n])]
+        chosen = sorted(rows, key=lambda n: -rows[n] * self._late.row_bytes[n])[:MAX_DATA_SETS]
+        chosen = [n for n in chosen if rows[n] and self._late.row_bytes[n] <= MAX_ROW_BYTES and fits(self._infos[n])]
         if not chosen:
             return list(wanted.values()), self._read, None
         names, bases, lines = {}, {}, b""
         for number in sorted(chosen):
             info = self._infos[number]
             folder, _, plain = info.name.partition("/")
-            name = self._names.get(number) or name_of(folder, plain, wanted)
+            name = self._names.get(number) or dataset_name(folder, plain, wanted)
             names[number], bases[number] = name, wanted[name].rows if name in wanted else 0
             total = bases[number] + rows[number]
             wanted[name] = wanted_of(info, number, name, total)
@@ -196,7 +196,7 @@ class Segment:
             wanted[LATE].rows = 0
         log = np.frombuffer(lines, np.uint8)
         wanted[LOG].rows += log.size
-        moves = Moves(self._late, self.number, names, bases)
+        moves = Relocation(self._late, self.number, names, bases)
 
         def read(name: str, first: int, count: int) -> Bytes:
             if name != LOG:
@@ -243,23 +243,23 @@ def _write_map(path: str, data: bytes) -> None:
 Integers = npt.NDArray[np.int64]
 
 
-class LateBlock(msgspec.Struct):
+class OverflowBlock(msgspec.Struct):
     """Rows that lie together among the late values, from a byte on."""
 
     start: int
     rows: int = 0
 
 
-class LateBlocks:
+class OverflowBlocks:
     """What lies among the late values, by number of the data, in the order of the bytes."""
 
     def __init__(self) -> None:
-        self.blocks: dict[int, list[LateBlock]] = {}
+        self.blocks: dict[int, list[OverflowBlock]] = {}
         self.row_bytes: dict[int, int] = {}
 
     def reserve(self, number: int, start: int, row_bytes: int) -> None:
         """A block begins at a byte."""
-        self.blocks.setdefault(number, []).append(LateBlock(start))
+        self.blocks.setdefault(number, []).append(OverflowBlock(start))
         self.row_bytes[number] = row_bytes
 
     def put(self, number: int, start: int, nbytes: int) -> None:
@@ -272,10 +272,10 @@ class LateBlocks:
         return sum(block.rows for block in self.blocks[number])
 
 
-class Moves:
+class Relocation:
     """Rows that go from the late values to data sets: ``names`` by number, ``bases`` the first row there."""
 
-    def __init__(self, late: LateBlocks, segment: int, names: Mapping[int, str], bases: Mapping[int, int]) -> None:
+    def __init__(self, late: OverflowBlocks, segment: int, names: Mapping[int, str], bases: Mapping[int, int]) -> None:
         self._late = late
         self._segment = segment
         self._sets = {name: (number, bases[number]) for number, name in names.items()}
@@ -347,20 +347,20 @@ def _joined(parts: Sequence[Bytes]) -> Bytes:
     return parts[0] if len(parts) == 1 else np.concatenate([part.reshape(-1) for part in parts])
 
 
-MOST_DATA_SETS = 512
+MAX_DATA_SETS = 512
 
-LARGEST_ROW = 1 << 30  # a chunk of HDF5 is less than 4 GiB; larger values lie among the late ones
+MAX_ROW_BYTES = 1 << 30  # a chunk of HDF5 is less than 4 GiB; larger values lie among the late ones
 
-MOST_DIMENSIONS = 31
+MAX_DIMENSIONS = 31
 
-LEAST_TOLD = 1 << 16
+MIN_TABLE_ROWS = 1 << 16
 """Rows of a table that there is room for in any case; what is late needs some too."""
 
-MOST_TOLD = 2048
+MAX_LOG_LINE_BYTES = 2048
 """What the log says of one data set takes less than so many bytes."""
 
 
-class Needs(msgspec.Struct):
+class Capacity(msgspec.Struct):
     """What a new segment has to have room for: rows of its tables, and of each data set that is worth one.
 
     ``rows`` are needed at once, ``weights`` the bytes that came of late, by number of the data.
@@ -371,34 +371,36 @@ class Needs(msgspec.Struct):
     tables: Mapping[str, int]
 
 
-def planned(infos: Sequence[DataInfo], needs: Needs, nbytes: int) -> list[Wanted]:
+def planned(infos: Sequence[DataInfo], needs: Capacity, nbytes: int) -> list[DatasetSpec]:
     """The data sets of a segment: those that hold most of what came of late, each with its share of the room."""
-    chosen = sorted(needs.weights, key=lambda number: -needs.weights[number])[:MOST_DATA_SETS]
-    chosen = [n for n in chosen if 0 < needs.weights[n] and _row_bytes(infos[n]) <= LARGEST_ROW]
+    chosen = sorted(needs.weights, key=lambda number: -needs.weights[number])[:MAX_DATA_SETS]
+    chosen = [n for n in chosen if 0 < needs.weights[n] and _row_bytes(infos[n]) <= MAX_ROW_BYTES]
     chosen = sorted(n for n in chosen if fits(infos[n]))
     total = sum(needs.weights[number] for number in chosen)
-    wanted: dict[str, Wanted] = {}
+    wanted: dict[str, DatasetSpec] = {}
     for number in chosen:
         info = infos[number]
         share = max(nbytes * needs.weights[number] // total, nbytes // (8 * len(chosen)))
         rows = max(min(share // _row_bytes(info), nbytes // 256), 2 * needs.rows.get(number, 0), 1)
         folder, _, plain = info.name.partition("/")
-        name = name_of(folder, plain, wanted)
+        name = dataset_name(folder, plain, wanted)
         wanted[name] = wanted_of(info, number, name, rows)
     late = sum(_row_bytes(infos[n]) * rows + 64 for n, rows in needs.rows.items() if n not in chosen)
-    wanted[LATE] = Wanted(LATE, "uint8", (), max(nbytes // 16, 2 * late))
-    wanted[LOG] = Wanted(LOG, "uint8", (), max(nbytes // 64, 4 * needs.tables.get(LOG, 0)) + 2 * MOST_TOLD * len(infos))
+    wanted[LATE] = DatasetSpec(LATE, "uint8", (), max(nbytes // 16, 2 * late))
+    wanted[LOG] = DatasetSpec(
+        LOG, "uint8", (), max(nbytes // 64, 4 * needs.tables.get(LOG, 0)) + 2 * MAX_LOG_LINE_BYTES * len(infos)
+    )
     records = sum(one.rows for name, one in wanted.items() if name != LATE and name != LOG)
     for table, dtype in TABLES.items():
-        rows = min(nbytes // 256, LEAST_TOLD + 2 * records)
-        wanted[table] = Wanted(table, dtype, (), max(rows, 2 * needs.tables.get(table, 0) + 4 * len(infos)))
-    wanted[COUNTERS] = Wanted(COUNTERS, COUNTERS_ROW, (), 2)
+        rows = min(nbytes // 256, MIN_TABLE_ROWS + 2 * records)
+        wanted[table] = DatasetSpec(table, dtype, (), max(rows, 2 * needs.tables.get(table, 0) + 4 * len(infos)))
+    wanted[COUNTERS] = DatasetSpec(COUNTERS, COUNTERS_ROW, (), 2)
     return list(wanted.values())
 
 
 def fits(info: DataInfo) -> bool:
     """Whether HDF5 has data sets of so many dimensions."""
-    return len(info.shape) <= MOST_DIMENSIONS
+    return len(info.shape) <= MAX_DIMENSIONS
 
 
 def _row_bytes(info: DataInfo) -> int:
@@ -407,10 +409,10 @@ def _row_bytes(info: DataInfo) -> int:
     return torch_dtype_of(info.dtype).itemsize * int(np.prod(info.shape, dtype=np.int64))
 
 
-def wanted_of(info: DataInfo, number: int, name: str, rows: int) -> Wanted:
+def wanted_of(info: DataInfo, number: int, name: str, rows: int) -> DatasetSpec:
     """The data set of some data."""
     of = attribute(info.name.partition("/")[2])
     attributes = {"number": str(number), "of": of, "part": info.part, "torch_dtype": info.dtype}
     if info.part == "step":
-        return Wanted(name, info.step_dtype(), (), rows, attributes)
-    return Wanted(name, info.dtype, info.shape, rows, attributes)
+        return DatasetSpec(name, info.step_dtype(), (), rows, attributes)
+    return DatasetSpec(name, info.dtype, info.shape, rows, attributes)

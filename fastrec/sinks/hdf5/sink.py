@@ -16,10 +16,10 @@ from fastrec.events.sites import Catalog
 from fastrec.recording._source import Part
 from fastrec.sinks._blocks import Layout, RowMaker
 from fastrec.sinks._copying import BytesCopier, is_its_bytes, parts_of
-from fastrec.sinks._protocol import Column, Ledger
+from fastrec.sinks._protocol import ColumnWriter, PassLog
 from fastrec.sinks.hdf5.layout import DataInfo
 from fastrec.sinks.hdf5.options import HDF5Options
-from fastrec.sinks.hdf5.pass_log import FileLedger
+from fastrec.sinks.hdf5.pass_log import FilePassLog
 from fastrec.sinks.hdf5.paths import Paths, expanded
 from fastrec.sinks.hdf5.staging import Pool, Stage, StagedCopier
 
@@ -71,9 +71,9 @@ class HDF5Sink:
             known = ", ".join(HDF5Options.__struct_fields__)
             raise OptionError(f"HDF5Sink(..., {', '.join(options)}): the options are {known}") from None
         self._pool = Pool(self.options.block_bytes, self.options.queue_bytes)
-        self._columns: dict[tuple[Any, ...], Column] = {}
+        self._columns: dict[tuple[Any, ...], ColumnWriter] = {}
         self._lock = threading.Lock()
-        self._ledger: FileLedger | None = None
+        self._ledger: FilePassLog | None = None
         self._catalog: Catalog | None = None
 
     @property
@@ -81,17 +81,17 @@ class HDF5Sink:
         """The path to load."""
         return self._paths.path
 
-    def open(self, catalog: Catalog) -> Ledger:
+    def open(self, catalog: Catalog) -> PassLog:
         """A session begins."""
         if self._ledger is not None:
             raise SessionError("this HDF5Sink already belongs to a session; give each recorder a sink of its own")
         self._paths = Paths(expanded(self._pattern))  # of this process, which need not be the one that made the sink
         self._pool = Pool(self.options.block_bytes, self.options.queue_bytes)
         self._catalog = catalog
-        self._ledger = FileLedger(self._pool, self._paths, catalog, self.options)
+        self._ledger = FilePassLog(self._pool, self._paths, catalog, self.options)
         return self._ledger
 
-    def column(self, variant: int, value: Tensor) -> Column:
+    def column(self, variant: int, value: Tensor) -> ColumnWriter:
         """Where values like this one go; variants that differ in nothing but their path share a column."""
         check_copyable(value)
         assert self._catalog is not None and self._ledger is not None
@@ -152,7 +152,7 @@ class HDF5Sink:
 class StagedParts:
     """Stages what a spec makes of each value; also a column itself, for transforms."""
 
-    def __init__(self, ledger: FileLedger, pool: Pool, site: int, number: int, spec: CaptureSpec) -> None:
+    def __init__(self, ledger: FilePassLog, pool: Pool, site: int, number: int, spec: CaptureSpec) -> None:
         self._ledger = ledger
         self._pool = pool
         self._site = site

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import DamagedFileError, RecordingNotFoundError
-from fastrec._torch.tensors import aside
+from fastrec._torch.tensors import outside_torch_modes
 from fastrec.events.sites import Origin
 from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
 from fastrec.sinks._steps import StepTable
 from fastrec.sinks.hdf5.catalog_log import torch_dtype_of
-from fastrec.sinks.hdf5.contents import Contents, Tail, read_contents
+from fastrec.sinks.hdf5.contents import Contents, IncrementalReader, read_contents
 from fastrec.sinks.hdf5.layout import LATE, MERGED, SOURCES, Bytes, DataInfo, Identity
 from fastrec.sinks.hdf5.merged import MergedSource
 from fastrec.sinks.hdf5.paths import Paths
 from fastrec.sinks.hdf5.reader import find_files, segment_of
-from fastrec.sinks.hdf5.structure import opened
+from fastrec.sinks.hdf5.structure import opened_file
 
 Integers = npt.NDArray[np.int64]
 
@@ -278,7 +278,7 @@ class HDF5Source:
             for start, stop in zip(edges, edges[1:], strict=False):
                 key = keys[inverse[start]]
                 self._fill(out[start:stop], key, self._info(key), raw[start:stop])
-        with aside():
+        with outside_torch_modes():
             if not nbytes:
                 return torch.empty((len(rows), *shape), dtype=dtype)
             return torch.from_numpy(out.reshape(-1)).view(dtype).reshape(len(rows), *shape)
@@ -324,7 +324,7 @@ Counts = tuple[int, int, int]
 
 
 def _opened_again(path: str, run: str, start: Counts, counts: Counts, n_empty: int) -> HDF5Source:
-    tail = Tail()
+    tail = IncrementalReader()
     tables = tail.more(find_files(path) if run else [])
     stop = [before + count for before, count in zip(start, counts, strict=True)]
     contents = Contents(tail, tables.first(*stop).since(*start), start)
@@ -358,7 +358,7 @@ def merged_of(path: str | os.PathLike[str]) -> list[Named] | None:
     if not os.path.exists(place) or segment_of(place) != MERGED:
         return None
     try:
-        with opened(place) as file:
+        with opened_file(place) as file:
             found = msgspec.json.decode(file[SOURCES][:].tobytes(), type=list[Named])
     except (OSError, KeyError, RuntimeError, TypeError, AttributeError, ValueError, msgspec.DecodeError) as error:
         raise DamagedFileError(f"{place!r} does not tell what was merged: {error}") from error

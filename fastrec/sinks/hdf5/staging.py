@@ -15,16 +15,16 @@ import numpy as np
 from torch import Tensor, uint8
 
 from fastrec._errors import RecordingFileError, SessionError
-from fastrec._torch.tensors import aside, check_copyable
+from fastrec._torch.tensors import check_copyable, outside_torch_modes
 from fastrec.recording._source import Part
-from fastrec.sinks._blocks import MOST_ROWS, ROW_BITS, RowMaker, Rows
+from fastrec.sinks._blocks import MAX_ROWS, ROW_BITS, BlockRows, RowMaker
 from fastrec.sinks._copying import is_its_bytes, memcpy
 from fastrec.sinks.hdf5.layout import Bytes
 
 FIRST_BLOCK = 16 * 1024
 
 
-class Place:
+class BlockPlace:
     """Where the rows of a block lie: the segment, and for each part where row 0 would be and the way to the next."""
 
     __slots__ = ("firsts", "segment")
@@ -44,7 +44,7 @@ class StagedBlock:
     __slots__ = ("checked", "cut", "first", "last", "memory", "next_done", "next_row", "number", "place", "settled",
                  "stage", "stop", "top", "values")  # fmt: skip
 
-    def __init__(self, number: int, count: int, stage: Stage, values: list[Rows], memory: list[Bytes]) -> None:
+    def __init__(self, number: int, count: int, stage: Stage, values: list[BlockRows], memory: list[Bytes]) -> None:
         self.number = number
         self.first = number << ROW_BITS
         self.stop = self.first + count
@@ -54,7 +54,7 @@ class StagedBlock:
         self.stage = stage
         self.values = values
         self.memory = memory
-        self.place: Place | None = None
+        self.place: BlockPlace | None = None
         self.cut = 0
         self.checked = 0
         self.settled = 0
@@ -104,7 +104,7 @@ class Pool:
     def most_rows(self, nbytes: int) -> int:
         """How many rows of so many bytes a block may have: all stages together stay below half of the limit."""
         share = self.queue_bytes // (2 * max(1, len(self.stages)))
-        return max(1, min(min(self._block_bytes, share) // max(1, nbytes), MOST_ROWS))
+        return max(1, min(min(self._block_bytes, share) // max(1, nbytes), MAX_ROWS))
 
     def make(self, stage: Stage, count: int) -> StagedBlock:
         """A block for a stage, once not too much waits to be written."""
@@ -172,7 +172,7 @@ class Stage:
         self.makers = makers
         self.data = data
         self.nbytes = sum(maker.nbytes for maker in makers)
-        self.free: list[tuple[int, list[Rows], list[Bytes]]] = []
+        self.free: list[tuple[int, list[BlockRows], list[Bytes]]] = []
         self.next_count = min(max(1, FIRST_BLOCK // max(1, self.nbytes)), pool.most_rows(self.nbytes))
         self.taken = 0  # rows of all blocks but the current one
         self._pool = pool
@@ -212,10 +212,10 @@ class Stage:
             self.done(block)
         return row
 
-    def room(self, count: int) -> tuple[list[Rows], list[Bytes]]:
+    def room(self, count: int) -> tuple[list[BlockRows], list[Bytes]]:
         """New memory for so many records, as tensors and as the bytes that the writer sees."""
         values = [maker.make(count) for maker in self.makers]
-        with aside():
+        with outside_torch_modes():
             return values, [_bytes_of(rows.read(), count) for rows in values]
 
 

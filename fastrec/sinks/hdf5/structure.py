@@ -19,7 +19,17 @@ from h5py import h5d, h5p, h5s, h5t, h5z
 
 from fastrec._errors import DamagedFileError, MissingExtraError
 from fastrec.sinks.hdf5.catalog_log import checked, signed, torch_dtype_of
-from fastrec.sinks.hdf5.layout import FORMAT, LATE, TRAILER, VERSION, Bytes, Extent, Identity, SegmentMap, write_rows
+from fastrec.sinks.hdf5.layout import (
+    FORMAT,
+    LATE,
+    TRAILER,
+    VERSION,
+    Bytes,
+    DatasetExtent,
+    Identity,
+    SegmentIndex,
+    write_rows,
+)
 
 CHUNK_BYTES = 1024 * 1024
 
@@ -42,7 +52,7 @@ class Rewriting(msgspec.Struct, frozen=True):
     compression: str | None = None
 
 
-class Wanted(msgspec.Struct):
+class DatasetSpec(msgspec.Struct):
     """A data set to make: its name, the torch dtype or the numpy fields of a value, and its room in rows."""
 
     name: str
@@ -52,7 +62,7 @@ class Wanted(msgspec.Struct):
     attributes: Mapping[str, str] = {}
 
 
-def create(path: str, identity: Identity, wanted: Sequence[Wanted]) -> SegmentMap:
+def create(path: str, identity: Identity, wanted: Sequence[DatasetSpec]) -> SegmentIndex:
     """Make a file with room for all its rows."""
     with h5py.File(path, "w", libver="earliest", locking=False, meta_block_size=META_BYTES) as file:
         _start(file, identity)
@@ -71,7 +81,7 @@ def set_identity(file: Any, identity: Identity) -> None:
         file.attrs[name] = value
 
 
-def map_of(path: str) -> SegmentMap:
+def map_of(path: str) -> SegmentIndex:
     """Where everything lies in a finished file; a file that is none is a DamagedFileError."""
     # h5py raises any of these for a file whose structure makes no sense.
     try:
@@ -96,7 +106,7 @@ def shrink(path: str, used: Mapping[str, int]) -> None:
     add_trailer(path, found)
 
 
-def rewrite(read: Read, identity: Identity, wanted: Sequence[Wanted], path: str, *, options: Rewriting) -> None:
+def rewrite(read: Read, identity: Identity, wanted: Sequence[DatasetSpec], path: str, *, options: Rewriting) -> None:
     """A file of the same rows at the same places, without the room that was not used; ``read`` reads the old one."""
     compression = options.compression
     with h5py.File(path, "w", libver="earliest", locking=False) as file:
@@ -120,13 +130,13 @@ def rewrite(read: Read, identity: Identity, wanted: Sequence[Wanted], path: str,
         os.close(target)
 
 
-def stretch_of(one: Wanted) -> int:
+def stretch_of(one: DatasetSpec) -> int:
     """How many rows are copied at a time."""
     row_bytes = int(type_of(one.dtype).get_size() * np.prod(one.shape, dtype=np.int64))
     return max(1, CHUNK_BYTES // max(1, row_bytes))
 
 
-def _copy(read: Read, one: Wanted, write: Callable[[int, Bytes], None]) -> None:
+def _copy(read: Read, one: DatasetSpec, write: Callable[[int, Bytes], None]) -> None:
     step = stretch_of(one)
     for first in range(0, one.rows, step):
         write(first, read(one.name, first, min(step, one.rows - first)))
@@ -140,7 +150,7 @@ def _write_packed(made: h5d.DatasetID, first: int, rows: Bytes) -> None:
     made.write(h5s.create_simple((count, *shape)), space, rows, made.get_type())
 
 
-def name_of(folder: str, text: str, taken: Mapping[str, Any]) -> str:
+def dataset_name(folder: str, text: str, taken: Mapping[str, Any]) -> str:
     """A data set's name that looks like a site, is one word to HDF5, and is not taken."""
     plain = re.sub(r"[^\w.:\[\]()-]", "|", text)[:120].strip(".") or "value"
     name, number = f"{folder}/{plain}", 2
@@ -178,7 +188,7 @@ def _start(file: Any, identity: Identity) -> None:
         file.create_group(group)
 
 
-def _make(file: Any, one: Wanted, layout: h5p.PropDCID, rows: int | None = None) -> Any:
+def _make(file: Any, one: DatasetSpec, layout: h5p.PropDCID, rows: int | None = None) -> Any:
     """A data set with room for some of its rows, or all."""
     resizable = layout.get_layout() == h5d.CHUNKED
     limits = (h5s.UNLIMITED, *one.shape) if resizable else None
@@ -189,30 +199,30 @@ def _make(file: Any, one: Wanted, layout: h5p.PropDCID, rows: int | None = None)
     return made
 
 
-def _contiguous(one: Wanted) -> h5p.PropDCID:
+def _contiguous(one: DatasetSpec) -> h5p.PropDCID:
     layout = h5p.create(h5p.DATASET_CREATE)
     layout.set_alloc_time(h5d.ALLOC_TIME_EARLY)
     layout.set_fill_time(h5d.FILL_TIME_NEVER)
     return layout
 
 
-def _chunked(one: Wanted) -> h5p.PropDCID:
+def _chunked(one: DatasetSpec) -> h5p.PropDCID:
     layout = _contiguous(one)
     row_bytes = type_of(one.dtype).get_size() * int(np.prod(one.shape, dtype=np.int64))
     layout.set_chunk((max(1, min(one.rows, CHUNK_BYTES // row_bytes)), *one.shape))
     return layout
 
 
-def _packed(one: Wanted, compression: str | None) -> h5p.PropDCID:
+def _packed(one: DatasetSpec, compression: str | None) -> h5p.PropDCID:
     layout = _chunked(one)
     layout.set_alloc_time(h5d.ALLOC_TIME_INCR)
     compress(layout, compression or "")
     return layout
 
 
-def _map_of(file: Any) -> SegmentMap:
+def _map_of(file: Any) -> SegmentIndex:
     numbers = [int(file.attrs[name]) for name in Identity.__struct_fields__[1:]]
-    identity, sets = Identity(str(file.attrs["run"]), *numbers), dict[str, Extent]()
+    identity, sets = Identity(str(file.attrs["run"]), *numbers), dict[str, DatasetExtent]()
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
@@ -220,25 +230,27 @@ def _map_of(file: Any) -> SegmentMap:
 
     if identity.segment >= 0:  # else its data sets are virtual
         file.visititems(visit)
-    return SegmentMap(FORMAT, VERSION, identity, sets)
+    return SegmentIndex(FORMAT, VERSION, identity, sets)
 
 
-def _extent(name: str, made: Any) -> Extent:
+def _extent(name: str, made: Any) -> DatasetExtent:
     if made.ndim < 1 or made.external or made.is_virtual:
         raise DamagedFileError(f"the data set {name!r} is stored in a way that this reader does not know")
     rows, space = int(made.shape[0]), made.id
     row_bytes = space.get_type().get_size() * int(np.prod(made.shape[1:], dtype=np.int64))
     if not rows:
-        return Extent(row_bytes, 0, 1, [])
+        return DatasetExtent(row_bytes, 0, 1, [])
     if space.get_create_plist().get_nfilters():
         chunks = sorted(_chunks(space))
-        return Extent(row_bytes, rows, rows, [at for at, _ in chunks], packed=True, sizes=[size for _, size in chunks])
+        return DatasetExtent(
+            row_bytes, rows, rows, [at for at, _ in chunks], packed=True, sizes=[size for _, size in chunks]
+        )
     if made.chunks is None:
         offset = space.get_offset()
         if offset is None:
             raise DamagedFileError(f"the data set {name!r} has no room in the file")
-        return Extent(row_bytes, rows, rows, [offset])
-    return Extent(row_bytes, rows, int(made.chunks[0]), _chunk_offsets(name, made, rows))
+        return DatasetExtent(row_bytes, rows, rows, [offset])
+    return DatasetExtent(row_bytes, rows, int(made.chunks[0]), _chunk_offsets(name, made, rows))
 
 
 def _chunks(space: h5d.DatasetID) -> list[tuple[int, int]]:
@@ -299,7 +311,7 @@ PIECE = 1 << 20
 ZEROS = bytes(PAGE)
 
 
-def add_trailer(path: str, found: SegmentMap) -> None:
+def add_trailer(path: str, found: SegmentIndex) -> None:
     """Tell behind the end of the HDF5 file what lies where; any tool that changes the file drops it."""
     with open(path, "rb") as whole:
         structure = _structure(whole.fileno(), found, os.fstat(whole.fileno()).st_size)
@@ -308,12 +320,12 @@ def add_trailer(path: str, found: SegmentMap) -> None:
         file.write(entry + TRAILER.pack(len(entry), FORMAT.encode()))
 
 
-def read_trailer(file: int) -> SegmentMap | None:
+def read_trailer(file: int) -> SegmentIndex | None:
     """The map behind the end of a finished file, which spares looking at its structure; None where there is none."""
     return _located(file)[0]
 
 
-def opened(path: str, **options: Any) -> Any:
+def opened_file(path: str, **options: Any) -> Any:
     """A finished file, opened by HDF5; a DamagedFileError where its structure is not the one that was written.
 
     HDF5 trusts what a file says of itself, and may crash over one that is damaged.
@@ -325,15 +337,15 @@ def opened(path: str, **options: Any) -> Any:
     return h5py.File(path, "r", locking=False, **options)
 
 
-def decoded(entry: bytes) -> SegmentMap:
+def decoded_index(entry: bytes) -> SegmentIndex:
     """A map from its JSON."""
     try:
-        return msgspec.json.decode(entry, type=SegmentMap)
+        return msgspec.json.decode(entry, type=SegmentIndex)
     except msgspec.DecodeError as error:
         raise DamagedFileError(f"the map of what lies where makes no sense: {error}") from error
 
 
-def _located(file: int) -> tuple[SegmentMap | None, int]:
+def _located(file: int) -> tuple[SegmentIndex | None, int]:
     """The map, and where the HDF5 file ends."""
     size = os.fstat(file).st_size
     last = os.pread(file, TRAILER.size, max(0, size - TRAILER.size))
@@ -346,11 +358,11 @@ def _located(file: int) -> tuple[SegmentMap | None, int]:
     entry = checked(os.pread(file, length, start).rstrip(b"\n")) if start >= 0 else None
     if entry is None:
         raise DamagedFileError("the end of the file, which tells what lies where, is damaged")
-    found = decoded(entry)
+    found = decoded_index(entry)
     return (found, start) if found.version == VERSION else (None, size)
 
 
-def _structure(file: int, found: SegmentMap, end: int) -> int:
+def _structure(file: int, found: SegmentIndex, end: int) -> int:
     """A checksum of all bytes that are no rows; of pages of zeros, which a file that grew may have many of, none."""
     total = 0
     for start, stop in _outside(found, end):
@@ -375,7 +387,7 @@ def _next_data(file: int, start: int, stop: int) -> int:
         return stop if error.errno == errno.ENXIO else start  # there are only holes; else the file system does not tell
 
 
-def _outside(found: SegmentMap, end: int) -> Iterator[tuple[int, int]]:
+def _outside(found: SegmentIndex, end: int) -> Iterator[tuple[int, int]]:
     """The stretches of a file in which no rows lie."""
     inside = [piece for extent in found.sets.values() for piece in extent.stored()]
     done = 0

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 
 from fastrec._errors import DamagedFileError, FastrecError
-from fastrec.sinks.hdf5.layout import FORMAT, SOURCES, VERSION, Identity, SegmentMap
+from fastrec.sinks.hdf5.layout import FORMAT, SOURCES, VERSION, Identity, SegmentIndex
 from fastrec.sinks.hdf5.paths import Paths
-from fastrec.sinks.hdf5.structure import add_trailer, map_of, name_of, opened, set_identity
+from fastrec.sinks.hdf5.structure import add_trailer, dataset_name, map_of, opened_file, set_identity
 
 
 class _Alike(msgspec.Struct):
@@ -46,15 +46,15 @@ def show(part: str, identity: Identity, shown: Sequence[str], sources: bytes | N
             file.create_group(group)
         taken: dict[str, None] = {}
         for (group, *_), one in found.items():
-            name = name_of(group, one.attributes["of"], taken)
+            name = dataset_name(group, one.attributes["of"], taken)
             taken[name] = None
             _show(file, name, one)
-    add_trailer(part, SegmentMap(FORMAT, VERSION, identity, {}))
+    add_trailer(part, SegmentIndex(FORMAT, VERSION, identity, {}))
 
 
 def _collect(path: str, name_in_file: str, found: dict[Any, _Alike]) -> None:
     try:
-        with opened(path) as file:
+        with opened_file(path) as file:
             for group in ("data", "steps"):
                 for name, made in file[group].items():
                     attributes = {key: str(value) for key, value in made.attrs.items() if key != "number"}

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from fastrec.events.sites import Catalog
 from fastrec.recording._source import OUTCOMES, PASS_DTYPE
-from fastrec.sinks._blocks import MOST_ROWS, ROW_BITS
-from fastrec.sinks._pass_table import MOST_ENDED, EndedPasses
+from fastrec.sinks._blocks import MAX_ROWS, ROW_BITS
+from fastrec.sinks._pass_table import MAX_ENDED, EndedPasses
 from fastrec.sinks.hdf5.append import begin
 from fastrec.sinks.hdf5.catalog_log import CatalogLog, line
 from fastrec.sinks.hdf5.checksums import Checker, Counters, checksum
@@ -33,7 +33,7 @@ from fastrec.sinks.hdf5.layout import (
 )
 from fastrec.sinks.hdf5.options import HDF5Options
 from fastrec.sinks.hdf5.paths import Paths
-from fastrec.sinks.hdf5.segment import Needs, Segment
+from fastrec.sinks.hdf5.segment import Capacity, Segment
 from fastrec.sinks.hdf5.staging import Pool, StagedBlock
 from fastrec.sinks.hdf5.virtual import write_together
 
@@ -65,7 +65,7 @@ class Writer:
         self._is_closed = False
         self._last = Counters()
         self._closing = False
-        self._puts = Puts()
+        self._puts = BlockWriter()
         start = begin(paths, options, catalog)
         self._identity, self._lock, self.shapes_before = start.identity, start.lock, start.shapes
         self._thread = threading.Thread(target=self._run, name="fastrec-writer", daemon=True)
@@ -77,8 +77,8 @@ class Writer:
         with pool.changed:
             self._asked = self._begun + 1
             pool.changed.notify_all()
-            if len(self.ended) >= 8 * MOST_ENDED:
-                pool.wait_until(lambda: len(self.ended) < 8 * MOST_ENDED)
+            if len(self.ended) >= 8 * MAX_ENDED:
+                pool.wait_until(lambda: len(self.ended) < 8 * MAX_ENDED)
 
     def flush(self) -> None:
         """Return once everything of the passes that ended is in the file."""
@@ -127,7 +127,7 @@ class Writer:
                 self._write_whole(block)
             if flushes:
                 due = perf_counter() + seconds
-                self._write_batch(Batch(self.ended, self.marks))
+                self._write_batch(FlushBatch(self.ended, self.marks))
                 with pool.changed:
                     self._flushed = self._begun
                     pool.changed.notify_all()
@@ -146,7 +146,7 @@ class Writer:
         self._puts.whole(self._segment, block)
         self._pool.written(block)
 
-    def _write_batch(self, batch: Batch) -> None:
+    def _write_batch(self, batch: FlushBatch) -> None:
         pool, counters, durable = self._pool, self.counters.copy(), self._options.durable
         if not batch and (counters.empty == self._last.empty if self._segment is not None else not counters.begun):
             return
@@ -176,7 +176,7 @@ class Writer:
         for block in touched:
             pool.settle(block)
 
-    def _settle(self, batch: Batch, touched: list[StagedBlock]) -> None:
+    def _settle(self, batch: FlushBatch, touched: list[StagedBlock]) -> None:
         """Note which rows will change no more: those of passes that ended or were dropped."""
         for block, count, top in zip(touched, batch.counts.tolist(), batch.tops.tolist(), strict=True):
             block.settled += count
@@ -185,7 +185,7 @@ class Writer:
         for row in [discarded.popleft() for _ in range(len(discarded))]:
             block = self._pool.blocks[row >> ROW_BITS]
             block.settled += 1
-            block.top = max(block.top, (row & (MOST_ROWS - 1)) + 1)
+            block.top = max(block.top, (row & (MAX_ROWS - 1)) + 1)
             self._pool.settle(block)
 
     def _count(self, segment: Segment, counters: Counters) -> None:
@@ -194,7 +194,7 @@ class Writer:
         segment.count(counters.row(self._counted), self._counted)
         self._last = counters
 
-    def _ready(self, live: list[StagedBlock], batch: Batch) -> Segment:
+    def _ready(self, live: list[StagedBlock], batch: FlushBatch) -> Segment:
         """A segment with room for all of a batch, in which all of its blocks have their places."""
         while True:
             segment = self._segment or self._roll(batch, live)
@@ -203,7 +203,7 @@ class Writer:
                 return segment
             self._roll(batch, live)
 
-    def _sizes(self, batch: Batch, live: list[StagedBlock]) -> dict[str, int]:
+    def _sizes(self, batch: FlushBatch, live: list[StagedBlock]) -> dict[str, int]:
         return {
             LOG: len(self._lines(batch)),
             RECORDS: len(batch.rows),
@@ -212,7 +212,7 @@ class Writer:
             CHECKS: 3 + sum(len(block.stage.data) for block in live),
         }
 
-    def _lines(self, batch: Batch | None) -> bytes:
+    def _lines(self, batch: FlushBatch | None) -> bytes:
         self._pending += b"".join(self._log.lines())
         return self._pending + self._data_lines() + (b"" if batch is None else batch.lines(self._catalog))
 
@@ -230,7 +230,7 @@ class Writer:
             block.place = segment.place(block)
         return block.place is not None
 
-    def _roll(self, batch: Batch | None = None, live: list[StagedBlock] | None = None) -> Segment:
+    def _roll(self, batch: FlushBatch | None = None, live: list[StagedBlock] | None = None) -> Segment:
         """Finish the segment, and go on in a new one; blocks that are still filled go on there too."""
         number = self._identity.segment
         if self._segment is not None:
@@ -257,7 +257,7 @@ class Writer:
         self._pending = line("session", self._identity.session, self._facts())
         tables = {} if batch is None else self._sizes(batch, live or [])
         tables[LOG] = len(self._lines(batch))
-        needs = Needs(rows, self._weights(), tables)
+        needs = Capacity(rows, self._weights(), tables)
         identity = self._identity.of_segment(number)
         self._segment = Segment(self._paths, identity, self.infos, needs, self._options)
         return self._segment
@@ -303,7 +303,7 @@ class Writer:
             write_together(self._paths, segment.number + 1)
 
 
-class Puts:
+class BlockWriter:
     """Writes what is staged in blocks that have a place in a segment."""
 
     def __init__(self) -> None:
@@ -367,7 +367,7 @@ Rows = npt.NDArray[np.void]
 Integers = npt.NDArray[np.int64]
 
 
-class Batch:
+class FlushBatch:
     """What ended since the last flush; ``numbers`` are its blocks, ``bottoms`` to ``tops`` its rows in them."""
 
     def __init__(self, ended: EndedPasses, marks: deque[Mark]) -> None:
@@ -380,9 +380,9 @@ class Batch:
         both = np.concatenate([self.rows[self.rows >= 0], self.mark_rows])
         self.numbers, inverse, self.counts = np.unique(both >> ROW_BITS, return_inverse=True, return_counts=True)
         self.tops = np.zeros(len(self.numbers), np.int64)
-        np.maximum.at(self.tops, inverse, both & (MOST_ROWS - 1))
-        self.bottoms = np.full(len(self.numbers), MOST_ROWS)
-        np.minimum.at(self.bottoms, inverse, both & (MOST_ROWS - 1))
+        np.maximum.at(self.tops, inverse, both & (MAX_ROWS - 1))
+        self.bottoms = np.full(len(self.numbers), MAX_ROWS)
+        np.minimum.at(self.bottoms, inverse, both & (MAX_ROWS - 1))
 
     def __bool__(self) -> bool:
         return bool(len(self.table) or self.marks)
@@ -442,4 +442,4 @@ class Batch:
                 known.append((0, -1, 0, 0))
         at = np.searchsorted(self.numbers, rows >> ROW_BITS)
         facts = np.array(known, np.int64).reshape(-1, 4)[at]
-        return facts[:, 0], facts[:, 1], facts[:, 2] + (rows & (MOST_ROWS - 1)) * facts[:, 3]
+        return facts[:, 0], facts[:, 1], facts[:, 2] + (rows & (MAX_ROWS - 1)) * facts[:, 3]

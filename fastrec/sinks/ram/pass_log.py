@@ -12,17 +12,17 @@ import numpy.typing as npt
 
 from fastrec.events.sites import Catalog, PassInfo
 from fastrec.recording._source import PhaseSteps
-from fastrec.sinks._blocks import Block, HeldPass
+from fastrec.sinks._blocks import Block, UncopiedPass
 from fastrec.sinks._pass_table import Ended, Entry, Table
 from fastrec.sinks._steps import StepTable
 from fastrec.sinks.ram.pool import BlockPool
 from fastrec.sinks.ram.source import RAMSource
 
-MOST_UNPACKED = 64
+MAX_UNPACKED = 64
 """Passes are packed in batches, which is quicker, and not at all where each pass is handed over."""
 
 
-class RAMLedger:
+class RAMPassLog:
     """Writes down the passes of a session, hands them over, and forgets those that need not be kept."""
 
     def __init__(self, catalog: Catalog, pool: BlockPool) -> None:
@@ -45,7 +45,7 @@ class RAMLedger:
                 self._empty += 1
             return
         self._ended.append((info, variants, rows, times))
-        if len(self._ended) >= MOST_UNPACKED:
+        if len(self._ended) >= MAX_UNPACKED:
             with self._lock:
                 self._pack()
 
@@ -63,7 +63,7 @@ class RAMLedger:
         with self._lock:
             self._trim()
             table, ended = self._table.copy() if self._table else _NOTHING, list(self._ended)
-            blocks: dict[int, Block | HeldPass] = {**self._pool.blocks, **self._pool.held}
+            blocks: dict[int, Block | UncopiedPass] = {**self._pool.blocks, **self._pool.held}
             steps = self._steps.read()
             return RAMSource(self._catalog, table, ended, blocks, steps, self._empty)
 
@@ -82,7 +82,7 @@ class RAMLedger:
             self._trim()
         taken, rows = self._drain()
         table, steps = _NOTHING, _NO_STEPS
-        blocks: Mapping[int, Block | HeldPass] = _NO_BLOCKS
+        blocks: Mapping[int, Block | UncopiedPass] = _NO_BLOCKS
         if not self._is_bare:
             table, self._table = self._table, Table()
             rows += table.rows
@@ -118,14 +118,14 @@ class RAMLedger:
             except IndexError:  # or take some
                 break
             taken.append(entry)
-            if not isinstance(entry[2], HeldPass):
+            if not isinstance(entry[2], UncopiedPass):
                 rows += entry[2]
         return taken, rows
 
     def _settled(self) -> list[Entry]:
         """The passes that ended, drained; what is held of them is among the blocks from now on."""
         return [
-            (info, variants, self._pool.add(rows) if isinstance(rows, HeldPass) else rows, times)
+            (info, variants, self._pool.add(rows) if isinstance(rows, UncopiedPass) else rows, times)
             for info, variants, rows, times in self._drain()[0]
         ]
 
@@ -156,7 +156,7 @@ class RAMLedger:
 
 _NOTHING = Table()
 
-_NO_BLOCKS: Mapping[int, Block | HeldPass] = {}
+_NO_BLOCKS: Mapping[int, Block | UncopiedPass] = {}
 
 _NO_STEPS: Sequence[PhaseSteps] = ()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastrec.events.capture import CaptureSpec
 from fastrec.recording._source import Part
-from fastrec.sinks._blocks import MOST_ROWS, ROW_BITS, Alone, Block, HeldPass, Layout, RowMaker
+from fastrec.sinks._blocks import MAX_ROWS, ROW_BITS, Block, Layout, RowMaker, SingleTensor, UncopiedPass
 
 # New memory costs page faults, fewer in large blocks. But a session whose records are handed over or
 # trimmed goes on in memory that is warm, and holds as little of it as its blocks are small.
@@ -18,10 +18,10 @@ LARGE_BLOCK = 1024 * 1024
 
 SMALL_BLOCK = 128 * 1024
 
-MOST_HELD = 256
+MAX_UNCOPIED = 256
 """Passes whose values are held as they are: many small tensors would take more room than what is in them."""
 
-MOST_VALUES = 4096
+MAX_VALUES = 4096
 """Values of one pass that can be held."""
 
 FIRST_HELD = 1 << 30
@@ -33,11 +33,11 @@ class BlockPool:
 
     def __init__(self) -> None:
         self.blocks: dict[int, Block] = {}
-        self.held: dict[int, HeldPass] = {}
+        self.held: dict[int, UncopiedPass] = {}
         self.largest = LARGE_BLOCK
         # Whether values that nobody else has are held; a session that hands nothing over packs what it keeps.
         self.holds = False
-        self.held_number = itertools.count(FIRST_HELD, MOST_VALUES).__next__
+        self.held_number = itertools.count(FIRST_HELD, MAX_VALUES).__next__
         self._number = itertools.count().__next__
         self._lock = threading.Lock()
 
@@ -59,28 +59,28 @@ class BlockPool:
     def keep_alone(self, part: Part, value: Tensor, maker: RowMaker) -> Block:
         """A block of one record that is a clone of its value."""
         block = Block(self._number(), 1)
-        block.parts[part] = Alone(value, maker)
+        block.parts[part] = SingleTensor(value, maker)
         self.blocks[block.number] = block
         return block
 
     def hand_over(self) -> None:
         """What is kept is handed over or trimmed from now on, so that it lies in small blocks, or is held as it is."""
         self.largest = SMALL_BLOCK
-        self.holds = len(self.held) < MOST_HELD
+        self.holds = len(self.held) < MAX_UNCOPIED
 
-    def add(self, held: HeldPass) -> range:
+    def add(self, held: UncopiedPass) -> range:
         """Keep the values of a pass that is written down now; their rows."""
         self.held[held.number] = held
-        self.holds = len(self.held) < MOST_HELD
+        self.holds = len(self.held) < MAX_UNCOPIED
         return held.rows
 
-    def release(self, rows: Iterable[int]) -> dict[int, Block | HeldPass]:
+    def release(self, rows: Iterable[int]) -> dict[int, Block | UncopiedPass]:
         """Let go of rows that are kept no longer, and of each block in which no other row is; their blocks.
 
         The rows of a pass come together.
         """
         blocks, held = self.blocks, self.held
-        found: dict[int, Block | HeldPass] = {}
+        found: dict[int, Block | UncopiedPass] = {}
         with self._lock:
             for row in rows:
                 if row < 0:
@@ -96,7 +96,7 @@ class BlockPool:
         return found
 
 
-class Growth:
+class BlockAllocator:
     """Makes the blocks of one column, each twice as large as the one before, up to a limit in bytes."""
 
     def __init__(self, pool: BlockPool, layouts: Mapping[Part, Layout], spec: CaptureSpec) -> None:
@@ -107,7 +107,7 @@ class Growth:
 
     def __call__(self) -> Block:
         block = self._pool.make(self._count, self._makers)
-        self._count = max(1, min(2 * self._count, self._pool.largest // self._nbytes, MOST_ROWS))
+        self._count = max(1, min(2 * self._count, self._pool.largest // self._nbytes, MAX_ROWS))
         return block
 
     def keep(self, value: Tensor) -> int | None:

@@ -12,11 +12,11 @@ from fastrec._torch.tensors import check_copyable, check_gradients
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.sites import Catalog
 from fastrec.recording._source import Part, Source
-from fastrec.sinks._blocks import Block, Layout, Places
+from fastrec.sinks._blocks import Block, Layout, RowAllocator
 from fastrec.sinks._copying import BytesCopier, RowCopier, is_its_bytes, parts_of, watch_gradient
-from fastrec.sinks._protocol import Column, Ledger
-from fastrec.sinks.ram.pass_log import RAMLedger
-from fastrec.sinks.ram.pool import BlockPool, Growth
+from fastrec.sinks._protocol import ColumnWriter, PassLog
+from fastrec.sinks.ram.pass_log import RAMPassLog
+from fastrec.sinks.ram.pool import BlockAllocator, BlockPool
 
 
 class RAMSink:
@@ -35,20 +35,20 @@ class RAMSink:
 
     def __init__(self) -> None:
         self._pool = BlockPool()
-        self._columns: dict[tuple[Any, ...], Column] = {}
+        self._columns: dict[tuple[Any, ...], ColumnWriter] = {}
         self._lock = threading.Lock()
         self._catalog: Catalog | None = None
-        self._ledger: RAMLedger | None = None
+        self._ledger: RAMPassLog | None = None
 
-    def open(self, catalog: Catalog) -> Ledger:
+    def open(self, catalog: Catalog) -> PassLog:
         """A session begins."""
         if self._ledger is not None:
             raise SessionError("this RAMSink already belongs to a session; give each recorder a sink of its own")
         self._catalog = catalog
-        self._ledger = RAMLedger(catalog, self._pool)
+        self._ledger = RAMPassLog(catalog, self._pool)
         return self._ledger
 
-    def column(self, variant: int, value: Tensor) -> Column:
+    def column(self, variant: int, value: Tensor) -> ColumnWriter:
         """Where values like this one go; variants that differ in nothing but their path share a column."""
         check_copyable(value)
         assert self._catalog is not None
@@ -62,7 +62,7 @@ class RAMSink:
                 if spec.keep_grad or spec.save_gradient or spec.transform is not None:
                     column = PartsColumn(self._pool, spec)
                 else:
-                    column = RowCopier(self._pool.blocks, Growth(self._pool, {"activation": layout}, spec))
+                    column = RowCopier(self._pool.blocks, BlockAllocator(self._pool, {"activation": layout}, spec))
                 self._columns[key] = column
         if isinstance(column, RowCopier) and is_its_bytes(value):
             return BytesCopier(column)
@@ -89,7 +89,7 @@ class RAMSink:
         elif passes is not None:
             self._opened().trim(passes, steps=False)
 
-    def _opened(self) -> RAMLedger:
+    def _opened(self) -> RAMPassLog:
         if self._ledger is None:
             raise SessionError("this RAMSink belongs to no session yet; open one with Recorder(..., sink=sink)")
         return self._ledger
@@ -102,7 +102,7 @@ class PartsColumn:
         self._pool = pool
         self._spec = spec
         self._lock = threading.Lock()
-        self._places: dict[tuple[tuple[Part, Layout], ...], Places] = {}
+        self._places: dict[tuple[tuple[Part, Layout], ...], RowAllocator] = {}
 
     def append(self, value: Tensor) -> int:
         """Keep what the spec makes of a value; its row."""
@@ -129,7 +129,7 @@ class PartsColumn:
             with self._lock:
                 places = self._places.get(key)
                 if places is None:
-                    places = self._places[key] = Places(Growth(self._pool, dict(key), self._spec))
+                    places = self._places[key] = RowAllocator(BlockAllocator(self._pool, dict(key), self._spec))
         block, row = places.take()
         try:
             for part, tensor in parts.items():

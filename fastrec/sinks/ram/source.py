@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastrec._torch.tensors import aside
+from fastrec._torch.tensors import outside_torch_modes
 from fastrec.events.sites import Catalog
 from fastrec.recording._source import RECORD_DTYPE, Part, PhaseSteps
-from fastrec.sinks._blocks import MOST_ROWS, ROW_BITS, Block, HeldPass
+from fastrec.sinks._blocks import MAX_ROWS, ROW_BITS, Block, UncopiedPass
 from fastrec.sinks._pass_table import Ended, Table
 
 Integers = npt.NDArray[np.int64]
@@ -27,7 +27,7 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
     catalog: Catalog
     table: Table
     ended: Sequence[Ended]
-    given: Mapping[int, Block | HeldPass]
+    given: Mapping[int, Block | UncopiedPass]
     marked: Sequence[PhaseSteps]
     empty: int
 
@@ -35,10 +35,10 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
     def _blocks(self) -> Mapping[int, Block]:
         blocks: dict[int, Block] = {}
         for _, _, rows, _ in self.ended:
-            if isinstance(rows, HeldPass):
+            if isinstance(rows, UncopiedPass):
                 blocks.update((one.number, one) for one in rows.blocks())
         for number, block in self.given.items():
-            if isinstance(block, HeldPass):
+            if isinstance(block, UncopiedPass):
                 blocks.update((one.number, one) for one in block.blocks())
             else:
                 blocks[number] = block
@@ -76,14 +76,14 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
         rows = block.parts.get(part)
         if rows is None:
             return None
-        with aside():
+        with outside_torch_modes():
             return rows.read()[row - block.first]
 
     def values(self, variants: Integers, rows: Integers, part: Part) -> Sequence[Tensor]:
         """The values of many records in their order, each with its records in front; as few tensors as possible."""
         numbers = rows >> ROW_BITS
         edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(rows)]
-        with aside():
+        with outside_torch_modes():
             gathered = self._gather(rows, part) if len(edges) > 64 else None
             if gathered is not None:
                 return [gathered]
@@ -112,7 +112,9 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
         table = self.table
         if self.ended:
             table = table.copy()
-            table.add([(i, v, rows.rows if isinstance(rows, HeldPass) else rows, t) for i, v, rows, t in self.ended])
+            table.add(
+                [(i, v, rows.rows if isinstance(rows, UncopiedPass) else rows, t) for i, v, rows, t in self.ended]
+            )
         passes = table.read_passes().copy()
         passes["started"] -= self.catalog.began
         records = np.empty(len(table.rows), RECORD_DTYPE)
@@ -155,7 +157,7 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
             return block.kept[part].unsqueeze(0)
         if part not in block.parts:
             raise KeyError(start)
-        return _pick(block.parts[part].read(), rows & (MOST_ROWS - 1))
+        return _pick(block.parts[part].read(), rows & (MAX_ROWS - 1))
 
     def _gather(self, rows: Integers, part: Part) -> Tensor | None:
         """The values of rows that change blocks all the time, block by block; None where that can't be one tensor."""
@@ -168,7 +170,7 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
         tensors = [block.parts[part].read() for block in blocks if block]
         if len({(tensor.shape[1:], tensor.dtype, tensor.device) for tensor in tensors}) > 1:
             return None
-        places = np.split(rows[order] & (MOST_ROWS - 1), starts[1:])
+        places = np.split(rows[order] & (MAX_ROWS - 1), starts[1:])
         together = torch.cat([_pick(tensor, place) for tensor, place in zip(tensors, places, strict=True)])
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
