@@ -88,10 +88,10 @@ class FastrecWarning(UserWarning):
     """Something that is not an error, but that changes what a recording holds."""
 
 
-def near(name: str, known: Iterable[str], *, most: int = 4) -> str:
+def did_you_mean(name: str, known: Iterable[str], *, most: int = 4) -> str:
     """Say which known names are close to a wrong one, or which there are.
 
-    >>> near("relu_1", ["relu_2", "tanh"])
+    >>> did_you_mean("relu_1", ["relu_2", "tanh"])
     "did you mean 'relu_2'?"
     """
     names = list(dict.fromkeys(known))

@@ -15,7 +15,7 @@ import fastrec
 from fastrec import CaptureSpec, DryRun, RecordContext, dry_run
 from fastrec.dryrun.decisions import FORECAST_PASSES
 from fastrec.predicates import entry, every, first, op, shape
-from fastrec.recording._records import told_bytes
+from fastrec.recording._records import format_bytes
 
 
 def test_the_tree_shows_modules_ops_and_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +109,7 @@ def test_the_summary_has_one_line_per_site_and_the_whole() -> None:
 def test_bytes_per_thousand_passes_follow_predicates_that_count_passes(keep_op: Any, passes: int) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh())
     dry = dry_run(model, torch.zeros(2, 4), keep_op=keep_op)
-    assert dry.summary().endswith(f"per pass, {told_bytes(64 * passes)} per {FORECAST_PASSES:,} passes")
+    assert dry.summary().endswith(f"per pass, {format_bytes(64 * passes)} per {FORECAST_PASSES:,} passes")
 
 
 def test_what_is_kept_with_several_captures_is_counted_by_each() -> None:

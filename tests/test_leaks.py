@@ -131,7 +131,7 @@ class Never(nn.Module):
 
 @pytest.mark.parametrize("keep", [{"keep_op": "relu"}, {"keep_op": lambda ctx: False}])
 def test_a_model_that_never_runs_twice_alike_is_bounded(keep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eager, "LARGEST_TRIE", 500)
+    monkeypatch.setattr(eager, "MAX_TRIE_NODES", 500)
     model, x = Never(), torch.ones(1)
     with torch.no_grad(), Recorder(model, **keep) as rec:
         most = 0
@@ -148,7 +148,7 @@ def _nodes(node: Any) -> int:
 
 
 def test_a_pass_is_recorded_right_after_the_trie_began_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eager, "LARGEST_TRIE", 100)
+    monkeypatch.setattr(eager, "MAX_TRIE_NODES", 100)
     model = Never()
     with torch.no_grad(), Recorder(model, keep_op="sin") as rec:
         for _ in range(200):

@@ -11,7 +11,7 @@ from fastrec._cli._command import DAMAGED, DONE, Command, Output, counted
 from fastrec._errors import OptionError
 from fastrec.files import Verified, merge, repack, verify
 from fastrec.files._load import recover
-from fastrec.recording._records import told_bytes
+from fastrec.recording._records import format_bytes
 
 MAX_SHOWN = 20
 
@@ -21,8 +21,8 @@ def _arguments_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_verify(args: argparse.Namespace, output: Output) -> int:
-    with output.progress("comparing") as told:
-        found = verify(args.path, told)
+    with output.progress("comparing") as progress:
+        found = verify(args.path, progress)
     output.document(msgspec.to_builtins(found))
     _say(found, output)
     return DAMAGED if found.damage else DONE
@@ -36,7 +36,7 @@ def _say(found: Verified, output: Output) -> None:
     if len(found.damage) > MAX_SHOWN:
         output.say(f"and {len(found.damage) - MAX_SHOWN:,} more; --json lists them all")
     result = f"damaged in {counted(len(found.damage), 'block')}" if found.damage else "as it was written"
-    output.say(f"{found.path}: {result}; {counted(found.checksums, 'block')}, {told_bytes(found.nbytes)} compared")
+    output.say(f"{found.path}: {result}; {counted(found.checksums, 'block')}, {format_bytes(found.nbytes)} compared")
     if found.unchecked:
         output.say(f"{counted(found.unchecked, 'value')} could not be compared, because the process was killed before")
 
@@ -88,8 +88,8 @@ def _arguments_merge(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_merge(args: argparse.Namespace, output: Output) -> int:
-    with output.progress("copying") as told:
-        made = merge(args.path, args.to, virtual=args.virtual, told=told)
+    with output.progress("copying") as progress:
+        made = merge(args.path, args.to, virtual=args.virtual, progress=progress)
     output.document(msgspec.to_builtins(made))
     output.say(
         f"{made.path}: {counted(made.records, 'record')} in {counted(made.passes, 'pass', 'es')}, "
@@ -120,12 +120,12 @@ def _arguments_repack(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_repack(args: argparse.Namespace, output: Output) -> int:
-    with output.progress("writing") as told:
-        made = repack(args.path, args.to, compression=args.compression, dtype=_dtype(args.dtype), told=told)
+    with output.progress("writing") as progress:
+        made = repack(args.path, args.to, compression=args.compression, dtype=_dtype(args.dtype), progress=progress)
     output.document(msgspec.to_builtins(made))
     output.say(
-        f"{made.path}: {counted(made.records, 'record')}, {told_bytes(made.after)} in place of "
-        f"{told_bytes(made.before)}"
+        f"{made.path}: {counted(made.records, 'record')}, {format_bytes(made.after)} in place of "
+        f"{format_bytes(made.before)}"
     )
     return DONE
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from fastrec._errors import DamagedFileError, FastrecError, RecordingNotFoundError
-from fastrec.recording._records import told_bytes
+from fastrec.recording._records import format_bytes
 from fastrec.recording._source import Part, Source
 
 
@@ -200,18 +200,18 @@ def bar(what: str, done: int, total: int, seconds: float, width: int) -> str:
     'verify [########........] 512.0 MiB of 1.0 GiB, 2 s left'
     """
     left = seconds * (total - done) / done if done else 0.0
-    told = f"{told_bytes(done)} of {told_bytes(total)}, {left:.0f} s left"
+    told = f"{format_bytes(done)} of {format_bytes(total)}, {left:.0f} s left"
     room = max(0, min(40, width - len(what) - len(told) - 5))
     full = room * min(done, total) // total if total else room
     return f"{what} [{'#' * full}{'.' * (room - full)}] {told}"[: max(1, width - 1)]
 
 
-class Watched:
+class ProgressSource:
     """Another source, which calls a function with the bytes that were read and those that there are."""
 
-    def __init__(self, source: Source, told: Callable[[int, int], None]) -> None:
+    def __init__(self, source: Source, progress: Callable[[int, int], None]) -> None:
         self._source = source
-        self._told = told
+        self._progress = progress
         records = source.records()
         self._total = int(source.nbytes(records["variant"].astype(np.int64), records["row"]).sum())
         self._done = 0
@@ -223,5 +223,5 @@ class Watched:
         """The values of many records in their order."""
         found = self._source.values(variants, rows, part)
         self._done += sum(piece.nbytes for piece in found)
-        self._told(min(self._done, self._total), self._total)
+        self._progress(min(self._done, self._total), self._total)
         return found

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from fastrec._cli._command import DONE, Command, Output, Watched
-from fastrec._errors import OptionError, near
+from fastrec._cli._command import DONE, Command, Output, ProgressSource
+from fastrec._errors import OptionError, did_you_mean
 from fastrec.exports import EXPORTERS, OPTIONS, export
 from fastrec.files._load import load
 from fastrec.recording._recording import Recording
@@ -41,8 +41,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace, output: Output) -> int:
     format = args.format or _format_of(args.to)
     options = _options(format, args.option)
-    with output.progress("writing") as told:
-        recording = Recording(Watched(load(args.path)._source, told))
+    with output.progress("writing") as progress:
+        recording = Recording(ProgressSource(load(args.path)._source, progress))
         if args.phase is not None:
             recording = recording.select(phase=args.phase)
         export(recording, args.to, format, keys=_keys(args.key, recording), **options)
@@ -76,7 +76,7 @@ def _options(format: str, given: list[str]) -> dict[str, Any]:
     for text in given:
         name, equals, value = text.partition("=")
         if name not in fields or not equals:
-            known = near(name, fields) if fields else "it has none"
+            known = did_you_mean(name, fields) if fields else "it has none"
             raise OptionError(f"--option {text!r}: give NAME=VALUE with a name that {format!r} has; {known}")
         try:
             found[name] = msgspec.convert(value, fields[name], strict=False)

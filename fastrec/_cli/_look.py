@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from fastrec._cli._command import DONE, Command, Output, Progress, counted
-from fastrec._errors import DamagedFileError, RecordKeyError, near
+from fastrec._errors import DamagedFileError, RecordKeyError, did_you_mean
 from fastrec.files import Description, describe
 from fastrec.files._load import load
-from fastrec.recording._records import ActivationRecord, Records, SiteFacts, sites_of, table_of, told_bytes
+from fastrec.recording._records import ActivationRecord, Records, SiteFacts, format_bytes, sites_of, table_of
 from fastrec.recording._view import View
 
 MAX_SHOWN = 8
@@ -41,7 +41,7 @@ def _run_info(args: argparse.Namespace, output: Output) -> int:
 
 
 def _info_rows(found: Description) -> list[tuple[str, str]]:
-    rows = [("files", f"{counted(len(found.files), 'file')}, {told_bytes(sum(file.nbytes for file in found.files))}")]
+    rows = [("files", f"{counted(len(found.files), 'file')}, {format_bytes(sum(file.nbytes for file in found.files))}")]
     if found.began is not None:
         when = datetime.fromtimestamp(found.began)
         rows.append(("recorded", f"{when:%Y-%m-%d %H:%M:%S}, over {_format_seconds(found.seconds)}"))
@@ -60,7 +60,7 @@ def _info_rows(found: Description) -> list[tuple[str, str]]:
     if found.episodes is not None:
         rows.append(("episodes", f"{found.episodes:,}"))
     rows.append(("sites", f"{found.sites:,}"))
-    rows.append(("records", f"{found.records:,} with {told_bytes(found.nbytes)} of values"))
+    rows.append(("records", f"{found.records:,} with {format_bytes(found.nbytes)} of values"))
     rows += [(name, str(value)) for name, value in found.options.items() if value not in (None, "NEVER")]
     return rows
 
@@ -104,7 +104,7 @@ def _run_ls(args: argparse.Namespace, output: Output) -> int:
     sites = list(load(args.path).sites.values())
     for glob in args.globs:
         if not any(fnmatchcase(facts.name, glob) for facts in sites):
-            raise RecordKeyError(f"no site matches {glob!r}; {near(glob, [facts.name for facts in sites])}")
+            raise RecordKeyError(f"no site matches {glob!r}; {did_you_mean(glob, [facts.name for facts in sites])}")
     if args.globs:
         sites = [facts for facts in sites if any(fnmatchcase(facts.name, glob) for glob in args.globs)]
     sites = _sorted(sites, args.sort)
@@ -192,7 +192,7 @@ def _run_show(args: argparse.Namespace, output: Output) -> int:
 
 def _records_with_part(view: View, part: str) -> npt.NDArray[np.int64]:
     """The positions of the records that have a part."""
-    specs = {kind: view.spec(kind) for kind in view.kinds}
+    specs = {kind: view.spec(kind) for kind in view.metas}
     kinds = [k for k, s in specs.items() if (s.save_raw if part == "activation" else s.transform is not None)]
     return np.flatnonzero((view.rows >= 0) & np.isin(view.variants, kinds))
 

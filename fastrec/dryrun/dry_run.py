@@ -21,7 +21,7 @@ from fastrec.engines import EagerEngine
 from fastrec.engines._protocol import Region
 from fastrec.events.context import RecordContext
 from fastrec.recording._arrays import OF_VARIANT
-from fastrec.recording._records import told_bytes
+from fastrec.recording._records import format_bytes
 from fastrec.session.failures import PredicateFailure
 from fastrec.session.inputs import NOT_GIVEN, args_of, check_inputs, roots_of
 from fastrec.session.options import options_of
@@ -250,7 +250,7 @@ class DryRun:
         failed = sum(isinstance(decision, PredicateFailure) for decision in self.decisions)
         errors = f", {counted(failed, 'error')}" if failed else ""
         events = counted(len(self._events), "event")
-        return f"{self._title}: {events}, {kept} kept, {told_bytes(sum(self.sizes))} per pass{errors}"
+        return f"{self._title}: {events}, {kept} kept, {format_bytes(sum(self.sizes))} per pass{errors}"
 
     @cached_property
     def _lines(self) -> list[SiteLine]:

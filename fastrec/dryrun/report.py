@@ -10,7 +10,7 @@ from fastrec.dryrun.decisions import FORECAST_PASSES, Decider, Outcome
 from fastrec.dryrun.events import Event
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.sites import Frame, Site
-from fastrec.recording._records import told_bytes
+from fastrec.recording._records import format_bytes
 from fastrec.session.failures import PredicateFailure
 
 
@@ -57,7 +57,7 @@ class SiteLine:
             return ""
         how = ", ".join(spec for spec in self._specs if spec)
         part = f"{self.kept} of {self.fires}" if self.kept < self.fires else ""
-        return "  ".join(filter(None, (f"● {told_bytes(self.kept_bytes)}", part, how)))
+        return "  ".join(filter(None, (f"● {format_bytes(self.kept_bytes)}", part, how)))
 
 
 def _how(spec: CaptureSpec) -> str:
@@ -93,8 +93,8 @@ def totals(lines: Iterable[SiteLine], halted: Mapping[int, str]) -> list[str]:
     kept, fires = sum(line.kept for line in lines), sum(line.fires for line in lines)
     failed = [line for line in lines if line.error is not None]
     told = [
-        f"{kept} of {counted(fires, 'event')} kept: {told_bytes(sum(line.kept_bytes for line in lines))} per pass, "
-        f"{told_bytes(sum(line.forecast_bytes for line in lines))} per {FORECAST_PASSES:,} passes"
+        f"{kept} of {counted(fires, 'event')} kept: {format_bytes(sum(line.kept_bytes for line in lines))} per pass, "
+        f"{format_bytes(sum(line.forecast_bytes for line in lines))} per {FORECAST_PASSES:,} passes"
     ]
     if failed:
         told.append(f"errors at {counted(len(failed), 'site')}, the first at {failed[0].site.name}: {failed[0].error}")
@@ -129,8 +129,8 @@ def summary_rows(lines: Iterable[SiteLine]) -> list[tuple[str, ...]]:
             line.site.kind,
             str(line.fires),
             line.value,
-            told_bytes(line.value_bytes),
-            told_bytes(line.forecast_bytes) if line.kept or line.forecast_bytes else "",
+            format_bytes(line.value_bytes),
+            format_bytes(line.forecast_bytes) if line.kept or line.forecast_bytes else "",
             line.verdict,
         )
         for line in lines
@@ -198,7 +198,7 @@ def _rows(branch: Branch, first: str, rest: str) -> Iterator[tuple[str, ...]]:
         yield (first + branch.name, "", "", "", "")
     else:
         times = f"x{line.fires}" if line.fires > 1 else ""
-        yield (first + branch.name, times, line.value, told_bytes(line.value_bytes), line.verdict)
+        yield (first + branch.name, times, line.value, format_bytes(line.value_bytes), line.verdict)
     below = list(branch.branches.values())
     for each in below:
         is_last = each is below[-1]
@@ -296,12 +296,12 @@ def _tip(event: Event, outcome: Outcome) -> str:
     site, variant, decision = event.site, event.variant, outcome.decision
     shape = "x".join(map(str, variant.shape)) or "scalar"
     tip = (
-        f"{variant.label} ({site.name}), {site.kind}, {shape} {variant.dtype}, {told_bytes(event.nbytes)}, "
+        f"{variant.label} ({site.name}), {site.kind}, {shape} {variant.dtype}, {format_bytes(event.nbytes)}, "
         f"after {event.time * 1e3:.2f} ms"
     )
     if isinstance(decision, PredicateFailure):
         return f"{tip}\n{decision.error}"
-    return tip if decision is None else f"{tip}\nkept: {told_bytes(outcome.nbytes)}, {decision!r}"
+    return tip if decision is None else f"{tip}\nkept: {format_bytes(outcome.nbytes)}, {decision!r}"
 
 
 def _picture(bars: Sequence[Bar], columns: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import torch
 
-from fastrec._errors import OptionError, near
+from fastrec._errors import OptionError, did_you_mean
 
 
 class CaptureSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +104,9 @@ def check_changes(changes: dict[str, Any]) -> dict[str, Any]:
     """The fields to change in a spec, checked; an unknown name is an OptionError."""
     for name in changes:
         if name not in CaptureSpec.__struct_fields__:
-            raise OptionError(f"{name!r} is no field of CaptureSpec; {near(name, CaptureSpec.__struct_fields__)}")
+            raise OptionError(
+                f"{name!r} is no field of CaptureSpec; {did_you_mean(name, CaptureSpec.__struct_fields__)}"
+            )
     CaptureSpec().with_changes(changes) if changes.get("save_raw", True) else CaptureSpec(**changes)
     return changes
 

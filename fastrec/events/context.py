@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import msgspec
 import torch
 
-from fastrec._errors import ContextFieldError, near
+from fastrec._errors import ContextFieldError, did_you_mean
 from fastrec.events.sites import Catalog, PassInfo, RecordMeta, Site
 
 
@@ -220,7 +220,7 @@ class RecordContext(msgspec.Struct, eq=False):
     def __getattr__(self, name: str) -> Any:
         if name in FIELDS:  # its property raised, and says why
             return vars(RecordContext)[name].fget(self)
-        raise ContextFieldError(f"a context has no field {name!r}; {near(name, FIELDS)}")
+        raise ContextFieldError(f"a context has no field {name!r}; {did_you_mean(name, FIELDS)}")
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise ContextFieldError(f"a context is frozen; {name!r} can't be set")

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from fastrec._errors import OptionError, near
+from fastrec._errors import OptionError, did_you_mean
 from fastrec.exports._contract import Exporter as Exporter
 from fastrec.exports._contract import Keys as Keys
 from fastrec.exports._contract import RowOptions as RowOptions
@@ -69,5 +69,5 @@ def export(
     """
     exporter = EXPORTERS.get(format)
     if exporter is None:
-        raise OptionError(f"there is no format {format!r}; {near(format, EXPORTERS)}")
+        raise OptionError(f"there is no format {format!r}; {did_you_mean(format, EXPORTERS)}")
     exporter(recording, path, keys=keys, **options)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError, near
+from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError, did_you_mean
 from fastrec.recording._aligned import sites_with_values
 from fastrec.recording._recording import Recording
 from fastrec.recording._rows import By, Rows
@@ -39,7 +39,7 @@ def read_options(format: str, options: type[Options], given: Mapping[str, Any]) 
     known = options.__struct_fields__
     for name in given:
         if name not in known:
-            raise OptionError(f"the format {format!r} has no option {name!r}; {near(name, known)}")
+            raise OptionError(f"the format {format!r} has no option {name!r}; {did_you_mean(name, known)}")
     return options(**given)
 
 

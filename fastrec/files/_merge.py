@@ -10,10 +10,10 @@ import msgspec
 
 from fastrec._errors import OptionError, RecordingFileError
 from fastrec.events.sites import Origin
-from fastrec.sinks.hdf5.copy_file import Told, Writing, check_free, write_source
+from fastrec.sinks.hdf5.copy_file import Progress, Writing, check_free, write_source
 from fastrec.sinks.hdf5.layout import MERGED, Identity
 from fastrec.sinks.hdf5.merged import MergedSource
-from fastrec.sinks.hdf5.paths import why
+from fastrec.sinks.hdf5.paths import os_message
 from fastrec.sinks.hdf5.source import HDF5Source, Named, merged_of
 from fastrec.sinks.hdf5.virtual import show
 
@@ -31,7 +31,7 @@ class Merged(msgspec.Struct, frozen=True):
     steps: int
 
 
-def merge(paths: Iterable[Path], to: Path, *, virtual: bool = False, told: Told | None = None) -> Merged:
+def merge(paths: Iterable[Path], to: Path, *, virtual: bool = False, progress: Progress | None = None) -> Merged:
     """Make one recording of those of several ranks or workers.
 
     >>> import torch, fastrec
@@ -52,7 +52,7 @@ def merge(paths: Iterable[Path], to: Path, *, virtual: bool = False, told: Told 
         to: where to write; there must be nothing yet.
         virtual: write a small file that shows the others, which have to stay where they are as seen from it. By
             default everything is copied.
-        told: called with the bytes that were copied so far, and with those that there are.
+        progress: called with the bytes that were copied so far, and with those that there are.
 
     Passes are numbered through: those of the second recording come after those of the first. Steps count within the
     phases of each, so ``recording.ranks[1]`` is what the second one was, and episodes never go from one to the next.
@@ -69,7 +69,7 @@ def merge(paths: Iterable[Path], to: Path, *, virtual: bool = False, told: Told 
     if virtual:
         _show(target, identity, found)
     else:
-        write_source(merged, target, Writing(identity, merged.facts(), merged.begun(), told=told))
+        write_source(merged, target, Writing(identity, merged.facts(), merged.begun(), progress=progress))
     steps = sum(len(steps.numbers) for steps in merged.steps())
     ranks = [one.origin.rank for one in found]
     return Merged(target, [one.path for one in found], ranks, merged.n_passes(), len(merged.records()), steps)
@@ -129,7 +129,7 @@ def _show(target: str, identity: Identity, found: list[_Source]) -> None:
         show(part, identity, files, msgspec.json.encode(named, enc_hook=repr))
         os.replace(part, target)
     except OSError as error:
-        raise RecordingFileError(f"{target!r} can't be written: {why(error)}") from error
+        raise RecordingFileError(f"{target!r} can't be written: {os_message(error)}") from error
     finally:
         if os.path.exists(part):
             os.unlink(part)

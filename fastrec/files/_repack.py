@@ -9,7 +9,7 @@ import msgspec
 import torch
 
 from fastrec._errors import FastrecError
-from fastrec.sinks.hdf5.copy_file import Told, Writing, write_source
+from fastrec.sinks.hdf5.copy_file import Progress, Writing, write_source
 from fastrec.sinks.hdf5.merged import MergedSource
 from fastrec.sinks.hdf5.options import HDF5Options
 from fastrec.sinks.hdf5.source import HDF5Source, open_source
@@ -30,7 +30,7 @@ def repack(
     *,
     compression: str | None = None,
     dtype: torch.dtype | None = None,
-    told: Told | None = None,
+    progress: Progress | None = None,
 ) -> Repacked:
     """Write a recording anew as one file, without what no record speaks of.
 
@@ -49,7 +49,7 @@ def repack(
         to: where to write; there must be nothing yet.
         compression: "gzip", "lzf", "zstd" or "lz4", or with a level, as in "gzip:4"; by default none.
         dtype: a floating dtype to cast floating values to.
-        told: called with the bytes that were written so far, and with those that there are.
+        progress: called with the bytes that were written so far, and with those that there are.
 
     Raises what ``fastrec.load`` does, OptionError for options that don't fit, RecordingExistsError where there is
     something at ``to``.
@@ -63,6 +63,8 @@ def repack(
     identity = parts[0].identity()
     rank = -1 if isinstance(source, MergedSource) else identity.rank
     fresh = msgspec.structs.replace(identity, run=uuid.uuid4().hex, session=0, segment=0, rank=rank)
-    write_source(source, to, Writing(fresh, source.facts(), source.begun(), options.compression, options.dtype, told))
+    write_source(
+        source, to, Writing(fresh, source.facts(), source.begun(), options.compression, options.dtype, progress)
+    )
     before = sum(os.path.getsize(file) for part in parts for file, _ in part.paths())
     return Repacked(os.fspath(to), len(source.records()), before, os.path.getsize(to))

@@ -18,8 +18,8 @@ from fastrec.sinks.hdf5.reader import ReadFile, find_files
 from fastrec.sinks.hdf5.source import PREFIX, merged_of, source_path
 
 NAMES = {number: name for name, number in CHECKED.items()}
-Told = Callable[[int, int], None]
-"""Told how many bytes of how many are done."""
+Progress = Callable[[int, int], None]
+"""Called with how many bytes of how many are done."""
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -47,7 +47,7 @@ class Verified(msgspec.Struct, frozen=True):
     damage: list[Damage]
 
 
-def verify(path: str | os.PathLike[str], told: Told | None = None) -> Verified:
+def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Verified:
     """Compare every block of a recording with its checksum.
 
     >>> import torch, fastrec
@@ -60,7 +60,7 @@ def verify(path: str | os.PathLike[str], told: Told | None = None) -> Verified:
 
     Arguments:
         path: the path that the recorder was given.
-        told: called with the bytes that were compared so far, and with those that there are.
+        progress: called with the bytes that were compared so far, and with those that there are.
 
     Values that are damaged are in the result. Raises DamagedFileError where it is the index, without which nothing
     can be read, and else what ``fastrec.load`` does.
@@ -76,8 +76,8 @@ def verify(path: str | os.PathLike[str], told: Told | None = None) -> Verified:
         if why:
             damage.append(Damage(block.file.path, block.name, block.first, block.count, block.of, why))
         done += block.nbytes
-        if told is not None:
-            told(done, total)
+        if progress is not None:
+            progress(done, total)
     files = sum(len(recording.files) for recording in recordings)
     unchecked = sum(recording.unchecked() for recording in recordings)
     return Verified(place, files, len(blocks), total, unchecked, damage)

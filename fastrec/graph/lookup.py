@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from fastrec._errors import RecordKeyError, near
+from fastrec._errors import RecordKeyError, did_you_mean
 from fastrec.graph.structure import Graph
 
 Found = list[int]
@@ -24,7 +24,7 @@ class Keys:
         if isinstance(key, str):
             found = self._by_name.get(key)
             if found is None:
-                raise RecordKeyError(f"nothing is called {key!r}; {near(key, self._by_name)}")
+                raise RecordKeyError(f"nothing is called {key!r}; {did_you_mean(key, self._by_name)}")
             return found
         if isinstance(key, bool) or not isinstance(key, int):
             raise RecordKeyError(
@@ -102,7 +102,7 @@ class Keys:
                 if not part:
                     raise RecordKeyError(
                         f"layers_to_save has {selector!r}, which is neither a key nor a part of a label; "
-                        f"{near(selector, self._by_name)}"
+                        f"{did_you_mean(selector, self._by_name)}"
                     )
                 found |= part
             else:

@@ -74,7 +74,7 @@ class Saver:
             return
         plain = type(value) is Tensor and value.layout == torch.strided and not value.is_quantized
         if not plain or _interpreter() is not None:
-            reason = why_not(value)
+            reason = reason_not_saved(value)
             if reason:
                 op.unsaved = reason
                 return
@@ -95,7 +95,7 @@ class Saver:
 
     def snapshot(self, value: Tensor) -> Tensor | None:
         """A copy of a value that is no operation's, if values are kept at all."""
-        return copied(value) if self.keeps_any and not why_not(value) else None
+        return copied(value) if self.keeps_any and not reason_not_saved(value) else None
 
 
 def copied(value: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def copied(value: Tensor) -> Tensor:
             return value.detach().clone()
 
 
-def why_not(value: Tensor) -> str:
+def reason_not_saved(value: Tensor) -> str:
     """Why no right copy can be made of a value; nothing where it can."""
     if _interpreter() is not None:
         return "it was computed inside of a functorch transform (vmap, grad, jvp), whose values must not escape"

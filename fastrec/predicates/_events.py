@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, cast
 
-from fastrec._errors import PredicateError, near
+from fastrec._errors import PredicateError, did_you_mean
 from fastrec.events.sites import KINDS, Kind
 from fastrec.predicates._base import Matched
 from fastrec.predicates._globs import Atom, GlobAtom, Globs, count_of, globs_of
@@ -91,7 +91,7 @@ def kind(*kinds: Kind) -> KindOf:
         raise PredicateError(f"kind() needs at least one of {', '.join(map(repr, KINDS))}")
     for given in cast("tuple[object, ...]", kinds):
         if given not in KINDS:
-            raise PredicateError(f"kind({given!r}) is no kind of event; {near(str(given), KINDS)}")
+            raise PredicateError(f"kind({given!r}) is no kind of event; {did_you_mean(str(given), KINDS)}")
     return KindOf(tuple(dict.fromkeys(kinds)))
 
 

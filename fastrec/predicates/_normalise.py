@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from fastrec._errors import PredicateError, near
+from fastrec._errors import PredicateError, did_you_mean
 from fastrec.events.context import STRUCTURAL_FIELDS
 from fastrec.predicates._answers import Answer, check_callable, checked, function_text
 from fastrec.predicates._base import ALWAYS, NEVER, Leaf, Opaque, PredicateBase, settled
@@ -157,7 +157,7 @@ def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword]) -> Predi
     if name in _FUNCTIONS:
         raise _unreadable(name)
     if name not in _CONSTRUCTORS:
-        raise PredicateError(f"{name!r} is no predicate; {near(name, _CONSTRUCTORS)}")
+        raise PredicateError(f"{name!r} is no predicate; {did_you_mean(name, _CONSTRUCTORS)}")
     try:
         return _CONSTRUCTORS[name](*map(_value, args), **_keywords(keywords))
     except TypeError as error:

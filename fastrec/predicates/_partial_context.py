@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fastrec._errors import ContextFieldError, PredicateError, near
+from fastrec._errors import ContextFieldError, PredicateError, did_you_mean
 from fastrec.events.context import FIELDS, STRUCTURAL_FIELDS
 from fastrec.events.sites import Frame, Kind, Site
 from fastrec.predicates._protocol import Context
@@ -66,7 +66,7 @@ class StructuralView:
             return getattr(self._ctx, name)
         if name in FIELDS:
             raise _not_structural(self._asked, name, sorted(STRUCTURAL_FIELDS))
-        raise ContextFieldError(f"a context has no field {name!r}; {near(name, FIELDS)}")
+        raise ContextFieldError(f"a context has no field {name!r}; {did_you_mean(name, FIELDS)}")
 
 
 class StructuralFrame:
@@ -83,7 +83,7 @@ class StructuralFrame:
     def __getattr__(self, name: str) -> Any:
         if name == "pass_index":
             raise _not_structural(self._asked, "module_stack[...].pass_index", Frame.__struct_fields__)
-        raise ContextFieldError(f"a module on the stack has no {name!r}; {near(name, Frame.__struct_fields__)}")
+        raise ContextFieldError(f"a module on the stack has no {name!r}; {did_you_mean(name, Frame.__struct_fields__)}")
 
 
 def _not_structural(asked: object, name: str, allowed: Iterable[str]) -> PredicateError:

@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 
-from fastrec._errors import PredicateError, near
+from fastrec._errors import PredicateError, did_you_mean
 from fastrec.predicates._answers import literal
 from fastrec.predicates._globs import Atom
 from fastrec.predicates._protocol import Context
@@ -102,7 +102,7 @@ def _torch_dtype(given: object) -> torch.dtype:
         raise PredicateError(f"dtype() takes torch dtypes or their names, not {given!r} ({type(given).__name__})")
     name = given.removeprefix("torch.")
     if name not in DTYPES:
-        raise PredicateError(f"dtype({given!r}) is no torch dtype; {near(name, DTYPES)}")
+        raise PredicateError(f"dtype({given!r}) is no torch dtype; {did_you_mean(name, DTYPES)}")
     return DTYPES[name]
 
 

@@ -16,7 +16,7 @@ from fastrec.recording._arrays import filled, numpy_of, stacked
 from fastrec.recording._rows import Rows, check_together
 from fastrec.recording._source import PhaseSteps
 from fastrec.recording._steps import Steps, fired_once
-from fastrec.recording._view import View, kinds_of
+from fastrec.recording._view import View, metas_of_key
 
 if TYPE_CHECKING:
     import tensordict
@@ -57,12 +57,12 @@ def keys_of(view: View, keys: str | Iterable[str] | None) -> list[str]:
 def sites_with_values(view: View) -> list[str]:
     """The names of the sites of which a tensor was kept."""
     kept = np.unique(view.variants[view.rows >= 0]).tolist()
-    return list(dict.fromkeys(view.site(kind).name for kind in view.kinds if kind in kept))
+    return list(dict.fromkeys(view.site(meta).name for meta in view.metas if meta in kept))
 
 
 def view_of(view: View, key: str, keys: str | Iterable[str] | None) -> View:
     """The records of a key; a name that was taken from the sites means that site."""
-    return view.of_kinds(kinds_of(view, f"site:{key}" if keys is None else key))
+    return view.of_metas(metas_of_key(view, f"site:{key}" if keys is None else key))
 
 
 def aligned(view: View, steps: Steps, keys: str | Iterable[str] | None, by: Literal["step"] | None) -> Aligned:

@@ -73,49 +73,49 @@ def by_pass(view: View, values: Tensor, key: str) -> Tensor:
 def _part_of(view: View, part: Part | None) -> Part:
     if part is not None and part not in PARTS:
         raise OptionError(f"part={part!r}: choose one of {', '.join(map(repr, PARTS))}")
-    whole = all(view.spec(kind).save_raw for kind in view.kinds)
+    whole = all(view.spec(meta).save_raw for meta in view.metas)
     return part or ("activation" if whole else "transformed_activation")
 
 
 def _check_sites(view: View, key: str) -> None:
-    sites = {view.site(kind) for kind in view.kinds}
+    sites = {view.site(meta) for meta in view.metas}
     if len({site.name for site in sites}) > 1:
-        names = Counter(view.site(kind).name for kind in view.variants.tolist())
+        names = Counter(view.site(meta).name for meta in view.variants.tolist())
         leaves = len({base_name(site) for site in sites}) == 1
         what = "several leaves" if leaves else "values of several sites"
         raise RaggedError(f"{key!r} has {what}: {_counted(names)}; stack one of them")
 
 
 def _check_alike(view: View, key: str, what: str, of: Callable[[View, int], Any]) -> None:
-    found = {kind: of(view, kind) for kind in view.kinds}
+    found = {meta: of(view, meta) for meta in view.metas}
     if len(set(found.values())) > 1:
-        counted = Counter(found[kind] for kind in view.variants.tolist())
+        counted = Counter(found[meta] for meta in view.variants.tolist())
         hint = f"recording.select(batch=...).stack({key!r})" if what == "shapes" else "a selection of them"
         raise RaggedError(f"{key!r} has values of {what} {_counted(counted)}; stack {hint}")
 
 
-def _shape(view: View, kind: int) -> tuple[int, ...]:
+def _shape(view: View, meta: int) -> tuple[int, ...]:
     # A transform may well make one shape of many; what it made is looked at when it is read.
-    return () if view.spec(kind).transform is not None else view.variant(kind).shape
+    return () if view.spec(meta).transform is not None else view.variant(meta).shape
 
 
-def _dtype(view: View, kind: int) -> str:
-    spec = view.spec(kind)
-    return "" if spec.transform else str(kept_dtype(spec, torch_dtype(view.variant(kind).dtype)))
+def _dtype(view: View, meta: int) -> str:
+    spec = view.spec(meta)
+    return "" if spec.transform else str(kept_dtype(spec, torch_dtype(view.variant(meta).dtype)))
 
 
-def _device(view: View, kind: int) -> str:
-    device = view.spec(kind).device
-    return view.variant(kind).device if device is None else str(torch.device(device))
+def _device(view: View, meta: int) -> str:
+    device = view.spec(meta).device
+    return view.variant(meta).device if device is None else str(torch.device(device))
 
 
 def _missing(view: View, key: str, part: Part, position: int) -> Exception:
-    kind = int(view.variants[position])
-    label = view.variant(kind).label
-    if part == "gradient" and view.spec(kind).save_gradient:
+    meta = int(view.variants[position])
+    label = view.variant(meta).label
+    if part == "gradient" and view.spec(meta).save_gradient:
         return GradientError(f"no gradient has reached {label!r} yet (record {position} of {key!r}); call backward")
     return RecordKeyError(
-        f"record {position} of {key!r} ({label!r}) was kept without its {part}: {view.spec(kind)}; "
+        f"record {position} of {key!r} ({label!r}) was kept without its {part}: {view.spec(meta)}; "
         "its context is in recording[...]"
     )
 
@@ -170,8 +170,8 @@ def columns_of(view: View) -> dict[str, npt.NDArray[Any]]:
         "grad_enabled": [info.grad for info in infos],
     }
     columns = {name: _array(found)[view.pass_at] for name, found in of_pass.items()}
-    kinds, inverse = np.unique(view.variants, return_inverse=True)
-    variants = [(view.variant(kind), view.site(kind)) for kind in kinds.tolist()]
+    metas, inverse = np.unique(view.variants, return_inverse=True)
+    variants = [(view.variant(meta), view.site(meta)) for meta in metas.tolist()]
     for name, read in OF_VARIANT.items():
         columns[name] = _array([read(variant, site) for variant, site in variants])[inverse]
     columns["time_since_pass_start"] = view.source.records()["time"][view.at]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from fastrec._errors import OptionError, RecordKeyError, near
+from fastrec._errors import OptionError, RecordKeyError, did_you_mean
 from fastrec.events.sites import Interned, Origin
 from fastrec.recording._aligned import aligned, keys_of, to_tensordict, to_xarray, view_of
 from fastrec.recording._arrays import by_pass, frame_of, numpy_of, stacked
@@ -21,7 +21,7 @@ from fastrec.recording._records import Records, SiteFacts, html_of, sites_of, su
 from fastrec.recording._rows import Batches, BatchOptions, By, Rows, RowsDataset, check_together
 from fastrec.recording._source import Part, Source
 from fastrec.recording._steps import Episode, Steps, episodes_of, steps_of
-from fastrec.recording._view import Integers, Mask, View, kinds_of
+from fastrec.recording._view import Integers, Mask, View, metas_of_key
 
 if TYPE_CHECKING:
     import pandas
@@ -150,7 +150,7 @@ class Values(ABC):
         return to_tensordict(aligned(self._view, self._steps, keys, by))
 
     def _at(self, key: str) -> View:
-        return self._view.of_kinds(kinds_of(self._view, key))
+        return self._view.of_metas(metas_of_key(self._view, key))
 
     def _rows_of(self, keys: str | Iterable[str], by: By) -> Rows | dict[str, Rows]:
         if isinstance(keys, str):
@@ -222,7 +222,7 @@ class Recording(Values):
         if not isinstance(key, str):
             return any(record is key for record in self)
         try:
-            kinds_of(self._view, key)
+            metas_of_key(self._view, key)
         except RecordKeyError:
             return False
         return True
@@ -353,7 +353,7 @@ class Recording(Values):
         return html_of(self._told(), self.sites)
 
     def _told(self) -> str:
-        sites = len({self._view.site(kind).name for kind in self._view.kinds})
+        sites = len({self._view.site(meta).name for meta in self._view.metas})
         return (
             f"{self.n_records} record{_s(self.n_records)} of {sites} site{_s(sites)} in {self.n_passes} "
             f"pass{_s(self.n_passes, 'es')}"
@@ -379,9 +379,9 @@ def _of_steps(view: View, table: Steps, steps: Numbers) -> tuple[View, Steps]:
 def _of_batch(view: View, batch: Any) -> View:
     if not isinstance(batch, int) or isinstance(batch, bool):
         raise OptionError(f"select(batch={batch!r}): give the size of the first dimension, a number")
-    fitting = [kind for kind in view.kinds if view.variant(kind).shape[:1] == (batch,)]
+    fitting = [meta for meta in view.metas if view.variant(meta).shape[:1] == (batch,)]
     if not fitting:
-        sizes = sorted({shape[0] for kind in view.kinds if (shape := view.variant(kind).shape)})
+        sizes = sorted({shape[0] for meta in view.metas if (shape := view.variant(meta).shape)})
         raise RecordKeyError(f"select(batch={batch}): no value has that many rows; there are {sizes}")
     view = view.take(np.isin(view.variants, fitting))
     fired = np.zeros(len(view.passes), np.bool_)
@@ -428,7 +428,7 @@ def names_mask(option: str, globs: str | Iterable[str], names: Interned[str], va
             raise OptionError(f"select({option}={globs!r}): give a name, a glob or a list of them")
         found = [number for number, name in enumerate(names.items) if fnmatchcase(name, glob)]
         if not found:
-            raise RecordKeyError(f"select({option}={glob!r}) matches nothing; {near(glob, names.items)}")
+            raise RecordKeyError(f"select({option}={glob!r}) matches nothing; {did_you_mean(glob, names.items)}")
         numbers += found
     return np.isin(values, np.array(numbers, dtype=np.int64))
 

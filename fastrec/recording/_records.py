@@ -135,15 +135,15 @@ class SiteFacts(msgspec.Struct, frozen=True):
 
 def sites_of(view: View) -> dict[str, SiteFacts]:
     """The facts of every site that occurs, by name, in the order in which they first occurred."""
-    kinds, first, inverse = np.unique(view.variants, return_index=True, return_inverse=True)
-    counts = np.bincount(inverse, minlength=len(kinds))
-    nbytes = np.bincount(inverse, weights=view.source.nbytes(view.variants, view.rows), minlength=len(kinds))
+    metas, first, inverse = np.unique(view.variants, return_index=True, return_inverse=True)
+    counts = np.bincount(inverse, minlength=len(metas))
+    nbytes = np.bincount(inverse, weights=view.source.nbytes(view.variants, view.rows), minlength=len(metas))
     by_name: dict[str, list[int]] = {}
     for i in np.argsort(first).tolist():
-        by_name.setdefault(view.site(int(kinds[i])).name, []).append(i)
+        by_name.setdefault(view.site(int(metas[i])).name, []).append(i)
     found = {}
     for name, members in by_name.items():
-        numbers = [int(kinds[i]) for i in members]
+        numbers = [int(metas[i]) for i in members]
         site = view.site(numbers[0])
         fired = np.isin(inverse, members)
         found[name] = SiteFacts(
@@ -166,10 +166,10 @@ def told_shapes(facts: SiteFacts) -> str:
     return shown + (f" and {len(facts.shapes) - 3} more" if len(facts.shapes) > 3 else "")
 
 
-def told_bytes(nbytes: int) -> str:
+def format_bytes(nbytes: int) -> str:
     """A number of bytes in a few words.
 
-    >>> told_bytes(4096), told_bytes(3 * 2**20)
+    >>> format_bytes(4096), format_bytes(3 * 2**20)
     ('4.0 KiB', '3.0 MiB')
     """
     size, units = float(nbytes), iter(("KiB", "MiB", "GiB", "TiB"))
@@ -193,7 +193,7 @@ def table_of(sites: Mapping[str, SiteFacts]) -> list[tuple[str, ...]]:
                 str(facts.passes),
                 told_shapes(facts),
                 ", ".join(facts.dtypes),
-                told_bytes(facts.nbytes),
+                format_bytes(facts.nbytes),
             )
         )
     return rows
@@ -212,7 +212,7 @@ def summary_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
     rows = table_of(sites)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    total = told_bytes(sum(facts.nbytes for facts in sites.values()))
+    total = format_bytes(sum(facts.nbytes for facts in sites.values()))
     return "\n".join([f"{heading}, {total}", *(lines if sites else [])])
 
 

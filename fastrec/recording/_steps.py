@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from fastrec._errors import RecordKeyError, StepError, near
+from fastrec._errors import RecordKeyError, StepError, did_you_mean
 from fastrec.recording._arrays import stacked
 from fastrec.recording._source import PhaseSteps
-from fastrec.recording._view import Integers, Mask, View, kinds_of
+from fastrec.recording._view import Integers, Mask, View, metas_of_key
 
 Array = npt.NDArray[Any]
 
@@ -62,7 +62,7 @@ class Steps:
     def __getitem__(self, name: str) -> Array:
         having = [table.columns[name] for table in self.tables if name in table.columns]
         if not having:
-            raise RecordKeyError(f"no step was marked with a column {name!r}; {near(name, list(self))}")
+            raise RecordKeyError(f"no step was marked with a column {name!r}; {did_you_mean(name, list(self))}")
         if len({column.shape[1:] for column in having}) > 1:
             told = " and ".join(
                 f"{table.columns[name].shape[1:]} in {self._names[table.phase]!r}"
@@ -262,7 +262,7 @@ class _Phase:
         """What a key's records hold for an environment in consecutive steps."""
         if key not in self._fired:
             view = self.view.of_passes(self.view.passes["phase"] == self.table.phase)
-            self._fired[key] = firings(view.of_kinds(kinds_of(view, key)), self.table)
+            self._fired[key] = firings(view.of_metas(metas_of_key(view, key)), self.table)
         fired, at, count = self._fired[key]
         here = slice(rows.start, rows.stop)
         _check_once(count[here], self.table.numbers[here], key, self._where())

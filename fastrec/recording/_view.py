@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastrec._errors import RecordKeyError, near
+from fastrec._errors import RecordKeyError, did_you_mean
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.sites import PassInfo, RecordMeta, Site
 from fastrec.recording._source import OUTCOMES, Source
@@ -57,10 +57,10 @@ class View:
         return np.searchsorted(self.passes["first"] + self.passes["count"], self.at, side="right")
 
     @cached_property
-    def kinds(self) -> list[int]:
+    def metas(self) -> list[int]:
         """The variants that occur, in order of their numbers."""
-        kinds: list[int] = np.flatnonzero(np.diff(self._by_variant[1])).tolist()
-        return kinds
+        metas: list[int] = np.flatnonzero(np.diff(self._by_variant[1])).tolist()
+        return metas
 
     @cached_property
     def _by_variant(self) -> tuple[Integers, Integers]:
@@ -92,18 +92,18 @@ class View:
         view.variants = self.variants[positions]
         return view
 
-    def of_kinds(self, kinds: Iterable[int]) -> View:
+    def of_metas(self, metas: Iterable[int]) -> View:
         """The records of some of the variants that occur; all passes stay."""
-        kinds = sorted(kinds)
+        metas = sorted(metas)
         order, first = self._by_variant
-        pieces = [order[first[kind] : first[kind + 1]] for kind in kinds]
-        if len(kinds) > 1:
+        pieces = [order[first[meta] : first[meta + 1]] for meta in metas]
+        if len(metas) > 1:
             view = self.take(np.sort(np.concatenate(pieces)))
         else:
-            ((kind,), (at,)) = kinds, pieces
+            ((meta,), (at,)) = metas, pieces
             view = self._of(at)
-            view.variants = np.broadcast_to(np.int64(kind), len(at))
-        view.kinds = kinds
+            view.variants = np.broadcast_to(np.int64(meta), len(at))
+        view.metas = metas
         return view
 
     def _of(self, positions: Integers) -> View:
@@ -137,7 +137,7 @@ def _remade(source: Source, passes: npt.NDArray[Any], at: Integers | None, n_pas
 FORMS = ("module", "site", "label")
 
 
-def kinds_of(view: View, key: str) -> frozenset[int]:
+def metas_of_key(view: View, key: str) -> frozenset[int]:
     """The variants that a key means.
 
     A key that means different records in two forms is an error: nobody could tell from the code which it was.
@@ -167,23 +167,23 @@ def base_name(site: Site) -> str:
 
 def _variants(view: View, form: str, key: str) -> frozenset[int]:
     if form == "label":
-        return frozenset(kind for kind in view.kinds if view.variant(kind).label == key)
+        return frozenset(meta for meta in view.metas if view.variant(meta).label == key)
     if form == "module":
         return _of_sites(view, lambda site: site.kind == "module_exit" and site.module_address == key)
     return _of_sites(view, lambda site: key in (site.name, base_name(site)))
 
 
 def _of_sites(view: View, wanted: Callable[[Site], bool]) -> frozenset[int]:
-    return frozenset(kind for kind in view.kinds if wanted(view.site(kind)))
+    return frozenset(meta for meta in view.metas if wanted(view.site(meta)))
 
 
 def _nothing(view: View, key: str) -> str:
     if not len(view):
         return f"there is nothing under {key!r}: this recording has no records"
-    sites = [view.site(kind).name for kind in view.kinds]
-    known = [*sites, *(view.variant(kind).label for kind in view.kinds)]
+    sites = [view.site(meta).name for meta in view.metas]
+    known = [*sites, *(view.variant(meta).label for meta in view.metas)]
     form, _, rest = key.partition(":")
     within = [name for name in sites if name.startswith(f"{key}/")]
     if within:
         return f"there is nothing under {key!r} itself, but there is {' and '.join(map(repr, dict.fromkeys(within)))}"
-    return f"there is nothing under {key!r}; {near(rest if form in FORMS else key, known)}"
+    return f"there is nothing under {key!r}; {did_you_mean(rest if form in FORMS else key, known)}"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 import torch
 
-from fastrec._errors import OptionError, near
+from fastrec._errors import OptionError, did_you_mean
 from fastrec.events.capture import CaptureSpec
 
 
@@ -79,5 +79,5 @@ def options_of(given: dict[str, Any]) -> RecorderOptions:
     known = RecorderOptions.__struct_fields__
     for name in given:
         if name not in known:
-            raise OptionError(f"there is no option {name!r}; {near(name, known)}")
+            raise OptionError(f"there is no option {name!r}; {did_you_mean(name, known)}")
     return RecorderOptions(**given)

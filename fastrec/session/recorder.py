@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastrec import engines
-from fastrec._errors import FastrecWarning, OptionError, SessionError, near
+from fastrec._errors import FastrecWarning, OptionError, SessionError, did_you_mean
 from fastrec._torch.process import FORKS
 from fastrec._torch.state import seeded
 from fastrec.engines import EagerEngine, is_compiled
@@ -286,7 +286,7 @@ class Recorder:
                 raise OptionError(f"there are several roots; say which: root={' or '.join(map(repr, self._roots))}")
             return next(iter(self._roots.values()))
         if name not in self._roots:
-            raise OptionError(f"there is no root {name!r}; {near(name, self._roots)}")
+            raise OptionError(f"there is no root {name!r}; {did_you_mean(name, self._roots)}")
         return self._roots[name]
 
     def _in_ram(self, what: str) -> RAMSink:
@@ -343,6 +343,6 @@ def _complaints(session: Session, plan: Plan, engine: Engine) -> Iterable[str]:
                 continue
             matched = sorted(filter(matches, names))
             if not matched:
-                yield f"{option}: {pattern!r} matched no {told}; {near(pattern, sorted(names))}"
+                yield f"{option}: {pattern!r} matched no {told}; {did_you_mean(pattern, sorted(names))}"
             elif what == "module" and watched and called.isdisjoint(matched):
                 yield f"{option}: {pattern!r} matched {matched[0]!r}, which was not called in any pass"

@@ -136,8 +136,8 @@ def _cos(m: Any, x: Tensor) -> Tensor:
 
 
 ALIGNMENT: dict[str, tuple[Callable[[], nn.Module], str, list[str], tuple[str, Any]]] = {
-    "tensors": (lambda: Does(_reads), "sin", ["sin_2"], ("Aligned._read_the_same", lambda self, node, event: {})),
-    "what graphs hand on": (lambda: Does(_reads), "sin", ["sin_2"], ("Aligned.tokens", lambda self, n: [None] * 9)),
+    "tensors": (lambda: Does(_reads), "sin", ["sin_2"], ("Alignment._read_the_same", lambda self, node, event: {})),
+    "what graphs hand on": (lambda: Does(_reads), "sin", ["sin_2"], ("Alignment.tokens", lambda self, n: [None] * 9)),
     "functions": (lambda: Does(_callers), "sin", ["sin_4"], ("_caller", lambda node: None)),
     "shapes": (lambda: Does(_shapes), "cos", ["cos_2"], ("_same_values", lambda node, event: True)),
     "numbers": (lambda: Does(_constants), "cumsum", ["cumsum_2"], ("_agree_in_constants", lambda node, event: True)),
@@ -145,7 +145,7 @@ ALIGNMENT: dict[str, tuple[Callable[[], nn.Module], str, list[str], tuple[str, A
         lambda: Does(_modules, one=_cos, other=_cos),
         "cos",
         ["cos_2"],
-        ("Aligned._same_module", lambda self, node, address: True),
+        ("Alignment._same_module", lambda self, node, address: True),
     ),
 }
 
@@ -284,7 +284,7 @@ def test_values_share_no_memory_with_what_the_model_returns(monkeypatch: pytest.
 
     assert safe()
     monkeypatch.setattr(_extra_outputs, "storages_of", lambda value: set())
-    monkeypatch.setattr("fastrec.session.pass_batch.are_alone", lambda values: True)
+    monkeypatch.setattr("fastrec.session.pass_batch.have_sole_owner", lambda values: True)
     assert not safe()
 
 
@@ -379,7 +379,7 @@ def test_values_are_copied_before_the_next_run_overwrites_them(monkeypatch: pyte
         return all(torch.allclose(record.activation, model[:2](X + i)) for i, record in enumerate(found))
 
     assert popped()
-    monkeypatch.setattr("fastrec.session.pass_batch.are_alone", lambda values: True)
+    monkeypatch.setattr("fastrec.session.pass_batch.have_sole_owner", lambda values: True)
     assert not popped()
 
 

@@ -97,7 +97,7 @@ def leaking(model: Any, rec: Recorder) -> list[Any]:
 
 def test_values_that_others_have_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not differ(Model, leaking, keep_op="tanh")
-    monkeypatch.setattr("fastrec.session.pass_batch.are_alone", lambda values: True)
+    monkeypatch.setattr("fastrec.session.pass_batch.have_sole_owner", lambda values: True)
     assert differ(Model, leaking, keep_op="tanh")
 
 
@@ -257,7 +257,7 @@ def test_values_in_a_batch_are_looked_at_for_their_shape(monkeypatch: pytest.Mon
         return popped
 
     assert not differ(Slices, drive, keep_op=["tanh", "relu"])
-    monkeypatch.setattr("fastrec.session.pass_batch.all_alike", lambda values: lambda *others: True)
+    monkeypatch.setattr("fastrec.session.pass_batch.tensors_guard", lambda values: lambda *others: True)
     assert differ(Slices, drive, keep_op=["tanh", "relu"])
 
 
@@ -279,7 +279,7 @@ def test_memory_of_other_libraries_is_no_bodys_own(monkeypatch: pytest.MonkeyPat
         return nn.Sequential(Foreign(), nn.Tanh())
 
     assert not differ(make, drive, keep_module="0")
-    for where in ("fastrec.session.pass_batch.are_private", "fastrec.engines.static.warmup.are_private"):
+    for where in ("fastrec.session.pass_batch.own_their_storage", "fastrec.engines.static.warmup.own_their_storage"):
         monkeypatch.setattr(where, lambda values: True)
     assert differ(make, drive, keep_module="0")
 
@@ -423,7 +423,7 @@ def test_a_copy_that_is_held_tells_when_its_value_begins_to_require_a_gradient(
         return popped + popping(model, rec)
 
     assert not differ(Mixed, drive, keep_module=["first", "gives"])
-    monkeypatch.setattr("fastrec.engines.static.engine.apart", lambda value: value.detach().clone())
+    monkeypatch.setattr("fastrec.engines.static.engine.clone_like", lambda value: value.detach().clone())
     assert differ(Mixed, drive, keep_module=["first", "gives"])
 
 
@@ -447,5 +447,5 @@ def test_where_some_values_last_the_others_are_copied_at_their_event(monkeypatch
         return model
 
     assert not differ(with_parameter, popping, keep_module=[*keep, "gives"])
-    monkeypatch.setattr("fastrec.engines.static.engine.apart", lambda value: value)
+    monkeypatch.setattr("fastrec.engines.static.engine.clone_like", lambda value: value)
     assert differ(Mixed, popping, keep_module=keep)

@@ -115,7 +115,7 @@ def test_rows_of_many_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     before = record("run.h5")
     monkeypatch.setattr("fastrec.sinks.hdf5.structure.CHUNK_BYTES", 100)
     told: list[tuple[int, int]] = []
-    repack("run.h5", "one.h5", told=lambda done, total: told.append((done, total)))
+    repack("run.h5", "one.h5", progress=lambda done, total: told.append((done, total)))
     assert_same(load("one.h5"), before)
     assert verify("one.h5").damage == []
     assert told[-1][0] == told[-1][1]

@@ -278,9 +278,9 @@ def test_a_disk_that_is_full_at_the_end_leaves_all_that_was_written(
                 for i in range(5):
                     model(torch.full((3,), float(i)))
 
-    session("a.h5", "_hdf5_segment.rewrite")  # there is no room for a second copy, so the first is cut down
+    session("a.h5", "hdf5.segment.rewrite")  # there is no room for a second copy, so the first is cut down
     with pytest.raises(RecordingFileError, match="the recording stopped: .*No space left"):
-        session("b.h5", "_hdf5_segment.rewrite", "_hdf5_segment.shrink")
+        session("b.h5", "hdf5.segment.rewrite", "hdf5.segment.shrink")
     assert (tmp_path / "a.h5").exists() and not (tmp_path / "b.h5").exists()
     for name in ("a.h5", "b.h5"):
         assert fastrec.load(tmp_path / name).stack("module:")[:, 0].tolist() == list(range(5))

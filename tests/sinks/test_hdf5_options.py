@@ -67,7 +67,7 @@ def test_a_packed_file_whose_filter_is_missing_names_the_extra(tmp_path: Path, m
         raise OSError("required filter 'zstd' is not registered")
 
     monkeypatch.setattr("fastrec.sinks.hdf5.structure.h5py.File", fails)
-    for module in ("_hdf5_packed", "_hdf5_filters"):
+    for module in ("hdf5.reader", "hdf5.structure"):
         monkeypatch.setattr(f"fastrec.sinks.{module}.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"needs hdf5plugin, which is not installed.*fastrec\[zstd\]"):
         _ = [kept.activation for kept in fastrec.load(tmp_path / "run.h5")]

@@ -21,7 +21,7 @@ from fastrec.events.sites import Catalog
 from fastrec.sinks.hdf5.catalog_log import Log, SessionOffset
 from fastrec.sinks.hdf5.layout import MERGED, Identity
 from fastrec.sinks.hdf5.options import HDF5Options
-from fastrec.sinks.hdf5.paths import Paths, rank, why
+from fastrec.sinks.hdf5.paths import Paths, os_message, rank
 from fastrec.sinks.hdf5.reader import ReadFile, find_files, segment_of
 
 Shapes = Mapping[tuple[str, str], tuple[int, ...]]
@@ -63,7 +63,7 @@ def begin(paths: Paths, options: HDF5Options, catalog: Catalog) -> Beginning:
     except OSError as error:
         if isinstance(error, FastrecError):
             raise
-        raise RecordingFileError(f"{paths.path!r} can't be replaced or continued: {why(error)}") from error
+        raise RecordingFileError(f"{paths.path!r} can't be replaced or continued: {os_message(error)}") from error
     return Beginning(identity, paths.claim(identity.segment, locking=options.locking), shapes)
 
 

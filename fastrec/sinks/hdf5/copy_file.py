@@ -38,7 +38,7 @@ from fastrec.sinks.hdf5.layout import (
     DataInfo,
     Identity,
 )
-from fastrec.sinks.hdf5.paths import Paths, why
+from fastrec.sinks.hdf5.paths import Paths, os_message
 from fastrec.sinks.hdf5.source import PREFIX
 from fastrec.sinks.hdf5.structure import DatasetSpec, Rewriting, attribute, dataset_name, rewrite, stretch_of
 
@@ -46,18 +46,18 @@ MAX_COMPRESSED = (1 << 32) - 1
 
 MAX_DIMENSIONS = 31
 
-Told = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 
 
 class Writing(msgspec.Struct, frozen=True):
-    """What a file says of itself, and how it is stored; ``told`` is called with the bytes done and those there are."""
+    """What a file says of itself, and how it is stored; ``progress`` is called with the bytes done and their total."""
 
     identity: Identity
     facts: Mapping[str, Any]
     begun: int
     compression: str | None = None
     dtype: torch.dtype | None = None
-    told: Told | None = None
+    progress: Progress | None = None
 
 
 def check_free(path: str | os.PathLike[str]) -> str:
@@ -79,7 +79,7 @@ def write_source(source: Source, path: str | os.PathLike[str], writing: Writing)
     except OSError as error:
         if isinstance(error, RecordingFileError):
             raise
-        raise RecordingFileError(f"{target!r} can't be written: {why(error)}") from error
+        raise RecordingFileError(f"{target!r} can't be written: {os_message(error)}") from error
     finally:
         if os.path.exists(part):
             os.unlink(part)
@@ -89,7 +89,7 @@ class _Content:
     """All data sets of a file, whose bytes are made when they are read; checksums are of what was read."""
 
     def __init__(self, source: Source, writing: Writing) -> None:
-        self._told = writing.told or (lambda done, total: None)
+        self._progress = writing.progress or (lambda done, total: None)
         self._done = 0
         data = data_sets(source, writing.dtype)
         steps, marks = step_sets(source.steps(), len(data.sets))
@@ -125,7 +125,7 @@ class _Content:
             number, one = self._sets[name]
             rows = one.read(first, count)
             self._done += rows.size
-            self._told(self._done, self._total)
+            self._progress(self._done, self._total)
         else:
             rows = self._tables[name][first : first + count].view(np.uint8)
             if name not in CHECKED:
@@ -247,7 +247,7 @@ def data_sets(source: Source, dtype: torch.dtype | None) -> Sorted:
     of_variant = np.array([(v.site, v.spec) for v in catalog.variants.items], np.int64).reshape(-1, 2)
     for part, prefix in PREFIX.items():
         records[prefix + "data"] = -1
-        at = having(catalog, given, part)
+        at = records_with_part(catalog, given, part)
         which, layouts = source.layouts(given["row"][at], part)
         keys = np.column_stack([of_variant[given["variant"][at]], which])
         found, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
@@ -323,9 +323,9 @@ def _bytes_of(values: Tensor) -> Bytes:
     return flat
 
 
-def having(catalog: Catalog, records: npt.NDArray[Any], part: Part) -> npt.NDArray[np.int64]:
+def records_with_part(catalog: Catalog, records: npt.NDArray[Any], part: Part) -> npt.NDArray[np.int64]:
     """The positions of the records that have an activation, or a transformed one."""
-    kinds = np.unique(records["variant"]).tolist()
-    specs = {kind: catalog.specs[catalog.variants[kind].spec] for kind in kinds}
+    metas = np.unique(records["variant"]).tolist()
+    specs = {meta: catalog.specs[catalog.variants[meta].spec] for meta in metas}
     kept = [k for k, spec in specs.items() if (spec.save_raw if part == "activation" else spec.transform is not None)]
     return np.flatnonzero((records["row"] >= 0) & np.isin(records["variant"], kept))

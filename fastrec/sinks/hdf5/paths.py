@@ -20,7 +20,7 @@ SUFFIXES = (".h5", ".hdf5")
 FIELDS = ("rank", "pid", "worker", "host")
 
 
-def why(error: OSError) -> str:
+def os_message(error: OSError) -> str:
     """What the system says of an error, without what HDF5 says around it."""
     return os.strerror(error.errno) if error.errno else str(error)
 

@@ -11,7 +11,7 @@ import numpy as np
 from fastrec._errors import RecordingExistsError, RecordingFileError
 from fastrec.sinks.hdf5.contents import Contents, read_contents
 from fastrec.sinks.hdf5.layout import CHECKS, COUNTERS, COUNTERS_ROW, LATE, LOG, TABLES, DataInfo
-from fastrec.sinks.hdf5.paths import Paths, why
+from fastrec.sinks.hdf5.paths import Paths, os_message
 from fastrec.sinks.hdf5.reader import ReadFile, find_files
 from fastrec.sinks.hdf5.source import PREFIX, HDF5Source
 from fastrec.sinks.hdf5.structure import DatasetSpec, Rewriting, attribute, rewrite
@@ -40,7 +40,7 @@ def recover_files(path: str | os.PathLike[str], to: str | os.PathLike[str] | Non
     except OSError as error:
         if isinstance(error, RecordingFileError):
             raise
-        raise RecordingFileError(f"{target.path!r} can't be written: {why(error)}") from error
+        raise RecordingFileError(f"{target.path!r} can't be written: {os_message(error)}") from error
     made = HDF5Source(target.path)
     steps = sum(len(steps.numbers) for steps in made.steps())
     lost = _lost(contents) if any(file.growing for file in files) else "nothing"
