@@ -410,7 +410,7 @@ def test_record_returns_the_output_when_asked(model: nn.Module, x: Tensor) -> No
 def test_an_exception_that_leaves_the_block_keeps_what_was_recorded(model: nn.Module, x: Tensor) -> None:
     closed: list[str] = []
     with pytest.raises(ZeroDivisionError), Recorder(model, keep_op="tanh", on_predicate_error="collect") as rec:
-        rec._session.ledger.close = lambda: closed.append("closed")
+        rec._session._pass_log.close = lambda: closed.append("closed")
         model(x)
         raise ZeroDivisionError
     assert len(rec.recording) == 1 and closed == ["closed"]

@@ -16,11 +16,11 @@ from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.events.context import TENSOR_FIELDS, torch_dtype
 from fastrec.events.sites import PassInfo
 from fastrec.predicates import NEVER
+from fastrec.predicates._answers import spec_of
 from fastrec.predicates._base import Opaque, PredicateBase
 from fastrec.session.failures import Halt, PredicateFailure
 from fastrec.session.options import RecorderOptions
 from fastrec.session.plan import Plan
-from fastrec.session.taps import spec_of
 from fastrec.sinks._copying import parts_of
 
 FORECAST_PASSES = 1000

@@ -124,7 +124,13 @@ class PlanningListener(Protocol):
 
 
 class Engine(Protocol):
-    """How events are obtained."""
+    """How events are obtained.
+
+    Where it ``is_compiled``, values are outputs of compiled code and not the model's own.
+    """
+
+    @property
+    def is_compiled(self) -> bool: ...
 
     def open(self, roots: Mapping[str, Any], listener: Any) -> None:
         """Begin to watch the roots."""

@@ -16,7 +16,7 @@ from torch import nn
 
 from fastrec._errors import OptionError, PredicateError
 from fastrec.events.capture import CaptureSpec, check_changes
-from fastrec.predicates._protocol import Context
+from fastrec.predicates._protocol import Context, Decision
 
 
 class Changes(Mapping[str, Any]):
@@ -163,3 +163,18 @@ def _check_signature(function: Callable[..., Any], given_to: str) -> None:
         raise PredicateError(
             f"{given_to} got a coroutine or generator function; write a plain `def` that returns its answer"
         )
+
+
+def spec_of(decision: Decision | None, default: CaptureSpec) -> CaptureSpec | None:
+    """The spec that a decision stands for, None where the event is not kept."""
+    if decision is True:
+        return default
+    if not decision and not isinstance(decision, Mapping | CaptureSpec):
+        return None
+    if isinstance(decision, CaptureSpec):
+        spec = decision
+    elif isinstance(decision, Mapping):
+        spec = default.with_changes(dict(decision))
+    else:
+        return default
+    return spec if spec.save_activation or spec.save_metadata else None

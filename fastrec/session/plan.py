@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from fastrec._errors import OptionError
 from fastrec.engines._protocol import PassFilter, PlannedTap
@@ -12,6 +12,7 @@ from fastrec.events.context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCT
 from fastrec.events.position import Position
 from fastrec.events.sites import Catalog, Kind, PassInfo, RecordMeta, Site
 from fastrec.predicates import NEVER
+from fastrec.predicates._answers import spec_of
 from fastrec.predicates._base import Constant, Opaque, PredicateBase, settled
 from fastrec.predicates._modules import Inside, Module, ModuleInput, ModuleType
 from fastrec.predicates._normalise import normalise
@@ -19,11 +20,7 @@ from fastrec.predicates._passes import Entry, Every, First, GradEnabled, Phase, 
 from fastrec.predicates._protocol import Context, Predicate
 from fastrec.session.failures import Failing
 from fastrec.session.options import RecorderOptions
-from fastrec.session.taps import NO_COMPILED_GRADIENTS, AskTap, KeepTap, ResidualPredicate, spec_of
-
-if TYPE_CHECKING:
-    from fastrec.session.session import Session
-
+from fastrec.session.taps import NO_COMPILED_GRADIENTS, AskTap, KeepTap, ResidualPredicate, TapState
 
 OP_KINDS: tuple[Kind, ...] = ("op", "input", "buffer")
 
@@ -128,17 +125,17 @@ class Plan:
                 return True
         return False
 
-    def tap(self, session: Session, place: Position, site: Site) -> PlannedTap | None:
+    def tap(self, state: TapState, place: Position, site: Site) -> PlannedTap | None:
         """The tap for a leaf of a place: none, one that keeps, or one that asks."""
-        rest = self._settle(session, self.predicate(site.kind), place, site)
-        halt = self._settle(session, self.halt_at(site.kind), place, site)
+        rest = self._settle(state, self.predicate(site.kind), place, site)
+        halt = self._settle(state, self.halt_at(site.kind), place, site)
         if halt == NEVER:
             if rest == NEVER:
                 return None
             if isinstance(rest, Constant):
-                spec = spec_of(rest.decision, session.default)
-                return None if spec is None else KeepTap(session, place, site, spec)
-        return AskTap(session, place, site, self._question(rest), None if halt == NEVER else halt)
+                spec = spec_of(rest.decision, state.default)
+                return None if spec is None else KeepTap(state, place, site, spec)
+        return AskTap(state, place, site, self._question(rest), None if halt == NEVER else halt)
 
     def wanted(self, catalog: Catalog) -> PassFilter | None:
         """Whether something of a pass could be kept, by what is known of it before it runs; None: of each pass."""
@@ -154,11 +151,11 @@ class Plan:
             return ResidualPredicate(rest)
         return self._questions.setdefault(rest, ResidualPredicate(rest))
 
-    def _settle(self, session: Session, predicate: PredicateBase, place: Position, site: Site) -> Predicate:
+    def _settle(self, state: TapState, predicate: PredicateBase, place: Position, site: Site) -> Predicate:
         rest = _narrow(predicate, site)
         if isinstance(rest, PredicateBase) and rest.reads and rest.reads <= _SETTLED_BY_PATH:
-            variant = session.variants.of(place, site, _NO_TENSOR, 0, None)
-            return settled(rest.decide(RecordContext(session.catalog, site, variant, _NO_PASS, 0.0, None)))
+            variant = state.metas.of(place, site, _NO_TENSOR, 0, None)
+            return settled(rest.decide(RecordContext(state.catalog, site, variant, _NO_PASS, 0.0, None)))
         return rest
 
 

@@ -25,7 +25,7 @@ from fastrec.session.inputs import args_of, roots_of
 from fastrec.session.options import RecorderOptions, options_of
 from fastrec.session.pass_batch import pass_batch
 from fastrec.session.plan import Plan
-from fastrec.session.session import PhaseBlock, Session
+from fastrec.session.session import Session
 from fastrec.session.taps import skips_pass
 from fastrec.sinks import HDF5Sink, RAMSink
 from fastrec.sinks._options import TeeSink, sinks_from_option
@@ -102,14 +102,12 @@ class Recorder:
         if self._state != "new":
             raise SessionError(f"this recorder is {self._state}; a recorder is used once, make another one")
         sink = self._sinks[0] if len(self._sinks) == 1 else TeeSink(self._sinks)
-        self._session = Session(self.options, self._plan, sink, self._catalog, self._ram)
         self._engine = self._make_engine(self._plan.wanted(self._catalog))
-        self._session.unseen = self._engine.unseen
-        self._session.is_compiled = self._records_compiled()
+        self._session = Session(self.options, self._plan, self._catalog, sink, self._ram, self._engine)
         try:
             self._engine.open(self._roots, self._session)
         except BaseException:
-            self._session.ledger.close()
+            self._session.close()
             raise
         self._state = "open"
         return self
@@ -119,9 +117,9 @@ class Recorder:
             return
         session, self._state = self._open(), "closed"
         self._engine.close()
-        session.ledger.close()
+        session.close()
         if error is None:
-            session.failures.warn()
+            session.warn_about_failures()
             warn_about_nothing(session, self._plan, self._engine)
 
     def log(
@@ -188,17 +186,13 @@ class Recorder:
         session = self._open()
         if not (isinstance(name, str) or callable(name)):
             raise OptionError(f"phase({name!r}): give a name, such as 'rollout', or a function entry -> name")
-        return PhaseBlock(session, name)
+        return session.phase(name)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Record nothing of the passes that begin inside of the block."""
-        session = self._open()
-        session.paused += 1
-        try:
+        with self._open().pause():
             yield
-        finally:
-            session.paused -= 1
 
     @contextmanager
     def region(self, name: str = "region") -> Iterator[None]:
@@ -237,7 +231,7 @@ class Recorder:
         # Called after each pass of a training loop, so it asks as little as it can.
         if session is None or ram is None or self._state != "open" or FORKS.count != self._forks:
             session, ram = self._open(), self._in_ram("pop()")
-        session.passes_attached = 0
+        session.forget_attached()
         return Recording(ram.take())
 
     def __repr__(self) -> str:

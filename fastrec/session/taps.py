@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import torch
 from torch import Tensor
 
-from fastrec._errors import OptionError, UnsupportedTensorError
+from fastrec._errors import FastrecWarning, OptionError, UnsupportedTensorError
 from fastrec._torch.tensors import TensorGuard, check_copyable, never_matches, tensor_guard
+from fastrec.engines._protocol import Engine
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import PASS_FIELDS, RecordContext
-from fastrec.events.position import Position
-from fastrec.events.sites import PassInfo, RecordMeta, Site
+from fastrec.events.position import Position, RecordMetaMaker
+from fastrec.events.sites import Catalog, PassInfo, RecordMeta, Site
+from fastrec.predicates._answers import spec_of
 from fastrec.predicates._base import PredicateBase
-from fastrec.predicates._protocol import Decision, Predicate
-
-if TYPE_CHECKING:
-    from fastrec.session.session import Session
-
+from fastrec.predicates._protocol import Predicate
+from fastrec.session.failures import Halt, PredicateFailures
+from fastrec.session.options import RecorderOptions
+from fastrec.sinks._protocol import ColumnWriter, Sink
 
 MAX_CELLS = 64
 """Shapes that a tap remembers at one place, before it looks them up anew."""
@@ -50,6 +52,66 @@ NO_COMPILED_GRADIENTS = (
 NOT_ASKED: Any = object()
 
 
+class TapState:
+    """What all taps of a session share: where values go, how they are copied, and what predicates answered.
+
+    ``metas`` makes the facts that records share, ``attached`` are those of them whose values carry gradients.
+    ``unseen`` runs a function of which the engine sees nothing. Where ``is_compiled``, values are outputs of compiled
+    code, not the model's own.
+    """
+
+    def __init__(
+        self,
+        options: RecorderOptions,
+        catalog: Catalog,
+        sink: Sink,
+        engine: Engine,
+        halt: Predicate,
+        *,
+        observes_ops: bool,
+    ) -> None:
+        self.options = options
+        self.default = options.default_capture
+        self.catalog = catalog
+        self.sink = sink
+        self.halt = halt
+        self.metas = RecordMetaMaker(catalog, options.history_size, observed=observes_ops)
+        self.unseen = engine.unseen
+        self.is_compiled = engine.is_compiled
+        self.columns: dict[int, ColumnWriter] = {}
+        self.attached: set[int] = set()
+        self.failures = PredicateFailures(on_error=options.on_predicate_error)
+        self._warned: set[str] = set()
+
+    def ask(self, predicate: Predicate, ctx: RecordContext) -> CaptureSpec | None:
+        """What a predicate says about an event, as a spec; errors of the user's function name the event."""
+        try:
+            return spec_of(predicate.decide(ctx), self.default)
+        # The predicate is the user's code, which may raise anything.
+        except Exception as error:
+            self.failures.handle(predicate, ctx, error)
+            return None
+
+    def ask_halt(self, predicate: Predicate, ctx: RecordContext) -> None:
+        """Stop the pass if the halt predicate says so."""
+        if self.ask(predicate, ctx) is not None:
+            raise Halt(f"{self.halt!r} matched {ctx.label!r} ({ctx.site})")
+
+    def warn_transformed(self, site: Site) -> None:
+        """Say once that values inside of functorch transforms are left out."""
+        self.warn(
+            f"functorch {site.name}",
+            f"{site.name!r} ran inside of a functorch transform (vmap, grad, jvp); its values there are wrappers that "
+            "must not escape, so they are not recorded",
+        )
+
+    def warn(self, key: str, message: str) -> None:
+        """Warn once per key and session."""
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, FastrecWarning, stacklevel=2)
+
+
 class ResidualPredicate:
     """A rest, with whether its answer is the same for all events of a pass; one object for all places that ask it."""
 
@@ -59,9 +121,9 @@ class ResidualPredicate:
         self.rest = rest
         self.once_a_pass = rest.reads <= PASS_FIELDS
 
-    def ask(self, session: Session, ctx: RecordContext) -> CaptureSpec | None:
+    def ask(self, state: TapState, ctx: RecordContext) -> CaptureSpec | None:
         """What it says of an event."""
-        return session.ask(self.rest, ctx)
+        return state.ask(self.rest, ctx)
 
 
 Made = TypeVar("Made")
@@ -99,10 +161,10 @@ _Kept = tuple[int, Callable[[Tensor], Any]]
 class KeepTap:
     """Keeps every value of one leaf of one place, in one way."""
 
-    __slots__ = ("_cell", "_cells", "_place", "_session", "_site", "_spec")
+    __slots__ = ("_cell", "_cells", "_place", "_state", "_site", "_spec")
 
-    def __init__(self, session: Session, place: Position, site: Site, spec: CaptureSpec) -> None:
-        self._session = session
+    def __init__(self, state: TapState, place: Position, site: Site, spec: CaptureSpec) -> None:
+        self._state = state
         self._place = place
         self._site = site
         self._spec = spec
@@ -118,7 +180,7 @@ class KeepTap:
         try:
             if not test(value) or value.requires_grad is not requires_grad or run.parents is not None:
                 if _interpreter() is not None:
-                    return self._session.warn_transformed(self._site)
+                    return self._state.warn_transformed(self._site)
                 kept = self._meet(run, value)
             variant, append = kept
             row = append(value)
@@ -157,31 +219,31 @@ class KeepTap:
         return cell[-1]
 
     def _make(self, run: PassRun, value: Tensor) -> _Kept:
-        session = self._session
-        spec = session.options.capture_of(self._spec, value.dtype)
-        if spec.save_gradient and session.is_compiled:
+        state = self._state
+        spec = state.options.capture_of(self._spec, value.dtype)
+        if spec.save_gradient and state.is_compiled:
             raise OptionError(NO_COMPILED_GRADIENTS)
-        catalog = session.catalog
-        variant = session.variants.make(self._place, self._site, value, catalog.specs.add(spec), run.parents)
+        catalog = state.catalog
+        variant = state.metas.make(self._place, self._site, value, catalog.specs.add(spec), run.parents)
         number = catalog.variants.add(variant)
         if spec.keep_grad:
-            session.attached.add(number)
+            state.attached.add(number)
         if not spec.save_activation:
             return number, _no_tensor
-        column = session.columns[number] = session.sink.column(number, value)
+        column = state.columns[number] = state.sink.column(number, value)
         # A transform may call a part of the model, which is no event then.
-        return number, column.append if spec.transform is None else partial(session.unseen, column.append)
+        return number, column.append if spec.transform is None else partial(state.unseen, column.append)
 
 
 class AskTap:
     """Asks a rest about each value of one leaf of one place, and keeps what it says."""
 
-    __slots__ = ("_cell", "_cells", "_halt", "_keeper", "_keepers", "_place", "_question", "_session", "_site")
+    __slots__ = ("_cell", "_cells", "_halt", "_keeper", "_keepers", "_place", "_question", "_state", "_site")
 
     def __init__(
-        self, session: Session, place: Position, site: Site, question: ResidualPredicate, halt: Predicate | None
+        self, state: TapState, place: Position, site: Site, question: ResidualPredicate, halt: Predicate | None
     ) -> None:
-        self._session = session
+        self._state = state
         self._place = place
         self._site = site
         self._question = question
@@ -199,18 +261,18 @@ class AskTap:
         try:
             spec = run.settled.get(question, NOT_ASKED)
             if spec is NOT_ASKED:
-                spec = question.ask(self._session, self._context(run, value))
+                spec = question.ask(self._state, self._context(run, value))
                 if question.once_a_pass:
                     run.settled[question] = spec
             if spec is not None:
                 known, keeper = self._keeper
                 if spec is not known:
-                    keeper = self._keepers.get(spec) or KeepTap(self._session, self._place, self._site, spec)
+                    keeper = self._keepers.get(spec) or KeepTap(self._state, self._place, self._site, spec)
                     self._keepers[spec] = keeper
                     self._keeper = spec, keeper
                 keeper(run, value)  # type: ignore[misc]
             if self._halt is not None:
-                self._session.ask_halt(self._halt, self._context(run, value))
+                self._state.ask_halt(self._halt, self._context(run, value))
         except BaseException as error:
             run.fail(error)
             raise
@@ -225,28 +287,28 @@ class AskTap:
         """What the answer to ``pass_question`` is, for a pass that begins."""
         question = self._question
         if question not in run.settled:
-            session, info = self._session, run.info
+            state, info = self._state, run.info
             _, _, variant = self._cell
             if variant is None:  # any will do for what is the same for all events of a pass
-                variant = session.variants.of(self._place, self._site, ((), "float32", "cpu", False), 0, None)
-            ctx = RecordContext(session.catalog, self._site, variant, info, 0.0, info.step)
-            run.settled[question] = question.ask(session, ctx)
+                variant = state.metas.of(self._place, self._site, ((), "float32", "cpu", False), 0, None)
+            ctx = RecordContext(state.catalog, self._site, variant, info, 0.0, info.step)
+            run.settled[question] = question.ask(state, ctx)
         return run.settled[question] is not None
 
     @property
     def attached(self) -> bool:
         """Whether the values may have to carry gradients."""
         rest = self._question.rest
-        return self._session.default.keep_grad or not (isinstance(rest, PredicateBase) and rest.is_plain)
+        return self._state.default.keep_grad or not (isinstance(rest, PredicateBase) and rest.is_plain)
 
     def _context(self, run: PassRun, value: Tensor) -> RecordContext:
         test, requires_grad, variant = self._cell
         if not test(value) or value.requires_grad is not requires_grad or run.parents is not None:
             variant = self._meet(run, value)
         info = run.info
-        session = self._session
+        state = self._state
         return RecordContext(
-            session.catalog,
+            state.catalog,
             self._site,
             variant,  # type: ignore[arg-type]
             info,
@@ -260,7 +322,7 @@ class AskTap:
         return cell[-1]
 
     def _make(self, run: PassRun, value: Tensor) -> RecordMeta:
-        return self._session.variants.make(self._place, self._site, value, 0, run.parents)
+        return self._state.metas.make(self._place, self._site, value, 0, run.parents)
 
 
 def skips_pass(taps: Sequence[Any]) -> Callable[[PassRun], bool] | None:
@@ -286,21 +348,6 @@ def _reason_for(error: Exception, value: Tensor) -> Exception:
     except UnsupportedTensorError as reason:
         return reason
     return error
-
-
-def spec_of(decision: Decision | None, default: CaptureSpec) -> CaptureSpec | None:
-    """The spec that a decision stands for, None where the event is not kept."""
-    if decision is True:
-        return default
-    if not decision and not isinstance(decision, Mapping | CaptureSpec):
-        return None
-    if isinstance(decision, CaptureSpec):
-        spec = decision
-    elif isinstance(decision, Mapping):
-        spec = default.with_changes(dict(decision))
-    else:
-        return default
-    return spec if spec.save_activation or spec.save_metadata else None
 
 
 class PassRun(msgspec.Struct):

@@ -44,6 +44,8 @@ class CompiledEngine:
         ahead: tells before a pass runs whether something of it could be kept; the others run the user's compiled code.
     """
 
+    is_compiled = True
+
     def __init__(
         self, *, batch: MakePassBatch, sources: bool = False, parents: bool = False, ahead: PassFilter | None = None
     ) -> None:

@@ -60,6 +60,8 @@ class EagerEngine:
         ahead: tells before a pass runs whether something of it could be kept; the others are not watched.
     """
 
+    is_compiled = False
+
     def __init__(
         self,
         *,
