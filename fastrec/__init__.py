@@ -1,15 +1,40 @@
 """fastrec records what a PyTorch model computes while it runs again and again, and keeps what a predicate asks for."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fastrec._errors import FastrecError as FastrecError
 from fastrec._errors import FastrecWarning as FastrecWarning
 from fastrec.dryrun.dry_run import DryRun as DryRun
 from fastrec.dryrun.dry_run import dry_run as dry_run
 from fastrec.events.capture import CaptureSpec as CaptureSpec
 from fastrec.events.context import RecordContext as RecordContext
-from fastrec.files._load import load as load
-from fastrec.files._load import recover as recover
 from fastrec.recording._recording import ActivationRecord as ActivationRecord
 from fastrec.recording._recording import Recording as Recording
 from fastrec.session.failures import halt as halt
 from fastrec.session.record import record as record
 from fastrec.session.recorder import Recorder as Recorder
+
+if TYPE_CHECKING:
+    from fastrec.files._load import load as load
+    from fastrec.files._load import recover as recover
+
+# Reading files needs h5py, and the graph half of the package: each is loaded when it is first asked for.
+_LOADED_LATER = {
+    "load": "fastrec.files._load",
+    "recover": "fastrec.files._load",
+    "exports": "fastrec.exports",
+    "files": "fastrec.files",
+    "graph": "fastrec.graph",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LOADED_LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(_LOADED_LATER[name])
+    return module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LOADED_LATER})

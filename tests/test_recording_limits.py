@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from fastrec._errors import GradientError, UnsupportedTensorError
-from fastrec._torch.tensors import check_copyable, check_gradients
-from fastrec.events.capture import CaptureSpec
+from fastrec._torch.tensors import check_copyable
+from fastrec.events.capture import CaptureSpec, check_gradients
 
 KEEP_GRAD = CaptureSpec(keep_grad=True)
 SAVE_GRADIENT = CaptureSpec(save_gradient=True)

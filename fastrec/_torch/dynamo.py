@@ -1,24 +1,58 @@
 """What ``torch.compile`` made of a function or a module: what it was made from, how, and how to make another one.
 
-All that is known of torch's private parts about compiling stands here.
+    code = CompiledCode(compiled_part(model), "the model")
+    code.compiled_by(backend)(x)  # compiled as the user's is, by a backend of ours
+
+All that is known of ``torch._dynamo`` stands here and in ``wrappers.py``. It is never imported: that takes seconds, and
+where nobody has imported it nothing is compiled.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import threading
-from collections.abc import Callable
-from types import FunctionType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from fastrec._errors import UnsupportedModelError
-from fastrec.engines.eager.modules import is_compiled_wrapper, unwrapped
+from fastrec._torch.wrappers import ORIGINAL_FUNCTION, is_compiled_wrapper, unwrapped
 
-ORIGINAL = "_torchdynamo_orig_callable"
+DYNAMO_FOLDER = os.path.join("torch", "_dynamo")
+"""Part of the paths of dynamo's own files, in which functions stand that replace others while it traces."""
+
+NUMPY_FUNCTIONS_MODULE = "torch._dynamo.utils"
+"""The module of the wrappers by which dynamo computes functions of numpy with torch."""
+
+
+def compiled_module_class() -> type[nn.Module]:
+    """The class of what ``torch.compile`` makes of a module; something has to have been compiled."""
+    kind: type[nn.Module] = _dynamo("eval_frame").OptimizedModule
+    return kind
+
+
+def compile_as(function: Callable[..., Any], original: Callable[..., Any]) -> None:
+    """Let ``torch.compile`` trace another function wherever it meets this one.
+
+    What is compiled while a recorder is open is then a model as it is without one: nobody watches inside of it.
+    """
+    function._torchdynamo_inline = original  # type: ignore[attr-defined]
+
+
+@contextmanager
+def not_compiling() -> Iterator[None]:
+    """Let ``torch.compiler.is_compiling()`` say no: models ask it, and compute otherwise while they are compiled."""
+    compiler: Any = torch.compiler
+    before, compiler._is_compiling_flag = compiler._is_compiling_flag, False
+    try:
+        yield
+    finally:
+        compiler._is_compiling_flag = before
 
 
 def compiled_part(root: Any) -> Any:
@@ -26,14 +60,14 @@ def compiled_part(root: Any) -> Any:
     if "torch._dynamo" not in sys.modules:
         return None
     if not isinstance(root, nn.Module):
-        return root if ORIGINAL in getattr(function_of(root), "__dict__", {}) else None
+        return root if ORIGINAL_FUNCTION in getattr(function_of(root), "__dict__", {}) else None
     if is_compiled_wrapper(root):
         forward = root.__dict__.get("_forward") or root.__dict__["forward"]
         return forward.own if isinstance(forward, CompiledSwap) else forward
     if root._compiled_call_impl is not None:
         return root._compiled_call_impl
     forward = root.__dict__.get("forward") or getattr(root, "forward", None)
-    return forward if ORIGINAL in getattr(function_of(forward), "__dict__", {}) else None
+    return forward if ORIGINAL_FUNCTION in getattr(function_of(forward), "__dict__", {}) else None
 
 
 def is_compiled(root: Any) -> bool:
@@ -54,7 +88,7 @@ class CompiledCode:
     def __init__(self, compiled: Callable[..., Any], name: str) -> None:
         self.compiled = compiled
         self.wrapper = function_of(compiled)
-        self.original: Callable[..., Any] = getattr(self.wrapper, ORIGINAL)
+        self.original: Callable[..., Any] = getattr(self.wrapper, ORIGINAL_FUNCTION)
         self.bound_to = getattr(compiled, "__self__", None)
         self._context = variables(self.wrapper)["self"]
         if not callable(getattr(self._context, "callback", None)):
@@ -68,8 +102,8 @@ class CompiledCode:
         """The user's own backend, which holds the mode and the options too."""
         return _dynamo("eval_frame").innermost_backend(self._context.callback)  # type: ignore[no-any-return]
 
-    def compiled_by(self, backend: Callable[..., Any], switch: Switch) -> Callable[..., Any]:
-        """The same function, compiled alike but by another backend; calls of it are lean while the switch is on."""
+    def compiled_by(self, backend: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, compiled alike but by another backend."""
         context = self._context
         hooks = context._hooks
         options = {
@@ -86,12 +120,7 @@ class CompiledCode:
         made = sys.modules["torch._dynamo"].optimize(
             backend, **{name: value for name, value in options.items() if name in known}
         )(self.original)
-        quiet_compiling(made)
-        return self._bound(lean_call(made, switch))
-
-    def own(self, switch: Switch) -> Callable[..., Any]:
-        """The user's compiled function, whose calls are lean while the switch is on."""
-        return self._bound(lean_call(self.wrapper, switch))
+        return self._bound(made)
 
     def catch(self, caught: Callable[..., Any]) -> None:
         """Let calls of the user's compiled function go to ``caught(own, args, kwargs)``."""
@@ -135,87 +164,6 @@ def _cell(function: Any, name: str) -> Any:
 
 def _dynamo(module: str) -> Any:
     return sys.modules[f"torch._dynamo.{module}"]
-
-
-_KNOWN = ("callback", "fn", "is_fx_symbolic_tracing", "is_jit_tracing", "self")
-"""The free variables of the wrapper that is known here; another torch may have another one."""
-
-_is_jit_tracing = torch._C._is_tracing
-
-_modes = torch._C._len_torch_dispatch_stack
-
-
-class Switch:
-    """Whether calls may be lean: only where no graph changes a state of torch that a failing call would leave so."""
-
-    __slots__ = ("on",)
-
-    def __init__(self) -> None:
-        self.on = False
-
-
-def leaves_no_state(graph: fx.Graph) -> bool:
-    """Whether all that a graph runs yields values: entering autocast or a level of vmap does not."""
-    return all("example_value" in node.meta for node in graph.nodes if node.op == "call_function")
-
-
-def quiet_compiling(wrapper: Any) -> None:
-    """Leave marks for the profiler out of what a wrapper compiles from now on; each run would make them anew."""
-    callback = variables(wrapper).get("callback")
-    config = sys.modules["torch._dynamo.config"]
-    if getattr(config, "record_runtime_overhead", None) is None or not callable(callback):
-        return
-
-    class Quietly(type(callback)):  # type: ignore[misc]
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            with config.patch(record_runtime_overhead=False):
-                return super().__call__(*args, **kwargs)
-
-    callback.__class__ = Quietly
-
-
-def lean_call(wrapper: FunctionType, switch: Switch) -> Callable[..., Any]:
-    """Calls what a compile wrapper does, directly while the switch is on and nothing else is to be looked after.
-
-    The wrapper itself, where it does more than is known here.
-    """
-    frames: Any = sys.modules["torch._dynamo.eval_frame"]
-    stance = frames._stance if wrapper.__code__.co_freevars == _KNOWN else None
-    if stance is None or stance.stance != "default" or stance.backend is not None or stance.skip_guard_eval_unsafe:
-        return wrapper
-    held = variables(wrapper)
-    context, callback, function = held["self"], held["callback"], held["fn"]
-    if (
-        context.fullgraph
-        or context.export
-        or context.error_on_graph_break is not None
-        or len(context.enter_exit_hooks) > 1  # the one counts the calls
-    ):
-        return wrapper
-    isolated = context._isolate_recompiles_id
-    set_callback, isolate = frames.set_eval_frame, frames.set_eval_frame_isolate_recompiles_id
-    symbolic: Any = sys.modules["torch.fx._symbolic_trace"]
-    calls: Any = sys.modules["torch._dynamo.mutation_guard"].GenerationTracker
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if (
-            not switch.on
-            or frames._stance is not stance
-            or _modes()  # torch compiles or exports what is called
-            or _is_jit_tracing()
-            or symbolic._is_fx_tracing_flag
-        ):
-            return wrapper(*args, **kwargs)
-        calls.generation += 1  # by which CUDA graphs know whose outputs they may overwrite
-        isolated_before = isolate(isolated)
-        before = set_callback(callback)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            set_callback(before)
-            isolate(isolated_before)
-
-    return call
 
 
 def variables(function: Any) -> dict[str, Any]:

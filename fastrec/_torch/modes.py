@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, TypeVar
 
-import torch
 from torch.overrides import TorchFunctionMode
 
+from fastrec._torch.internals import function_mode_at, function_mode_count, pop_function_mode, push_function_mode
+
 # What entering and leaving a TorchFunctionMode does.
-push: Callable[[TorchFunctionMode], None] = torch._C._push_on_torch_function_stack
-
-pop: Callable[[], object] = torch._C._pop_torch_function_stack
-
-mode_at: Callable[[int], TorchFunctionMode] = torch._C._get_function_stack_at
-
-mode_count: Callable[[], int] = torch._C._len_torch_function_stack
-
 Mode = TypeVar("Mode", bound=TorchFunctionMode)
 
 
@@ -54,12 +47,12 @@ def off_stack(mode: TorchFunctionMode) -> Iterator[None]:
 
 def current_modes() -> list[TorchFunctionMode]:
     """The modes of this thread, the outermost first."""
-    return [mode_at(i) for i in range(mode_count())]
+    return [function_mode_at(i) for i in range(function_mode_count())]
 
 
 def set_modes(wanted: list[TorchFunctionMode]) -> None:
     """Let these be the modes of this thread."""
-    for _ in range(mode_count()):
-        pop()
+    for _ in range(function_mode_count()):
+        pop_function_mode()
     for mode in wanted:
-        push(mode)
+        push_function_mode(mode)

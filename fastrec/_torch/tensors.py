@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._dynamo.guards import TensorGuards
 
-from fastrec._errors import GradientError, UnsupportedTensorError
-from fastrec.events.capture import CaptureSpec
+from fastrec._errors import UnsupportedTensorError
+from fastrec._torch.internals import TensorGuards, no_function_modes, storage_id, storage_use_count
 
 TensorGuard = Callable[[Tensor], bool]
 
@@ -45,18 +44,13 @@ def never_matches(*values: Tensor) -> bool:
     return False
 
 
-_storage: Callable[[Tensor], int] = torch._C._storage_id  # type: ignore[attr-defined]
-
-_users: Callable[[int], int] = torch._C._storage_Use_Count
-
-
 def have_sole_owner(values: list[Tensor]) -> bool:
     """Whether no Python object but the list has these tensors or their memory, nor C++ (autograd, views)."""
     for value in values:
         if (
             getrefcount(value) != _REFERENCES
             or value._use_count() != _USES  # type: ignore[attr-defined]
-            or _users(_storage(value)) != _USERS
+            or storage_use_count(storage_id(value)) != _USERS
         ):
             return False
     return True
@@ -76,7 +70,7 @@ def own_their_storage(values: list[Tensor]) -> bool:
 def _counts(values: list[Tensor]) -> tuple[int, int, int]:
     for value in values:
         uses: int = value._use_count()  # type: ignore[attr-defined]
-        return getrefcount(value), uses, _users(_storage(value))
+        return getrefcount(value), uses, storage_use_count(storage_id(value))
     raise AssertionError
 
 
@@ -90,7 +84,7 @@ def outside_torch_modes() -> Iterator[None]:
 
     A tensor made in inference mode could never be saved for a backward pass by whoever reads it.
     """
-    with torch._C.DisableTorchFunction():
+    with no_function_modes():
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 yield
@@ -100,7 +94,7 @@ def outside_torch_modes() -> Iterator[None]:
 
 def clone_like(value: Tensor) -> Tensor:
     """A copy of a value that tells the same of it."""
-    with torch._C.DisableTorchFunction():
+    with no_function_modes():
         copy = value.clone()
         # Where gradients are off a copy requires none, and a record says whether its value does.
         return copy.requires_grad_() if value.requires_grad else copy
@@ -140,35 +134,3 @@ _SUB_BYTE = frozenset(
     for name in (f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8))
     if isinstance(found := getattr(torch, name, None), torch.dtype)
 )
-
-
-def check_gradients(value: Tensor, spec: CaptureSpec) -> None:
-    """Refuse gradients where none can flow.
-
-    With keep_grad a floating value that requires no gradient is kept all the same: behind a frozen backbone it is the
-    input of what is trained, and refusing it would forbid probes and distillation teachers.
-    """
-    for name, asked in (("keep_grad", spec.keep_grad), ("save_gradient", spec.save_gradient)):
-        if not asked:
-            continue
-        if not torch.is_grad_enabled():
-            where = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
-            raise GradientError(
-                f"CaptureSpec({name}=True) met a value that was computed under torch.{where}, where no graph is "
-                f"built; run the pass with gradients on, or drop {name}"
-            )
-        if not (value.is_floating_point() or value.is_complex()):
-            raise GradientError(
-                f"CaptureSpec({name}=True) met a value of {value.dtype}, through which no gradient flows; select "
-                f"floating values only, with dtype(...) for instance, or drop {name} there"
-            )
-    if spec.keep_grad and value.is_inference():
-        raise GradientError(
-            "CaptureSpec(keep_grad=True) met a tensor made under torch.inference_mode, which can't be part of a graph; "
-            "make it under torch.no_grad, or clone it outside of inference mode"
-        )
-    if spec.save_gradient and not value.requires_grad:
-        raise GradientError(
-            "CaptureSpec(save_gradient=True) met a value that does not require a gradient, so none will ever reach "
-            "it; select values behind trainable parameters, or drop save_gradient"
-        )

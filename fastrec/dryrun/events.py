@@ -13,17 +13,16 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import FastrecError
-from fastrec._torch.tensors import check_copyable, check_gradients
+from fastrec._torch.internals import functorch_level, no_function_modes
+from fastrec._torch.tensors import check_copyable
 from fastrec.engines._protocol import Tap
-from fastrec.events.capture import CaptureSpec
+from fastrec.events.capture import CaptureSpec, check_gradients
 from fastrec.events.context import RecordContext, torch_dtype
 from fastrec.events.position import Position, RecordMetaMaker
 from fastrec.events.sites import Catalog, PassInfo, RecordMeta, Site
 from fastrec.session.options import RecorderOptions
 
 SOURCES = ("input", "buffer")
-
-_interpreter = torch._C._functorch.peek_interpreter_stack
 
 
 class Obstacles(NamedTuple):
@@ -115,7 +114,7 @@ class Watch:
         return False
 
     def _meet(self, place: Position, site: Site, run: DryPass, value: Tensor) -> None:
-        with torch._C.DisableTorchFunction():
+        with no_function_modes():
             now = perf_counter()
             parents = run.parents
             if self._history is not None and parents:
@@ -169,7 +168,7 @@ def _name(value: Tensor) -> str:
 
 
 def _obstacles(value: Tensor) -> Obstacles:
-    if _interpreter() is not None:
+    if functorch_level() is not None:
         wrapped = "UnsupportedTensorError: it ran inside of a functorch transform (vmap, grad, jvp)"
         return Obstacles(wrapped, None, None)
     return Obstacles(

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import torch
 
-from fastrec._errors import OptionError, did_you_mean
+from fastrec._errors import GradientError, OptionError, did_you_mean
 
 
 class CaptureSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,3 +115,35 @@ def kept_dtype(spec: CaptureSpec, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a value is kept: integers and booleans are never cast."""
     castable = dtype.is_floating_point or dtype.is_complex
     return spec.dtype if spec.dtype is not None and castable else dtype
+
+
+def check_gradients(value: torch.Tensor, spec: CaptureSpec) -> None:
+    """Refuse gradients where none can flow.
+
+    With keep_grad a floating value that requires no gradient is kept all the same: behind a frozen backbone it is the
+    input of what is trained, and refusing it would forbid probes and distillation teachers.
+    """
+    for name, asked in (("keep_grad", spec.keep_grad), ("save_gradient", spec.save_gradient)):
+        if not asked:
+            continue
+        if not torch.is_grad_enabled():
+            where = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
+            raise GradientError(
+                f"CaptureSpec({name}=True) met a value that was computed under torch.{where}, where no graph is "
+                f"built; run the pass with gradients on, or drop {name}"
+            )
+        if not (value.is_floating_point() or value.is_complex()):
+            raise GradientError(
+                f"CaptureSpec({name}=True) met a value of {value.dtype}, through which no gradient flows; select "
+                f"floating values only, with dtype(...) for instance, or drop {name} there"
+            )
+    if spec.keep_grad and value.is_inference():
+        raise GradientError(
+            "CaptureSpec(keep_grad=True) met a tensor made under torch.inference_mode, which can't be part of a graph; "
+            "make it under torch.no_grad, or clone it outside of inference mode"
+        )
+    if spec.save_gradient and not value.requires_grad:
+        raise GradientError(
+            "CaptureSpec(save_gradient=True) met a value that does not require a gradient, so none will ever reach "
+            "it; select values behind trainable parameters, or drop save_gradient"
+        )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING, Literal, overload
+from typing import Literal, overload
 
 from fastrec.recording._recording import Recording
-
-if TYPE_CHECKING:
-    from fastrec.sinks.hdf5.live import LiveRecording
-    from fastrec.sinks.hdf5.recover import Recovered
+from fastrec.sinks.hdf5.live import LiveRecording
+from fastrec.sinks.hdf5.recover import Recovered, recover_files
+from fastrec.sinks.hdf5.source import open_source
 
 
 @overload
@@ -40,10 +39,6 @@ def load(path: str | PathLike[str], *, live: bool = False) -> Recording:
     Values are read when they are asked for, onto the CPU. Raises RecordingNotFoundError where there is no recording,
     DamagedFileError where a file is none, or not all of one.
     """
-    # h5py takes longer to import than the rest of fastrec.
-    from fastrec.sinks.hdf5.live import LiveRecording
-    from fastrec.sinks.hdf5.source import open_source
-
     if live:
         return LiveRecording(path)
     return Recording(open_source(path))
@@ -66,6 +61,4 @@ def recover(path: str | PathLike[str], to: str | PathLike[str] | None = None) ->
     ``load`` reads such a recording as it is; other tools need a finished one. Don't use it on a recording that is
     still being written. Raises what ``load`` does, and RecordingExistsError where there is something at ``to``.
     """
-    from fastrec.sinks.hdf5.recover import recover_files
-
     return recover_files(path, to)

@@ -12,6 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastrec._torch.internals import (
+    TensorBase,
+    functorch_level,
+    is_any_autocast_enabled,
+    is_functorch_wrapper,
+    no_function_modes,
+)
 from fastrec._torch.trees import argument_leaves, leaves
 from fastrec.events.position import Position
 from fastrec.events.sites import Site
@@ -29,7 +36,7 @@ from fastrec.graph.raw import (
     referenced,
 )
 from fastrec.graph.saving import Saver
-from fastrec.graph.tracking import GeneratorStates, ModelState, StackReader, Transforms, Writes, interpreter, is_wrapped
+from fastrec.graph.tracking import GeneratorStates, ModelState, StackReader, Transforms, Writes
 from fastrec.ops.facts import OpFacts, reads_inplace_flag
 
 _ATOMS = frozenset(
@@ -42,13 +49,9 @@ _LOOKS: Mapping[Any, str] = {
     for name in ("__bool__", "item", "__int__", "__float__", "__index__", "__complex__", "tolist")
 }
 
-_GRADIENTS: frozenset[Any] = frozenset({vars(torch._C.TensorBase)["grad"].__get__})
+_GRADIENTS: frozenset[Any] = frozenset({vars(TensorBase)["grad"].__get__})
 
-_DATA_SETTERS: frozenset[Any] = frozenset({vars(torch._C.TensorBase)["data"].__set__})
-
-_disabled = torch._C.DisableTorchFunction
-
-_any_autocast = torch._C._is_any_autocast_enabled
+_DATA_SETTERS: frozenset[Any] = frozenset({vars(TensorBase)["data"].__set__})
 
 
 class Pass:
@@ -132,9 +135,9 @@ class GraphListener:
             seconds,
             self._stack(2),
             writes,
-            _autocast() if _any_autocast() else (),
+            _autocast() if is_any_autocast_enabled() else (),
         )
-        with _disabled():
+        with no_function_modes():
             self._returned(call, tuple(parents), value, args, kwargs)
         return out
 
@@ -158,7 +161,7 @@ class GraphListener:
         call.parameters = tuple(dict.fromkeys(parameters))
         call.stack = self._stack(2)
         inner = tuple(range(first, len(self._ops)))
-        with _disabled():
+        with no_function_modes():
             unseen = [value for _, value in leaves(out) if self._producer(value) is None]
             self._returned(call, tuple(dict.fromkeys((*parents, *inner[-1:]))), unseen, args, kwargs)
         return out
@@ -225,7 +228,7 @@ class GraphListener:
         )
         call.args = tuple(self._refs[op] for op in entered.entered)
         call.stack = entered.stack
-        with _disabled():
+        with no_function_modes():
             self._returned(call, entered.entered, out, (), {})
 
     def raised(self, place: Position) -> None:
@@ -249,7 +252,7 @@ class GraphListener:
         """The pass returned."""
         for path, value in leaves(out):
             self._parents = []
-            with _disabled():
+            with no_function_modes():
                 template = self._tensor(value)
                 call = CapturedCall(None, "", "output", "", f":out{path}")
                 call.args = (template,)
@@ -285,7 +288,7 @@ class GraphListener:
         if op not in self._parents:
             self._parents.append(op)
         if self._writes.by_storage:
-            with _disabled():
+            with no_function_modes():
                 later = self._writes.since(value, op)
                 if later:
                     self._parents.extend(w for w in later if w not in self._parents)
@@ -300,7 +303,7 @@ class GraphListener:
             return parameter
         address = self._state.buffer_address(value)
         wrapped = None
-        if self._transforms.inside or is_wrapped(value):
+        if self._transforms.inside or is_functorch_wrapper(value):
             wrapped = self._transforms.producer(value, self._producer)
         if wrapped is not None:
             index = wrapped
@@ -319,7 +322,7 @@ class GraphListener:
         held = self._constants.get(id(value))
         if held is not None and held[0]() is value and held[1] == version:
             return held[2]
-        with _disabled():
+        with no_function_modes():
             shape = () if value.is_nested else tuple(value.shape)
             constant = ConstantTensor(shape, value.dtype, self._saver.snapshot(value))
         self._constants[id(value)] = (weakref.ref(value), version, constant)
@@ -339,7 +342,7 @@ class GraphListener:
 
     def _add_source(self, kind: Any, value: Tensor, site: str, parents: tuple[int, ...] = ()) -> CapturedOp:
         number = self._numbers[kind] = self._numbers.get(kind, 0) + 1
-        with _disabled():
+        with no_function_modes():
             op = self._add(kind, CapturedCall(None, "", kind, f"{kind}_{number}", site), parents, value)
             self._bind(value, op.index)
         return op
@@ -370,7 +373,7 @@ class GraphListener:
         self._values[id(value)] = (weakref.ref(value), index)
         if self._keeps:
             self._saver.save(op, value)
-        if interpreter() is not None:
+        if functorch_level() is not None:
             self._transforms.note(value, op.index)
         return op
 

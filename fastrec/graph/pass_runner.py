@@ -16,8 +16,8 @@ from torch import nn
 
 from fastrec._errors import FastrecWarning, OptionError, UnsupportedModelError
 from fastrec._torch.state import seeded
+from fastrec._torch.wrappers import is_compiled_wrapper
 from fastrec.engines import EagerEngine
-from fastrec.engines.eager.modules import is_compiled_wrapper
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph.capture import GraphListener
 from fastrec.graph.raw import Capture

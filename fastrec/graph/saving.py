@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import UnsupportedTensorError
+from fastrec._torch.internals import functorch_level, no_function_modes
 from fastrec._torch.tensors import check_copyable
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph.raw import CapturedOp, Readable
 from fastrec.sinks._copying import parts_of, watch_gradient
-
-_interpreter = torch._C._functorch.peek_interpreter_stack
 
 
 class Everything:
@@ -73,7 +72,7 @@ class Saver:
         if not self._keeps_all and op.index not in self.keep:
             return
         plain = type(value) is Tensor and value.layout == torch.strided and not value.is_quantized
-        if not plain or _interpreter() is not None:
+        if not plain or functorch_level() is not None:
             reason = reason_not_saved(value)
             if reason:
                 op.unsaved = reason
@@ -100,7 +99,7 @@ class Saver:
 
 def copied(value: Tensor) -> Tensor:
     """A detached copy that nobody else writes to."""
-    with torch._C.DisableTorchFunction():
+    with no_function_modes():
         if not torch.is_inference_mode_enabled():
             return value.detach().clone() if value.requires_grad else value.clone()
         # What is made in inference mode could not be saved for a backward pass by whoever reads it.
@@ -110,7 +109,7 @@ def copied(value: Tensor) -> Tensor:
 
 def reason_not_saved(value: Tensor) -> str:
     """Why no right copy can be made of a value; nothing where it can."""
-    if _interpreter() is not None:
+    if functorch_level() is not None:
         return "it was computed inside of a functorch transform (vmap, grad, jvp), whose values must not escape"
     try:
         check_copyable(value)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from fastrec._torch.internals import printoptions
 
 
 def format_operation(op: Any) -> str:
@@ -46,7 +47,7 @@ def _preview(op: Any) -> list[str]:
     while value.dim() > 2:
         value = value[0] if value.shape[0] else value.reshape(0)
     cut = value[tuple(slice(0, 5) for _ in value.shape)]
-    with torch._tensor_str.printoptions(threshold=50):
+    with printoptions(threshold=50):
         text = str(cut).splitlines()
     more = "..." if cut.numel() < op.activation.numel() else ""
     return [f"    {line}" + (more if number == len(text) else "") for number, line in enumerate(text, 1)]

@@ -14,6 +14,14 @@ import msgspec
 import torch
 from torch import Tensor, nn, overrides
 
+from fastrec._torch.internals import (
+    OpOverload,
+    OpOverloadPacket,
+    call_impl,
+    functorch_unwrapped,
+    is_functorch_wrapper,
+    wrapped_call_impl,
+)
 from fastrec.graph.raw import Parameter, Stack
 from fastrec.ops.facts import op_facts
 
@@ -158,13 +166,6 @@ def _meet(axes: list[tuple[int, int, int]], difference: int) -> bool:
     return any(-other_size < n < size and _meet(axes[1:], difference - n * stride) for n in (steps, steps + 1))
 
 
-interpreter = torch._C._functorch.peek_interpreter_stack
-
-is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-
-_unwrap = torch._C._functorch.get_unwrapped
-
-
 class Transforms:
     """Follows values into transforms and out of them, by what the wrappers hold."""
 
@@ -188,8 +189,8 @@ class Transforms:
 
 
 def _unwrapped(value: Tensor) -> Tensor:
-    while is_wrapped(value):
-        value = _unwrap(value)
+    while is_functorch_wrapper(value):
+        value = functorch_unwrapped(value)
     return value
 
 
@@ -204,7 +205,7 @@ _DRAWS = re.compile(
 def may_draw(func: Callable[..., Any]) -> bool:
     """Whether a call of a function may draw random numbers."""
     module = getattr(func, "__module__", None) or ""
-    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket) or not _is_torchs(func, module):
+    if isinstance(func, OpOverload | OpOverloadPacket) or not _is_torchs(func, module):
         return True
     facts = op_facts(func)
     return facts is None or _DRAWS.search(facts.layer_type) is not None
@@ -259,7 +260,7 @@ _HERE = str(Path(__file__).parent.parent)
 
 _HANDLE = overrides.handle_torch_function.__code__
 
-_MACHINERY = {nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__}
+_MACHINERY = {call_impl.__code__, wrapped_call_impl.__code__}
 
 
 class StackReader:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, overrides
-from torch._library.custom_ops import CustomOpDef
 
+from fastrec._torch.internals import CustomOpDef, builtin_functions, builtin_nn_functions, registered_op_names
 from fastrec.ops.facts import ASKS_FOR_A_MODE, closed_over, op_facts, openable
 from fastrec.ops.table import OPERATORS, canonical
 
@@ -21,8 +21,8 @@ from fastrec.ops.table import OPERATORS, canonical
 _NAMESPACES = (
     Tensor,
     torch,
-    torch._C._VariableFunctions,
-    torch._C._nn,
+    builtin_functions,
+    builtin_nn_functions,
     torch.nn.functional,
     torch.linalg,
     torch.fft,
@@ -93,7 +93,7 @@ def _scan(func: Callable[..., Any]) -> frozenset[str] | None:
 
 def _everything() -> frozenset[str]:
     """All ops there are now, the users' own included."""
-    registered = (name.rpartition("::")[2].partition(".")[0] for name in torch._C._dispatch_get_all_op_names())
+    registered = (name.rpartition("::")[2].partition(".")[0] for name in registered_op_names())
     seen_by_modes = (
         facts.layer_type
         for functions in overrides.get_overridable_functions().values()

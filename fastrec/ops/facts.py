@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import torch
 from torch import overrides
-from torch._ops import OpOverload, OpOverloadPacket
 
+from fastrec._torch.internals import OpOverload, OpOverloadPacket
 from fastrec.ops.table import (
     COLLECTIVES,
     ESCAPES,

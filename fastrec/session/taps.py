@@ -9,10 +9,10 @@ from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 import msgspec
-import torch
 from torch import Tensor
 
 from fastrec._errors import FastrecWarning, OptionError, UnsupportedTensorError
+from fastrec._torch.internals import are_function_modes_off, function_mode_count, functorch_level, no_function_modes
 from fastrec._torch.tensors import TensorGuard, check_copyable, never_matches, tensor_guard
 from fastrec.engines._protocol import Engine
 from fastrec.events.capture import CaptureSpec
@@ -29,14 +29,7 @@ from fastrec.sinks._protocol import ColumnWriter, Sink
 MAX_CELLS = 64
 """Shapes that a tap remembers at one place, before it looks them up anew."""
 
-_interpreter = torch._C._functorch.peek_interpreter_stack
-
 # Looking at a value is an op to every mode on the stack: this recorder's own around a module, or another's.
-_modes = torch._C._len_torch_function_stack
-
-_are_off = torch._C._is_torch_function_all_disabled
-
-_no_modes = torch._C.DisableTorchFunction
 
 
 def _no_tensor(value: Tensor) -> int:
@@ -172,14 +165,14 @@ class KeepTap:
         self._cell: tuple[TensorGuard, bool, _Kept] = (never_matches, False, (-1, _no_tensor))
 
     def __call__(self, run: PassRun, value: Tensor) -> None:
-        if _modes() and not _are_off():
-            with _no_modes():
+        if function_mode_count() and not are_function_modes_off():
+            with no_function_modes():
                 return self(run, value)
         # Read as one, because other threads turn to other cells.
         test, requires_grad, kept = self._cell
         try:
             if not test(value) or value.requires_grad is not requires_grad or run.parents is not None:
-                if _interpreter() is not None:
+                if functorch_level() is not None:
                     return self._state.warn_transformed(self._site)
                 kept = self._meet(run, value)
             variant, append = kept
@@ -254,8 +247,8 @@ class AskTap:
         self._cell: tuple[TensorGuard, bool, RecordMeta | None] = (never_matches, False, None)
 
     def __call__(self, run: PassRun, value: Tensor) -> None:
-        if _modes() and not _are_off():
-            with _no_modes():
+        if function_mode_count() and not are_function_modes_off():
+            with no_function_modes():
                 return self(run, value)
         question = self._question
         try:

@@ -12,6 +12,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from fastrec._torch.internals import no_function_modes
 from fastrec._torch.tensors import outside_torch_modes
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.recording._source import Part
@@ -59,7 +60,7 @@ class RowMaker:
         if torch.is_inference_mode_enabled():
             with outside_torch_modes():
                 return self.make(count)
-        with torch._C.DisableTorchFunction():
+        with no_function_modes():
             return BlockRows(
                 torch.empty(
                     (count, *self.shape),
@@ -84,7 +85,7 @@ class BlockRows:
 
     def write(self, place: int, value: Tensor) -> None:
         """Copy a value to a place."""
-        with torch._C.DisableTorchFunction():
+        with no_function_modes():
             # detach() keeps the copy out of autograd; copy_ resolves strides and lazy negation or conjugation.
             self._values[place].copy_(value.detach(), non_blocking=self._arrive_from is not None)
 

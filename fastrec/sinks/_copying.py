@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import OptionError
+from fastrec._torch.internals import no_function_modes
 from fastrec._torch.tensors import check_copyable
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.recording._source import Part
@@ -137,14 +138,14 @@ def parts_of(value: Tensor, spec: CaptureSpec) -> dict[Part, Tensor]:
 
 
 def _attached_copy(value: Tensor, spec: CaptureSpec) -> Tensor:
-    with torch._C.DisableTorchFunction():
+    with no_function_modes():
         moved = value.to(device=spec.device, dtype=kept_dtype(spec, value.dtype))
         return value.clone() if moved is value else moved
 
 
 def _transformed(value: Tensor, spec: CaptureSpec) -> Tensor:
     assert spec.transform is not None
-    with torch._C.DisableTorchFunction(), torch.set_grad_enabled(spec.keep_grad):
+    with no_function_modes(), torch.set_grad_enabled(spec.keep_grad):
         given = value if spec.keep_grad else value.detach()
         if given.is_inference():
             given = given.clone()  # its version could not tell that the transform wrote into the model's tensor
@@ -166,10 +167,10 @@ def watch_gradient(value: Tensor, spec: CaptureSpec, gradients: dict[int, Tensor
     """Keep the gradient that reaches a value, the sum if several backward passes do."""
 
     def keep(gradient: Tensor) -> None:
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with no_function_modes(), torch.no_grad():
             arrived = gradient.detach().clone().to(device=spec.device, dtype=kept_dtype(spec, gradient.dtype))
             earlier = gradients.get(row)
             gradients[row] = arrived if earlier is None else earlier + arrived
 
-    with torch._C.DisableTorchFunction():
+    with no_function_modes():
         value.register_hook(keep)  # type: ignore[no-untyped-call]

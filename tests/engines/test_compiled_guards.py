@@ -460,7 +460,7 @@ def test_what_checkpointing_runs_again_is_no_pass(kept: Any, monkeypatch: pytest
             passes(lambda m: torch.compile(m, backend="aot_eager"))
     if kept == "tanh":
         assert passes(lambda m: torch.compile(m, backend="aot_eager"), reentrant=True)[0] == 2
-        monkeypatch.setattr(compiled, "_graph_task", lambda: -1)
+        monkeypatch.setattr(compiled, "graph_task_id", lambda: -1)
         with pytest.raises(UnsupportedModelError, match="computes '1/tanh'"):  # a pass of it is expected
             passes(lambda m: torch.compile(m, backend="aot_eager"), reentrant=True)
 

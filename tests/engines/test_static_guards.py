@@ -165,7 +165,7 @@ def test_parts_that_autograd_runs_again_are_told_from_calls(monkeypatch: pytest.
             model(torch.randn(3, 4))
 
     assert not differ(Checkpoints, drive, keep_op="tanh")
-    monkeypatch.setattr(static, "_graph_task", lambda: -1)
+    monkeypatch.setattr(static, "graph_task_id", lambda: -1)
     assert differ(Checkpoints, drive, keep_op="tanh")
 
 

@@ -8,14 +8,14 @@ the graph does not hold (nobody uses their value, or they run outside of it).
 from __future__ import annotations
 
 import operator
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
+from fastrec._torch.dynamo import DYNAMO_FOLDER, NUMPY_FUNCTIONS_MODULE
+from fastrec._torch.internals import TensorBase
 from fastrec._torch.trees import leaves
 from fastrec.engines.compiled.reference_run import Caller, ReferenceTrace, TraceEvent, TraceValue, constants_in
 from fastrec.engines.eager.modules import TrackedModule
@@ -23,8 +23,6 @@ from fastrec.ops.facts import OpFacts, op_facts
 from fastrec.ops.table import TENSOR_PROPERTIES
 
 _FRAME = re.compile(r'File "([^"]+)", line \d+, in (torch_dynamo_resume_in_)?(\S+?)(?(2)_at_\d+)$', re.MULTILINE)
-
-_DYNAMO = os.path.join("torch", "_dynamo")
 
 ADDED = "fastrec_added"
 """In the meta of a node: a recorder has put it there."""
@@ -154,7 +152,7 @@ class Alignment:
 def _caller(node: fx.Node) -> Caller | None:
     """The function in which a node was traced, but for those that stand for others in dynamo."""
     found = _FRAME.findall(node.meta.get("stack_trace") or "")
-    return next(((file, name) for file, _, name in reversed(found) if _DYNAMO not in file), None)
+    return next(((file, name) for file, _, name in reversed(found) if DYNAMO_FOLDER not in file), None)
 
 
 def facts_of(node: fx.Node) -> OpFacts | None:
@@ -169,10 +167,10 @@ def facts_of(node: fx.Node) -> OpFacts | None:
         return None
     if target is getattr:
         name = str(node.args[1])
-        return op_facts(vars(torch._C.TensorBase)[name].__get__) if name in TENSOR_PROPERTIES else None
+        return op_facts(vars(TensorBase)[name].__get__) if name in TENSOR_PROPERTIES else None
     if target is operator.getitem and not isinstance(example(node.args[0]), Tensor):
         return None  # takes a tensor out of a tuple
-    if type(target).__module__ == "torch._dynamo.utils":
+    if type(target).__module__ == NUMPY_FUNCTIONS_MODULE:
         return None  # a function of numpy, which dynamo computes with torch
     return op_facts(target)
 

@@ -19,19 +19,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastrec._errors import FastrecError, FastrecWarning, SessionError, UnsupportedModelError
+from fastrec._torch.internals import functorch_level, graph_task_id
 from fastrec._torch.tensors import clone_like
+from fastrec._torch.wrappers import keep_out_of_compiling
 from fastrec.engines._protocol import MakePassBatch, PassBatch, PassFilter, PlanningListener
 from fastrec.engines.compiled.graphs import CapturedGraph, GraphRoute, GraphStep, GraphTransition, Links
 from fastrec.engines.compiled.roots import Arguments, CompiledRoot, CompileGraph, Roots, compiled_roots
 from fastrec.engines.eager.module_calls import COMPILED_CALLS, MODULE_CALLS, Call
-from fastrec.engines.eager.supported import keep_out_of_compiling
 from fastrec.events.sites import Frame
 
 _grad_is_on = torch.is_grad_enabled
-
-_graph_task = torch._C._current_graph_task_id
-
-_interpreter = torch._C._functorch.peek_interpreter_stack
 
 
 class CompiledEngine:
@@ -121,8 +118,8 @@ class CompiledEngine:
     def _call(self, root: CompiledRoot, own: Callable[..., Any], arguments: Arguments, wanting: Roots) -> Any:
         """A call of a root, which by itself would run ``own``; recorders that came later are ``wanting`` its values."""
         state, listener, ahead = self._thread.state, self._listener, self._ahead
-        if state.muted or _graph_task() != -1 or _interpreter() is not None:
-            if root.ran is not None and _graph_task() != -1:
+        if state.muted or graph_task_id() != -1 or functorch_level() is not None:
+            if root.ran is not None and graph_task_id() != -1:
                 # What checkpointing runs again has to save the same tensors.
                 return self._thread.mute(root.run, (root.ran, own, arguments), {})
             return self._thread.mute(root.call, (own, arguments, wanting), {})

@@ -13,7 +13,6 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from fastrec._errors import UnsupportedModelError
-from fastrec._torch.dynamo import leaves_no_state
 from fastrec._torch.modes import unseen_by_dynamo
 from fastrec._torch.trees import leaves
 from fastrec.engines._protocol import MakePassBatch, PassBatch, PlannedTap, PlanningListener
@@ -40,7 +39,6 @@ class CapturedGraph:
     def __init__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> None:
         self._graph = module.graph
         self.inputs = list(inputs)
-        self.leaves_no_state = leaves_no_state(module.graph)
         self._look()
         self.compiled: Any = None  # by the user's backend
         self._attached: dict[int, None] = {}  # the positions of what is attached, also for recorders around this one

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from functools import partial
 from types import FrameType, MethodType
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from fastrec._errors import UnsupportedModelError
+from fastrec._torch.dynamo import not_compiling
+from fastrec._torch.internals import no_function_modes, saved_tensors_hooks_error
 from fastrec._torch.modes import unseen_by_dynamo
 from fastrec._torch.state import attributes_restored, random_state_restored, restored
 from fastrec._torch.trees import leaves
@@ -36,8 +37,6 @@ UNASKED: Any = object()
 Caller = tuple[str, str]
 
 _OVERRIDES = torch.overrides.__file__
-
-_saving_is_free = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message
 
 
 class TensorIds:
@@ -179,7 +178,7 @@ def _caller_of(func: Any) -> Caller | None:
 
 def random_state() -> Tensor:
     """The state of the generators that ops draw from."""
-    with torch._C.DisableTorchFunction():
+    with no_function_modes():
         states = [torch.default_generator.get_state()]
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             states += [generator.get_state() for generator in torch.cuda.default_generators]
@@ -281,15 +280,14 @@ class ReferenceTracer(EagerEngine):
         for thread in (*COMPILED_CALLS.threads(), *MODULE_CALLS.threads()):
             unseen = partial(_muted, thread, unseen)
         with ExitStack() as stack:
-            if _saving_is_free() is None:
+            if saved_tensors_hooks_error() is None:
                 # Else whoever saves tensors for the pass (checkpointing) would get those of the lesson too.
                 stack.enter_context(saved_tensors_hooks(_itself, _itself))
             stack.enter_context(random_state_restored())
             stack.enter_context(attributes_restored(self._objects))
             stack.enter_context(restored(self._modules))
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-            # Models look at it to compute otherwise while they are compiled, which is when this runs.
-            stack.enter_context(patch.object(torch.compiler, "_is_compiling_flag", False))
+            stack.enter_context(not_compiling())
             for module in self._modules:
                 _uncompile(module)
             copied_args, copied_kwargs = self._copied((args, dict(kwargs)), tokens)

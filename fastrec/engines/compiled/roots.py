@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from fastrec._errors import SessionError, UnsupportedModelError
-from fastrec._torch.dynamo import CompiledCode, CompiledSwap, Switch, compiled_part, function_of
+from fastrec._torch.dynamo import CompiledCode, CompiledSwap, compiled_part, function_of
+from fastrec._torch.internals import GLOBAL_HOOKS
+from fastrec._torch.wrappers import is_compiled_wrapper, unwrapped
 from fastrec.engines._protocol import PlanningListener
 from fastrec.engines.compiled.graphs import CapturedGraph, GraphStep
 from fastrec.engines.compiled.reference_run import ReferenceTrace, ReferenceTracer
 from fastrec.engines.eager.module_calls import COMPILED_CALLS
-from fastrec.engines.eager.modules import GLOBAL_HOOKS, is_compiled_wrapper, unwrapped
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -58,7 +59,6 @@ class CompiledRoot:
         self._detour: CompiledSwap | None = None
         self.start = GraphStep()
         self.graphs: list[CapturedGraph] = []
-        self.lean = Switch()
         modules, objects = ({name: self.inner}, []) if self.inner is not None else _reached(name, self.code)
         self.teacher = ReferenceTracer(modules, objects, listener, sources=sources, parents=parents)
 
@@ -74,7 +74,7 @@ class CompiledRoot:
         self.backend = backend
         self.caught = caught
         if self._state is not None:
-            self.own = self.code.own(self.lean)
+            self.own = self.code.compiled
         elif self.module is not None:
             self.own = partial(COMPILED_CALLS.original, self.module)
         self.alone = self.compiled_for((self,))
@@ -94,7 +94,6 @@ class CompiledRoot:
                 if self.catches:
                     self.code.release()
         self.alone = self.own = self.code.compiled  # calls that still run
-        self.lean.on = False
         if self._detour is not None:
             self._detour.leave(self)
             self._detour = None
@@ -108,14 +107,13 @@ class CompiledRoot:
     def add(self, graph: CapturedGraph) -> None:
         """A graph of it is compiled."""
         self.graphs.append(graph)
-        self.lean.on = all(graph.leaves_no_state for graph in self.graphs)
 
     def compiled_for(self, roots: Roots) -> Callable[..., Any]:
         """The same, compiled so that these roots get what they keep."""
         compile_graph: CompileGraph = self.code.backend
         for root in reversed(roots):
             compile_graph = partial(root.backend, root, compile_graph)
-        return self.code.compiled_by(_Backend(compile_graph, self.code.backend), self.lean)
+        return self.code.compiled_by(_Backend(compile_graph, self.code.backend))
 
     def call(self, own: Callable[..., Any], arguments: Arguments, wanting: Roots) -> Any:
         """Call it for the recorders that want what it computes, after those that came before were asked."""

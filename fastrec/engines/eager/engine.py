@@ -16,13 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from fastrec._errors import FastrecWarning, SessionError
+from fastrec._torch.internals import (
+    GLOBAL_HOOKS,
+    call_impl,
+    functorch_level,
+    graph_task_id,
+    tracing_state,
+    wrapped_call_impl,
+)
 from fastrec._torch.modes import PlainMode, off_stack
 from fastrec._torch.trees import argument_leaves
+from fastrec._torch.wrappers import keep_out_of_compiling, runs_compiled
 from fastrec.engines._protocol import Listener, OpRunner, PassFilter
 from fastrec.engines.eager.mode import OpMode, ThreadState
 from fastrec.engines.eager.module_calls import MODULE_CALLS, Call
-from fastrec.engines.eager.modules import GLOBAL_HOOKS, ModuleRegistry, TrackedModule, is_fused_now
-from fastrec.engines.eager.supported import InnerSites, check_roots, keep_out_of_compiling, runs_compiled
+from fastrec.engines.eager.modules import ModuleRegistry, TrackedModule, is_fused_now
+from fastrec.engines.eager.supported import InnerSites, check_roots
 from fastrec.engines.eager.tracing import PerformingMode, TracingMode
 from fastrec.engines.eager.trie import SourceStep, TrieNode
 from fastrec.events.sites import Frame, Site
@@ -39,14 +48,6 @@ _TRACED = (
     "a recorded model was called by torch.jit.trace, into whose graph a recorder's own work must not get, so these "
     "calls are not recorded"
 )
-
-_CALL_IMPL = nn.Module._call_impl
-
-_graph_task = torch._C._current_graph_task_id
-
-_tracing = torch._C._get_tracing_state
-
-_interpreter = torch._C._functorch.peek_interpreter_stack
 
 
 class EagerEngine:
@@ -161,7 +162,7 @@ class EagerEngine:
                     return outermost(layer, call, called, args, kwargs)
                 return _plain(call, module, args, kwargs)
             # Where ops are watched, what runs autograd is seen, and nothing of it is watched.
-            if not watches and _graph_task() != -1:
+            if not watches and graph_task_id() != -1:
                 return _plain(call, module, args, kwargs)
             entered = mode.node.entered
             if entered.module is not module:
@@ -205,7 +206,7 @@ class EagerEngine:
                     out = run_apart(mode, entered, call, module, args, kwargs)
                 elif call is not None:
                     out = call(module, *args, **kwargs)
-                elif unhooked and known.calls_forward and _tracing() is None:
+                elif unhooked and known.calls_forward and tracing_state() is None:
                     # What torch does with a module without hooks, less a Python frame.
                     out = module.forward(*args, **kwargs)
                 else:
@@ -232,7 +233,7 @@ class EagerEngine:
         self, layer: Call, call: Call | None, known: TrackedModule, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A call into a root from outside: a pass."""
-        if _graph_task() != -1:  # autograd runs a part of an earlier forward pass again
+        if graph_task_id() != -1:  # autograd runs a part of an earlier forward pass again
             return _plain(call, known.module, args, kwargs)
         run = self._listener.begin(known.address) if _is_ordinary(self._warn) else None
         if run is None:
@@ -403,10 +404,10 @@ class EagerEngine:
 
 def _is_ordinary(warn: Callable[[str, str], None]) -> bool:
     """Whether a call that begins can be a pass."""
-    if _interpreter() is not None:
+    if functorch_level() is not None:
         warn("transform", _TRANSFORMED)
         return False
-    if _tracing() is not None:
+    if tracing_state() is not None:
         warn("trace", _TRACED)
         return False
     return True
@@ -437,14 +438,14 @@ def _plain(call: Call | None, module: nn.Module, args: tuple[Any, ...], kwargs: 
         return call(module, *args, **kwargs)
     state = module.__dict__
     if (
-        module.__class__._call_impl is not _CALL_IMPL
+        module.__class__._call_impl is not call_impl
         or state.get("_forward_hooks", True)  # torch says what is wrong with a module that has none
         or state["_forward_pre_hooks"]
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
         or any(GLOBAL_HOOKS)
         or state.get("_compiled_call_impl") is not None
-        or _tracing() is not None
+        or tracing_state() is not None
     ):
-        return nn.Module._wrapped_call_impl(module, *args, **kwargs)  # type: ignore[no-untyped-call]
+        return wrapped_call_impl(module, *args, **kwargs)
     return module.forward(*args, **kwargs)

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fastrec._torch.modes import current_modes, mode_at, mode_count, pop, push, set_modes, unseen_by_dynamo
+from fastrec._torch.internals import (
+    function_mode_at,
+    function_mode_count,
+    graph_task_id,
+    no_function_modes,
+    pop_function_mode,
+    push_function_mode,
+)
+from fastrec._torch.modes import current_modes, set_modes, unseen_by_dynamo
 from fastrec._torch.trees import argument_leaves, leaves
 from fastrec.engines._protocol import Listener, Tap
 from fastrec.engines.eager.trie import PassCounters, RaisedStep, SourceStep, TrieNode
@@ -22,8 +30,6 @@ from fastrec.ops.facts import OpFacts, op_facts, opened
 if TYPE_CHECKING:
     from fastrec.engines.eager.modules import TrackedModule
 
-
-_graph_task: Callable[[], int] = torch._C._current_graph_task_id
 
 _ORDINARY = Site("", "op", "", "")
 
@@ -101,20 +107,20 @@ class OpMode(TorchFunctionMode):
 
     def watch(self) -> None:
         """Be asked about every op of this thread."""
-        push(self)
+        push_function_mode(self)
         self.on = True
 
     def unwatch(self) -> None:
         """Be asked no more."""
-        pop()
+        pop_function_mode()
         self.on = False
 
     def rest(self) -> bool:
         """Be asked no more for a while; False where that can't be, because a later mode stands before this one."""
-        count = mode_count()
-        if not count or mode_at(count - 1) is not self:
+        count = function_mode_count()
+        if not count or function_mode_at(count - 1) is not self:
             return False
-        pop()
+        pop_function_mode()
         self.on = False
         return True
 
@@ -194,7 +200,7 @@ class OpMode(TorchFunctionMode):
         return self._add(node)
 
     def _grow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if _graph_task() != -1:  # autograd runs a part of the forward pass again
+        if graph_task_id() != -1:  # autograd runs a part of the forward pass again
             return func(*args, **kwargs)
         before = self.node
         node = self.make(func)
@@ -234,7 +240,7 @@ class OpMode(TorchFunctionMode):
         self.follow(before, inside)
         self.node = inside
         try:
-            out = self._run_under(func, args, kwargs) if mode_count() else self._run_opened(func, args, kwargs)
+            out = self._run_under(func, args, kwargs) if function_mode_count() else self._run_opened(func, args, kwargs)
         finally:
             if self._tally is not None and self._tally_at is self.node:
                 self._tally.close_to(before.depth)
@@ -271,7 +277,7 @@ class OpMode(TorchFunctionMode):
 
     def enter(self, known: TrackedModule, step: Any, *, sealed: bool) -> TrieNode | None:
         """Grow the trie by a module that is entered; None while autograd runs a forward again."""
-        if _graph_task() != -1:
+        if graph_task_id() != -1:
             return None
         before = self.node
         node = self.tally().enter(known, before, sealed)
@@ -324,7 +330,7 @@ def _feed(tap: Tap, run: Any, value: Tensor) -> None:
     if type(value) is Tensor:
         tap(run, value)
     else:
-        with torch._C.DisableTorchFunction():
+        with no_function_modes():
             tap(run, value)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import nn
+
+from fastrec._torch.dynamo import compile_as, compiled_module_class
+from fastrec._torch.internals import wrapped_call_impl
 
 Call = Callable[..., Any]
 
@@ -70,11 +72,10 @@ class ModuleCalls:
         assert original is not None
         # Torch's own __call__ only chooses between the module's plain and its compiled call: a layer does that itself
         # and saves a Python frame per module. Somebody else's patch is called like any other layer.
-        call = None if original is nn.Module._wrapped_call_impl else original
+        call = None if original is wrapped_call_impl else original
         for layer in self._layers:
             call = layer(call)
-            # What is compiled meanwhile is a model as it is without a recorder: nobody watches inside of compiled code.
-            call._torchdynamo_inline = original  # type: ignore[attr-defined]
+            compile_as(call, original)
         self._patched().__call__ = call if self._layers and call else original  # type: ignore[method-assign]
 
     def _clear(self) -> None:
@@ -87,5 +88,4 @@ class ModuleCalls:
 
 MODULE_CALLS = ModuleCalls(lambda: nn.Module)
 
-# torch._dynamo is slow to import, and nothing can be compiled where nobody has imported it.
-COMPILED_CALLS = ModuleCalls(lambda: sys.modules["torch._dynamo.eval_frame"].OptimizedModule)
+COMPILED_CALLS = ModuleCalls(compiled_module_class)

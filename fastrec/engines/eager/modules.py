@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,16 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as _torch_modules
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from fastrec._torch.internals import call_impl
+from fastrec._torch.wrappers import is_compiled_wrapper, unwrapped
 from fastrec.events.sites import Frame
 from fastrec.ops.composites import inner_layer_types
 from fastrec.ops.facts import op_facts
-
-_TRANSPARENT = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-
-_WRAPPERS = (DistributedDataParallel, DataParallel)
 
 _MAX_ALIASES = 16
 
@@ -46,7 +41,7 @@ class TrackedModule:
         self.layer_type = self.frame.module_type.lower().replace("_", "")
         self.may_fuse = may_fuse(module)
         self.kind = type(module)
-        self.calls_forward = self.kind._call_impl is nn.Module._call_impl
+        self.calls_forward = self.kind._call_impl is call_impl
         self.only_calls = False  # as the scan finds it, for it may change
         self.runs_one_op = runs_one_op(module)
 
@@ -140,31 +135,6 @@ def _visit(module: nn.Module, address: str, found: dict[int, tuple[nn.Module, li
         above.remove(key)
 
 
-def is_compiled_wrapper(module: nn.Module) -> bool:
-    """Whether a module is what ``torch.compile`` made of another one."""
-    # torch._dynamo is slow to import, and nothing can be compiled where nobody has imported it.
-    dynamo = "_orig_mod" in module._modules and sys.modules.get("torch._dynamo.eval_frame")
-    return bool(dynamo) and isinstance(module, dynamo.OptimizedModule)  # type: ignore[union-attr]
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside of wrappers that only forward calls (DDP, DataParallel, FSDP, activation checkpointing)."""
-    while children := module._modules:
-        # Most modules are none, and to ask for the class of each would take half of the time that opening takes.
-        if "module" in children and isinstance(module, _WRAPPERS):
-            module = module.module
-            continue
-        inner = None if _TRANSPARENT.isdisjoint(children.keys()) else _inner(module)
-        if inner is None:
-            break
-        module = inner
-    return module
-
-
-def _inner(module: nn.Module) -> nn.Module | None:
-    return next((child for name, child in module._modules.items() if name in _TRANSPARENT and child), None)
-
-
 _ONE_OP: tuple[type[nn.Module], ...] = (
     nn.AdaptiveAvgPool2d,
     nn.AvgPool2d,
@@ -200,14 +170,6 @@ _FORWARDS: dict[type[nn.Module], Any] = {nn.Sequential: nn.Sequential.forward}
 
 for _kind in _ONE_OP:
     _FORWARDS[_kind] = _kind.forward
-
-# Torch keeps these objects for good, and only fills and empties them.
-GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
-    _torch_modules._global_forward_hooks,
-    _torch_modules._global_forward_pre_hooks,
-    _torch_modules._global_backward_hooks,
-    _torch_modules._global_backward_pre_hooks,
-)
 
 
 def runs_one_op(module: nn.Module) -> bool:

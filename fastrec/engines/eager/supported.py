@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,27 +10,11 @@ from torch import nn
 from torch.nn.parallel import DataParallel
 
 from fastrec._errors import UnsupportedModelError
+from fastrec._torch.internals import OpOverload
+from fastrec._torch.wrappers import runs_compiled, unwrapped
 from fastrec.engines._protocol import Listener
-from fastrec.engines.eager.modules import ModuleRegistry, TrackedModule, is_compiled_wrapper, layer_types_in, unwrapped
+from fastrec.engines.eager.modules import ModuleRegistry, TrackedModule, layer_types_in
 from fastrec.events.sites import Frame, Site
-
-
-def runs_compiled(module: nn.Module) -> bool:
-    """Whether a module's forward pass is compiled by ``torch.compile``."""
-    if "torch._dynamo" not in sys.modules:
-        return False
-    if is_compiled_wrapper(module) or module._compiled_call_impl is not None:
-        return True
-    forward: Any = module.__dict__.get("forward") or getattr(type(module), "forward", None)
-    return "_torchdynamo_orig_callable" in getattr(forward, "__dict__", {})
-
-
-def keep_out_of_compiling() -> bool:
-    """Have torch.compile step over this package, whose mode it meets where a compiled function is called in a pass."""
-    rules = sys.modules.get("torch._dynamo.trace_rules")
-    if rules is not None:
-        rules.add("fastrec")
-    return rules is not None
 
 
 def check_roots(roots: Mapping[str, nn.Module]) -> None:
@@ -69,7 +52,7 @@ def _is_exported(module: nn.Module) -> bool:
     if not isinstance(module, torch.fx.GraphModule):
         return False
     calls = [node for node in module.graph.nodes if node.op == "call_function"]
-    return bool(calls) and all(isinstance(node.target, torch._ops.OpOverload) for node in calls)
+    return bool(calls) and all(isinstance(node.target, OpOverload) for node in calls)
 
 
 class InnerSites:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from fastrec._torch.internals import graph_task_id
 from fastrec._torch.modes import unseen_by_dynamo
 from fastrec._torch.trees import argument_leaves, leaves
 from fastrec.engines._protocol import Listener, OpRunner
@@ -17,8 +17,6 @@ from fastrec.engines.eager.mode import RUN_AUTOGRAD, OpMode, ThreadState
 from fastrec.engines.eager.modules import TrackedModule
 from fastrec.engines.eager.trie import NO_NODE, PassCounters, SourceStep, TrieNode
 from fastrec.ops.facts import OpFacts, op_facts
-
-_graph_task: Callable[[], int] = torch._C._current_graph_task_id
 
 
 @unseen_by_dynamo
@@ -42,7 +40,7 @@ class TracingMode(OpMode):
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is self._opening or func in self._skipped or op_facts(func) is None or _graph_task() != -1:
+        if func is self._opening or func in self._skipped or op_facts(func) is None or graph_task_id() != -1:
             return super().__torch_function__(func, types, args, kwargs)
         read = [value for _, value in leaves((args, kwargs or {}))]
         for value in read:
@@ -116,7 +114,7 @@ class PerformingMode(OpMode):
         kwargs = kwargs or {}
         if func is self._opening:
             return self._run_opened(func, args, kwargs)
-        if _graph_task() != -1:  # autograd runs a part of the forward pass again
+        if graph_task_id() != -1:  # autograd runs a part of the forward pass again
             return self.thread.mute(func, args, kwargs)
         if func in self._skipped:
             return self._performer.glance(func, args, kwargs)
@@ -161,7 +159,7 @@ class PerformingMode(OpMode):
         self._tally_at = node
 
     def enter(self, known: TrackedModule, step: Any, *, sealed: bool) -> TrieNode | None:
-        if _graph_task() != -1:
+        if graph_task_id() != -1:
             return None
         self._tally_at = node = self._counted.enter(known, self.node, sealed)
         node.spread = True

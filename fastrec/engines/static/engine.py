@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from fastrec._errors import BrokenPromiseError, SessionError
+from fastrec._torch.internals import GLOBAL_HOOKS, functorch_level, graph_task_id, tracing_state
 from fastrec._torch.tensors import clone_like
 from fastrec._torch.trees import leaves
+from fastrec._torch.wrappers import runs_compiled
 from fastrec.engines._protocol import Listener, MakePassBatch, MakeSkipTest, PassFilter
 from fastrec.engines.eager.engine import EagerEngine, _plain
 from fastrec.engines.eager.mode import OpMode
 from fastrec.engines.eager.module_calls import Call
-from fastrec.engines.eager.modules import GLOBAL_HOOKS, TrackedModule, is_fused_now
-from fastrec.engines.eager.supported import runs_compiled
+from fastrec.engines.eager.modules import TrackedModule, is_fused_now
 from fastrec.engines.static.schedule import (
     HIDDEN,
     STEP,
@@ -40,12 +41,6 @@ MAX_WARMUP_PASSES = 8
 """Passes that may run differently at first (caches are filled, lazy modules made) before the promise is broken."""
 
 _grad_is_on = torch.is_grad_enabled
-
-_graph_task = torch._C._current_graph_task_id
-
-_interpreter = torch._C._functorch.peek_interpreter_stack
-
-_tracing = torch._C._get_tracing_state
 
 
 class StaticEngine(EagerEngine):
@@ -134,7 +129,7 @@ class StaticEngine(EagerEngine):
             kind = now.modules.get(id(module))
             if kind == STEP:
                 step = now.step
-                if step.module is not module or not step.plain or _graph_task() != -1:
+                if step.module is not module or not step.plain or graph_task_id() != -1:
                     return step_aside(now, eager, call, module, args, kwargs)
                 now.step = step.after
             elif kind != UNHOOKED:
@@ -191,7 +186,7 @@ class StaticEngine(EagerEngine):
     ) -> Any:
         """A call into a root from outside: a pass, by its plan if there is one."""
         module = known.module
-        if _graph_task() != -1:  # autograd runs a part of an earlier forward pass again
+        if graph_task_id() != -1:  # autograd runs a part of an earlier forward pass again
             return _plain(call, module, args, kwargs)
         if self._fusing:
             course = self._course(id(module), known.name, training=module.training)
@@ -200,7 +195,7 @@ class StaticEngine(EagerEngine):
             found = self._courses.get(key)
             course = self._courses.setdefault(key, Route(known.name)) if found is None else found
         plan = course.plan
-        if plan is None or course.left <= 0 or _interpreter() is not None or _tracing() is not None:
+        if plan is None or course.left <= 0 or functorch_level() is not None or tracing_state() is not None:
             self._begin_lesson(course)
             try:
                 return self._outermost(layer, call, known, args, kwargs)
@@ -319,7 +314,7 @@ class StaticEngine(EagerEngine):
         """A call in a pass by plan that is not as simple as most are."""
         kind = now.modules.get(id(module))
         # Autograd runs a part of the forward pass again, or the module is one event, or nothing is recorded.
-        if _graph_task() != -1 or kind == HIDDEN or now.run is None:
+        if graph_task_id() != -1 or kind == HIDDEN or now.run is None:
             return self._thread.mute(_plain, (call, module, args, kwargs), {})
         if kind is None:
             if not (self._table.known.get(id(module)) or self._table.find_late(module)):

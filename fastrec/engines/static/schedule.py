@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastrec._torch.internals import call_impl
 from fastrec.engines._protocol import MakePassBatch, MakeSkipTest, PassBatch, Tap
 from fastrec.engines.eager.mode import OpMode
 from fastrec.engines.eager.trie import LEAVE, RaisedStep, SourceStep, TrieNode
@@ -14,8 +15,6 @@ from fastrec.engines.static.warmup import Fed, Warmup, WarmupTap
 
 UNHOOKED, STEP, PLAIN, HIDDEN = range(4)
 """How a module is called: as torch calls one without hooks, as a step, by a ``_call_impl`` of its own, or muted."""
-
-_CALL_IMPL = nn.Module._call_impl
 
 
 class ScheduledCall:
@@ -102,7 +101,7 @@ class Schedule:
             assert step.entered.known is not None
             step.module = step.entered.known.module  # held here, so that nothing else gets its id
             key = id(step.module)
-            calm = HIDDEN if step.hidden else UNHOOKED if type(step.module)._call_impl is _CALL_IMPL else PLAIN
+            calm = HIDDEN if step.hidden else UNHOOKED if type(step.module)._call_impl is call_impl else PLAIN
             idle[key] = calm
             if not step.inside:
                 kinds[key] = STEP if step.matters or kinds.get(key) == STEP else calm

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastrec._torch.internals import functorch_level, no_function_modes
 from fastrec._torch.tensors import have_sole_owner, own_their_storage
 from fastrec._torch.trees import leaves
 from fastrec.engines._protocol import Listener, Tap
@@ -15,8 +16,6 @@ from fastrec.engines.eager.mode import ThreadState
 from fastrec.engines.eager.trie import TrieNode
 from fastrec.events.position import Position
 from fastrec.events.sites import Site
-
-_interpreter = torch._C._functorch.peek_interpreter_stack
 
 Snapshot = tuple[int | None, Tensor]
 """A version and a copy of a value."""
@@ -58,7 +57,7 @@ class WarmupPass:
     def saw(self, watch: WarmupTap, value: Tensor) -> None:
         """An event has a value; only what the last op gave can be what its module returns next."""
         self.fed.add(watch)
-        if type(value) is Tensor and _interpreter() is None and watch.place.site.kind != "module_enter":
+        if type(value) is Tensor and functorch_level() is None and watch.place.site.kind != "module_enter":
             self._fed.append((watch, value, (_version(value), _copy(value))))
         else:
             self.strange.add(watch)
@@ -88,7 +87,7 @@ class WarmupPass:
         if watch.place is not self._place:
             self._place, self._strange = watch.place, False
             self._seen.clear()
-        if type(value) is not Tensor or _interpreter() is not None:
+        if type(value) is not Tensor or functorch_level() is not None:
             self._strange = True
             return
         self._seen.append((watch, value, (_version(value), _copy(value))))
@@ -169,7 +168,7 @@ def _version(value: Tensor) -> int | None:
 
 
 def _copy(value: Tensor) -> Tensor:
-    with torch._C.DisableTorchFunction(), torch.no_grad():
+    with no_function_modes(), torch.no_grad():
         return value.detach().clone()
 
 
@@ -177,6 +176,6 @@ def _is_as_it_was(value: Tensor, version: int | None, copy: Tensor) -> bool:
     if _version(value) != version or value.shape != copy.shape or value.is_complex():
         return False
     # To the bit, for numpy and .data write past the version.
-    with torch._C.DisableTorchFunction(), torch.no_grad():
+    with no_function_modes(), torch.no_grad():
         now, then = (t.detach().contiguous().reshape(-1) for t in (value, copy))
         return torch.equal(now.view(torch.uint8), then.view(torch.uint8)) if now.numel() else True

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from fastrec._errors import SessionError
-from fastrec._torch.tensors import check_copyable, check_gradients
-from fastrec.events.capture import CaptureSpec
+from fastrec._torch.tensors import check_copyable
+from fastrec.events.capture import CaptureSpec, check_gradients
 from fastrec.events.sites import Catalog
 from fastrec.recording._source import Part, Source
 from fastrec.sinks._blocks import Block, Layout, RowAllocator
