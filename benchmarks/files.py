@@ -40,7 +40,7 @@ class NullSink:
     def open(self, catalog: Any) -> NullSink:
         return self
 
-    def column(self, variant: int, value: Tensor) -> NullSink:
+    def column(self, meta: int, value: Tensor) -> NullSink:
         return self
 
     def append(self, value: Tensor) -> int:

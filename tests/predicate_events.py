@@ -63,7 +63,7 @@ def event(  # noqa: PLR0913
     for place, name in enumerate(recent):
         site = catalog.sites.add(Site(f"before/{name}", "op", name, name, frames))
         before.append((site, place + 1, f"{name}_{place + 1}"))
-    variant = RecordMeta(
+    meta = RecordMeta(
         site=number,
         label=f"{layer_type}_1",
         number=1,
@@ -80,7 +80,7 @@ def event(  # noqa: PLR0913
         recent_ops=tuple(before),
     )
     info = PassInfo(entry_pass, catalog.entries.add(entry), entry_pass, catalog.phases.add(phase), grad, 0.0)
-    return RecordContext(catalog, catalog.sites[variant.site], variant, info, 0.0, None)
+    return RecordContext(catalog, catalog.sites[meta.site], meta, info, 0.0, None)
 
 
 def site_of(ctx: RecordContext) -> Site:

@@ -254,7 +254,7 @@ def test_settled_predicates_bound_what_is_remembered() -> None:
     with torch.no_grad(), Recorder(model, keep_op=op("mul") & every(1000) & first(5)) as rec:
         for n in range(3000):
             model(torch.ones(1 + n % 200))
-        assert len(rec._catalog.variants) == 1
+        assert len(rec._catalog.metas) == 1
     assert [r.ctx.pass_index for r in rec.recording] == [0]
 
 

@@ -412,13 +412,13 @@ def check(recording: Recording, model: list[Any], passes: int) -> None:
 def many() -> Iterator[tuple[Recording, int]]:
     """200,000 records, and the bytes that they and reading them cost."""
     rig = Rig(RAMSink())
-    variant, _ = rig.append("a", torch.zeros(1))
-    append = rig.columns[variant].append
+    meta, _ = rig.append("a", torch.zeros(1))
+    append = rig.columns[meta].append
     gc.collect()
     tracemalloc.start()
     for i in range(20_000):
         value = torch.tensor([float(i)])
-        rig.ledger.commit(rig.begin(), [variant] * 10, [append(value) for _ in range(10)], [0.0] * 10)
+        rig.ledger.commit(rig.begin(), [meta] * 10, [append(value) for _ in range(10)], [0.0] * 10)
     recording = recorded(rig)
     stacked = recording.select(grad=False).stack("a")
     gc.collect()

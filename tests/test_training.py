@@ -218,7 +218,7 @@ def test_a_file_keeps_no_graphs(model: nn.Module) -> None:
         def open(self, catalog: Any) -> Any:
             raise AssertionError
 
-        def column(self, variant: int, value: Tensor) -> Any:
+        def column(self, meta: int, value: Tensor) -> Any:
             raise AssertionError
 
     for options in ({"train_mode": True}, {"capture": CaptureSpec(keep_grad=True)}):

@@ -213,15 +213,15 @@ class ProgressSource:
         self._source = source
         self._progress = progress
         records = source.records()
-        self._total = int(source.nbytes(records["variant"].astype(np.int64), records["row"]).sum())
+        self._total = int(source.nbytes(records["meta"].astype(np.int64), records["row"]).sum())
         self._done = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
-    def values(self, variants: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], part: Part) -> Sequence[Tensor]:
+    def values(self, metas: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], part: Part) -> Sequence[Tensor]:
         """The values of many records in their order."""
-        found = self._source.values(variants, rows, part)
+        found = self._source.values(metas, rows, part)
         self._done += sum(piece.nbytes for piece in found)
         self._progress(min(self._done, self._total), self._total)
         return found

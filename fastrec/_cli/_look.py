@@ -194,17 +194,17 @@ def _records_with_part(view: View, part: str) -> npt.NDArray[np.int64]:
     """The positions of the records that have a part."""
     specs = {kind: view.spec(kind) for kind in view.metas}
     kinds = [k for k, s in specs.items() if (s.save_raw if part == "activation" else s.transform is not None)]
-    return np.flatnonzero((view.rows >= 0) & np.isin(view.variants, kinds))
+    return np.flatnonzero((view.rows >= 0) & np.isin(view.meta_numbers, kinds))
 
 
 def _pieces(view: View, part: str, progress: Progress) -> Iterator[Tensor]:
     """The values of all records that have a part, a stretch at a time."""
     view = view.take(_records_with_part(view, part))
-    nbytes = view.source.nbytes(view.variants, view.rows)
+    nbytes = view.source.nbytes(view.meta_numbers, view.rows)
     done, total = 0, int(nbytes.sum())
     for at in np.split(np.arange(len(view)), np.flatnonzero(np.diff(np.cumsum(nbytes) // STRETCH)) + 1):
         try:
-            yield from view.source.values(view.variants[at], view.rows[at], part)
+            yield from view.source.values(view.meta_numbers[at], view.rows[at], part)
         except KeyError:
             raise DamagedFileError(f"a record lacks its {NAMES[part]}, which it was to have") from None
         done += int(nbytes[at].sum())

@@ -65,7 +65,7 @@ class Decider:
             if isinstance(stops, PredicateFailure):
                 return Outcome(stops, 0)
             if stops is not None:
-                self.halted[event.info.index] = f"{halt!r} matched {event.variant.label!r} ({event.site.name})"
+                self.halted[event.info.index] = f"{halt!r} matched {event.meta.label!r} ({event.site.name})"
         return outcome
 
     def forecast(self, event: Event, outcome: Outcome) -> int:
@@ -111,7 +111,7 @@ class Decider:
 
     def _measured(self, spec: CaptureSpec, event: Event, value: Tensor | None) -> Outcome:
         """What a spec makes of an event: its bytes, or why the value can't be kept like that."""
-        spec = self.options.capture_of(spec, torch_dtype(event.variant.dtype))
+        spec = self.options.capture_of(spec, torch_dtype(event.meta.dtype))
         if not spec.save_activation:
             return Outcome(spec, 0)
         obstacles = event.obstacles
@@ -132,8 +132,8 @@ class Decider:
         """In how many passes a rest keeps an event, by how."""
         if not rest.reads <= _OF_PASS_AND_VALUE:
             return self._count(rest, event)
-        variant = event.variant
-        key = (rest, event.info.index, variant.shape, variant.dtype, variant.device, variant.requires_grad)
+        meta = event.meta
+        key = (rest, event.info.index, meta.shape, meta.dtype, meta.device, meta.requires_grad)
         if key not in self._counts:
             self._counts[key] = self._count(rest, event)
         return self._counts[key]
@@ -153,12 +153,12 @@ class Decider:
 
 
 def _bytes(spec: CaptureSpec, event: Event, value: Tensor | None) -> int:
-    dtype, shape = torch_dtype(event.variant.dtype), event.variant.shape
+    dtype, shape = torch_dtype(event.meta.dtype), event.meta.shape
     nbytes = kept_dtype(spec, dtype).itemsize * math.prod(shape)
     if spec.transform is None:
         return nbytes
     if value is None:
-        value = torch.zeros(shape, dtype=dtype, device=event.variant.device)
+        value = torch.zeros(shape, dtype=dtype, device=event.meta.device)
     only_transform = spec.with_changes({"keep_grad": False, "save_gradient": False, "save_raw": False})
     result = parts_of(value, only_transform)["transformed_activation"]
     transformed = kept_dtype(spec, result.dtype).itemsize * result.numel()

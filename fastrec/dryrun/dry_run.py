@@ -20,7 +20,7 @@ from fastrec.dryrun.report import SiteLine, counted, site_lines, summary, summar
 from fastrec.engines import EagerEngine
 from fastrec.engines._protocol import Region
 from fastrec.events.context import RecordContext
-from fastrec.recording._arrays import OF_VARIANT
+from fastrec.recording._arrays import OF_META_AND_SITE
 from fastrec.recording._records import format_bytes
 from fastrec.session.failures import PredicateFailure
 from fastrec.session.inputs import NOT_GIVEN, args_of, check_inputs, roots_of
@@ -221,8 +221,8 @@ class DryRun:
             name: [getattr(ctx, name) for ctx in self.contexts]
             for name in ("pass_index", "phase", "entry", "entry_pass", "grad_enabled")
         }
-        for name, read in OF_VARIANT.items():
-            columns[name] = [read(event.variant, event.site) for event in self._events]
+        for name, read in OF_META_AND_SITE.items():
+            columns[name] = [read(event.meta, event.site) for event in self._events]
         columns["time_since_pass_start"] = [event.time for event in self._events]
         columns["value_bytes"] = [event.nbytes for event in self._events]
         columns["kept"] = [_is_kept(outcome) for outcome in self._outcomes]

@@ -37,7 +37,7 @@ class Event(NamedTuple):
     """One event: where it happened, and what keeping its value would have met."""
 
     catalog: Catalog
-    variant: RecordMeta
+    meta: RecordMeta
     info: PassInfo
     time: float
     obstacles: Obstacles
@@ -45,21 +45,21 @@ class Event(NamedTuple):
     @property
     def site(self) -> Site:
         """The place where it happened."""
-        return self.catalog.sites[self.variant.site]
+        return self.catalog.sites[self.meta.site]
 
     @property
     def ctx(self) -> RecordContext:
         """The event as a record of it would tell it: nobody marks a step in a dry run."""
-        return RecordContext(self.catalog, self.site, self.variant, self.info, self.time, None)
+        return RecordContext(self.catalog, self.site, self.meta, self.info, self.time, None)
 
     def asked(self, info: PassInfo) -> RecordContext:
         """What a predicate looks at while a pass runs, this one or another in which the same happens."""
-        return RecordContext(self.catalog, self.site, self.variant, info, self.time, info.step)
+        return RecordContext(self.catalog, self.site, self.meta, info, self.time, info.step)
 
     @property
     def nbytes(self) -> int:
         """The bytes of the value itself."""
-        return torch_dtype(self.variant.dtype).itemsize * math.prod(self.variant.shape)
+        return torch_dtype(self.meta.dtype).itemsize * math.prod(self.meta.shape)
 
 
 class DryPass:
@@ -79,7 +79,7 @@ class Watch:
         self.catalog = Catalog()
         self.infos: list[PassInfo] = []
         self._tell = tell
-        self._variants = RecordMetaMaker(self.catalog, options.history_size, observed=True)
+        self._metas = RecordMetaMaker(self.catalog, options.history_size, observed=True)
         self._history = _History() if not options.include_source_events else None
         self._entries: dict[str, Callable[[], int]] = {}
 
@@ -120,9 +120,9 @@ class Watch:
             if self._history is not None and parents:
                 parents = self._history.less_sources(parents)
             # A nested tensor has no shape of its own.
-            meta = () if value.is_nested else tuple(value.shape), _name(value), str(value.device), value.requires_grad
-            variant = self._variants.of(place, site, meta, 0, parents)
-            self._tell(Event(self.catalog, variant, run.info, now - run.info.started, _obstacles(value)), value)
+            facts = () if value.is_nested else tuple(value.shape), _name(value), str(value.device), value.requires_grad
+            meta = self._metas.of(place, site, facts, 0, parents)
+            self._tell(Event(self.catalog, meta, run.info, now - run.info.started, _obstacles(value)), value)
 
 
 class _History:

@@ -30,12 +30,12 @@ class SiteLine:
 
     def add(self, event: Event, outcome: Outcome, forecast: int) -> None:
         """One more event happened here."""
-        variant = event.variant
+        meta = event.meta
         self.fires += 1
         self.value_bytes += event.nbytes
         self.kept_bytes += outcome.nbytes
         self.forecast_bytes += forecast
-        self._values[f"{'x'.join(map(str, variant.shape)) or 'scalar'} {variant.dtype}"] = None
+        self._values[f"{'x'.join(map(str, meta.shape)) or 'scalar'} {meta.dtype}"] = None
         if isinstance(outcome.decision, PredicateFailure):
             self.error = self.error or outcome.decision.error
         elif outcome.decision is not None:
@@ -247,7 +247,7 @@ def _module_bars(events: Sequence[Event]) -> Iterator[Bar]:
     """The calls of modules, read from the stacks of the events in them."""
     running: list[tuple[tuple[str, int], int, str]] = []
     for column, event in enumerate(events):
-        frames, numbers = event.site.frames, event.variant.stack_passes
+        frames, numbers = event.site.frames, event.meta.stack_passes
         stack = [(frame.module_address, number) for frame, number in zip(frames, numbers, strict=True)]
         shared = 0
         while shared < min(len(stack), len(running)) and running[shared][0] == stack[shared]:
@@ -270,7 +270,7 @@ def _module_bar(key: tuple[str, int], start: int, module_type: str, stop: int, d
 def _event_bars(chosen: Sequence[tuple[Event, Outcome]]) -> Iterator[Bar]:
     inside: dict[str, int] = {}
     for column, (event, outcome) in enumerate(chosen):
-        site, label = event.site, event.variant.label
+        site, label = event.site, event.meta.label
         own = label.removesuffix(site.output_address)
         around = own.rpartition("/")[0]
         while around:
@@ -293,10 +293,10 @@ def _colour(outcome: Outcome) -> str:
 
 
 def _tip(event: Event, outcome: Outcome) -> str:
-    site, variant, decision = event.site, event.variant, outcome.decision
-    shape = "x".join(map(str, variant.shape)) or "scalar"
+    site, meta, decision = event.site, event.meta, outcome.decision
+    shape = "x".join(map(str, meta.shape)) or "scalar"
     tip = (
-        f"{variant.label} ({site.name}), {site.kind}, {shape} {variant.dtype}, {format_bytes(event.nbytes)}, "
+        f"{meta.label} ({site.name}), {site.kind}, {shape} {meta.dtype}, {format_bytes(event.nbytes)}, "
         f"after {event.time * 1e3:.2f} ms"
     )
     if isinstance(decision, PredicateFailure):

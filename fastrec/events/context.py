@@ -62,7 +62,7 @@ class RecordContext(msgspec.Struct, eq=False):
 
     _catalog: Catalog
     _site: Site
-    _variant: RecordMeta
+    _meta: RecordMeta
     _info: PassInfo
     _time: float
     _step: int | None
@@ -73,7 +73,7 @@ class RecordContext(msgspec.Struct, eq=False):
 
     @property
     def label(self) -> str:
-        return self._variant.label
+        return self._meta.label
 
     @property
     def site(self) -> str:
@@ -85,7 +85,7 @@ class RecordContext(msgspec.Struct, eq=False):
 
     @property
     def layer_type_num(self) -> int:
-        return self._variant.number
+        return self._meta.number
 
     @property
     def func_name(self) -> str:
@@ -101,30 +101,30 @@ class RecordContext(msgspec.Struct, eq=False):
 
     @property
     def module_pass_index(self) -> int:
-        return self._variant.module_pass
+        return self._meta.module_pass
 
     @property
     def module_stack(self) -> tuple[StackFrame, ...]:
         return tuple(
             StackFrame(frame.module_address, frame.module_type, number, frame.aliases)
-            for frame, number in zip(self._site.frames, self._variant.stack_passes, strict=True)
+            for frame, number in zip(self._site.frames, self._meta.stack_passes, strict=True)
         )
 
     @property
     def recent_events(self) -> tuple[RecentEvent, ...]:
-        return self._recent("recent_events", self._variant.recent_events)
+        return self._recent("recent_events", self._meta.recent_events)
 
     @property
     def recent_ops(self) -> tuple[RecentEvent, ...]:
-        return self._recent("recent_ops", self._variant.recent_ops)
+        return self._recent("recent_ops", self._meta.recent_ops)
 
     @property
     def parent_labels(self) -> tuple[str, ...]:
-        if self._variant.parents is None:
+        if self._meta.parents is None:
             raise ContextFieldError(
                 "parent_labels are only followed when the recorder is opened with track_parents=True"
             )
-        return self._variant.parents
+        return self._meta.parents
 
     @property
     def pass_index(self) -> int:
@@ -140,11 +140,11 @@ class RecordContext(msgspec.Struct, eq=False):
 
     @property
     def event_index(self) -> int | None:
-        return self._variant.event_index
+        return self._meta.event_index
 
     @property
     def op_index(self) -> int | None:
-        return self._variant.op_index
+        return self._meta.op_index
 
     @property
     def output_index(self) -> int | None:
@@ -156,19 +156,19 @@ class RecordContext(msgspec.Struct, eq=False):
 
     @property
     def tensor_shape(self) -> tuple[int, ...]:
-        return self._variant.shape
+        return self._meta.shape
 
     @property
     def tensor_dtype(self) -> torch.dtype:
-        return torch_dtype(self._variant.dtype)
+        return torch_dtype(self._meta.dtype)
 
     @property
     def tensor_device(self) -> torch.device:
-        return torch.device(self._variant.device)
+        return torch.device(self._meta.device)
 
     @property
     def tensor_requires_grad(self) -> bool:
-        return self._variant.requires_grad
+        return self._meta.requires_grad
 
     @property
     def is_bottom_level_func(self) -> bool:
@@ -232,7 +232,7 @@ class RecordContext(msgspec.Struct, eq=False):
         shape = "x".join(map(str, self.tensor_shape)) or "scalar"
         return (
             f"RecordContext({self.label!r}, site={self.site!r}, kind={self.kind!r}, {shape} "
-            f"{self._variant.dtype}, pass {self.pass_index})"
+            f"{self._meta.dtype}, pass {self.pass_index})"
         )
 
 

@@ -1,4 +1,4 @@
-"""From where an event happened and what its value is like to the variant that its records share."""
+"""From where an event happened and what its value is like to the meta that its records share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Triples = tuple[tuple[int, int, str], ...]
 
 
 class RecordMetaMaker:
-    """Makes the variants of a session.
+    """Makes the metas of a session.
 
     ``history_size`` bounds the recent events and ops; ``observed`` is False where an engine sees no ops, so that
     nothing can be said about what came before.
@@ -26,7 +26,7 @@ class RecordMetaMaker:
     def make(
         self, place: Position, site: Site, value: Tensor, spec: int, parents: tuple[str, ...] | None
     ) -> RecordMeta:
-        """The variant of a value at a place."""
+        """The meta of a value at a place."""
         return self.of(
             place,
             site,
@@ -39,7 +39,7 @@ class RecordMetaMaker:
         self,
         place: Position,
         site: Site,
-        meta: tuple[tuple[int, ...], str, str, bool],
+        tensor_facts: tuple[tuple[int, ...], str, str, bool],
         spec: int,
         parents: tuple[str, ...] | None,
     ) -> RecordMeta:
@@ -57,10 +57,10 @@ class RecordMetaMaker:
             event_index=place.event_index if seen else None,
             module_pass=place.module_pass,
             stack_passes=place.stack_passes,
-            shape=meta[0],
-            dtype=meta[1],
-            device=meta[2],
-            requires_grad=meta[3],
+            shape=tensor_facts[0],
+            dtype=tensor_facts[1],
+            device=tensor_facts[2],
+            requires_grad=tensor_facts[3],
             spec=spec,
             recent_events=self._recent(place, ops_only=False) if seen else None,
             recent_ops=self._recent(place, ops_only=True) if seen else None,

@@ -155,7 +155,7 @@ class Interned(Generic[T]):
 
 
 class Catalog:
-    """Sites, variants, capture specs, entries and phases by number, and the header of the session.
+    """Sites, metas, capture specs, entries and phases by number, and the header of the session.
 
     ``began`` is when the session began, on the clock of ``time.perf_counter``. ``halted`` holds the reason by pass
     index; ``failures`` the collected predicate failures; ``origins`` what was merged, if it was.
@@ -165,7 +165,7 @@ class Catalog:
         self.header = header or {}
         self.began = perf_counter()
         self.sites: Interned[Site] = Interned()
-        self.variants: Interned[RecordMeta] = Interned()
+        self.metas: Interned[RecordMeta] = Interned()
         self.specs: Interned[CaptureSpec] = Interned()
         self.entries: Interned[str] = Interned()
         self.phases: Interned[str] = Interned()
@@ -173,9 +173,9 @@ class Catalog:
         self.failures: list[Any] = []
         self.origins: list[Origin] = []
 
-    def site_of(self, variant: int) -> Site:
-        """The site of a variant, by the variant's number."""
-        return self.sites[self.variants[variant].site]
+    def site_of(self, meta: int) -> Site:
+        """The site of a meta, by the meta's number."""
+        return self.sites[self.metas[meta].site]
 
     def site_ids(self, wanted: Callable[[Site], bool]) -> list[int]:
         """The numbers of all sites that a function picks."""

@@ -188,7 +188,7 @@ class _OpenGlobals(dict[str, Any]):
         self.update(dict.fromkeys(_questions(func), _no_mode))
         self._globals = func.__globals__
         # Private helpers hand over the public function in its own name (`_unique_impl` for `unique`), and a function
-        # may be built on its own variant (`max_pool2d` on `max_pool2d_with_indices`) or, if it is a method, on the
+        # may be built on its own meta (`max_pool2d` on `max_pool2d_with_indices`) or, if it is a method, on the
         # function of the same name (`Tensor.stft` on `torch.stft`).
         layer_type = canonical(func.__name__)
         self._ours = {name for name in _names(func.__code__) if name.startswith("_") or canonical(name) == layer_type}

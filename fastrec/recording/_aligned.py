@@ -56,7 +56,7 @@ def keys_of(view: View, keys: str | Iterable[str] | None) -> list[str]:
 
 def sites_with_values(view: View) -> list[str]:
     """The names of the sites of which a tensor was kept."""
-    kept = np.unique(view.variants[view.rows >= 0]).tolist()
+    kept = np.unique(view.meta_numbers[view.rows >= 0]).tolist()
     return list(dict.fromkeys(view.site(meta).name for meta in view.metas if meta in kept))
 
 

@@ -33,7 +33,7 @@ def stacked(view: View, key: str, part: Part | None = None) -> Tensor:
     for what, of in (("shapes", _shape), ("dtypes", _dtype), ("devices", _device)):
         _check_alike(view, key, what, of)
     try:
-        pieces = view.source.values(view.variants, view.rows, part)
+        pieces = view.source.values(view.meta_numbers, view.rows, part)
     except KeyError as missing:
         raise _missing(view, key, part, missing.args[0]) from None
     shapes: Counter[Any] = Counter()
@@ -80,7 +80,7 @@ def _part_of(view: View, part: Part | None) -> Part:
 def _check_sites(view: View, key: str) -> None:
     sites = {view.site(meta) for meta in view.metas}
     if len({site.name for site in sites}) > 1:
-        names = Counter(view.site(meta).name for meta in view.variants.tolist())
+        names = Counter(view.site(meta).name for meta in view.meta_numbers.tolist())
         leaves = len({base_name(site) for site in sites}) == 1
         what = "several leaves" if leaves else "values of several sites"
         raise RaggedError(f"{key!r} has {what}: {_counted(names)}; stack one of them")
@@ -89,29 +89,29 @@ def _check_sites(view: View, key: str) -> None:
 def _check_alike(view: View, key: str, what: str, of: Callable[[View, int], Any]) -> None:
     found = {meta: of(view, meta) for meta in view.metas}
     if len(set(found.values())) > 1:
-        counted = Counter(found[meta] for meta in view.variants.tolist())
+        counted = Counter(found[meta] for meta in view.meta_numbers.tolist())
         hint = f"recording.select(batch=...).stack({key!r})" if what == "shapes" else "a selection of them"
         raise RaggedError(f"{key!r} has values of {what} {_counted(counted)}; stack {hint}")
 
 
 def _shape(view: View, meta: int) -> tuple[int, ...]:
     # A transform may well make one shape of many; what it made is looked at when it is read.
-    return () if view.spec(meta).transform is not None else view.variant(meta).shape
+    return () if view.spec(meta).transform is not None else view.meta(meta).shape
 
 
 def _dtype(view: View, meta: int) -> str:
     spec = view.spec(meta)
-    return "" if spec.transform else str(kept_dtype(spec, torch_dtype(view.variant(meta).dtype)))
+    return "" if spec.transform else str(kept_dtype(spec, torch_dtype(view.meta(meta).dtype)))
 
 
 def _device(view: View, meta: int) -> str:
     device = view.spec(meta).device
-    return view.variant(meta).device if device is None else str(torch.device(device))
+    return view.meta(meta).device if device is None else str(torch.device(device))
 
 
 def _missing(view: View, key: str, part: Part, position: int) -> Exception:
-    meta = int(view.variants[position])
-    label = view.variant(meta).label
+    meta = int(view.meta_numbers[position])
+    label = view.meta(meta).label
     if part == "gradient" and view.spec(meta).save_gradient:
         return GradientError(f"no gradient has reached {label!r} yet (record {position} of {key!r}); call backward")
     return RecordKeyError(
@@ -126,25 +126,25 @@ def _counted(counts: Counter[Any]) -> str:
 
 
 # Contexts also have fields that no cell of a table can hold: their stacks and what came before.
-OF_VARIANT: dict[str, Callable[[RecordMeta, Site], Any]] = {
-    "label": lambda v, s: v.label,
-    "site": lambda v, s: s.name,
-    "kind": lambda v, s: s.kind,
-    "layer_type": lambda v, s: s.layer_type,
-    "layer_type_num": lambda v, s: v.number,
-    "func_name": lambda v, s: s.func_name,
-    "module_address": lambda v, s: s.module_address,
-    "module_type": lambda v, s: s.module_type,
-    "module_pass_index": lambda v, s: v.module_pass,
-    "event_index": lambda v, s: v.event_index,
-    "op_index": lambda v, s: v.op_index,
-    "output_index": lambda v, s: s.output_index,
-    "input_output_address": lambda v, s: s.output_address,
-    "tensor_shape": lambda v, s: v.shape,
-    "tensor_dtype": lambda v, s: v.dtype,
-    "tensor_device": lambda v, s: v.device,
-    "tensor_requires_grad": lambda v, s: v.requires_grad,
-    "is_bottom_level_func": lambda v, s: s.is_bottom_level_func,
+OF_META_AND_SITE: dict[str, Callable[[RecordMeta, Site], Any]] = {
+    "label": lambda meta, site: meta.label,
+    "site": lambda meta, site: site.name,
+    "kind": lambda meta, site: site.kind,
+    "layer_type": lambda meta, site: site.layer_type,
+    "layer_type_num": lambda meta, site: meta.number,
+    "func_name": lambda meta, site: site.func_name,
+    "module_address": lambda meta, site: site.module_address,
+    "module_type": lambda meta, site: site.module_type,
+    "module_pass_index": lambda meta, site: meta.module_pass,
+    "event_index": lambda meta, site: meta.event_index,
+    "op_index": lambda meta, site: meta.op_index,
+    "output_index": lambda meta, site: site.output_index,
+    "input_output_address": lambda meta, site: site.output_address,
+    "tensor_shape": lambda meta, site: meta.shape,
+    "tensor_dtype": lambda meta, site: meta.dtype,
+    "tensor_device": lambda meta, site: meta.device,
+    "tensor_requires_grad": lambda meta, site: meta.requires_grad,
+    "is_bottom_level_func": lambda meta, site: site.is_bottom_level_func,
 }
 
 
@@ -170,10 +170,10 @@ def columns_of(view: View) -> dict[str, npt.NDArray[Any]]:
         "grad_enabled": [info.grad for info in infos],
     }
     columns = {name: _array(found)[view.pass_at] for name, found in of_pass.items()}
-    metas, inverse = np.unique(view.variants, return_inverse=True)
-    variants = [(view.variant(meta), view.site(meta)) for meta in metas.tolist()]
-    for name, read in OF_VARIANT.items():
-        columns[name] = _array([read(variant, site) for variant, site in variants])[inverse]
+    numbers, inverse = np.unique(view.meta_numbers, return_inverse=True)
+    facts = [(view.meta(number), view.site(number)) for number in numbers.tolist()]
+    for name, read in OF_META_AND_SITE.items():
+        columns[name] = _array([read(meta, site) for meta, site in facts])[inverse]
     columns["time_since_pass_start"] = view.source.records()["time"][view.at]
     return columns
 

@@ -379,11 +379,11 @@ def _of_steps(view: View, table: Steps, steps: Numbers) -> tuple[View, Steps]:
 def _of_batch(view: View, batch: Any) -> View:
     if not isinstance(batch, int) or isinstance(batch, bool):
         raise OptionError(f"select(batch={batch!r}): give the size of the first dimension, a number")
-    fitting = [meta for meta in view.metas if view.variant(meta).shape[:1] == (batch,)]
+    fitting = [meta for meta in view.metas if view.meta(meta).shape[:1] == (batch,)]
     if not fitting:
-        sizes = sorted({shape[0] for meta in view.metas if (shape := view.variant(meta).shape)})
+        sizes = sorted({shape[0] for meta in view.metas if (shape := view.meta(meta).shape)})
         raise RecordKeyError(f"select(batch={batch}): no value has that many rows; there are {sizes}")
-    view = view.take(np.isin(view.variants, fitting))
+    view = view.take(np.isin(view.meta_numbers, fitting))
     fired = np.zeros(len(view.passes), np.bool_)
     fired[view.pass_at] = True
     return view.of_passes(fired)

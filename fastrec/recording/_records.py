@@ -31,11 +31,11 @@ class ActivationRecord:
     A tensor that was copied is a view of the memory in which the recording keeps it.
     """
 
-    __slots__ = ("_info", "_row", "_source", "_step", "_time", "_variant")
+    __slots__ = ("_info", "_row", "_source", "_step", "_time", "_meta")
 
     def __init__(self, source: Source, record: tuple[int, int, float], info: PassInfo, step: int | None) -> None:
         self._source = source
-        self._variant, self._row, self._time = record
+        self._meta, self._row, self._time = record
         self._info = info
         self._step = step
 
@@ -45,8 +45,8 @@ class ActivationRecord:
         catalog = self._source.catalog
         return RecordContext(
             catalog,
-            catalog.site_of(self._variant),
-            catalog.variants[self._variant],
+            catalog.site_of(self._meta),
+            catalog.metas[self._meta],
             self._info,
             self._time,
             self._step,
@@ -56,32 +56,29 @@ class ActivationRecord:
     def spec(self) -> CaptureSpec:
         """How the value was copied."""
         catalog = self._source.catalog
-        return catalog.specs[catalog.variants[self._variant].spec]
+        return catalog.specs[catalog.metas[self._meta].spec]
 
     @property
     def activation(self) -> Tensor | None:
         """The value; None where only its context or its transform was kept."""
-        return self._source.value(self._variant, self._row, "activation")
+        return self._source.value(self._meta, self._row, "activation")
 
     @property
     def transformed_activation(self) -> Tensor | None:
         """What the transform made of the value; None without one."""
-        return self._source.value(self._variant, self._row, "transformed_activation")
+        return self._source.value(self._meta, self._row, "transformed_activation")
 
     @property
     def gradient(self) -> Tensor | None:
         """The sum of the gradients that reached the value; None before a backward pass, or if not asked for."""
-        return self._source.value(self._variant, self._row, "gradient")
+        return self._source.value(self._meta, self._row, "gradient")
 
     def __repr__(self) -> str:
-        variant = self._source.catalog.variants[self._variant]
-        shape = "x".join(map(str, variant.shape)) or "scalar"
+        meta = self._source.catalog.metas[self._meta]
+        shape = "x".join(map(str, meta.shape)) or "scalar"
         step = "" if self._step is None else f", step {self._step}"
-        site = self._source.catalog.sites[variant.site].name
-        return (
-            f"ActivationRecord({variant.label!r}, site={site!r}, {shape} {variant.dtype}, "
-            f"pass {self._info.index}{step})"
-        )
+        site = self._source.catalog.sites[meta.site].name
+        return f"ActivationRecord({meta.label!r}, site={site!r}, {shape} {meta.dtype}, pass {self._info.index}{step})"
 
 
 class Records(Sequence[ActivationRecord]):
@@ -135,9 +132,9 @@ class SiteFacts(msgspec.Struct, frozen=True):
 
 def sites_of(view: View) -> dict[str, SiteFacts]:
     """The facts of every site that occurs, by name, in the order in which they first occurred."""
-    metas, first, inverse = np.unique(view.variants, return_index=True, return_inverse=True)
+    metas, first, inverse = np.unique(view.meta_numbers, return_index=True, return_inverse=True)
     counts = np.bincount(inverse, minlength=len(metas))
-    nbytes = np.bincount(inverse, weights=view.source.nbytes(view.variants, view.rows), minlength=len(metas))
+    nbytes = np.bincount(inverse, weights=view.source.nbytes(view.meta_numbers, view.rows), minlength=len(metas))
     by_name: dict[str, list[int]] = {}
     for i in np.argsort(first).tolist():
         by_name.setdefault(view.site(int(metas[i])).name, []).append(i)
@@ -153,7 +150,7 @@ def sites_of(view: View) -> dict[str, SiteFacts]:
             module_type=site.module_type,
             count=int(counts[members].sum()),
             passes=len(np.unique(view.pass_at[fired])),
-            shapes=tuple(dict.fromkeys(view.variant(number).shape for number in numbers)),
+            shapes=tuple(dict.fromkeys(view.meta(number).shape for number in numbers)),
             dtypes=tuple(dict.fromkeys(_dtype(view, number) for number in numbers)),
             nbytes=int(nbytes[members].sum()),
         )
@@ -199,9 +196,9 @@ def table_of(sites: Mapping[str, SiteFacts]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _dtype(view: View, variant: int) -> str:
-    dtype = torch_dtype(view.variant(variant).dtype)
-    return str(kept_dtype(view.spec(variant), dtype)).removeprefix("torch.")
+def _dtype(view: View, meta: int) -> str:
+    dtype = torch_dtype(view.meta(meta).dtype)
+    return str(kept_dtype(view.spec(meta), dtype)).removeprefix("torch.")
 
 
 MAX_ROWS_SHOWN = 50

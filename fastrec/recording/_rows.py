@@ -136,7 +136,7 @@ class Rows:
         view = self._view
         if not len(at):
             return self._empty(0)
-        pieces = view.source.values(view.variants[at], view.rows[at], self._part)
+        pieces = view.source.values(view.meta_numbers[at], view.rows[at], self._part)
         if self._stops is not None:
             pieces = [piece.reshape(-1, *self.shape[1:]) for piece in pieces]
         if len(pieces) == 1:

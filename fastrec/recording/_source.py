@@ -53,12 +53,10 @@ class Source(Protocol):
     def sample_id(self, pass_index: int) -> str | int | None:
         """The sample id that a pass was logged with."""
 
-    def value(self, variant: int, row: int, part: Part) -> torch.Tensor | None:
+    def value(self, meta: int, row: int, part: Part) -> torch.Tensor | None:
         """One part of a record, None where it has no such part (yet)."""
 
-    def values(
-        self, variants: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], part: Part
-    ) -> Sequence[torch.Tensor]:
+    def values(self, metas: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], part: Part) -> Sequence[torch.Tensor]:
         """The values of many records in their order, as few tensors as possible, each with its records in front.
 
         A KeyError tells the position of the first record that has no such part.
@@ -69,7 +67,7 @@ class Source(Protocol):
     ) -> tuple[npt.NDArray[np.int64], Sequence[tuple[tuple[int, ...], torch.dtype]]]:
         """Which layout the values of records have, and the shape and dtype of each; a KeyError as of ``values``."""
 
-    def nbytes(self, variants: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def nbytes(self, metas: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The bytes that each record's tensors take."""
 
 
@@ -92,6 +90,6 @@ PASS_DTYPE = np.dtype(
     ]
 )
 
-RECORD_DTYPE = np.dtype([("variant", "i4"), ("row", "i8"), ("time", "f8")])
+RECORD_DTYPE = np.dtype([("meta", "i4"), ("row", "i8"), ("time", "f8")])
 
 OUTCOMES: tuple[Literal["ok", "failed", "halted"], ...] = ("ok", "failed", "halted")

@@ -41,9 +41,9 @@ class View:
         return len(self.source.records()) if self._at is None else len(self._at)
 
     @cached_property
-    def variants(self) -> Integers:
-        """The variant of each record."""
-        return self.source.records()["variant"][self.at].astype(np.int64)
+    def meta_numbers(self) -> Integers:
+        """The meta of each record."""
+        return self.source.records()["meta"][self.at].astype(np.int64)
 
     @cached_property
     def rows(self) -> Integers:
@@ -58,56 +58,56 @@ class View:
 
     @cached_property
     def metas(self) -> list[int]:
-        """The variants that occur, in order of their numbers."""
-        metas: list[int] = np.flatnonzero(np.diff(self._by_variant[1])).tolist()
+        """The metas that occur, in order of their numbers."""
+        metas: list[int] = np.flatnonzero(np.diff(self._by_meta[1])).tolist()
         return metas
 
     @cached_property
-    def _by_variant(self) -> tuple[Integers, Integers]:
-        """The records sorted by variant, those of one in their order, and where each variant begins there."""
-        variants = self.variants
-        short = variants.max(initial=0) < 1 << 15  # which numpy sorts in linear time
-        order = np.argsort(variants.astype(np.int16) if short else variants, kind="stable")
-        return order, np.concatenate(([0], np.cumsum(np.bincount(variants))))
+    def _by_meta(self) -> tuple[Integers, Integers]:
+        """The records sorted by meta, those of one in their order, and where each meta begins there."""
+        metas = self.meta_numbers
+        short = metas.max(initial=0) < 1 << 15  # which numpy sorts in linear time
+        order = np.argsort(metas.astype(np.int16) if short else metas, kind="stable")
+        return order, np.concatenate(([0], np.cumsum(np.bincount(metas))))
 
     @cached_property
     def marked(self) -> frozenset[int]:
         """The phases that have steps."""
         return frozenset(steps.phase for steps in self.source.steps())
 
-    def variant(self, number: int) -> RecordMeta:
-        return self.catalog.variants[number]
+    def meta(self, number: int) -> RecordMeta:
+        return self.catalog.metas[number]
 
-    def site(self, variant: int) -> Site:
-        return self.catalog.site_of(variant)
+    def site(self, meta: int) -> Site:
+        return self.catalog.site_of(meta)
 
-    def spec(self, variant: int) -> CaptureSpec:
-        return self.catalog.specs[self.catalog.variants[variant].spec]
+    def spec(self, meta: int) -> CaptureSpec:
+        return self.catalog.specs[self.catalog.metas[meta].spec]
 
     def take(self, chosen: Mask | Integers) -> View:
         """Some of the records; all passes stay."""
         is_mask = chosen.dtype == np.bool_
         positions: Integers = np.flatnonzero(chosen) if is_mask else chosen.astype(np.int64, copy=False)
         view = self._of(positions)
-        view.variants = self.variants[positions]
+        view.meta_numbers = self.meta_numbers[positions]
         return view
 
     def of_metas(self, metas: Iterable[int]) -> View:
-        """The records of some of the variants that occur; all passes stay."""
+        """The records of some of the metas that occur; all passes stay."""
         metas = sorted(metas)
-        order, first = self._by_variant
+        order, first = self._by_meta
         pieces = [order[first[meta] : first[meta + 1]] for meta in metas]
         if len(metas) > 1:
             view = self.take(np.sort(np.concatenate(pieces)))
         else:
             ((meta,), (at,)) = metas, pieces
             view = self._of(at)
-            view.variants = np.broadcast_to(np.int64(meta), len(at))
+            view.meta_numbers = np.broadcast_to(np.int64(meta), len(at))
         view.metas = metas
         return view
 
     def _of(self, positions: Integers) -> View:
-        """The records at some positions, of which the variants are still to be told."""
+        """The records at some positions, of which the metas are still to be told."""
         view = View(self.source, self.passes, positions if self._at is None else self._at[positions])
         view.n_passes = self.n_passes
         view.rows = self.rows.take(positions)
@@ -138,18 +138,18 @@ FORMS = ("module", "site", "label")
 
 
 def metas_of_key(view: View, key: str) -> frozenset[int]:
-    """The variants that a key means.
+    """The metas that a key means.
 
     A key that means different records in two forms is an error: nobody could tell from the code which it was.
     """
     form, _, rest = key.partition(":")
     hits: dict[str, frozenset[int]] = {}
     for name in FORMS:
-        found = _variants(view, name, key)
+        found = _metas(view, name, key)
         if found and found not in hits.values():
             hits[name] = found
     if form in FORMS and not hits:
-        found = _variants(view, form, rest)
+        found = _metas(view, form, rest)
         if found:
             hits[form] = found
     if len(hits) > 1:
@@ -165,9 +165,9 @@ def base_name(site: Site) -> str:
     return site.name.removesuffix(site.output_address) if site.output_address else site.name
 
 
-def _variants(view: View, form: str, key: str) -> frozenset[int]:
+def _metas(view: View, form: str, key: str) -> frozenset[int]:
     if form == "label":
-        return frozenset(meta for meta in view.metas if view.variant(meta).label == key)
+        return frozenset(meta for meta in view.metas if view.meta(meta).label == key)
     if form == "module":
         return _of_sites(view, lambda site: site.kind == "module_exit" and site.module_address == key)
     return _of_sites(view, lambda site: key in (site.name, base_name(site)))
@@ -181,7 +181,7 @@ def _nothing(view: View, key: str) -> str:
     if not len(view):
         return f"there is nothing under {key!r}: this recording has no records"
     sites = [view.site(meta).name for meta in view.metas]
-    known = [*sites, *(view.variant(meta).label for meta in view.metas)]
+    known = [*sites, *(view.meta(meta).label for meta in view.metas)]
     form, _, rest = key.partition(":")
     within = [name for name in sites if name.startswith(f"{key}/")]
     if within:

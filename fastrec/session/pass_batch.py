@@ -54,13 +54,13 @@ class UncopiedBatch:
         """Keep the values of a pass that ends, the first of them if it ends early, from a list that alone has them."""
         if len(values) < len(self._taps):  # an exception ended the pass early
             return self._copy(run, values, times)
-        variants, are_alike = self._last
+        metas, are_alike = self._last
         if not are_alike(*values):
             found = self._known.get(values[0].shape)
             if found is None:
                 self._copy(run, values, times)
                 return self._learn(run, values)
-            variants, are_alike = self._last = found
+            metas, are_alike = self._last = found
             if not are_alike(*values):
                 return self._copy(run, values, times)
         versions = self._versions
@@ -70,14 +70,14 @@ class UncopiedBatch:
             self._shared += 1
             return self._copy(run, values, times)
         self._shared = 0
-        run.variants, run.rows, run.times = variants, UncopiedPass(self._number(), values), times
+        run.metas, run.rows, run.times = metas, UncopiedPass(self._number(), values), times
         return None
 
     def _learn(self, run: PassRun, values: list[Tensor]) -> None:
         if len(self._known) >= MAX_SHAPES:
             self._known.clear()
         if all(value.is_cpu and not value.requires_grad for value in values) and own_their_storage(values):
-            self._known[values[0].shape] = run.variants, tensors_guard(values)
+            self._known[values[0].shape] = run.metas, tensors_guard(values)
         else:
             self._shared = MAX_SHARED_PASSES
 

@@ -154,8 +154,8 @@ class Plan:
     def _settle(self, state: TapState, predicate: PredicateBase, place: Position, site: Site) -> Predicate:
         rest = _narrow(predicate, site)
         if isinstance(rest, PredicateBase) and rest.reads and rest.reads <= _SETTLED_BY_PATH:
-            variant = state.metas.of(place, site, _NO_TENSOR, 0, None)
-            return settled(rest.decide(RecordContext(state.catalog, site, variant, _NO_PASS, 0.0, None)))
+            meta = state.meta_maker.of(place, site, _NO_TENSOR, 0, None)
+            return settled(rest.decide(RecordContext(state.catalog, site, meta, _NO_PASS, 0.0, None)))
         return rest
 
 

@@ -170,7 +170,7 @@ class Session:
             return False
         if error is not None or run.error is not None:
             return self._end_badly(run, error)
-        self._commit(info, run.variants, run.rows, run.times)
+        self._commit(info, run.metas, run.rows, run.times)
         if self._taps.attached or self._retains_passes:
             self._committed(run)
         return False
@@ -190,7 +190,7 @@ class Session:
         failure = error or swallowed
         assert failure is not None
         if self._keeps_failed(run, failure):
-            self._commit(run.info, run.variants, run.rows, run.times)
+            self._commit(run.info, run.metas, run.rows, run.times)
             self._committed(run)
         elif swallowed is None:
             return False
@@ -221,10 +221,10 @@ class Session:
 
     def _drop(self, run: PassRun, start: int) -> None:
         """Forget the records of a pass from one on."""
-        for variant, row in zip(run.variants[start:], run.rows[start:], strict=True):
-            if variant in self._taps.columns:
-                self._taps.columns[variant].discard(row)
-        del run.variants[start:], run.rows[start:], run.times[start:]
+        for meta, row in zip(run.metas[start:], run.rows[start:], strict=True):
+            if meta in self._taps.columns:
+                self._taps.columns[meta].discard(row)
+        del run.metas[start:], run.rows[start:], run.times[start:]
 
     def mark(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
         """Close the current step of the current phase."""
@@ -254,7 +254,7 @@ class Session:
         return self.catalog.phases.add(name)
 
     def _count_attached(self, run: PassRun) -> None:
-        if self._taps.attached.isdisjoint(run.variants) or self._options.retain is not None:
+        if self._taps.attached.isdisjoint(run.metas) or self._options.retain is not None:
             return
         self._passes_attached += 1
         if self._passes_attached > MAX_ATTACHED_PASSES:

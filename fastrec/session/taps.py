@@ -48,7 +48,7 @@ NOT_ASKED: Any = object()
 class TapState:
     """What all taps of a session share: where values go, how they are copied, and what predicates answered.
 
-    ``metas`` makes the facts that records share, ``attached`` are those of them whose values carry gradients.
+    ``meta_maker`` makes the facts that records share, ``attached`` are those of them whose values carry gradients.
     ``unseen`` runs a function of which the engine sees nothing. Where ``is_compiled``, values are outputs of compiled
     code, not the model's own.
     """
@@ -68,7 +68,7 @@ class TapState:
         self.catalog = catalog
         self.sink = sink
         self.halt = halt
-        self.metas = RecordMetaMaker(catalog, options.history_size, observed=observes_ops)
+        self.meta_maker = RecordMetaMaker(catalog, options.history_size, observed=observes_ops)
         self.unseen = engine.unseen
         self.is_compiled = engine.is_compiled
         self.columns: dict[int, ColumnWriter] = {}
@@ -148,7 +148,7 @@ class Cells(Generic[Made]):
 
 
 _Kept = tuple[int, Callable[[Tensor], Any]]
-"""The variant, and where its values go."""
+"""The meta, and where its values go."""
 
 
 class KeepTap:
@@ -175,14 +175,14 @@ class KeepTap:
                 if functorch_level() is not None:
                     return self._state.warn_transformed(self._site)
                 kept = self._meet(run, value)
-            variant, append = kept
+            meta, append = kept
             row = append(value)
         except Exception as error:
             error = _reason_for(error, value)
             run.fail(error)
             raise error
         run.rows.append(row)
-        run.variants.append(variant)
+        run.metas.append(meta)
         run.times.append(perf_counter())
         return None
 
@@ -202,9 +202,9 @@ class KeepTap:
         return self._spec.is_plain
 
     def kept_as(self, run: PassRun, value: Tensor) -> tuple[TensorGuard, bool, int]:
-        """The test for values like this one, whether they require a gradient, and their variant."""
-        test, requires_grad, (variant, _) = self._cells.find(value, run.parents, partial(self._make, run, value))
-        return test, requires_grad, variant
+        """The test for values like this one, whether they require a gradient, and their meta."""
+        test, requires_grad, (meta, _) = self._cells.find(value, run.parents, partial(self._make, run, value))
+        return test, requires_grad, meta
 
     def _meet(self, run: PassRun, value: Tensor) -> _Kept:
         """Turn to values that are unlike the last one."""
@@ -217,8 +217,8 @@ class KeepTap:
         if spec.save_gradient and state.is_compiled:
             raise OptionError(NO_COMPILED_GRADIENTS)
         catalog = state.catalog
-        variant = state.metas.make(self._place, self._site, value, catalog.specs.add(spec), run.parents)
-        number = catalog.variants.add(variant)
+        meta = state.meta_maker.make(self._place, self._site, value, catalog.specs.add(spec), run.parents)
+        number = catalog.metas.add(meta)
         if spec.keep_grad:
             state.attached.add(number)
         if not spec.save_activation:
@@ -281,10 +281,10 @@ class AskTap:
         question = self._question
         if question not in run.settled:
             state, info = self._state, run.info
-            _, _, variant = self._cell
-            if variant is None:  # any will do for what is the same for all events of a pass
-                variant = state.metas.of(self._place, self._site, ((), "float32", "cpu", False), 0, None)
-            ctx = RecordContext(state.catalog, self._site, variant, info, 0.0, info.step)
+            _, _, meta = self._cell
+            if meta is None:  # any will do for what is the same for all events of a pass
+                meta = state.meta_maker.of(self._place, self._site, ((), "float32", "cpu", False), 0, None)
+            ctx = RecordContext(state.catalog, self._site, meta, info, 0.0, info.step)
             run.settled[question] = question.ask(state, ctx)
         return run.settled[question] is not None
 
@@ -295,15 +295,15 @@ class AskTap:
         return self._state.default.keep_grad or not (isinstance(rest, PredicateBase) and rest.is_plain)
 
     def _context(self, run: PassRun, value: Tensor) -> RecordContext:
-        test, requires_grad, variant = self._cell
+        test, requires_grad, meta = self._cell
         if not test(value) or value.requires_grad is not requires_grad or run.parents is not None:
-            variant = self._meet(run, value)
+            meta = self._meet(run, value)
         info = run.info
         state = self._state
         return RecordContext(
             state.catalog,
             self._site,
-            variant,  # type: ignore[arg-type]
+            meta,  # type: ignore[arg-type]
             info,
             perf_counter() - info.started,
             info.step,
@@ -315,7 +315,7 @@ class AskTap:
         return cell[-1]
 
     def _make(self, run: PassRun, value: Tensor) -> RecordMeta:
-        return self._state.metas.make(self._place, self._site, value, 0, run.parents)
+        return self._state.meta_maker.make(self._place, self._site, value, 0, run.parents)
 
 
 def skips_pass(taps: Sequence[Any]) -> Callable[[PassRun], bool] | None:
@@ -354,7 +354,7 @@ class PassRun(msgspec.Struct):
 
     info: PassInfo
     logged: bool
-    variants: list[int]
+    metas: list[int]
     rows: Any
     times: list[float]
     parents: tuple[str, ...] | None = None

@@ -31,9 +31,9 @@ class _TeePassLog:
     def __init__(self, ledgers: Sequence[PassLog]) -> None:
         self._ledgers = ledgers
 
-    def commit(self, info: PassInfo, variants: Sequence[int], rows: Sequence[Any], times: Sequence[float]) -> None:
+    def commit(self, info: PassInfo, metas: Sequence[int], rows: Sequence[Any], times: Sequence[float]) -> None:
         for i, ledger in enumerate(self._ledgers):
-            ledger.commit(info, variants, [-1 if row == -1 else row[i] for row in rows], times)
+            ledger.commit(info, metas, [-1 if row == -1 else row[i] for row in rows], times)
 
     def mark(self, phase: int, step: int, columns: Mapping[str, npt.NDArray[Any]]) -> None:
         for ledger in self._ledgers:
@@ -54,9 +54,9 @@ class TeeSink:
         """A session begins."""
         return _TeePassLog([sink.open(catalog) for sink in self.sinks])
 
-    def column(self, variant: int, value: Tensor) -> ColumnWriter:
+    def column(self, meta: int, value: Tensor) -> ColumnWriter:
         """One column that writes to a column of each sink."""
-        return _TeeColumn([sink.column(variant, value) for sink in self.sinks])
+        return _TeeColumn([sink.column(meta, value) for sink in self.sinks])
 
 
 def sinks_from_option(option: Any) -> list[Sink]:

@@ -18,7 +18,7 @@ from fastrec.recording._source import OUTCOMES, PASS_DTYPE
 from fastrec.sinks._blocks import UncopiedPass
 
 Entry: TypeAlias = tuple[PassInfo, Sequence[int], Sequence[int], Sequence[float]]
-"""A pass with the variants, rows and times of its records, not packed yet."""
+"""A pass with the metas, rows and times of its records, not packed yet."""
 
 Ended: TypeAlias = tuple[PassInfo, Sequence[int], Sequence[int] | UncopiedPass, Sequence[float]]
 """The same, where its values may be held as they are, by nobody else yet."""
@@ -31,11 +31,11 @@ _OUTCOME = {name: number for number, name in enumerate(OUTCOMES)}
 class Table:
     """Passes and their records, in the order in which the passes ended."""
 
-    __slots__ = ("passes", "rows", "samples", "times", "variants")
+    __slots__ = ("passes", "rows", "samples", "times", "metas")
 
     def __init__(self) -> None:
         self.passes = bytearray()
-        self.variants = array("i")
+        self.metas = array("i")
         self.rows = array("q")
         self.times = array("d")
         self.samples: dict[int, str | int] = {}
@@ -63,7 +63,7 @@ class Table:
             first += len(rows)
             if info.sample_id is not None:
                 self.samples[info.index] = info.sample_id
-        self.variants.extend(chain.from_iterable(entry[1] for entry in entries))
+        self.metas.extend(chain.from_iterable(entry[1] for entry in entries))
         self.rows.extend(chain.from_iterable(entry[2] for entry in entries))
         self.times.extend(time - info.started for info, _, _, times in entries for time in times)
 
@@ -71,7 +71,7 @@ class Table:
         """The same again."""
         new = Table()
         new.passes[:] = self.passes
-        new.variants, new.rows, new.times = self.variants[:], self.rows[:], self.times[:]
+        new.metas, new.rows, new.times = self.metas[:], self.rows[:], self.times[:]
         new.samples = dict(self.samples)
         return new
 
@@ -83,7 +83,7 @@ class Table:
         passes["first"] = np.cumsum(passes["count"]) - passes["count"]
         new = Table()
         new.passes[:] = passes.tobytes()
-        for name in ("variants", "rows", "times"):
+        for name in ("metas", "rows", "times"):
             column: array[Any] = getattr(self, name)
             getattr(new, name).frombytes(np.frombuffer(column, column.typecode)[records].tobytes())
         indices = set(passes["pass_index"].tolist())

@@ -25,7 +25,7 @@ class ColumnWriter(Protocol):
 class PassLog(Protocol):
     """What a sink writes beside the values."""
 
-    def commit(self, info: PassInfo, variants: Sequence[int], rows: Sequence[int], times: Sequence[float]) -> None:
+    def commit(self, info: PassInfo, metas: Sequence[int], rows: Sequence[int], times: Sequence[float]) -> None:
         """A pass ended: its records in event order, times on the clock of ``info.started``."""
 
     def mark(self, phase: int, step: int, columns: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -41,8 +41,8 @@ class Sink(Protocol):
     def open(self, catalog: Catalog) -> PassLog:
         """A session begins."""
 
-    def column(self, variant: int, value: torch.Tensor) -> ColumnWriter:
-        """Where the values of a variant go that are like this one in class, shape, strides, dtype and device."""
+    def column(self, meta: int, value: torch.Tensor) -> ColumnWriter:
+        """Where the values of a meta go that are like this one in class, shape, strides, dtype and device."""
 
 
 class ReadableSink(Protocol):

@@ -55,10 +55,10 @@ class Rig:
         self.began = 0
         self.lock = threading.Lock()
 
-    def variant(self, site: Site | str, value: Tensor, spec: CaptureSpec, label: str | None) -> int:
+    def meta(self, site: Site | str, value: Tensor, spec: CaptureSpec, label: str | None) -> int:
         if isinstance(site, str):
             site = Site(site, "op", "relu", "relu")
-        return self.catalog.variants.add(
+        return self.catalog.metas.add(
             RecordMeta(
                 site=self.catalog.sites.add(site),
                 label=label or site.name,
@@ -80,16 +80,16 @@ class Rig:
     def append(
         self, site: Site | str, value: Tensor, spec: CaptureSpec = PLAIN, label: str | None = None
     ) -> tuple[int, int]:
-        variant = self.variant(site, value, spec, label)
+        meta = self.meta(site, value, spec, label)
         if not spec.save_activation:
-            return variant, -1
+            return meta, -1
         with self.lock:
-            like_it = self.like_it.setdefault(variant, [])
+            like_it = self.like_it.setdefault(meta, [])
             column = next((column for test, column in like_it if test(value)), None)
             if column is None:
-                column = self.columns[variant] = self.sink.column(variant, value)
+                column = self.columns[meta] = self.sink.column(meta, value)
                 like_it.append((tensor_guard(value), column))
-        return variant, column.append(value)
+        return meta, column.append(value)
 
     def begin(self, **facts: Any) -> PassInfo:
         with self.lock:
@@ -117,9 +117,9 @@ def kept_in(source: Source) -> Iterator[tuple[int, str, Tensor | None]]:
     records = source.records()
     for row in source.passes():
         for record in records[row["first"] : row["first"] + row["count"]]:
-            variant = int(record["variant"])
-            site = source.catalog.site_of(variant).name
-            yield int(row["pass_index"]), site, source.value(variant, int(record["row"]), "activation")
+            meta = int(record["meta"])
+            site = source.catalog.site_of(meta).name
+            yield int(row["pass_index"]), site, source.value(meta, int(record["row"]), "activation")
 
 
 def check_source(source: Source, expected: list[tuple[int, str, Tensor]]) -> None:
@@ -135,7 +135,7 @@ def check_source(source: Source, expected: list[tuple[int, str, Tensor]]) -> Non
         which, layouts = source.layouts(records["row"][at], "activation")
         assert [layouts[i] for i in which] == [(tuple(value.shape), value.dtype) for value in values]
         if len({value.shape for value in values}) == 1:
-            pieces = source.values(records["variant"][at].astype(np.int64), records["row"][at], "activation")
+            pieces = source.values(records["meta"][at].astype(np.int64), records["row"][at], "activation")
             assert sum(len(piece) for piece in pieces) == len(values)
             assert_same(torch.cat([*pieces]), torch.stack(values))
 
@@ -278,8 +278,8 @@ class SinkContract(ABC):
             info, values = rig.begin(), [torch.randn(3), torch.randn(3, 1)]
             kept = [rig.append("a", value) for value in values]
             if i % 3 == 1:
-                for variant, row in kept:
-                    rig.columns[variant].discard(row)
+                for meta, row in kept:
+                    rig.columns[meta].discard(row)
                 continue
             rig.commit(info, kept)
             expected += [(i, "a", value) for value in values]
@@ -305,8 +305,8 @@ class SinkContract(ABC):
                 value = torch.full((5,), float(info.index))
                 kept = [rig.append("a", value), rig.append("a", value + 0.5)]
                 if i % 7 == thread:
-                    for variant, row in kept:
-                        rig.columns[variant].discard(row)
+                    for meta, row in kept:
+                        rig.columns[meta].discard(row)
                 else:
                     rig.commit(info, kept)
 
@@ -332,7 +332,7 @@ class SinkContract(ABC):
         kept += [rig.append("pooled", value, pooled), rig.append("both", value, both)]
         rig.commit(info, kept)
         source = self.read(rig)
-        (v0, r0), (v1, r1), (v2, r2), (v3, r3) = ((int(r["variant"]), int(r["row"])) for r in source.records())
+        (v0, r0), (v1, r1), (v2, r2), (v3, r3) = ((int(r["meta"]), int(r["row"])) for r in source.records())
         assert_same(source.value(v0, r0, "activation"), value.bfloat16())
         assert_same(source.value(v1, r1, "activation"), value.long())
         assert source.value(v2, r2, "activation") is None

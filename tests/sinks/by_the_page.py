@@ -94,13 +94,13 @@ def read_session(files: list[h5py.File], found: Found, before: int, marks_before
         for row in whole(file["passes"]):
             phase = log["phase", int(row["phase"])]
             for record in records[row["first"] : row["first"] + row["count"]]:
-                variant = log["variant", int(record["variant"])]
+                meta = log["variant", int(record["variant"])]
                 value, shape = value_of(record, data, by_segment)
                 found.records.append(
                     Record(
                         before + int(row["pass_index"]),
-                        variant["label"],
-                        log["site", variant["site"]]["name"],
+                        meta["label"],
+                        log["site", meta["site"]]["name"],
                         phase,
                         marks_before.get(phase, 0) + int(row["step"]),
                         value,

@@ -55,8 +55,8 @@ class Reference:
 def _facts(source: Source) -> tuple[list[str], list[tuple[str, str]], bytes]:
     """The phases of passes, where records were kept, and their bits."""
     catalog, records = source.catalog, source.records()
-    variants, rows = records["variant"].astype("i8"), records["row"]
+    metas, rows = records["meta"].astype("i8"), records["row"]
     phases = [catalog.phases[number] for number in source.passes()["phase"].tolist()]
-    sites = [(catalog.site_of(number).name, catalog.variants[number].label) for number in variants.tolist()]
-    pieces = source.values(variants, rows, "activation")
+    sites = [(catalog.site_of(number).name, catalog.metas[number].label) for number in metas.tolist()]
+    pieces = source.values(metas, rows, "activation")
     return phases, sites, b"".join(piece.reshape(-1).view(torch.uint8).numpy().tobytes() for piece in pieces)

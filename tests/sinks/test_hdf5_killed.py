@@ -103,10 +103,10 @@ def check(recording: Recording, flushed: int) -> None:
     assert passes["pass_index"].tolist() == list(range(len(passes)))
     at = np.repeat(passes["pass_index"], passes["count"])
     catalog = source.catalog
-    for variant in np.unique(records["variant"]).tolist():
-        here = np.flatnonzero(records["variant"] == variant)
-        name = catalog.site_of(variant).name
-        pieces = source.values(records["variant"][here].astype(np.int64), records["row"][here], "activation")
+    for meta in np.unique(records["meta"]).tolist():
+        here = np.flatnonzero(records["meta"] == meta)
+        name = catalog.site_of(meta).name
+        pieces = source.values(records["meta"][here].astype(np.int64), records["row"][here], "activation")
         values = torch.cat([*pieces])
         part = int(name.split(".")[1]) / 64 if name.startswith("parts") else 0.0
         expected = torch.from_numpy(at[here]).float().reshape(-1, 1, 1) + part

@@ -94,8 +94,8 @@ def test_a_taken_attached_value_frees_its_graph(rig: Rig) -> None:
     value = leaf * 2
     rig.one_pass(value, spec=CaptureSpec(keep_grad=True))
     source = sink_of(rig).take()
-    (variant, row, _) = source.records()[0].item()
-    kept = weakref.ref(source.value(variant, row, "activation"))
+    (meta, row, _) = source.records()[0].item()
+    kept = weakref.ref(source.value(meta, row, "activation"))
     assert kept() is not None
     del source
     gc.collect()
@@ -180,7 +180,7 @@ def test_values_of_one_site_lie_together_whatever_the_path(rig: Rig) -> None:
     rig.commit(info, kept)
     source = sink_of(rig).source()
     records = source.records()
-    tails = records["variant"].astype(np.int64), records["row"]
+    tails = records["meta"].astype(np.int64), records["row"]
     last = [piece.data_ptr() for piece in source.values(*(t[3:] for t in tails), "activation")]
     assert len(last) == 1 and last[0] == source.value(int(tails[0][3]), int(tails[1][3]), "activation").data_ptr()
 
@@ -190,9 +190,9 @@ def test_evenly_spaced_rows_are_read_without_a_copy(rig: Rig) -> None:
         rig.one_pass(number(i))
     sink_of(rig).source()
     rig.commit(rig.begin(), kept := [rig.append("a", number(i)) for i in range(10)])
-    variants, rows = np.array([v for v, _ in kept]), np.array([r for _, r in kept])
+    metas, rows = np.array([v for v, _ in kept]), np.array([r for _, r in kept])
     source = sink_of(rig).source()
-    pieces = source.values(variants[1::2], rows[1::2], "activation")
+    pieces = source.values(metas[1::2], rows[1::2], "activation")
     assert torch.equal(torch.cat([*pieces]), torch.stack([number(i) for i in range(1, 10, 2)]))
     assert {piece.untyped_storage().data_ptr() for piece in pieces} <= {
         block.parts["activation"].read().untyped_storage().data_ptr() for block in sink_of(rig)._pool.blocks.values()
@@ -205,8 +205,8 @@ def test_rows_that_change_blocks_all_the_time_are_gathered(rig: Rig) -> None:
         kept.append((i, rig.append("a", number(i))))
     rig.commit(rig.begin(), [row for _, row in kept])
     order = np.random.permutation(400)
-    variants, rows = (np.array([kept[i][1][j] for i in order]) for j in (0, 1))
-    pieces = sink_of(rig).source().values(variants, rows, "activation")
+    metas, rows = (np.array([kept[i][1][j] for i in order]) for j in (0, 1))
+    pieces = sink_of(rig).source().values(metas, rows, "activation")
     assert len(pieces) < 100
     assert torch.equal(torch.cat([*pieces])[:, 0], torch.from_numpy(order).float())
 
@@ -216,8 +216,8 @@ def test_what_was_read_survives_in_backward_while_recording_goes_on(rig: Rig) ->
     for value in (number(2), number(2).double().float()[None].expand(1, 4)[0]):
         rig.one_pass(value)
     source = sink_of(rig).source()
-    (variant, row, _) = source.records()[0].item()
-    loss = (weight * source.value(variant, row, "activation")).sum()
+    (meta, row, _) = source.records()[0].item()
+    loss = (weight * source.value(meta, row, "activation")).sum()
     for _ in range(100):
         rig.one_pass(torch.zeros(8)[::2])
     loss.backward()
@@ -230,28 +230,28 @@ def test_a_gradient_arrives_after_the_record_was_taken(rig: Rig) -> None:
     value = leaf * 2
     rig.one_pass(value, spec=spec)
     source = sink_of(rig).take()
-    (variant, row, _) = source.records()[0].item()
-    assert source.value(variant, row, "gradient") is None
+    (meta, row, _) = source.records()[0].item()
+    assert source.value(meta, row, "gradient") is None
     loss = (value**2).sum()
     loss.backward(retain_graph=True)
-    assert_same(source.value(variant, row, "gradient"), torch.full((3,), 4.0))
+    assert_same(source.value(meta, row, "gradient"), torch.full((3,), 4.0))
     loss.backward()
-    assert_same(source.value(variant, row, "gradient"), torch.full((3,), 8.0))
-    assert_same(source.value(variant, row, "activation"), torch.full((3,), 2.0))
+    assert_same(source.value(meta, row, "gradient"), torch.full((3,), 8.0))
+    assert_same(source.value(meta, row, "activation"), torch.full((3,), 2.0))
 
 
 def test_a_gradient_of_a_dropped_pass_reaches_no_other_record(rig: Rig) -> None:
     spec = CaptureSpec(save_gradient=True)
     leaf = torch.ones(3, requires_grad=True)
     dropped = leaf * 2
-    variant, row = rig.append("a", dropped, spec)
-    rig.columns[variant].discard(row)
+    meta, row = rig.append("a", dropped, spec)
+    rig.columns[meta].discard(row)
     for _ in range(3):
         rig.one_pass(leaf * 3, spec=spec)
     assert blocks_held(rig) == 2
     dropped.sum().backward()
     source = sink_of(rig).source()
-    assert [source.value(variant, r, "gradient") for r in source.records()["row"].tolist()] == [None] * 3
+    assert [source.value(meta, r, "gradient") for r in source.records()["row"].tolist()] == [None] * 3
 
 
 def test_a_gradient_is_a_copy(rig: Rig) -> None:
@@ -261,8 +261,8 @@ def test_a_gradient_is_a_copy(rig: Rig) -> None:
     value.backward(gradient)
     gradient.zero_()
     source = sink_of(rig).source()
-    (variant, row, _) = source.records()[0].item()
-    assert_same(source.value(variant, row, "gradient"), torch.ones(3))
+    (meta, row, _) = source.records()[0].item()
+    assert_same(source.value(meta, row, "gradient"), torch.ones(3))
 
 
 def test_a_missing_floating_column_is_not_a_number(rig: Rig) -> None:
@@ -277,9 +277,9 @@ def test_attached_values_are_handed_out_as_they_are(rig: Rig) -> None:
     rig.one_pass(leaf * 2, leaf * 3, spec=CaptureSpec(keep_grad=True))
     source = sink_of(rig).source()
     records = source.records()
-    first = source.value(int(records["variant"][0]), int(records["row"][0]), "activation")
-    assert first is source.value(int(records["variant"][0]), int(records["row"][0]), "activation")
-    pieces = source.values(records["variant"].astype(np.int64), records["row"], "activation")
+    first = source.value(int(records["meta"][0]), int(records["row"][0]), "activation")
+    assert first is source.value(int(records["meta"][0]), int(records["row"][0]), "activation")
+    pieces = source.values(records["meta"].astype(np.int64), records["row"], "activation")
     torch.cat([*pieces]).sum().backward()
     assert leaf.grad is not None and leaf.grad.tolist() == [5.0] * 3
 
@@ -296,11 +296,11 @@ def test_transformed_shapes_may_vary(rig: Rig) -> None:
 
 def test_a_value_that_can_not_be_copied_leaves_no_row_behind(rig: Rig) -> None:
     rig.one_pass(torch.zeros(3))
-    variant = rig.variant("a", torch.zeros(3), CaptureSpec(), None)
+    meta = rig.meta("a", torch.zeros(3), CaptureSpec(), None)
 
     def inside(t: Tensor) -> Tensor:
         with pytest.raises(RuntimeError):
-            rig.columns[variant].append(t)
+            rig.columns[meta].append(t)
         return t
 
     for _ in range(5):
@@ -321,15 +321,15 @@ def test_a_sink_belongs_to_one_session(rig: Rig) -> None:
 def test_a_record_costs_little_beside_its_tensor() -> None:
     rig = Rig(RAMSink())
     value = torch.zeros(4)
-    variant, _ = rig.append("a", value)
-    append = rig.columns[variant].append
+    meta, _ = rig.append("a", value)
+    append = rig.columns[meta].append
     passes, per_pass = 2_000, 10
     gc.collect()
     tracemalloc.start()
     try:
         for _ in range(passes):
             info = rig.begin()
-            rig.ledger.commit(info, [variant] * per_pass, [append(value) for _ in range(per_pass)], [0.0] * per_pass)
+            rig.ledger.commit(info, [meta] * per_pass, [append(value) for _ in range(per_pass)], [0.0] * per_pass)
         gc.collect()
         used = tracemalloc.get_traced_memory()[0]
     finally:
@@ -351,15 +351,15 @@ def test_large_values_lie_by_themselves_once_records_are_handed_over(rig: Rig) -
         source = sink_of(rig).take()
         assert blocks_held(rig) == 0
         records = source.records()
-        (found,) = source.values(records["variant"].astype(np.int64), records["row"], "activation")
+        (found,) = source.values(records["meta"].astype(np.int64), records["row"], "activation")
         assert found.shape == (1, 300, 300) and found.unique().tolist() == [i]
 
 
 def test_a_large_value_that_is_discarded_leaves_room_for_the_next(rig: Rig) -> None:
     sink_of(rig).take()
     for i in range(20):
-        variant, row = rig.append("a", large(i))
-        rig.columns[variant].discard(row)
+        meta, row = rig.append("a", large(i))
+        rig.columns[meta].discard(row)
     assert blocks_held(rig) <= 2
 
 
@@ -370,5 +370,5 @@ def test_large_values_are_kept_apart_from_inference_mode(rig: Rig) -> None:
         rig.one_pass(large(1))
     records = sink_of(rig).source().records()
     source = sink_of(rig).source()
-    found = source.value(int(records["variant"][1]), int(records["row"][1]), "activation")
+    found = source.value(int(records["meta"][1]), int(records["row"][1]), "activation")
     assert found is not None and not found.is_inference()

@@ -1,4 +1,4 @@
-"""The log of a segment: sites, variants, specs and the like, one line of JSON each, with a checksum in front."""
+"""The log of a segment: sites, metas, specs and the like, one line of JSON each, with a checksum in front."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class CatalogLog:
             ("phase", catalog.phases),
             ("site", catalog.sites),
             ("spec", catalog.specs),
-            ("variant", catalog.variants),
+            ("variant", catalog.metas),
             ("failure", catalog.failures),
         ]
         self._done = [0] * len(self._tables)
@@ -56,7 +56,7 @@ class CatalogLog:
 
     def lines(self) -> Iterator[bytes]:
         """What was added since the last call."""
-        # Failures and variants name the others, so their number is read first.
+        # Failures and metas name the others, so their number is read first.
         lengths = [len(table) for _, table in reversed(self._tables)][::-1]
         for i, (kind, table) in enumerate(self._tables):
             for number in range(self._done[i], lengths[i]):
@@ -92,13 +92,16 @@ def _told(spec: CaptureSpec) -> dict[str, Any]:
     return fields
 
 
-class _Failure(msgspec.Struct):
-    """A predicate's failure as it is written: the event may be one of which no record was kept."""
+class _Failure(msgspec.Struct, rename={"meta": "variant"}):
+    """A predicate's failure as it is written: the event may be one of which no record was kept.
+
+    Files call the shared facts of records a variant; the name in them stays.
+    """
 
     predicate: str
     error: str
     site: Site
-    variant: RecordMeta
+    meta: RecordMeta
     info: PassInfo
     time: float
     step: int | None
@@ -106,7 +109,7 @@ class _Failure(msgspec.Struct):
 
 def _failure(failure: PredicateFailure) -> _Failure:
     ctx = failure.context
-    return _Failure(failure.predicate, failure.error, ctx._site, ctx._variant, ctx._info, ctx._time, ctx._step)
+    return _Failure(failure.predicate, failure.error, ctx._site, ctx._meta, ctx._info, ctx._time, ctx._step)
 
 
 _TOLD: dict[str, Callable[[Any], Any]] = {"spec": _told, "failure": _failure}
@@ -161,14 +164,14 @@ class Log:
         catalog, numbers = self.catalog, self.numbers
         tables: dict[str, tuple[Interned[Any], Any]] = {
             "site": (catalog.sites, Site),
-            "variant": (catalog.variants, RecordMeta),
+            "variant": (catalog.metas, RecordMeta),
             "entry": (catalog.entries, str),
             "phase": (catalog.phases, str),
         }
         if kind in tables:
             table, made_of = tables[kind]
             item = msgspec.json.decode(content, type=made_of)
-            numbers.add(kind, number, table, numbers.variant(item) if kind == "variant" else item)
+            numbers.add(kind, number, table, numbers.meta(item) if kind == "variant" else item)
         elif kind == "spec" and number >= numbers.count("spec"):
             numbers.add(kind, number, catalog.specs, _spec_of(msgspec.json.decode(content, type=dict[str, Any])))
         elif kind == "data":
@@ -196,12 +199,12 @@ class Log:
 
     def _failure(self, made: _Failure) -> PredicateFailure:
         numbers = self.numbers
-        variant = numbers.variant(made.variant)
-        if len(variant.stack_passes) != len(made.site.frames):
+        meta = numbers.meta(made.meta)
+        if len(meta.stack_passes) != len(made.site.frames):
             raise ValueError("a failure was in other modules than its site")
         info = numbers.info(made.info)
         step = None if made.step is None else info.step
-        ctx = RecordContext(self.catalog, made.site, variant, info, made.time, step)
+        ctx = RecordContext(self.catalog, made.site, meta, info, made.time, step)
         return PredicateFailure(made.predicate, ctx, made.error)
 
 
@@ -274,8 +277,8 @@ class SessionRemap:
             raise DamagedFileError(f"the log names the {kind} {number}, and there are {len(self._known[kind])}")
         return self._known[kind][number]
 
-    def variant(self, given: RecordMeta) -> RecordMeta:
-        """A variant, with the numbers of the recording in it."""
+    def meta(self, given: RecordMeta) -> RecordMeta:
+        """A meta, with the numbers of the recording in it."""
 
         def events(found: tuple[tuple[int, int, str], ...] | None) -> tuple[tuple[int, int, str], ...] | None:
             return found and tuple((self.of("site", site), count, label) for site, count, label in found)

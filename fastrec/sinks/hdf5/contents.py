@@ -65,7 +65,7 @@ class IncrementalReader:
         self.counters: dict[int, Counters] = {}
         self._records = 0
         self._before = SessionOffset()
-        self._variants = 0
+        self._metas = 0
 
     @property
     def n_empty(self) -> int:
@@ -146,13 +146,13 @@ class IncrementalReader:
 
     def _check_log(self) -> None:
         catalog = self.log.catalog
-        for variant in catalog.variants.items[self._variants :]:
-            torch_dtype_of(variant.dtype)
-            if not (0 <= variant.site < len(catalog.sites) and 0 <= variant.spec < len(catalog.specs)):
-                raise DamagedFileError(f"the variant {variant.label!r} names a site or spec that is not there")
-            if len(variant.stack_passes) != len(catalog.sites[variant.site].frames):
-                raise DamagedFileError(f"the variant {variant.label!r} runs in other modules than its site")
-        self._variants = len(catalog.variants)
+        for meta in catalog.metas.items[self._metas :]:
+            torch_dtype_of(meta.dtype)
+            if not (0 <= meta.site < len(catalog.sites) and 0 <= meta.spec < len(catalog.specs)):
+                raise DamagedFileError(f"the record meta {meta.label!r} names a site or spec that is not there")
+            if len(meta.stack_passes) != len(catalog.sites[meta.site].frames):
+                raise DamagedFileError(f"the record meta {meta.label!r} runs in other modules than its site")
+        self._metas = len(catalog.metas)
         for key, info in self.log.data.items():
             if min(info.shape, default=0) < 0:
                 raise DamagedFileError(f"the data {key} has the shape {info.shape}")

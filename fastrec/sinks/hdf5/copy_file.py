@@ -208,7 +208,7 @@ class DataSet:
     def read(self, first: int, count: int) -> Bytes:
         """Rows, as bytes."""
         records = self._source.records()[self._at[first : first + count]]
-        pieces = self._source.values(records["variant"].astype(np.int64), records["row"], self._part)
+        pieces = self._source.values(records["meta"].astype(np.int64), records["row"], self._part)
         return np.concatenate([_bytes_of(piece.to(self._dtype)) for piece in pieces])
 
 
@@ -242,14 +242,14 @@ def data_sets(source: Source, dtype: torch.dtype | None) -> Sorted:
     """Sort values into data sets; floating ones are cast, where a dtype is given."""
     catalog, given = recast(source.catalog, dtype), source.records()
     records = np.zeros(len(given), RECORD_ROW)
-    records["variant"], records["time"] = given["variant"], given["time"]
+    records["variant"], records["time"] = given["meta"], given["time"]
     sets: list[DataSet] = []
-    of_variant = np.array([(v.site, v.spec) for v in catalog.variants.items], np.int64).reshape(-1, 2)
+    of_meta = np.array([(v.site, v.spec) for v in catalog.metas.items], np.int64).reshape(-1, 2)
     for part, prefix in PREFIX.items():
         records[prefix + "data"] = -1
         at = records_with_part(catalog, given, part)
         which, layouts = source.layouts(given["row"][at], part)
-        keys = np.column_stack([of_variant[given["variant"][at]], which])
+        keys = np.column_stack([of_meta[given["meta"][at]], which])
         found, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
         inverse = inverse.reshape(-1)
         for i in np.argsort(first).tolist():
@@ -270,11 +270,11 @@ def recast(given: Catalog, dtype: torch.dtype | None) -> Catalog:
     for name in ("sites", "entries", "phases", "specs"):
         for item in getattr(given, name).items:
             getattr(made, name).append(item)
-    for variant in given.variants.items:
-        spec = given.specs[variant.spec]
-        if dtype is not None and kept_dtype(spec, torch_dtype(variant.dtype)).is_floating_point:
-            variant = msgspec.structs.replace(variant, spec=made.specs.add(spec.with_changes({"dtype": dtype})))
-        made.variants.append(variant)
+    for meta in given.metas.items:
+        spec = given.specs[meta.spec]
+        if dtype is not None and kept_dtype(spec, torch_dtype(meta.dtype)).is_floating_point:
+            meta = msgspec.structs.replace(meta, spec=made.specs.add(spec.with_changes({"dtype": dtype})))
+        made.metas.append(meta)
     made.halted, made.failures, made.origins = given.halted, given.failures, given.origins
     return made
 
@@ -325,7 +325,7 @@ def _bytes_of(values: Tensor) -> Bytes:
 
 def records_with_part(catalog: Catalog, records: npt.NDArray[Any], part: Part) -> npt.NDArray[np.int64]:
     """The positions of the records that have an activation, or a transformed one."""
-    metas = np.unique(records["variant"]).tolist()
-    specs = {meta: catalog.specs[catalog.variants[meta].spec] for meta in metas}
+    metas = np.unique(records["meta"]).tolist()
+    specs = {meta: catalog.specs[catalog.metas[meta].spec] for meta in metas}
     kept = [k for k, spec in specs.items() if (spec.save_raw if part == "activation" else spec.transform is not None)]
-    return np.flatnonzero((records["row"] >= 0) & np.isin(records["variant"], kept))
+    return np.flatnonzero((records["row"] >= 0) & np.isin(records["meta"], kept))

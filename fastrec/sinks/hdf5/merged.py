@@ -21,7 +21,7 @@ Integers = npt.NDArray[np.int64]
 class MergedSource:
     """The passes of the first source, then those of the second, and so on; values are read from the sources.
 
-    Sites, variants and entries that are alike in two sources are one. Phases stay apart even where they have the same
+    Sites, metas and entries that are alike in two sources are one. Phases stay apart even where they have the same
     name, because each source counts the steps of its own.
     """
 
@@ -80,7 +80,7 @@ class MergedSource:
                 return part.source.sample_id(pass_index - origin.first_pass)
         return None
 
-    def value(self, variant: int, row: int, part: Part) -> Tensor | None:
+    def value(self, meta: int, row: int, part: Part) -> Tensor | None:
         """One part of a record, None where it has no such part."""
         if row < 0:
             return None
@@ -88,7 +88,7 @@ class MergedSource:
         (own_variant, own_row), *_ = own.places(np.array([row])).tolist()
         return own.source.value(own_variant, own_row, part)
 
-    def values(self, variants: Integers, rows: Integers, part: Part) -> Sequence[Tensor]:
+    def values(self, metas: Integers, rows: Integers, part: Part) -> Sequence[Tensor]:
         """The values of many records in their order."""
         found: list[Tensor] = []
         for at, own in self._runs(rows):
@@ -111,7 +111,7 @@ class MergedSource:
             which[at] = np.array([numbers.setdefault(layout, len(numbers)) for layout in layouts], np.int64)[found]
         return which, list(numbers)
 
-    def nbytes(self, variants: Integers, rows: Integers) -> Integers:
+    def nbytes(self, metas: Integers, rows: Integers) -> Integers:
         """The bytes that each record's tensors take."""
         total = np.zeros(len(rows), np.int64)
         for at, own in self._runs(rows):
@@ -149,13 +149,11 @@ class _Part:
         specs = _numbers(catalog.specs.add(spec) for spec in own.specs.items)
         self.entries = _numbers(catalog.entries.add(entry) for entry in own.entries.items)
         self.phases = _numbers(catalog.phases.append(phase) for phase in own.phases.items)
-        self._variants = _numbers(
-            catalog.variants.add(_renumbered(variant, sites, specs)) for variant in own.variants.items
-        )
+        self._metas = _numbers(catalog.metas.add(_renumbered(meta, sites, specs)) for meta in own.metas.items)
         records = source.records()
-        self._own = np.stack([records["variant"].astype(np.int64), records["row"]], 1)
+        self._own = np.stack([records["meta"].astype(np.int64), records["row"]], 1)
         self.records = np.empty(len(records), RECORD_DTYPE)
-        self.records["variant"], self.records["time"] = self._variants[records["variant"]], records["time"]
+        self.records["meta"], self.records["time"] = self._metas[records["meta"]], records["time"]
         at = first_record + np.arange(len(records))
         self.records["row"] = np.where(records["row"] < 0, -1, at)
         marked = source.steps()
@@ -179,7 +177,7 @@ class _Part:
         catalog.failures += own.failures
 
     def places(self, rows: Integers) -> Integers:
-        """The variant and row in the source of each of the rows that were given out for it."""
+        """The meta and row in the source of each of the rows that were given out for it."""
         found: Integers = np.where(rows[:, None] < 0, -1, self._own[np.maximum(rows - self.first_record, 0)])
         return found
 
@@ -188,14 +186,14 @@ def _numbers(found: Any) -> Integers:
     return np.array(list(found), np.int64)
 
 
-def _renumbered(variant: RecordMeta, sites: Integers, specs: Integers) -> RecordMeta:
+def _renumbered(meta: RecordMeta, sites: Integers, specs: Integers) -> RecordMeta:
     def events(found: tuple[tuple[int, int, str], ...] | None) -> tuple[tuple[int, int, str], ...] | None:
         return found and tuple((int(sites[site]), number, label) for site, number, label in found)
 
     return msgspec.structs.replace(
-        variant,
-        site=int(sites[variant.site]),
-        spec=int(specs[variant.spec]),
-        recent_events=events(variant.recent_events),
-        recent_ops=events(variant.recent_ops),
+        meta,
+        site=int(sites[meta.site]),
+        spec=int(specs[meta.spec]),
+        recent_events=events(meta.recent_events),
+        recent_ops=events(meta.recent_ops),
     )

@@ -38,7 +38,7 @@ class FilePassLog:
         self._stages: dict[tuple[Any, ...], tuple[Stage, np.dtype[Any]]] = {}
         self.writer = Writer(pool, paths, catalog, options)
 
-    def commit(self, info: PassInfo, variants: Sequence[int], rows: Sequence[int], times: Sequence[float]) -> None:
+    def commit(self, info: PassInfo, metas: Sequence[int], rows: Sequence[int], times: Sequence[float]) -> None:
         """A pass ended: its records in event order, times on the clock of ``info.started``."""
         pool, writer = self._pool, self.writer
         if pool.error is not None:
@@ -49,7 +49,7 @@ class FilePassLog:
                 writer.counters.empty += 1
                 writer.counters.begun = max(writer.counters.begun, info.index + 1)
             return
-        many = writer.ended.add((info, variants, rows, times))
+        many = writer.ended.add((info, metas, rows, times))
         self._unasked += len(rows)
         if many or self._unasked >= self._flush_rows:
             self._unasked = 0

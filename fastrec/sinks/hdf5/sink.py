@@ -91,11 +91,11 @@ class HDF5Sink:
         self._ledger = FilePassLog(self._pool, self._paths, catalog, self.options)
         return self._ledger
 
-    def column(self, variant: int, value: Tensor) -> ColumnWriter:
-        """Where values like this one go; variants that differ in nothing but their path share a column."""
+    def column(self, meta: int, value: Tensor) -> ColumnWriter:
+        """Where values like this one go; metas that differ in nothing but their path share a column."""
         check_copyable(value)
         assert self._catalog is not None and self._ledger is not None
-        found = self._catalog.variants[variant]
+        found = self._catalog.metas[meta]
         spec = self._catalog.specs[found.spec]
         if spec.keep_grad or spec.save_gradient:
             raise GradientError(

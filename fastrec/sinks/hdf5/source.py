@@ -105,7 +105,7 @@ class HDF5Source:
         """The sample id that a pass was logged with."""
         return self._contents.log.samples.get(pass_index)
 
-    def value(self, variant: int, row: int, part: Part) -> Tensor | None:
+    def value(self, meta: int, row: int, part: Part) -> Tensor | None:
         """One part of a record, None where it has no such part."""
         prefix = PREFIX.get(part)
         if row < 0 or prefix is None or self._raw[prefix + "data"][row] < 0:
@@ -113,7 +113,7 @@ class HDF5Source:
         rows = np.array([row])
         return self._read(rows, prefix, *self._keys(rows, prefix))[0]
 
-    def values(self, variants: Integers, rows: Integers, part: Part) -> Sequence[Tensor]:
+    def values(self, metas: Integers, rows: Integers, part: Part) -> Sequence[Tensor]:
         """The values of many records in their order, each with its records in front; as few tensors as possible."""
         keys, inverse = self._kept(rows, part)
         if len({self._layout(key)[:2] for key in keys}) == 1:
@@ -130,7 +130,7 @@ class HDF5Source:
         which = [numbers.setdefault(self._layout(key)[:2], len(numbers)) for key in keys]
         return np.array(which, np.int64)[inverse], list(numbers)
 
-    def nbytes(self, variants: Integers, rows: Integers) -> Integers:
+    def nbytes(self, metas: Integers, rows: Integers) -> Integers:
         """The bytes that each record's tensors take."""
         total = np.zeros(len(rows), np.int64)
         for prefix in PREFIX.values():
@@ -160,7 +160,7 @@ class HDF5Source:
             raw = self._raw[at]
         passes["first"] = first
         records = np.empty(total, RECORD_DTYPE)
-        records["variant"], records["time"], records["row"] = raw["variant"], raw["time"], at
+        records["meta"], records["time"], records["row"] = raw["variant"], raw["time"], at
         records["row"][(raw["data"] < 0) & (raw["transformed_data"] < 0)] = -1
         return passes, records
 

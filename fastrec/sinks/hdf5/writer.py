@@ -402,7 +402,7 @@ class FlushBatch:
     def records_at(self, blocks: list[StagedBlock]) -> Rows:
         """The records, once each of the blocks has its place."""
         records = np.zeros(len(self.rows), RECORD_ROW)
-        records["variant"], records["time"] = self.table.variants, self.table.times
+        records["variant"], records["time"] = self.table.metas, self.table.times
         records["data"] = records["transformed_data"] = -1
         kept = np.flatnonzero(self.rows >= 0)
         for part, prefix in (("activation", ""), ("transformed_activation", "transformed_")):

@@ -37,14 +37,14 @@ class RAMPassLog:
         self._empty = 0  # passes that ended well and kept nothing
         self._is_bare = False  # nothing is here but passes that are not packed yet
 
-    def commit(self, info: PassInfo, variants: Sequence[int], rows: Sequence[int], times: Sequence[float]) -> None:
+    def commit(self, info: PassInfo, metas: Sequence[int], rows: Sequence[int], times: Sequence[float]) -> None:
         """A pass ended: its records in event order, times on the clock of ``info.started``."""
         if not rows and info.outcome == "ok":
             # A run without end in which a predicate keeps nothing must not fill the memory with passes.
             with self._lock:
                 self._empty += 1
             return
-        self._ended.append((info, variants, rows, times))
+        self._ended.append((info, metas, rows, times))
         if len(self._ended) >= MAX_UNPACKED:
             with self._lock:
                 self._pack()
@@ -125,8 +125,8 @@ class RAMPassLog:
     def _settled(self) -> list[Entry]:
         """The passes that ended, drained; what is held of them is among the blocks from now on."""
         return [
-            (info, variants, self._pool.add(rows) if isinstance(rows, UncopiedPass) else rows, times)
-            for info, variants, rows, times in self._drain()[0]
+            (info, metas, self._pool.add(rows) if isinstance(rows, UncopiedPass) else rows, times)
+            for info, metas, rows, times in self._drain()[0]
         ]
 
     def _pack(self) -> None:

@@ -48,11 +48,11 @@ class RAMSink:
         self._ledger = RAMPassLog(catalog, self._pool)
         return self._ledger
 
-    def column(self, variant: int, value: Tensor) -> ColumnWriter:
-        """Where values like this one go; variants that differ in nothing but their path share a column."""
+    def column(self, meta: int, value: Tensor) -> ColumnWriter:
+        """Where values like this one go; metas that differ in nothing but their path share a column."""
         check_copyable(value)
         assert self._catalog is not None
-        found = self._catalog.variants[variant]
+        found = self._catalog.metas[meta]
         layout = Layout.of(value)
         key = (found.site, found.spec, layout)
         with self._lock:

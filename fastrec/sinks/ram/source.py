@@ -64,7 +64,7 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
         """The sample id that a pass was logged with."""
         return self._sorted[2].get(pass_index)
 
-    def value(self, variant: int, row: int, part: Part) -> Tensor | None:
+    def value(self, meta: int, row: int, part: Part) -> Tensor | None:
         """One part of a record, None where it has no such part (yet)."""
         if row < 0:
             return None
@@ -79,7 +79,7 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
         with outside_torch_modes():
             return rows.read()[row - block.first]
 
-    def values(self, variants: Integers, rows: Integers, part: Part) -> Sequence[Tensor]:
+    def values(self, metas: Integers, rows: Integers, part: Part) -> Sequence[Tensor]:
         """The values of many records in their order, each with its records in front; as few tensors as possible."""
         numbers = rows >> ROW_BITS
         edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(rows)]
@@ -101,7 +101,7 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
             which[i] = numbers.setdefault(self._layout(int(rows[position]), part, position), len(numbers))
         return which[inverse], list(numbers)
 
-    def nbytes(self, variants: Integers, rows: Integers) -> Integers:
+    def nbytes(self, metas: Integers, rows: Integers) -> Integers:
         """The bytes that each record's tensors take."""
         numbers, inverse = np.unique(rows >> ROW_BITS, return_inverse=True)
         sizes = [_row_bytes(self._blocks[number]) if number >= 0 else 0 for number in numbers.tolist()]
@@ -118,7 +118,7 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
         passes = table.read_passes().copy()
         passes["started"] -= self.catalog.began
         records = np.empty(len(table.rows), RECORD_DTYPE)
-        records["variant"], records["row"], records["time"] = table.variants, table.rows, table.times
+        records["meta"], records["row"], records["time"] = table.metas, table.rows, table.times
         index = passes["pass_index"]
         if np.any(index[1:] < index[:-1]):
             # Passes of several threads end in another order than they began.
