@@ -31,7 +31,7 @@ test: lint
 # gets an environment of its own that sees the first one. What has run is in .zoo, and is not run again.
 test-zoo: .venv-zoo/.installed
 	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 .venv-zoo/bin/python -W ignore -m tests.zoo.run docs/zoo.md .zoo
-	PYTHONPATH=tests PYTHONHASHSEED=0 OMP_NUM_THREADS=1 .venv-zoo/bin/python -W ignore -m tests.zoo.engines docs/zoo-engines.md .zoo/engines
+	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 .venv-zoo/bin/python -W ignore -m tests.zoo.engines docs/zoo-engines.md .zoo/engines
 
 .venv-zoo/.installed: | $(INSTALLED)
 	$(BIN)/python -m venv .venv-zoo

@@ -3,7 +3,6 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.sink import assert_same
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -12,6 +11,7 @@ from fastrec._errors import OptionError, UnsupportedTensorError
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.sinks._blocks import Block, Layout, RowAllocator, RowMaker
 from fastrec.sinks._copying import RowCopier, parts_of, watch_gradient
+from tests.contracts.sink import assert_same
 
 
 class Seen(TorchFunctionMode):

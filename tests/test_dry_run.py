@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import DYNAMIC, MODELS, mlp
-from stable_ids import stable
 from torch import Tensor, nn
 
 import fastrec
@@ -32,6 +30,8 @@ from fastrec.predicates import (
     shape,
     structural,
 )
+from tests.models import DYNAMIC, MODELS, mlp
+from tests.stable_ids import stable
 
 ALL_MODELS = {**MODELS, **DYNAMIC}
 CONTEXT_ONLY = CaptureSpec(save_activation=False)

@@ -8,7 +8,6 @@ import pandas
 import pytest
 import torch
 import torch.nn.functional as F
-from models import MODELS
 from torch import Tensor, nn
 
 import fastrec
@@ -16,6 +15,7 @@ from fastrec import CaptureSpec, DryRun, RecordContext, dry_run
 from fastrec.dryrun.decisions import FORECAST_PASSES
 from fastrec.predicates import entry, every, first, op, shape
 from fastrec.recording._records import format_bytes
+from tests.models import MODELS
 
 
 def test_the_tree_shows_modules_ops_and_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,16 +3,16 @@
 from types import FunctionType
 from typing import Any
 
-import op_calls
 import pytest
 import torch
 import torch.nn.functional as F
-from op_calls import Call, Seen, tensors
 from torch import overrides, randn
 from torch.overrides import TorchFunctionMode
 
 from fastrec.ops.composites import inner_layer_types
 from fastrec.ops.facts import op_facts, openable, opened
+from tests import op_calls
+from tests.op_calls import Call, Seen, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 

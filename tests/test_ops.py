@@ -7,15 +7,15 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
-import op_calls
 import pytest
 import torch
 import torch.nn.functional as F
-from op_calls import Call, Seen, seen_in, tensors
 from torch import Tensor, nn, overrides, randn
 
 from fastrec.ops.facts import op_facts, reads_inplace_flag
 from fastrec.ops.table import ALIASES, ESCAPES, NO_EVENTS, OPERATORS, canonical
+from tests import op_calls
+from tests.op_calls import Call, Seen, seen_in, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 

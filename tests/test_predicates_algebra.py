@@ -3,8 +3,6 @@
 import pytest
 import torch
 from hypothesis import given
-from predicate_events import event, events, predicates, site_of
-from stable_ids import stable
 
 from fastrec._errors import OptionError, PredicateError
 from fastrec.events.capture import CaptureSpec
@@ -25,6 +23,8 @@ from fastrec.predicates import (
     structural,
 )
 from fastrec.predicates._base import Constant, Opaque, PredicateBase
+from tests.predicate_events import event, events, predicates, site_of
+from tests.stable_ids import stable
 
 RELU = event("op", "relu")
 relu, conv, ten = op("relu"), op("conv2d"), every(10)

@@ -6,19 +6,6 @@ import pickle
 import pytest
 import torch
 from hypothesis import given, settings
-from predicate_events import (
-    KINDS,
-    as_an_op_would,
-    as_metadata,
-    event,
-    events,
-    in_a_module,
-    on_even_passes,
-    predicates,
-    printed_predicates,
-    short_when_op,
-    site_of,
-)
 from torch import nn
 
 from fastrec import predicates as public
@@ -46,6 +33,19 @@ from fastrec.predicates import (
 )
 from fastrec.predicates._answers import Changes
 from fastrec.predicates._base import Constant, Opaque, PredicateBase
+from tests.predicate_events import (
+    KINDS,
+    as_an_op_would,
+    as_metadata,
+    event,
+    events,
+    in_a_module,
+    on_even_passes,
+    predicates,
+    printed_predicates,
+    short_when_op,
+    site_of,
+)
 
 NAMESPACE = {**vars(public), "torch": torch}
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from predicate_events import event, site_of
 from torch import nn
 
 from fastrec._errors import ContextFieldError, PredicateError
@@ -25,6 +24,7 @@ from fastrec.predicates import (
     shape,
     structural,
 )
+from tests.predicate_events import event, site_of
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from predicate_events import event, site_of
-from stable_ids import stable
 from torch import nn
 
 from fastrec.events.context import RecordContext
@@ -27,6 +25,8 @@ from fastrec.predicates import (
     structural,
 )
 from fastrec.predicates._base import PredicateBase
+from tests.predicate_events import event, site_of
+from tests.stable_ids import stable
 
 NET = ("", "Net")
 ENCODER = ("encoder", "Sequential")

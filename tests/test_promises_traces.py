@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contracts.engine import EVERYTHING, _attributes
-from models import MODELS, Attends, mlp
-from naive import same_bits, seeded
 from torch import Tensor, nn
 
 from fastrec import CaptureSpec, Recorder, record
 from fastrec.predicates import module, op
+from tests.contracts.engine import EVERYTHING, _attributes
+from tests.models import MODELS, Attends, mlp
+from tests.naive import same_bits, seeded
 
 
 class Fails(nn.Module):

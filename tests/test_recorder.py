@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import mlp
-from naive import same_bits
 from torch import Tensor, nn
 
 import fastrec
 from fastrec import CaptureSpec, FastrecWarning, Recorder, record
 from fastrec.predicates import after, entry, every, first, grad_enabled, kind, module, module_type, op, phase
 from fastrec.sinks import RAMSink
+from tests.models import mlp
+from tests.naive import same_bits
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from models import mlp
 from torch import Tensor, nn
 
 import fastrec
 from fastrec import Recorder, record
 from fastrec.predicates import every, module, op
+from tests.models import mlp
 
 
 class Net(nn.Module):

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contracts.sink import Rig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,6 +16,7 @@ from fastrec.events.capture import CaptureSpec
 from fastrec.events.sites import Frame, Site
 from fastrec.recording._recording import ActivationRecord, Recording
 from fastrec.sinks import RAMSink
+from tests.contracts.sink import Rig
 
 RELU = Site("features.3/relu", "op", "relu", "relu", (Frame("", "Net"), Frame("features.3", "ReLU")))
 CONV = Site("features.3", "module_exit", "relu", "ReLU", (Frame("", "Net"), Frame("features.3", "ReLU")))

@@ -4,13 +4,13 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from contracts.sink import Rig
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrec._errors import RaggedError, RecordKeyError, StepError
 from fastrec.recording._recording import Recording
 from fastrec.sinks import RAMSink
+from tests.contracts.sink import Rig
 
 
 def recorded(rig: Rig) -> Recording:

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from contracts.sink import Rig
 from torch import Tensor
 
 from fastrec._errors import OptionError, RecordKeyError, StepError
 from fastrec.recording._recording import Recording
 from fastrec.sinks import RAMSink
+from tests.contracts.sink import Rig
 
 ROLLOUT, EVAL = 1, 2
 

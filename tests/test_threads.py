@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.engine import EVERYTHING
-from naive import Event, assert_same_events, events_of, naive_events
 from torch import Tensor, nn
 
 from fastrec import FastrecError, Recorder
 from fastrec.events.sites import Interned
 from fastrec.predicates import every, module
+from tests.contracts.engine import EVERYTHING
+from tests.naive import Event, assert_same_events, events_of, naive_events
 
 THREADS, PASSES = 8, 200
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts.engine import EVERYTHING
-from models import mlp
-from naive import same_bits
 from torch import Tensor, nn
 
 from fastrec import CaptureSpec, FastrecWarning, Recorder, record
 from fastrec.predicates import dtype, module, op
 from fastrec.sinks import RAMSink
+from tests.contracts.engine import EVERYTHING
+from tests.models import mlp
+from tests.naive import same_bits
 
 
 @pytest.fixture

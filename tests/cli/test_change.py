@@ -8,11 +8,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from recorded import rollout
 
 import fastrec
 from fastrec._cli import main
 from fastrec.sinks import HDF5Sink
+from tests.cli.recorded import rollout
 
 
 @pytest.fixture(autouse=True)

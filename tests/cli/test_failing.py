@@ -7,10 +7,10 @@ import h5py
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recorded import rollout
 
 from fastrec._cli import main
 from fastrec._cli._main import COMMANDS
+from tests.cli.recorded import rollout
 
 PATH_ONLY = [command.name for command in COMMANDS if command.name in ("info", "ls", "recover", "verify")]
 WORDS = [*(command.name for command in COMMANDS), "--json", "--to", "--record", "-1", "", "\0", "a.h5", "*", "x/"]

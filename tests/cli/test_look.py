@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from recorded import rollout
 
 import fastrec
 from fastrec import CaptureSpec
 from fastrec._cli import main
+from tests.cli.recorded import rollout
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from recorded import rollout
+
+from tests.cli.recorded import rollout
 
 COMMAND = [sys.executable, "-W", "error", "-m", "fastrec"]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from models import MODELS, mlp
-from naive import assert_same_events, events_of, naive_events, same_bits, seeded, tensors_in
 from torch import Tensor, nn
 
 from fastrec import CaptureSpec, Recorder
 from fastrec.predicates import every, kind, op
+from tests.models import MODELS, mlp
+from tests.naive import assert_same_events, events_of, naive_events, same_bits, seeded, tensors_in
 
 EVERYTHING = {"keep_op": True, "keep_module": kind("module_enter", "module_exit")}
 

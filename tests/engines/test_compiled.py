@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from compiling import EVERYTHING
-from compiling import fresh_dynamo as fresh_dynamo
-from models import MODELS, mlp
-from naive import tensors_in
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from fastrec import CaptureSpec, FastrecWarning, Recorder
 from fastrec._errors import OptionError, SessionError, UnsupportedModelError
 from fastrec.predicates import every, module_type, op, shape
+from tests.compiling import EVERYTHING
+from tests.compiling import fresh_dynamo as fresh_dynamo
+from tests.models import MODELS, mlp
+from tests.naive import tensors_in
 
 
 def told(recording: Any) -> list[Any]:

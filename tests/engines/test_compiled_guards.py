@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from models import mlp
-from naive import seeded
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,6 +22,8 @@ from fastrec.engines.compiled import roots as _compiled_roots
 from fastrec.engines.compiled.graphs import CapturedGraph, GraphRoute, GraphTransition
 from fastrec.engines.compiled.outputs import ExtraOutputs, GradientPaths
 from fastrec.predicates import op
+from tests.models import mlp
+from tests.naive import seeded
 
 X = torch.linspace(-1, 2, 16).reshape(4, 4)
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from compiling import fresh_dynamo as fresh_dynamo
-from models import MODELS, mlp
-from same_recordings import assert_same_recordings
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from fastrec import CaptureSpec, FastrecWarning, Recorder
 from fastrec._errors import SessionError
 from fastrec.predicates import every, kind, op, phase
+from tests.compiling import fresh_dynamo as fresh_dynamo
+from tests.models import MODELS, mlp
+from tests.same_recordings import assert_same_recordings
 
 EVERYTHING = {"keep_op": kind("op"), "keep_module": kind("module_enter", "module_exit")}
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.engine import EVERYTHING, EngineContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import DYNAMIC, encoder
-from naive import assert_same_events, events_of, naive_events, same_bits, seeded
 from torch import Tensor, nn
 
 from fastrec import Recorder
+from tests.contracts.engine import EVERYTHING, EngineContract
+from tests.models import DYNAMIC, encoder
+from tests.naive import assert_same_events, events_of, naive_events, same_bits, seeded
 
 
 class TestEagerEngine(EngineContract):

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts.engine import EVERYTHING
-from naive import same_bits
 from torch import Tensor, nn
 
 from fastrec import FastrecWarning, Recorder, record
 from fastrec.predicates import inside, module_input, module_type, op
+from tests.contracts.engine import EVERYTHING
+from tests.naive import same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts.engine import EVERYTHING
-from models import DYNAMIC, MODELS, Attends, Branching, Shared, encoder
-from naive import Event, events_of, same_bits, seeded
 from torch import Tensor, nn
 
 from fastrec import Recorder, record
 from fastrec.predicates import inside, kind, module, op, shape, structural
+from tests.contracts.engine import EVERYTHING
+from tests.models import DYNAMIC, MODELS, Attends, Branching, Shared, encoder
+from tests.naive import Event, events_of, same_bits, seeded
 
 PREDICATES: dict[str, Any] = {
     "one type": {"keep_op": "linear"},

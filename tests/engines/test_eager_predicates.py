@@ -6,11 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.engine import EVERYTHING
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import Attends, Branching, Shared
-from naive import Event, same_bits, seeded
 from torch import Tensor, nn
 
 from fastrec import CaptureSpec, FastrecWarning, Recorder
@@ -31,6 +28,9 @@ from fastrec.predicates import (
     shape,
     structural,
 )
+from tests.contracts.engine import EVERYTHING
+from tests.models import Attends, Branching, Shared
+from tests.naive import Event, same_bits, seeded
 
 
 class Model(nn.Module):

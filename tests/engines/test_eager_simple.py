@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.engine import EVERYTHING
-from naive import assert_same_events, events_of, naive_events, seeded
 from torch import Tensor, nn
 
 from fastrec import FastrecWarning, Recorder
 from fastrec.predicates import every, op
+from tests.contracts.engine import EVERYTHING
+from tests.naive import assert_same_events, events_of, naive_events, seeded
 
 
 def simple() -> nn.Sequential:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.engine import EVERYTHING
-from models import mlp
-from naive import assert_same_events, events_of, naive_events, same_bits, seeded
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastrec import FastrecWarning, Recorder, record
 from fastrec.predicates import op
+from tests.contracts.engine import EVERYTHING
+from tests.models import mlp
+from tests.naive import assert_same_events, events_of, naive_events, same_bits, seeded
 
 
 class Calls(nn.Module):

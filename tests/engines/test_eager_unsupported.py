@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from models import mlp
 from torch import Tensor, nn
 
 import fastrec
 from fastrec import FastrecWarning, Recorder, record
+from tests.models import mlp
 
 
 def scripted() -> Any:

@@ -13,10 +13,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_models import made_models
-from models import MODELS
-from naive import same_bits, seeded
-from same_recordings import assert_same_recordings, facts_of
 from torch import Tensor, nn
 
 from fastrec import CaptureSpec, Recorder
@@ -36,6 +32,10 @@ from fastrec.predicates import (
     phase,
     shape,
 )
+from tests.made_models import made_models
+from tests.models import MODELS
+from tests.naive import same_bits, seeded
+from tests.same_recordings import assert_same_recordings, facts_of
 
 ENGINES = ["static"]
 LOOSE = {"compiled"}

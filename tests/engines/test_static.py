@@ -8,10 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from contracts.engine import EngineContract
-from models import Recursive, Shared, encoder, mlp
-from naive import same_bits, seeded
-from same_recordings import assert_same_recordings
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,6 +15,10 @@ from fastrec import CaptureSpec, Recorder
 from fastrec._errors import BrokenPromiseError, FastrecError, OptionError
 from fastrec.predicates import every, kind, module, op, phase
 from fastrec.session.taps import AskTap, KeepTap
+from tests.contracts.engine import EngineContract
+from tests.models import Recursive, Shared, encoder, mlp
+from tests.naive import same_bits, seeded
+from tests.same_recordings import assert_same_recordings
 
 
 class TestStaticEngine(EngineContract):

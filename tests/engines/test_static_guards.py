@@ -5,9 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from models import encoder
-from naive import seeded
-from same_recordings import assert_same_recordings
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,6 +17,9 @@ from fastrec.engines.static.schedule import _Calls
 from fastrec.predicates import inside, op
 from fastrec.session.pass_batch import UncopiedBatch
 from fastrec.sinks._blocks import UncopiedPass
+from tests.models import encoder
+from tests.naive import seeded
+from tests.same_recordings import assert_same_recordings
 
 
 def differ(make: Callable[[], nn.Module], drive: Callable[[Any, Recorder], Any], **options: Any) -> bool:

@@ -9,7 +9,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from exports.rollout import ACTIONS, OBSERVATIONS, rollout
 from torch import nn
 
 import fastrec
@@ -23,6 +22,7 @@ from fastrec._errors import (
     StepError,
 )
 from fastrec.exports import EXPORTERS, OPTIONS, export
+from tests.exports.rollout import ACTIONS, OBSERVATIONS, rollout
 
 LENGTHS = [5, 7, 5, 5, 2]
 TRANSITIONS = {"observations": OBSERVATIONS, "actions": ACTIONS}

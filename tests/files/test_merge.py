@@ -8,13 +8,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from same import assert_same
 from torch.utils.data import DataLoader
 
 import fastrec
 from fastrec import Recorder, load
 from fastrec.files import describe, merge, repack, verify
 from fastrec.sinks import HDF5Sink
+from tests.files.same import assert_same
 
 BOTH = pytest.mark.parametrize("virtual", [False, True], ids=["copied", "virtual"])
 

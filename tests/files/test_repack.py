@@ -5,13 +5,13 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
-from same import assert_same
 
 import fastrec
 from fastrec import Recorder, load
 from fastrec.files import repack, verify
 from fastrec.predicates import module, op
 from fastrec.sinks import HDF5Sink
+from tests.files.same import assert_same
 
 DTYPES = "bool uint8 int64 float16 bfloat16 float32 float64 float8_e4m3fn float8_e5m2 complex32 complex64".split()
 

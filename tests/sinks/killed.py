@@ -13,11 +13,11 @@ import time
 from random import Random
 
 import torch
-from sinks import learning
 from stable_baselines3.common.callbacks import BaseCallback
 
 from fastrec import Recorder
 from fastrec.sinks import HDF5Sink, RAMSink
+from tests.sinks import learning
 
 SUFFIX = ".flushed"
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts.sink import Rig, SinkContract, check_source
 
 from fastrec.recording._source import Source
 from fastrec.sinks import HDF5Sink
 from fastrec.sinks._protocol import Sink
 from fastrec.sinks.hdf5.source import HDF5Source
+from tests.contracts.sink import Rig, SinkContract, check_source
 
 
 def source_of(rig: Rig) -> Source:

@@ -10,13 +10,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from sinks.verified import check_checksums
 
 import fastrec
 from fastrec import Recorder, Recording
 from fastrec._errors import DamagedFileError, OptionError, RecordingExistsError
 from fastrec.sinks import HDF5Sink, RAMSink
 from fastrec.sinks.hdf5.writer import Writer
+from tests.sinks.verified import check_checksums
 
 MODEL = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh())
 

@@ -12,14 +12,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from sinks import killed, learning
-from sinks.verified import check_checksums
 
 import fastrec
 from fastrec import Recorder, Recording
 from fastrec._errors import RecordingFileError, RecordingNotFoundError
 from fastrec.sinks import HDF5Sink
 from fastrec.sinks.hdf5.live import _is_alive
+from tests.sinks import killed, learning
+from tests.sinks.verified import check_checksums
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,7 @@ def start(path: Path, code: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
 
@@ -41,11 +41,11 @@ class Killer:
         self._folder = folder
         self._reference = learning.Reference()
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "sinks.killed"],
+            [sys.executable, "-m", "tests.sinks.killed"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
 
     def close(self) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from contracts.sink import assert_same
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -17,6 +16,7 @@ import fastrec
 from fastrec import CaptureSpec, Recorder, Recording
 from fastrec.events.context import FIELDS
 from fastrec.sinks import HDF5Sink, RAMSink
+from tests.contracts.sink import assert_same
 
 
 class Agent(nn.Module):

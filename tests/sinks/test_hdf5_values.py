@@ -6,14 +6,14 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
-from contracts.sink import Rig, check_source
-from sinks.verified import check_checksums
 
 import fastrec
 from fastrec import Recorder
 from fastrec._errors import UnsupportedTensorError
 from fastrec.sinks import HDF5Sink, RAMSink
 from fastrec.sinks.hdf5.source import HDF5Source
+from tests.contracts.sink import Rig, check_source
+from tests.sinks.verified import check_checksums
 
 
 def test_sites_may_have_any_name(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from contracts.sink import Rig, SinkContract, assert_same, check_source
 from torch import Tensor
 
 from fastrec._errors import SessionError
@@ -14,6 +13,7 @@ from fastrec.events.sites import Catalog
 from fastrec.recording._source import Source
 from fastrec.sinks import RAMSink
 from fastrec.sinks._protocol import Sink
+from tests.contracts.sink import Rig, SinkContract, assert_same, check_source
 
 
 class TestRAMSinkContract(SinkContract):

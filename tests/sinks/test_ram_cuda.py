@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from contracts.sink import PLAIN, Rig
 
 from fastrec.events.capture import CaptureSpec
 from fastrec.recording._recording import Recording
 from fastrec.sinks import RAMSink
+from tests.contracts.sink import PLAIN, Rig
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import msgspec
 import torch
-from naive import same_bits, seeded, tensors_in
-from same_recordings import facts_of
 from torch import Tensor, nn
 
 from fastrec import ActivationRecord, FastrecWarning, Recorder
 from fastrec._errors import FastrecError
 from fastrec.predicates import kind, module_type, op, structural
+from tests.naive import same_bits, seeded, tensors_in
+from tests.same_recordings import facts_of
 from tests.zoo.language import language_models
 from tests.zoo.measure import REFUSED
 from tests.zoo.plain import plain_models, policies
