@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import by_the_page
 import numpy as np
 import pytest
 import torch
@@ -12,6 +11,7 @@ import fastrec
 from fastrec import Recorder
 from fastrec.files import merge
 from fastrec.sinks import HDF5Sink
+from tests.sinks import by_the_page
 
 
 @pytest.fixture(autouse=True)
