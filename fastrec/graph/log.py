@@ -1,4 +1,4 @@
-"""Logging one forward pass."""
+"""Logging one forward pass: the functions that users call."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from fastrec._errors import GradientError, OptionError, RecordingExistsError
 from fastrec._torch.state import random_state_restored, restored
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph.diff import check_same_graph
-from fastrec.graph.files import TensorFile, finish_history
+from fastrec.graph.files import finish_history
 from fastrec.graph.history import ModelHistory
-from fastrec.graph.pass_runner import PassRunner, SaveRequest, uncompiled
-from fastrec.graph.saving import Everything, Stream
+from fastrec.graph.pass_runner import PassRunner, uncompiled
+from fastrec.graph.saving import Everything, SaveRequest, Stream
+from fastrec.graph.structure import Graph
+from fastrec.graph.tensor_file import TensorFile
 from fastrec.session.inputs import NOT_GIVEN, roots_of
 
 
@@ -109,27 +111,38 @@ def _logged(
     stream: Stream | None,
 ) -> ModelHistory:
     selectors = _selectors(layers_to_save)
+    first = None
     if layers_to_save == "all":
-        keeping = SaveRequest(Everything(), spec)
+        request = SaveRequest(Everything(), spec)
     elif not selectors:
-        keeping = SaveRequest()
+        request = SaveRequest()
     elif run.is_call:
-        # What a user's function does may not be done twice, so everything is kept for as long as it runs.
-        history = ModelHistory(run(SaveRequest(Everything(), spec)), roots, SaveRequest(Everything(), spec))
-        history.forget_all_but(history.keys.selected(selectors))
-        if stream is not None:
-            stream.all_of(history.graph.ops)
-        return history
+        return _logged_and_selected(run, roots, selectors, spec, stream)
     else:
         with restored(roots.values()), random_state_restored():
             first = run(SaveRequest())
-        keeping = SaveRequest(ModelHistory(first, roots, SaveRequest()).keys.selected(selectors), spec)
-        capture = run(msgspec.structs.replace(keeping, stream=stream))
-        check_same_graph(
-            first, capture, remedy="a selection takes two passes that run alike; give layers_to_save='all'"
-        )
-        return ModelHistory(capture, roots, keeping)
-    return ModelHistory(run(msgspec.structs.replace(keeping, stream=stream)), roots, keeping)
+        request = SaveRequest(Graph(first).keys.select(selectors), spec)
+    capture = run(msgspec.structs.replace(request, stream=stream))
+    if first is not None:
+        remedy = "a selection takes two passes that run alike; give layers_to_save='all'"
+        check_same_graph(first, capture, remedy=remedy)
+    return ModelHistory(capture, roots, request)
+
+
+def _logged_and_selected(
+    run: PassRunner,
+    roots: dict[str, nn.Module],
+    selectors: Sequence[str | int],
+    spec: CaptureSpec,
+    stream: Stream | None,
+) -> ModelHistory:
+    """Log everything, and let go of what is not selected: what a user's function does must not be done twice."""
+    request = SaveRequest(Everything(), spec)
+    history = ModelHistory(run(request), roots, request)
+    history.forget_all_but(history.graph.keys.select(selectors))
+    if stream is not None:
+        stream.send_all(history.graph.ops)
+    return history
 
 
 def get_model_metadata(

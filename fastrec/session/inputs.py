@@ -1,14 +1,27 @@
-"""The recorder: a session around an unchanged loop."""
+"""What a user gives to run a model by: the model or models, and inputs or a function.
+
+    roots = roots_of({"actor": actor, "critic": critic})
+    run = ModelRun.of(roots, NOT_GIVEN, None, call=lambda: agent.act(obs))
+    run(engine)                                 # what the function returned; the engine has seen one region
+
+Recorder, record, dry_run and the graph functions take the same arguments, which are checked here alone.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
 from torch import nn
 
-from fastrec._errors import OptionError, UnsupportedModelError
+from fastrec._errors import FusedKernelWarning, OptionError, UnsupportedModelError
 from fastrec.engines import is_compiled
+from fastrec.engines._protocol import Region
+
+NOT_GIVEN: Any = object()
+"""In the place of inputs that were not given, for None is an input too."""
 
 
 def args_of(input_args: Any) -> tuple[Any, ...]:
@@ -39,16 +52,59 @@ def roots_of(model: Any) -> dict[str, Any]:
     )
 
 
-def _describe_root(given: Any) -> str:
-    if type(given).__name__ == "ExportedProgram":
+def _describe_root(root: Any) -> str:
+    if type(root).__name__ == "ExportedProgram":
         return "ExportedProgram (record the module that it was exported from)"
-    return f"class ({given.__name__}; make an instance)" if isinstance(given, type) else type(given).__name__
-
-
-NOT_GIVEN: Any = object()
+    return f"class ({root.__name__}; make an instance)" if isinstance(root, type) else type(root).__name__
 
 
 def check_inputs(input_args: Any, call: Callable[[], Any] | None) -> None:
     """Raise OptionError unless there is one way to run the model."""
     if (call is None) == (input_args is NOT_GIVEN):
         raise OptionError("give either input_args, or call= with a function that runs the model")
+
+
+class ModelRun(msgspec.Struct, frozen=True):
+    """One way to run a model so that somebody looks at it: a root on inputs, or a function of the user's."""
+
+    root: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    call: Callable[[], Any] | None
+
+    @classmethod
+    def of(
+        cls,
+        roots: Mapping[str, Any],
+        input_args: Any,
+        input_kwargs: Mapping[str, Any] | None,
+        call: Callable[[], Any] | None,
+    ) -> ModelRun:
+        """What the user gave, checked; OptionError where it does not fit together."""
+        check_inputs(input_args, call)
+        if call is None and len(roots) > 1:
+            raise OptionError(
+                f"there are several roots ({', '.join(map(repr, roots))}), and inputs are for one; "
+                "run them with call=lambda: ..."
+            )
+        args = () if call is not None else args_of(input_args)
+        return cls(next(iter(roots.values())), args, input_kwargs or {}, call)
+
+    def __call__(self, engine: Region) -> Any:
+        """Run the model once under an engine that is open; what it returned.
+
+        Modules with a fused kernel are opened without the warning that a recorder gives, because to see the inside of
+        the model is what it is run for.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FusedKernelWarning)
+            if self.call is None:
+                return self.root(*self.args, **self.kwargs)
+            token = engine.enter_region("call")
+            try:
+                out = self.call()
+            except BaseException as error:
+                engine.leave_region(token, error)
+                raise
+            engine.leave_region(token, None)
+            return out

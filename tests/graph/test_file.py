@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fastrec import FastrecError
 from fastrec._errors import DamagedFileError
 from fastrec.graph import load_history, log_forward_pass, validate_history
-from fastrec.graph.files import LazyTensor, OpaqueArgument, decoded_argument, encoded_argument
+from fastrec.graph.files import OpaqueArgument, decoded_template, encoded_template
+from fastrec.graph.tensor_file import LazyTensor
 
 
 class Varied(nn.Module):
@@ -64,9 +65,9 @@ def test_values_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "pass.h5"
     log_forward_pass(nn.Linear(4, 3), torch.randn(2, 4)).save(path)
     operation = load_history(path).operations[1]
-    assert isinstance(operation.raw.held, LazyTensor) and operation.has_saved_activations
+    assert isinstance(operation.raw.stored_value, LazyTensor) and operation.has_saved_activations
     taken = operation.materialize_activation()
-    assert operation.activation is taken and not isinstance(operation.raw.held, LazyTensor)
+    assert operation.activation is taken and not isinstance(operation.raw.stored_value, LazyTensor)
     lazy = load_history(path).operations[0]
     path.unlink()
     with pytest.raises(FastrecError, match="pass.h5"):
@@ -85,7 +86,7 @@ def test_values_stream_to_a_file_while_the_pass_runs(tmp_path: Path) -> None:
     path, x = tmp_path / "pass.h5", torch.randn(3)
     history = log_forward_pass(Looks(), x, save_activations_to=path, keep_activations_in_memory=False)
     assert seen == [True] and os.listdir(tmp_path) == ["pass.h5"]
-    assert all(isinstance(op.raw.held, LazyTensor) for op in history.operations)
+    assert all(isinstance(op.raw.stored_value, LazyTensor) for op in history.operations)
     assert torch.equal(history["exp_1"].activation, x.exp())  # type: ignore[arg-type]
     assert validate_history(history)
     assert torch.equal(load_history(path)["add_1"].activation, x.exp() + 1)  # type: ignore[arg-type]
@@ -103,7 +104,7 @@ def test_a_selection_is_streamed(tmp_path: Path, select: Any, in_memory: bool) -
         loaded = load_history(tmp_path / path)
         assert loaded.num_tensors_saved == logged.num_tensors_saved
         assert torch.equal(loaded["linear_1"].activation, model[0](x))  # type: ignore[arg-type]
-        assert isinstance(logged["linear_1"].raw.held, LazyTensor) is not in_memory  # type: ignore[union-attr]
+        assert isinstance(logged["linear_1"].raw.stored_value, LazyTensor) is not in_memory  # type: ignore[union-attr]
 
 
 def test_a_pass_that_fails_leaves_no_file(tmp_path: Path) -> None:
@@ -164,10 +165,10 @@ def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
     path = tmp_path / "pass.h5"
     log_forward_pass(Takes(), (torch.ones(2), Evil())).save(path)
     assert b"posix" not in path.read_bytes() and b"pickle" not in path.read_bytes()
-    assert decoded_argument(encoded_argument(Evil(), str), str) == OpaqueArgument("Evil()")
+    assert decoded_template(encoded_template(Evil(), str), str) == OpaqueArgument("Evil()")
     for name in ("ops", "load", "__builtins__", "os.system"):
-        with pytest.raises(FastrecError, match="an argument in the file is none"):
-            decoded_argument(["torch", name], str)
+        with pytest.raises(FastrecError, match="an argument in the file is neither plain data nor a tensor"):
+            decoded_template(["torch", name], str)
 
 
 def damaged(path: Path, change: Any) -> None:

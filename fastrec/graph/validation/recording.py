@@ -16,7 +16,7 @@ from fastrec._torch.state import random_state_restored, restored
 from fastrec.dryrun.dry_run import dry_run
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.events.context import PASS_FIELDS, RecordContext
-from fastrec.graph.history import ModelHistory, RecordFinder
+from fastrec.graph.history import ModelHistory
 from fastrec.graph.log import log_forward_pass
 from fastrec.graph.pass_runner import uncompiled
 from fastrec.graph.validation.replay import largest_difference
@@ -124,7 +124,6 @@ class _Comparison:
     def __init__(self, history: ModelHistory, tolerance: float | None) -> None:
         self.report = ValidationReport()
         self._graph = history.graph
-        self._finder = RecordFinder(history.graph)
         self._tolerance = tolerance
         self._latest = -1
 
@@ -133,7 +132,7 @@ class _Comparison:
         self.report.n_operations += 1
         ctx = record.ctx
         try:
-            index = self._finder.index_of(ctx)
+            index = self._graph.records.index_of(ctx)
         except RecordKeyError as missing:
             self._wrong(ctx, str(missing))
             return

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastrec._torch.trees import leaves
 from fastrec.graph.raw import CapturedCall, CapturedOp, ConstantTensor, Overwritten, Parameter, Ref, filled, flat
-from fastrec.graph.tracking import may_draw, set_states
+from fastrec.graph.tracking import may_draw, set_generator_states
 
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What functions of torch raise about values that do not suit them."""
@@ -111,7 +111,7 @@ def as_it_was(call: CapturedCall, kwargs: dict[str, Any]) -> Iterator[None]:
         for device, dtype in call.autocast:
             stack.enter_context(torch.autocast(device, dtype))
         if call.rng and call.func is not None and may_draw(call.func):
-            set_states(call.rng)
+            set_generator_states(call.rng)
             if "generator" in call.rng:
                 kwargs["generator"] = torch.Generator(kwargs["generator"].device)
                 kwargs["generator"].set_state(call.rng["generator"])

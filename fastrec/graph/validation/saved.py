@@ -112,7 +112,7 @@ def validate_history(
     Returns a ValidationReport.
     """
     ops = history.graph.ops
-    missing = [i for i in history.graph.order if ops[i].held is None and not ops[i].unsaved]
+    missing = [i for i in history.graph.order if ops[i].stored_value is None and not ops[i].unsaved]
     if not history.roots:
         raise OptionError("validation runs functions again, and a history from a file has none; validate before saving")
     if missing:
