@@ -1,4 +1,4 @@
-"""What a validation found."""
+"""The result of a validation."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ValidationReport(msgspec.Struct):
     Fields:
         failures: what is wrong, in order of execution; ``first_failure`` is where it began.
         exempted: parents whose value made no difference, and why that is right there.
-        unchecked: what nothing can be said about, and why.
+        unchecked: what could not be checked, and why.
         n_operations, n_replayed, n_perturbed: operations looked at, run again from their saved parents, and parents
             replaced by random values.
         n_inexact, largest_difference: replays that differ from the saved value by rounding, and by how much at most,
