@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from types import CodeType
-from typing import Literal, NamedTuple, overload
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
@@ -55,7 +55,7 @@ class Condition(msgspec.Struct, frozen=True):
     within: tuple[int, ...] = ()
 
 
-class Conditions(Sequence[Condition]):
+class Conditions(msgspec.Struct, dict=True, eq=False):
     """What is known of the conditions of a pass; a sequence of the tests that Python made.
 
     ``terminal_bools`` are the single booleans that no operation reads. ``tested`` are the operations whose values are
@@ -64,31 +64,21 @@ class Conditions(Sequence[Condition]):
     Implementation. The tests and the branches need the source, and are looked for when somebody asks.
     """
 
-    def __init__(
-        self,
-        *,
-        terminal_bools: set[int],
-        tested: list[int],
-        evaluating: set[int],
-        starts: set[int],
-        tests: Callable[[], Sequence[Condition]],
-        branches: Callable[[], BranchesTaken],
-    ) -> None:
-        self.terminal_bools = terminal_bools
-        self.tested = tested
-        self.evaluating = evaluating
-        self.starts = starts
-        self._find_tests = tests
-        self._find_branches = branches
+    terminal_bools: set[int]
+    tested: list[int]
+    evaluating: set[int]
+    starts: set[int]
+    find_tests: Callable[[], Sequence[Condition]]
+    find_branches: Callable[[], BranchesTaken]
 
     @cached_property
     def _tests(self) -> Sequence[Condition]:
-        return self._find_tests()
+        return self.find_tests()
 
     @cached_property
     def branches(self) -> BranchesTaken:
         """The branches that each operation ran in."""
-        return self._find_branches()
+        return self.find_branches()
 
     def __len__(self) -> int:
         return len(self._tests)
@@ -96,11 +86,7 @@ class Conditions(Sequence[Condition]):
     def __iter__(self) -> Iterator[Condition]:
         return iter(self._tests)
 
-    @overload
-    def __getitem__(self, number: int) -> Condition: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[Condition]: ...
-    def __getitem__(self, number: int | slice) -> Condition | Sequence[Condition]:
+    def __getitem__(self, number: int) -> Condition:
         return self._tests[number]
 
 
@@ -118,14 +104,7 @@ def find_conditions(
     tested = sorted(terminal_bools | {run.read.op for run in runs})
     evaluating, starts = _evaluating(ops, tested, to_output)
     finder = _BranchFinder(ops, runs, labels)
-    return Conditions(
-        terminal_bools=terminal_bools,
-        tested=tested,
-        evaluating=evaluating,
-        starts=starts,
-        tests=finder.tests,
-        branches=finder.branches,
-    )
+    return Conditions(terminal_bools, tested, evaluating, starts, finder.tests, finder.branches)
 
 
 def _is_single_bool(op: CapturedOp) -> bool:

@@ -110,6 +110,9 @@ _ARRAYS: Mapping[type[msgspec.Struct], Any] = {
     struct: _array_type(struct) for struct in (CapturedOp, CapturedCall, ModuleCall, ValueRead)
 }
 
+# Numbers and names in a damaged file lead anywhere; what does not fit together raises one of these.
+_DAMAGE = (msgspec.MsgspecError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
 _ROLES = ("terminal_bools", "tested", "evaluating", "starts")
 
 
@@ -283,8 +286,7 @@ def read_history(path: str | PathLike[str]) -> HistoryContents:
         return _Reader(file, content.tobytes()).contents()
     except FastrecError:
         raise
-    # Numbers and names in a damaged file lead anywhere; what does not fit together raises one of these.
-    except (msgspec.MsgspecError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise DamagedFileError(f"{path} is no history, or contradicts itself: {error}") from error
 
 
@@ -346,14 +348,7 @@ class _Reader:
         conditions, ops, branches = self._structure.conditions
         tests = [msgspec.structs.replace(test, value=self.value(test.value)) for test in conditions]
         terminal_bools, tested, evaluating, starts = (ops[role] for role in _ROLES)
-        return Conditions(
-            terminal_bools=set(terminal_bools),
-            tested=tested,
-            evaluating=set(evaluating),
-            starts=set(starts),
-            tests=lambda: tests,
-            branches=lambda: branches,
-        )
+        return Conditions(set(terminal_bools), tested, set(evaluating), set(starts), lambda: tests, lambda: branches)
 
     def _struct(self, struct: type[S], array: Any, **left_out: Any) -> S:
         fields = msgspec.structs.asdict(msgspec.convert(array, _ARRAYS[struct], dec_hook=self._leaf))

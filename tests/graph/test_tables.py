@@ -8,29 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from fastrec import FastrecError
 from fastrec.graph import ModelHistory, log_forward_pass
-
-
-class Attending(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.linear = nn.BatchNorm1d(4), nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.linear(self.norm(x))
-        if x.sum() > 0:
-            x = torch.cat([x, x.cos()], dim=1)
-        return torch.sub(x.sin(), other=x)
+from tests.graph.models import Branching
 
 
 @pytest.fixture
 def history() -> ModelHistory:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return log_forward_pass(Attending().eval(), torch.ones(2, 4))
+        return log_forward_pass(Branching().eval(), torch.ones(2, 4))
 
 
 TABLES = {
@@ -91,28 +79,3 @@ def test_the_networkx_graph_has_arguments_at_its_edges(history: ModelHistory) ->
     sub = next(label for label in graph if label.startswith("sub"))
     assert sorted((data["arguments"] for _, _, data in graph.in_edges(sub, data=True)), key=str) == [["other"], [0]]
     assert networkx.shortest_path_length(graph, "input_1", "linear_1_2") == 2
-
-
-def test_the_same_graph_on_other_inputs_differs_in_values_alone() -> None:
-    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
-    first, second = (log_forward_pass(model, torch.full((2, 4), value)) for value in (1.0, 2.0))
-    difference = first.diff(second)
-    assert not difference and difference.values[0] == "input_1"
-    assert not first.diff(first) and first.diff(first).values == ()
-    assert str(difference).startswith("the same operations; ")
-
-
-def test_another_branch_is_told_by_its_operations() -> None:
-    model = Attending().eval()
-    with torch.no_grad():
-        model.linear.weight.copy_(torch.eye(4))
-        model.linear.bias.zero_()
-    first, second = (log_forward_pass(model, torch.full((2, 4), value)) for value in (1.0, -1.0))
-    difference = first.diff(second)
-    assert difference
-    assert [label.partition("_")[0] for label in difference.only_in_first] == ["cos", "cat"]
-    assert difference.only_in_second == ()
-    changed = {entry.first.partition("_")[0]: entry.what for entry in difference.changed}
-    assert changed["sin"] == ("parents", "shape") and "linear" not in changed
-    assert "only in the first: cos" in str(difference)
-    assert second.diff(first).only_in_second == difference.only_in_first
