@@ -4,7 +4,7 @@
     locations(stack)[-1]                              # afterwards: file, line, function, and the source around it
 
 Reading a stack for each operation must not cost more than the operation. So only the frames inside the innermost
-module call are walked, the chain around them is that of the module call, and lines are worked out when somebody looks.
+module call are walked, the chain around them is that of the module call, and line numbers are worked out on demand.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fastrec.graph.raw import Stack
 
 _FASTREC = str(Path(__file__).parent.parent) + os.sep
 
-# A function of torch that hands itself to a function mode: this frame and the one of the function around it are there
-# for each Python function of torch, and say nothing about the model.
+# How a Python function of torch hands itself to a function mode. This frame and that of the function itself say nothing
+# about the model.
 _HANDS_TO_MODE = overrides.handle_torch_function.__code__
 
-# What every module call runs between the module that calls and the forward method of the one that is called.
+# What runs in every module call, between the caller and the forward method.
 _MODULE_CALL = {call_impl.__code__, wrapped_call_impl.__code__}
 
 
@@ -37,7 +37,7 @@ class StackReader:
         self._is_shown: dict[CodeType, bool] = {}
 
     def read(self, frame: FrameType | None, stop: FrameType | None, around: Stack | None) -> Stack | None:
-        """The frames from one up to ``stop``, which is left out, in front of the chain around them."""
+        """The frames from ``frame`` up to ``stop``, without the latter, in front of the chain around them."""
         is_shown = self._is_shown
         inner = []
         while frame is not None and frame is not stop:
@@ -57,7 +57,7 @@ class StackReader:
 
 
 def line_of(code: CodeType, instruction: int) -> int:
-    """The line of an instruction; of one that the code does not have, where the code begins."""
+    """The line of an instruction; the first line of the code where it has no such instruction."""
     for start, end, line in code.co_lines():
         if start <= instruction < end and line is not None:
             return line

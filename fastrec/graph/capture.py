@@ -1,22 +1,22 @@
-"""The tracer: runs each op of a forward pass, and writes down what ran and where its arguments came from.
+"""The tracer: runs each op of a forward pass, and notes what ran and where its arguments came from.
 
     capture = Capture()
     tracer = GraphTracer(ModelState(roots, attributes=False), capture, Saver(request, capture.gradients))
     engine = EagerEngine(performs=True)
-    engine.open(roots, tracer)      # from here on the engine hands each op, composite and module call to the tracer
+    engine.open(roots, tracer)      # from here on the engine hands every op, composite and module call to the tracer
 
-An edge of the graph is found by the identity of a tensor: what an op returned is remembered under its ``id``, and when
-the same object is an argument later, it came from there. No attribute is put on the tensor, which would be seen by the
-user and survive the pass. An id alone would lie once its tensor is gone and the next one takes its place, so a weak
-reference stands beside it.
+The edges of the graph follow the identity of tensors: what an op returned is remembered by its ``id``, and when the
+same object is an argument later, it came from that op. Nothing is put on the tensor itself, where the user would see
+it. An id may be reused once its tensor is gone, so a weak reference is kept beside it.
 
-Identity misses what changes hands without an op, and each such way has a rule of its own:
+Values also move without an op, and each way has its own rule:
 
 - a write through another view (``y[0].mul_(2)``, then ``y`` is read): ``Writes`` compares memory;
-- a buffer that a function wrote beside its result, as batch norm does: it is read anew, as a child of the writer;
-- ``x.data``, ``x.data = y``: the value goes by another name, see ``glance``;
+- a buffer that a function wrote besides returning its result, as batch norm does: it is read again, as a child of the
+  writer;
+- ``x.data``, ``x.data = y``: the same values in another tensor, see ``glance``;
 - wrappers of ``vmap`` and the like: ``Transforms`` looks inside;
-- a composite or a module of whose inside nothing could be seen: it becomes one op.
+- a composite or a module whose inside could not be seen: it becomes one op.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ from fastrec.graph.saving import Saver
 from fastrec.graph.tracking import GeneratorStates, ModelState, Transforms, Writes
 from fastrec.ops.facts import OpFacts, reads_inplace_flag
 
-# Arguments that stand in a template as they are; most arguments that are no tensors are one of these.
+# Arguments that are in a template as they are; most arguments other than tensors are of these types.
 _ATOMS = frozenset(
     (int, float, bool, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device, torch.Size)
 )
 
-# Functions by which Python looks at a value, with what a ValueRead calls them.
+# Functions by which Python looks at a value, and what a ValueRead calls them.
 _VALUE_READS: Mapping[Any, str] = {
     getattr(Tensor, name): name.strip("_")
     for name in ("__bool__", "item", "__int__", "__float__", "__index__", "__complex__", "tolist")
@@ -78,7 +78,7 @@ _SET_DATA: Any = vars(TensorBase)["data"].__set__
 
 
 class Pass:
-    """What the engine hands through a pass; it asks for no more than the parents, which a tracer finds by itself."""
+    """The run that the engine hands through a pass; a tracer needs nothing of it."""
 
     parents: tuple[str, ...] | None = None
 
@@ -86,8 +86,8 @@ class Pass:
 class GraphTracer:
     """Runs each op of a pass, and notes where its arguments came from.
 
-    Where nobody has named the inputs (``takes_inputs``: a function of the user's runs the model), each tensor from
-    outside is an input. ``outside`` is the frame that runs the pass, at which call stacks begin.
+    With ``takes_inputs``, when a user's function runs the model and its inputs are unknown, each tensor from outside is
+    an input. ``outside`` is the frame that runs the pass, where call stacks begin.
     """
 
     def __init__(self, state: ModelState, capture: Capture, saver: Saver, *, takes_inputs: bool = False) -> None:
@@ -118,7 +118,7 @@ class GraphTracer:
         """Nothing is tapped."""
 
     def may_keep(self, site: Site) -> bool:
-        """Everything is to be seen."""
+        """Everything is traced."""
         return True
 
     def begin(self, entry: str) -> Pass:
@@ -129,7 +129,7 @@ class GraphTracer:
         """A call of a root ended."""
         return False
 
-    # What it tells an OpRunner.
+    # What an engine tells an OpRunner.
 
     def perform(
         self, facts: OpFacts, label: str, site: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -139,7 +139,7 @@ class GraphTracer:
         parents: list[int] = []
         parameters: list[Parameter] = []
         self._parents, self._parameters = parents, parameters
-        # Before the op runs, which may write its arguments.
+        # Before the op runs, because it may write to its arguments.
         arg_templates = tuple([a if type(a) in _ATOMS else template(a) for a in args])
         kwarg_templates = {k: a if type(a) in _ATOMS else template(a) for k, a in kwargs.items()} if kwargs else kwargs
         states = self._generators.before(func, kwargs)
@@ -172,7 +172,7 @@ class GraphTracer:
     def compose(
         self, place: Position, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inside: Callable[[], Any]
     ) -> Any:
-        """Run a composite. Its ops are noted one by one; a value that none of them returned makes it an op itself."""
+        """Run a composite. Its ops are noted one by one; if none of them returned its value, it is an op itself."""
         first = len(self._ops)
         out = inside()
         produced = self._produced(out)
@@ -195,7 +195,7 @@ class GraphTracer:
         return out
 
     def glance(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a function that is no event; note if Python looks at a value, or gets one under another name."""
+        """Run a function that is not an event; note if Python looks at a value, or gets it in another tensor."""
         out = func(*args, **kwargs)
         how = _VALUE_READS.get(func)
         if how is not None:
@@ -208,10 +208,10 @@ class GraphTracer:
             if producer is None:
                 self._producers.pop(id(args[0]), None)
             else:
-                self._bind(args[0], producer)  # `x.data = y`: x has the values of another tensor from now on
+                self._bind(args[0], producer)  # `x.data = y`: from now on x has the values of y
         elif func == _GET_GRADIENT:
             if isinstance(out, Tensor):
-                self._constant(out)  # what a backward pass left there, not a value of this tensor
+                self._constant(out)  # what a backward pass left there, not the values of this tensor
         elif isinstance(out, Tensor) and args and isinstance(args[0], Tensor) and self._producer(out) is None:
             producer = self._producer(args[0])  # `x.data`: the same values in another tensor
             if producer is not None:
@@ -220,7 +220,7 @@ class GraphTracer:
 
     def enter(self, place: Position, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is called."""
-        frame = sys._getframe(2)  # the engine's frame for this module call: the model's own code is inside of it
+        frame = sys._getframe(2)  # the engine's frame for this module call; the model's own frames are inside it
         stack = self._stack(3)
         site = place.site
         call = ModuleCall(
@@ -249,7 +249,7 @@ class GraphTracer:
         self._capture.returns.append(call)
 
     def hidden(self, place: Position, module: nn.Module, out: Any) -> None:
-        """A module of whose inside nothing was seen, as a scripted one, is one op."""
+        """A module whose inside could not be seen, such as a scripted one, is one op."""
         entered, _ = self._open_calls[-1]
         site = place.site
         call = CapturedCall(
@@ -261,7 +261,7 @@ class GraphTracer:
             self._add_values(call, entered.entered, out, (), {})
 
     def raised(self, place: Position) -> None:
-        """An exception left a module, and before that the modules that were open inside of it."""
+        """An exception left a module, after those that were open inside it."""
         address, number = place.site.frames[-1].module_address, place.number
         if any((call.address, call.number) == (address, number) for call, _ in self._open_calls):
             closed = None
@@ -269,7 +269,7 @@ class GraphTracer:
                 closed, _ = self._open_calls.pop()
                 self._close(closed)
 
-    # What whoever runs the pass tells it.
+    # What the runner of the pass tells it.
 
     def inputs(self, prefix: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """The pass begins with these arguments."""
@@ -287,7 +287,7 @@ class GraphTracer:
                 op.path = op.address = path
 
     def finish(self) -> None:
-        """Let go of the capture, for the engine's state of this thread may hold the tracer for longer."""
+        """Drop the capture, because the engine's state for this thread may hold the tracer longer."""
         self._capture = Capture()
         self._ops = self._capture.ops
         self._refs = []
@@ -295,14 +295,14 @@ class GraphTracer:
         self._constants.clear()
         self._buffer_writers.clear()
 
-    # Templates: what stands in an argument's place, and which operation that came from.
+    # Templates: what takes an argument's place, and which operation it came from.
 
     def _template(self, argument: Any) -> Any:
         kind = type(argument)
         if kind is Tensor:
             return self._tensor_template(argument)
         if kind is nn.Parameter:
-            # A parameter that an op wrote in place is that op's value from then on.
+            # Once an op has written to a parameter in place, the parameter is that op's value.
             is_source = id(argument) not in self._producers
             return self._source_template(argument) if is_source else self._tensor_template(argument)
         if kind is tuple and _ATOMS.issuperset(map(type, argument)):
@@ -325,7 +325,7 @@ class GraphTracer:
         return self._refs[op]
 
     def _source_template(self, value: Tensor) -> Any:
-        """The reference to a tensor that no operation has returned."""
+        """The reference to a tensor that no op returned."""
         parameter = self._state.parameter(value)
         if parameter is not None:
             self._parameters.append(parameter)
@@ -346,7 +346,7 @@ class GraphTracer:
         return self._refs[index]
 
     def _constant(self, value: Tensor) -> ConstantTensor:
-        """One reference for all uses of a constant, until somebody writes it."""
+        """One reference for all uses of a constant, until it is written to."""
         version = 0 if value.is_inference() else value._version
         entry = self._constants.get(id(value))
         if entry is not None and entry[0]() is value and entry[1] == version:
@@ -432,7 +432,7 @@ class GraphTracer:
     def _note_writes(
         self, call: CapturedCall, values: Iterable[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        """Note which memory an op wrote: its output if that is an argument too, else buffers among its arguments."""
+        """Note which memory an op wrote: that of its output if it is also an argument, else buffers it was given."""
         written = [value for value in values if any(value is a for a in args)]
         if not written:
             arguments = {id(a) for a in flat((args, dict(kwargs))) if isinstance(a, Tensor)}
@@ -441,7 +441,7 @@ class GraphTracer:
             _, op = self._producers[id(value)]
             self._writes.note(value, op)
             self._note_buffer_write(value, op)
-        if not written:  # a batch norm returns a new tensor and writes its statistics beside
+        if not written:  # a batch norm returns a new tensor, and updates its statistics
             for value in self._state.buffers_among(flat((args, dict(kwargs)))):
                 self._producers.pop(id(value), None)
                 op = self._buffer_writers[id(value)] = self._ops[-1].index
@@ -460,9 +460,9 @@ class GraphTracer:
         self._module = call.parent
 
     def _stack(self, depth: int) -> Stack | None:
-        """The stack so many frames above the caller, up to the innermost module call and on with where that was made.
+        """The call stack, up to the innermost module call and from there on that of the module call itself.
 
-        The depth steps over the frames of the engine that called, which are as many for each op.
+        ``depth`` is the number of frames between the caller of this method and the model: those of the engine.
         """
         stop, around = self.outside, None
         if self._open_calls:

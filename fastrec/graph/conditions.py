@@ -4,13 +4,13 @@
     condition.layer_label, condition.value        # gt_1_5, False
     condition.kind, condition.line                # "if", and the line of the test in the source
 
-Python asks a tensor for its truth by ``bool(x)``, which the tracer sees as a value read with a call stack. What it was
-for stands in the source alone. So the source of the innermost frame is parsed, the instruction that was running is
-found in it by line and column, and the test is the innermost ``if``, ``while``, ``assert`` and so on around that place.
+When Python tests a tensor it calls ``bool(x)``, which the tracer sees as a value read with a call stack. What the test
+was for, only the source says. So the source of the innermost frame is parsed, the running instruction is located in it
+by line and column, and the test is the innermost ``if``, ``while``, ``assert`` and so on around that location.
 
-Often the value itself says which branch was taken. Where it does not (``x.item() > 3``, all but the last part of
-``a and b``), the branch is told by what ran next in the same call of the same function: an operation inside of the
-``if`` or inside of the ``else``.
+Often the tested value decides which branch was taken. Where it does not (``x.item() > 3``, all but the last part of
+``a and b``), the branch follows from what ran next in the same call of the same function: an operation inside the
+``if`` or inside the ``else``.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Condition(msgspec.Struct, frozen=True):
     """Python tested a value of the pass.
 
     ``layer_label`` is the operation whose value was tested. ``kind`` and ``line`` are those of the test in the source;
-    ``kind`` is ``"bool"`` where the source shows none. ``branch`` is the one that was taken, None where that is not
-    known. ``within`` numbers the conditions in whose taken branches this one was tested, outermost first.
+    ``kind`` is ``"bool"`` if the source shows none. ``branch`` is the one that was taken, None if that is unknown.
+    ``within`` are the numbers of the conditions in whose taken branches this one was tested, outermost first.
     """
 
     number: int
@@ -61,7 +61,7 @@ class Conditions(msgspec.Struct, dict=True, eq=False):
     ``terminal_bools`` are the single booleans that no operation reads. ``tested`` are the operations whose values are
     conditions: those, and what Python itself tested. ``evaluating`` are the operations that take part in evaluating a
     condition and lead to no output; ``starts`` are those of them that read from outside. After the paper,
-    Implementation. The tests and the branches need the source, and are looked for when somebody asks.
+    Implementation. Finding the tests and the branches needs the source, and happens on demand.
     """
 
     terminal_bools: set[int]
@@ -114,7 +114,7 @@ def _is_single_bool(op: CapturedOp) -> bool:
 def _evaluating(
     ops: Sequence[CapturedOp], tested: Sequence[int], to_output: Sequence[int]
 ) -> tuple[set[int], set[int]]:
-    """Walk back from each condition to where it leaves the way to the output: all on the walk, and its ends."""
+    """Walk back from each condition to the path from input to output: the operations on the way, and the last ones."""
     evaluating: set[int] = set()
     starts: set[int] = set()
     todo = list(tested)
@@ -131,7 +131,7 @@ def _evaluating(
 
 
 class _TestRun(msgspec.Struct):
-    """A test that Python ran: on which value, where in the source, and the branch that it led to, as far as known."""
+    """A test that Python ran: on which value, where in the source, and which branch it led to, as far as known."""
 
     read: ValueRead
     test: Test | None
@@ -147,7 +147,7 @@ class _TestRun(msgspec.Struct):
 
 
 def _test_run(read: ValueRead) -> _TestRun | None:
-    """A value read as a test; None for one that is no test, as far as the source shows."""
+    """A value read as a test; None if the source shows no test there."""
     if read.stack is None:
         return _TestRun(read, None, None, None) if read.how == "bool" else None
     _, code, instruction = read.stack
@@ -201,7 +201,7 @@ class _BranchFinder:
             if span is None:
                 continue
             if not test.span.holds(span):
-                return None  # the function has gone on behind the test
+                return None  # the function has moved on past the test
             if test.then is not None and test.then.holds(span):
                 return "then"
             if test.otherwise is not None and test.otherwise.holds(span):
@@ -209,7 +209,7 @@ class _BranchFinder:
         return None
 
     def _branches_around(self, stack: Stack | None, at: int) -> tuple[tuple[int, Branch], ...]:
-        """The taken branches that a call stands in; of a test in a loop, its last run before the call."""
+        """The taken branches around a call; for a test in a loop, those of its last run before the call."""
         around: dict[int, tuple[int, Branch]] = {}
         for number, run in enumerate(self._runs):
             if run.read.at > at or run.test is None or run.read.stack is None:
@@ -225,7 +225,7 @@ class _BranchFinder:
 
 
 def _span_in(stack: Stack | None, test: Stack) -> Span | None:
-    """Where a call stands in the function that ran a test, in the very same call of that function."""
+    """The position of a call inside the function that ran a test, if it was made by the same call of that function."""
     around, code, _ = test
     while stack is not None:
         if stack[1] is code and (stack[0] is around or stack[0] == around):
@@ -234,7 +234,7 @@ def _span_in(stack: Stack | None, test: Stack) -> Span | None:
     return None
 
 
-# The source: where an instruction stands in it, and which test that place belongs to.
+# The source: where an instruction is in it, and which test that is part of.
 
 
 class Span(NamedTuple):
@@ -246,7 +246,7 @@ class Span(NamedTuple):
     end_column: int | None = None
 
     def holds(self, other: Span) -> bool:
-        """Whether another span lies inside; by lines alone where columns are not known."""
+        """Whether another span lies inside; by lines alone if columns are unknown."""
         if None in (self.column, other.column):
             return self.line <= other.line and other.end_line <= self.end_line
         return (self.line, self.column) <= (other.line, other.column) and (other.end_line, other.end_column) <= (
@@ -266,7 +266,7 @@ class Test(NamedTuple):
 
 
 def test_at(code: CodeType, instruction: int) -> tuple[Test | None, Span | None]:
-    """The innermost test that an instruction belongs to, and the span of what it tested."""
+    """The innermost test that an instruction is part of, and the span of what it tested."""
     span = span_of(code, instruction)
     if span is None:
         return None, None
@@ -275,7 +275,7 @@ def test_at(code: CodeType, instruction: int) -> tuple[Test | None, Span | None]
 
 
 def span_of(code: CodeType, instruction: int) -> Span | None:
-    """Where an instruction stands in the source; of a jump, where the value stands that it depends on."""
+    """The position of an instruction in the source; for a jump, that of the value it depends on."""
     return _spans(code).get(instruction)
 
 
@@ -288,7 +288,7 @@ def _spans(code: CodeType) -> dict[int, Span | None]:
         starts_line = instruction.starts_line  # a line up to Python 3.12, a bool from 3.13 on
         line = starts_line if isinstance(starts_line, int) and starts_line > 1 else line
         span = _columns(instruction) or Span(line, line)
-        # A jump has the position of the whole statement where it follows the call of a method.
+        # After a method call, a jump has the position of the whole statement.
         is_jump = "JUMP" in instruction.opname
         spans[instruction.offset] = previous if is_jump and previous is not None else span
         previous = span
@@ -304,7 +304,7 @@ def _columns(instruction: dis.Instruction) -> Span | None:
 
 
 def _outcome(expression: ast.expr, span: Span, value: object) -> bool | None:
-    """What a test came to, from the value of one thing in it; None where that does not decide it."""
+    """The outcome of a test, given the value of one expression in it; None if that does not decide it."""
     if isinstance(expression, ast.UnaryOp) and isinstance(expression.op, ast.Not):
         inner = _outcome(expression.operand, span, value)
         return None if inner is None else not inner
@@ -317,7 +317,7 @@ def _outcome(expression: ast.expr, span: Span, value: object) -> bool | None:
                 return inner if is_last or inner is decisive else None
         return None
     if isinstance(expression, ast.Compare) and len(expression.ops) > 1:
-        return None if value else False  # `0 < x < 9` goes on to its second half where the first is true
+        return None if value else False  # where `0 < x` is true, `0 < x < 9` is still open
     if isinstance(expression, ast.Call) and _is_bool(expression):
         return bool(value)
     return bool(value) if _span(expression) == span or span.column is None else None
@@ -332,7 +332,7 @@ def _tests_in(file: str) -> tuple[Test, ...]:
     source = "".join(linecache.getlines(file))
     try:
         tree = ast.parse(source)
-    except SyntaxError:  # no Python source, as for code typed into a shell
+    except SyntaxError:  # not Python source, as for code typed into a shell
         return ()
     return tuple(test for node in ast.walk(tree) for test in _tests_of(node))
 

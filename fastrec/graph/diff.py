@@ -1,4 +1,4 @@
-"""Where two passes differ: as a report for the user, and as an error where they have to be the same."""
+"""Where two passes differ: as a report for the user, and as an error where they must not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastrec.graph.validation.replay import largest_difference
 
 
 class Changed(msgspec.Struct, frozen=True):
-    """An operation that both histories have at one place, and what is not the same: parents, shape, and so on."""
+    """An operation that both histories have at the same place, and what differs: parents, shape, and so on."""
 
     first: str
     second: str
@@ -26,11 +26,11 @@ class Changed(msgspec.Struct, frozen=True):
 
 
 class HistoryDiff(msgspec.Struct, frozen=True):
-    """What two histories do not share; false as a value where they ran the same operations.
+    """How two histories differ; false as a value if they ran the same operations.
 
     ``only_in_first`` and ``only_in_second`` are labels of operations that the other one lacks; ``changed`` are those
     that both have, with other parents, functions, parameters, shapes or dtypes. ``values`` are those whose saved values
-    differ; that is what two inputs make of one graph, and does not count as a difference of it.
+    differ; these are to be expected for different inputs, and don't count as a difference.
     """
 
     only_in_first: tuple[str, ...]
@@ -73,7 +73,7 @@ def diff_of(first: Graph, second: Graph) -> HistoryDiff:
             what.insert(0, "parents")
         if what:
             changed.append(Changed(first.label(i), second.label(j), tuple(what)))
-        value, other_value = op.value, other.value  # read once, for they may lie in files
+        value, other_value = op.value, other.value  # read once, because they may be in files
         if value is not None and other_value is not None and largest_difference(value, other_value) != 0.0:
             values.append(first.label(i))
     return HistoryDiff(
@@ -85,7 +85,7 @@ def diff_of(first: Graph, second: Graph) -> HistoryDiff:
 
 
 _Place = tuple[str, str, str, str, int]
-"""Kind, module pass, site and leaf of an operation, and its number among those that have all of these in common."""
+"""Kind, module pass, site and leaf of an operation, and its number among the operations that share all of these."""
 
 
 def _by_place(graph: Graph) -> dict[_Place, int]:
@@ -128,7 +128,7 @@ def check_same_graph(old: Capture, new: Capture, *, remedy: str) -> None:
 
 
 def _identity(op: CapturedOp) -> tuple[object, ...]:
-    """What has to be the same; sizes and numbers may change with the inputs."""
+    """What has to be the same; sizes and numbers may depend on the inputs."""
     return op.kind, op.call.layer_type, op.path, op.address, op.parents, _parameters(op), _module(op)
 
 

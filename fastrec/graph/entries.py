@@ -1,4 +1,4 @@
-"""What a history says of each module, parameter and buffer, and where time and memory went."""
+"""Modules, parameters and buffers of a history, and profiles of time and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastrec.graph.structure import Graph
 class ModulePass(msgspec.Struct, frozen=True):
     """One call of a module: what ran in it and what went in and out, by label.
 
-    ``operations`` are all that ran in it, in order, those inside of its submodules included.
+    ``operations`` are all that ran in it, in order, including those in its submodules.
     """
 
     label: str
@@ -166,10 +166,11 @@ _SORTABLE = ("seconds", "memory", "parameters", "calls")
 
 
 class ProfileRow(msgspec.Struct):
-    """One operation, or one module with all that ran inside of it.
+    """One operation, or one module with everything that ran inside it.
 
-    ``seconds`` are those of the functions alone, without Python around them; ``share`` is the part of all functions'
-    time. ``memory`` is the size of all values computed, ``parameters`` that of the parameters used, in bytes.
+    ``seconds`` is the time spent in functions of torch, without the Python code around them, and ``share`` is that time
+    as a fraction of the total. ``memory`` is the size of all values computed, and ``parameters`` that of the parameters
+    used, in bytes.
     """
 
     name: str
@@ -255,9 +256,9 @@ def _rows_by_module(calls: Iterable[ModuleCall], ops: Iterable[CapturedOp]) -> l
     rows: dict[str, ProfileRow] = {}
     for call in calls:
         rows.setdefault(call.address, ProfileRow(call.address, call.kind)).calls += 1
-    sizes: dict[str, dict[int, int]] = {}  # a parameter that is used twice is as large as one
+    sizes: dict[str, dict[int, int]] = {}  # a parameter that is used twice counts once
     for op, seconds in _timed(ops):
-        for address in {call.address for call in op.modules_around}:  # each once, also in a module that calls itself
+        for address in {call.address for call in op.modules_around}:  # once each, even if a module calls itself
             rows[address].seconds += seconds
             rows[address].memory += op.nbytes
             for parameter in op.call.parameters:

@@ -1,14 +1,14 @@
 """A history in a file: its structure as MessagePack, its tensors as HDF5 data sets.
 
     save_history(HistoryContents(model_name, capture, parameters, conditions), path, overwrite=False)
-    contents = read_history(path)                    # tensors are read when somebody asks for them
+    contents = read_history(path)                    # tensors are read on demand
 
 The structs of a capture are written as arrays of their fields, in order. What several of them share (calls, module
-calls, frames, parameters, random states) is written once and stands elsewhere as its number. A tensor stands as its
-name in the file, and a template as tagged lists, because MessagePack has neither tuples nor slices.
+calls, frames, parameters, random states) is written once and referred to by number. A tensor is referred to by its name
+in the file, and a template becomes tagged lists, because MessagePack has neither tuples nor slices.
 
-Nothing that is read is run: functions are there by name alone, what is no plain data as it printed, and every field is
-checked against its type. So a file from a stranger gives a history or a DamagedFileError.
+Reading never runs anything from the file: functions are stored by name only, arguments that are not plain data as their
+repr, and every field is checked against its type. So an untrusted file gives a history or a DamagedFileError.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 class HistoryContents(msgspec.Struct):
-    """What a file holds of a history: all but the model."""
+    """The parts of a history that a file holds: everything but the model."""
 
     model_name: str
     capture: Capture
@@ -60,11 +60,11 @@ class HistoryContents(msgspec.Struct):
 
 
 class _Structure(msgspec.Struct):
-    """All of a history but its tensors, as it stands in the file; the names and the order of elements are the format.
+    """Everything in a history but its tensors, as it is in the file; names and order of the elements are the format.
 
-    ``parameters`` are (address, shape, dtype, requires_grad, whether the model lists it), ``frames`` (number of the
-    frame around it, file, line, function). ``conditions`` are what was known where the source was at hand: the tests,
-    the operations in each role, and the branches that each operation ran in.
+    ``parameters`` are (address, shape, dtype, requires_grad, whether the model lists it), ``frames`` are (number of the
+    frame around it, file, line, function). ``conditions`` are stored because finding them needs the model's source: the
+    tests, the operations in each role, and the branches that each operation ran in.
     """
 
     format: str
@@ -87,9 +87,9 @@ class _Structure(msgspec.Struct):
     seconds: float
 
 
-# The fields of captured structs that stand in the file as something else: as the number of what is written elsewhere,
-# -1 for None, or as a template. The method of the same name converts them: that of _Writer on the way out, that of
-# _Reader on the way in.
+# The fields of captured structs that are something else in the file: numbers of things that are written elsewhere, -1
+# for None, and templates. A method of the same name converts each: that of _Writer on the way out, that of _Reader on
+# the way in.
 _CONVERTED: Mapping[str, Any] = {
     **dict.fromkeys(("call", "module", "parent", "stack", "rng"), int),
     "parameters": list[int],
@@ -100,7 +100,7 @@ _LEFT_OUT = ("index", "func")
 
 
 def _array_type(struct: type[msgspec.Struct]) -> Any:
-    """The array that a captured struct is in the file."""
+    """The type of a captured struct in the file."""
     types = {**_CONVERTED, **dict.fromkeys(("stored_value", "stored_transform"), LazyTensor | None)}
     fields = [(f.name, types.get(f.name, f.type)) for f in msgspec.structs.fields(struct) if f.name not in _LEFT_OUT]
     return msgspec.defstruct(f"{struct.__name__}Array", fields, array_like=True)
@@ -110,7 +110,7 @@ _ARRAYS: Mapping[type[msgspec.Struct], Any] = {
     struct: _array_type(struct) for struct in (CapturedOp, CapturedCall, ModuleCall, ValueRead)
 }
 
-# Numbers and names in a damaged file lead anywhere; what does not fit together raises one of these.
+# What a damaged file raises: its numbers and names may refer to anything.
 _DAMAGE = (msgspec.MsgspecError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 _ROLES = ("terminal_bools", "tested", "evaluating", "starts")
@@ -127,14 +127,14 @@ def save_history(history: HistoryContents, path: str | PathLike[str], *, overwri
 
 
 def finish_history(history: HistoryContents, file: TensorFile) -> None:
-    """Write what of a history is not in a file yet, and close the file."""
+    """Write the parts of a history that are not in the file yet, and close the file."""
     structure = _Writer(history, file).structure()
     file.put_bytes("structure", msgspec.msgpack.encode(structure, enc_hook=_encode_leaf))
     file.finish()
 
 
 def _encode_leaf(value: Any) -> Any:
-    """What MessagePack does not know."""
+    """A value of a type that MessagePack does not have."""
     if isinstance(value, LazyTensor):
         return value.name, value.shape, value.dtype
     assert isinstance(value, torch.dtype | torch.device)
@@ -142,14 +142,14 @@ def _encode_leaf(value: Any) -> Any:
 
 
 class _Shared:
-    """Things that are written once and stand elsewhere as their number; they are told apart by identity."""
+    """Things that are written once and referred to by number; identity tells them apart."""
 
     def __init__(self) -> None:
         self.written: list[Any] = []
         self._numbers: dict[int, int] = {}
 
     def number(self, thing: Any, write: Callable[[Any], Any]) -> int:
-        """The number of a thing, which is written the first time."""
+        """The number of a thing, which is written when it is seen for the first time."""
         number = self._numbers.get(id(thing))
         if number is None:
             written = write(thing)
@@ -170,7 +170,7 @@ class _Writer:
         self._others: dict[int, LazyTensor] = {}  # constants and overwritten values
 
     def structure(self) -> _Structure:
-        """All of the history but its tensors, which are written on the way."""
+        """Everything in the history but its tensors, which are written on the way."""
         capture, conditions = self._history.capture, self._history.conditions
         self.parameters(self._history.parameters)
         return _Structure(
@@ -210,7 +210,7 @@ class _Writer:
     def _stored(self, name: str, stored: Tensor | LazyTensor | None) -> LazyTensor | None:
         if stored is None:
             return None
-        if name in self._file.names:  # it went to the file as it appeared
+        if name in self._file.names:  # it was written as soon as it appeared
             return LazyTensor(self._file, name, tuple(stored.shape), stored.dtype)
         return self._file.put(name, stored.read() if isinstance(stored, LazyTensor) else stored)
 
@@ -227,7 +227,7 @@ class _Writer:
         while stack is not None:
             chain.append(stack)
             stack = stack[0]
-        # Outermost first, so that each finds the frame around it: a chain may be longer than Python recurses.
+        # Outermost first, so that each finds the frame around it; recursion would fail for long chains.
         numbers = [self._frames.number(frame, self._frame) for frame in reversed(chain)]
         return numbers[-1] if numbers else -1
 
@@ -274,9 +274,9 @@ class _Writer:
 
 
 def read_history(path: str | PathLike[str]) -> HistoryContents:
-    """What the file of a history holds; tensors are read when somebody asks for them.
+    """What the file of a history holds; tensors are read on demand.
 
-    Raises RecordingNotFoundError, or DamagedFileError for a file that is no history.
+    Raises RecordingNotFoundError, or DamagedFileError for a file that is not a history.
     """
     if not Path(path).exists():
         raise RecordingNotFoundError(f"there is no file {path}")
@@ -287,7 +287,7 @@ def read_history(path: str | PathLike[str]) -> HistoryContents:
     except FastrecError:
         raise
     except _DAMAGE as error:
-        raise DamagedFileError(f"{path} is no history, or contradicts itself: {error}") from error
+        raise DamagedFileError(f"{path} is not a history, or a damaged one: {error}") from error
 
 
 class _Reader:
@@ -306,7 +306,7 @@ class _Reader:
         ]
         self._stacks: list[Stack] = []
         for around, path, line, function in structure.frames:
-            # Code that does nothing stands where a frame stood.
+            # In place of the code of a frame, code that does nothing.
             code = _EMPTY_CODE.replace(co_filename=path, co_firstlineno=max(line, 0), co_name=function)
             self._stacks.append((self.stack(around), code, -1))
         self._states = [{device: lazy.read() for device, lazy in states.items()} for states in structure.rng]
@@ -316,7 +316,7 @@ class _Reader:
         self._calls = [self._struct(CapturedCall, array, func=None) for array in structure.calls]
 
     def _leaf(self, kind: type, data: Any) -> Any:
-        """What MessagePack does not know."""
+        """A value of a type that MessagePack does not have."""
         if kind is torch.dtype:
             return torch_dtype(data)
         if kind is torch.device:
@@ -330,7 +330,7 @@ class _Reader:
         """What the file holds."""
         structure, capture = self._structure, Capture()
         capture.ops = [self._struct(CapturedOp, array, index=index) for index, array in enumerate(structure.ops)]
-        for op in capture.ops:  # all that reads a graph relies on parents that come first
+        for op in capture.ops:  # all code that walks a graph relies on this
             if any(not 0 <= parent < op.index for parent in op.parents):
                 raise ValueError(f"operation {op.index} has parents that do not come before it")
         capture.module_calls = self._module_calls
@@ -393,7 +393,7 @@ class _Reader:
             case ["constant", array]:
                 lazy = self._leaf(LazyTensor, array)
                 return ConstantTensor(lazy.shape, lazy.dtype, self._read_if_saved(lazy))
-        raise DamagedFileError(f"an argument in the file is no tensor: {str(data)[:100]}")
+        raise DamagedFileError(f"an argument in the file is not a tensor: {str(data)[:100]}")
 
     def _read_if_saved(self, lazy: LazyTensor) -> Tensor | None:
         return lazy.read() if lazy.name else None
@@ -404,7 +404,7 @@ _EMPTY_CODE = compile("", "", "exec")
 
 def _checked(arguments: Any, kind: type[T]) -> T:
     if type(arguments) is not kind:
-        raise ValueError(f"the arguments of a call are no {kind.__name__}")
+        raise ValueError(f"the arguments of a call are not a {kind.__name__}")
     return arguments
 
 
@@ -416,7 +416,7 @@ _TORCH_CONSTANTS = (torch.dtype, torch.layout, torch.memory_format, torch.qschem
 
 
 class OpaqueArgument(msgspec.Struct, frozen=True):
-    """An argument that a file can't hold, as it printed."""
+    """The repr of an argument that a file can't hold."""
 
     text: str
 
@@ -425,7 +425,7 @@ class OpaqueArgument(msgspec.Struct, frozen=True):
 
 
 def encoded_template(template: Any, reference: Callable[[Any], Any]) -> Any:
-    """A template as plain data; ``reference`` says how a reference to a tensor is written."""
+    """A template as plain data; ``reference`` encodes its references to tensors."""
     kind = type(template)
     if kind in _PLAIN or (kind is int and -(2**63) <= template < 2**63):  # MessagePack has integers of 64 bits
         return template
@@ -456,7 +456,7 @@ def _encoded_constant(value: Any) -> list[Any]:
 
 
 def decoded_template(data: Any, reference: Callable[[Any], Any]) -> Any:
-    """The template that was encoded, opaque arguments apart."""
+    """The template that was encoded, with an OpaqueArgument for each argument that could not be."""
     if not isinstance(data, list):
         return data
     match data:
@@ -483,7 +483,7 @@ def _decoded_constant(data: list[Any]) -> Any:
             return torch.device(text)
         case ["complex", real, imaginary]:
             return complex(real, imaginary)
-        # Of torch's attributes only its constants: a name from the file must not reach a function.
+        # Only constants of torch: a name from the file must not reach a function.
         case ["torch", str(name)] if isinstance(constant := getattr(torch, name, None), _TORCH_CONSTANTS):
             return constant
         case ["opaque", str(text)]:

@@ -1,4 +1,4 @@
-"""The record of one forward pass: its attributes for the model as a whole, and the way to everything else."""
+"""The history of one forward pass: attributes of the model as a whole, and access to everything else."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ class ModelHistory:
     True
 
     Made by ``log_forward_pass``. A key is a label, with or without its total number and its pass (``relu_3_6``,
-    ``relu_3``, ``relu_3:1``), the address of a module (what left it last), or an ordinal number among the operations
-    whose values were saved, all of them where none was. A layer of several passes is a LayerEntry. What counts
-    operations includes inputs, buffers and outputs.
+    ``relu_3``, ``relu_3:1``), the address of a module (which finds what the module returned), or an ordinal number
+    among the saved operations, or among all of them if none was saved. A layer of several passes is a LayerEntry.
+    Counts of operations include inputs, buffers and outputs.
     """
 
     def __init__(self, capture: Capture, roots: Mapping[str, nn.Module], request: SaveRequest) -> None:
@@ -76,7 +76,7 @@ class ModelHistory:
 
     @classmethod
     def of_file(cls, contents: HistoryContents) -> ModelHistory:
-        """A history without its model, which is not in the file."""
+        """A history without its model, which the file does not hold."""
         history = cls(contents.capture, {}, SaveRequest(Everything(), CaptureSpec()))
         history.graph = Graph(contents.capture, contents.conditions)
         history._from_file = contents
@@ -90,7 +90,6 @@ class ModelHistory:
         return self._operations(self.graph.order)
 
     def _operations(self, indices: Iterable[int]) -> Operations:
-        # Nobody keeps them: values go with the history, and wait for no garbage collection.
         return Operations(Operation(self.graph, index) for index in indices)
 
     @property
@@ -115,7 +114,7 @@ class ModelHistory:
         raise RecordKeyError(f"{key!r} names several operations: {labels}; give the label of one")
 
     def between(self, start: str | int, end: str | int) -> Operations:
-        """The operations on any path from one key to another, without these two.
+        """The operations on any path from one key to another, without the two themselves.
 
         >>> import torch
         >>> from fastrec.graph import log_forward_pass
@@ -124,13 +123,13 @@ class ModelHistory:
         ['relu_1_2', 'linear_2_3']
 
         Arguments:
-            start, end: keys of the history, or sites of the fast path; a layer of several passes means all of them.
+            start, end: keys of the history, or sites of the fast path; for a layer of several passes, all of them.
         """
         keys = self.graph.keys
         return self._operations(self.graph.between(keys.find_with_sites(start), keys.find_with_sites(end)))
 
     def op_for(self, record: ActivationRecord) -> Operation:
-        """The operation that a record of a fast recording is of.
+        """The operation whose value a record of a fast recording holds.
 
         >>> import torch, fastrec
         >>> from fastrec.graph import log_forward_pass
@@ -147,7 +146,7 @@ class ModelHistory:
         if index not in self.graph.positions:
             raise RecordKeyError(
                 f"{record.ctx.label!r} at {record.ctx.site!r} is an orphan, which the graph leaves out: it neither "
-                "comes from an input of the model nor leads to an output"
+                "depends on an input of the model nor leads to an output"
             )
         return Operation(self.graph, index)
 
@@ -162,7 +161,7 @@ class ModelHistory:
 
     @property
     def random_seed_used(self) -> int:
-        """The seed that was given, else the one that torch was last seeded with before the pass."""
+        """The ``random_seed`` of the pass, or else the seed that torch had been given last."""
         return self.graph.capture.seed
 
     @property
@@ -172,22 +171,22 @@ class ModelHistory:
 
     @property
     def model_max_recurrent_loops(self) -> int:
-        """The most passes that any layer has."""
+        """The largest number of passes of any layer."""
         return max((len(layer.ops) for layer in self.graph.layers), default=0)
 
     @property
     def model_is_branching(self) -> bool:
-        """Whether the value of any operation is read by several."""
+        """Whether the value of any operation is read by several operations."""
         return any(len(children) > 1 for children in self.graph.children.values())
 
     @property
     def model_has_conditional_branching(self) -> bool:
-        """Whether a value that the model computed steered it."""
+        """Whether the model computed a condition, on which its control flow may depend."""
         return bool(self.conditions.tested)
 
     @property
     def conditions(self) -> Conditions:
-        """What is known of the conditions of the pass."""
+        """The conditions of the pass, as far as known."""
         return self.graph.conditions
 
     @property
@@ -197,7 +196,7 @@ class ModelHistory:
 
     @property
     def layer_labels(self) -> list[str]:
-        """The labels of the saved operations, of all where none was saved; those that ordinal numbers count."""
+        """The labels of the saved operations, or of all if none was saved: what ordinal numbers count."""
         return self._labels(self.graph.numbered)
 
     @property
@@ -228,7 +227,7 @@ class ModelHistory:
 
     @property
     def internally_terminated_bool_layers(self) -> list[str]:
-        """The single booleans that no operation reads, as conditions are."""
+        """The single booleans that no operation reads, like the conditions of ``if``."""
         return self._labels(sorted(self.conditions.terminal_bools))
 
     @property
@@ -239,7 +238,7 @@ class ModelHistory:
 
     @property
     def num_tensors_total(self) -> int:
-        """How many values the pass computed, inputs, buffers and outputs included."""
+        """How many values the pass has, including inputs, buffers and outputs."""
         return len(self.graph.order)
 
     @property
@@ -254,7 +253,7 @@ class ModelHistory:
 
     @property
     def tensor_fsize_saved(self) -> int:
-        """The size of the saved tensors in bytes, transformed ones included."""
+        """The size of the saved tensors in bytes, including transformed ones."""
         return sum(self.graph.ops[i].saved_bytes for i in self.graph.saved)
 
     @cached_property
@@ -306,7 +305,7 @@ class ModelHistory:
 
     @property
     def module_pass_children(self) -> dict[str, list[str]]:
-        """The module passes that ran directly inside of each module pass."""
+        """The module passes directly inside each module pass."""
         children: dict[str, list[str]] = {call.label: [] for call in self.graph.submodule_calls}
         for call in self.graph.submodule_calls:
             if call.parent is not None and call.parent.address:
@@ -315,7 +314,7 @@ class ModelHistory:
 
     @property
     def top_level_module_passes(self) -> list[str]:
-        """The module passes that ran inside of no other."""
+        """The module passes that are inside no other."""
         calls = self.graph.submodule_calls
         return [call.label for call in calls if call.parent is None or not call.parent.address]
 
@@ -331,18 +330,18 @@ class ModelHistory:
 
     @property
     def elapsed_time_total(self) -> float:
-        """How long logging took from the call to the history, in seconds, the pass included."""
+        """How long logging took in seconds, from the call to the finished history, including the pass."""
         return self.graph.capture.seconds
 
     @property
     def elapsed_time_function_calls(self) -> float:
-        """How long the functions that computed the operations took together, in seconds."""
+        """The time spent in the functions that computed the operations, in seconds."""
         calls = {id(op.call): op.call for op in self.graph.ops}
         return float(sum(call.seconds for call in calls.values()))
 
     @property
     def elapsed_time_logging(self) -> float:
-        """The rest of the time: the model's own Python and all of the logging, in seconds."""
+        """The rest of the time, in seconds: the model's own Python code, and logging."""
         return self.elapsed_time_total - self.elapsed_time_function_calls
 
     # Modules, parameters, buffers, and where time and memory go.
@@ -363,7 +362,7 @@ class ModelHistory:
         return buffers_of(self.graph)
 
     def profile(self, by: ProfileBy = "operation", *, sort: str = "seconds") -> Profile:
-        """Where time and memory go, as a table sorted from the most.
+        """Where time and memory go, as a sorted table.
 
         >>> import torch
         >>> from fastrec.graph import log_forward_pass
@@ -373,9 +372,9 @@ class ModelHistory:
         [('linear_1_1', 64), ('relu_1_2', 64)]
 
         Arguments:
-            by: a row for each operation, or for each module with all that runs inside of it.
-            sort: ``"seconds"`` of the functions, ``"memory"`` of their values in bytes, ``"parameters"`` in bytes, or
-                ``"calls"``.
+            by: one row for each operation, or for each module with everything that ran inside it.
+            sort: ``"seconds"`` spent in functions, ``"memory"`` of their values in bytes, ``"parameters"`` in bytes, or
+                ``"calls"``; the largest comes first.
 
         Returns a Profile, a sequence of rows that prints as a table.
         """
@@ -391,7 +390,7 @@ class ModelHistory:
         call: Callable[[], Any] | None = None,
         random_seed: int | None = None,
     ) -> None:
-        """Run the model on new inputs, and hold their values in place of the old ones.
+        """Run the model on new inputs, and replace the old values by the new ones.
 
         >>> import torch
         >>> from fastrec.graph import log_forward_pass
@@ -400,8 +399,8 @@ class ModelHistory:
         >>> history["relu_1"].activation
         tensor([1., 1., 1.])
 
-        Arguments are those of log_forward_pass; what is saved, and how, stays. Raises GraphDifferenceError if the
-        model runs other operations than before, and leaves the history as it was.
+        Arguments are those of log_forward_pass; the selection of what to save stays the same. Raises
+        GraphDifferenceError if the model runs other operations than before; the history is then unchanged.
         """
         if self._from_file is not None:
             raise SessionError(
@@ -413,7 +412,7 @@ class ModelHistory:
         self._replace(capture)
 
     def forget_all_but(self, which: set[int]) -> None:
-        """Let go of the values of all other operations."""
+        """Drop the values of all other operations."""
         for op in self.graph.ops:
             if op.index not in which:
                 op.value = op.transformed = None
@@ -426,7 +425,7 @@ class ModelHistory:
             vars(self).pop(name, None)  # worked out from the old capture
 
     def diff(self, other: ModelHistory) -> HistoryDiff:
-        """Where another history differs: same model, two inputs, which operations are not the same.
+        """How another history of the same model differs, for instance one on another input.
 
         >>> import torch
         >>> from fastrec.graph import log_forward_pass
@@ -434,7 +433,7 @@ class ModelHistory:
         >>> log_forward_pass(model, torch.ones(2, 4)).diff(log_forward_pass(model, torch.zeros(2, 4)))
         the same operations; 4 saved values differ
 
-        Returns a HistoryDiff, which is false where both ran the same operations.
+        Returns a HistoryDiff, which is false if both ran the same operations.
         """
         return diff_of(self.graph, other.graph)
 
@@ -490,7 +489,7 @@ class ModelHistory:
         if what == "buffers":
             return entry_rows(self.buffers.values())
         tables = ("operations", "layers", "modules", "parameters", "buffers")
-        raise OptionError(f"{what!r} is no table of a history; there are {', '.join(map(repr, tables))}")
+        raise OptionError(f"{what!r} is not a table of a history; there are {', '.join(map(repr, tables))}")
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write the history to an HDF5 file with all tensors that it holds, for ``load_history``.
@@ -501,15 +500,14 @@ class ModelHistory:
 
         Arguments:
             path: of the new file.
-            overwrite: take the place of a file that is there; else that is a RecordingExistsError.
+            overwrite: replace an existing file, which is a RecordingExistsError otherwise.
 
-        Functions are written by their names, arguments that are no plain data as they print, parameters without
-        their values.
+        Functions are stored by name, arguments that are not plain data as their repr, and parameters without values.
         """
         save_history(self.contents(), path, overwrite=overwrite)
 
     def contents(self) -> HistoryContents:
-        """What a file holds of it."""
+        """The parts of the history that a file holds."""
         return HistoryContents(self.model_name, self.graph.capture, self._parameters, self.conditions)
 
     def __str__(self) -> str:
@@ -545,7 +543,7 @@ class ModelHistory:
 
 
 def load_history(path: str | PathLike[str]) -> ModelHistory:
-    """Read a history that ``ModelHistory.save`` or ``save_activations_to`` wrote; tensors are read when asked for.
+    """Read a history that ``ModelHistory.save`` or ``save_activations_to`` wrote; tensors are read on demand.
 
     >>> import tempfile, torch
     >>> from fastrec.graph import load_history, log_forward_pass
@@ -554,10 +552,10 @@ def load_history(path: str | PathLike[str]) -> ModelHistory:
     >>> load_history(path)["relu_1"].activation
     tensor([1., 1.])
 
-    Nothing that is in the file is run. The model is not in it, so there are no functions (``func_applied`` is None),
-    parameters have no values, and the pass can't be run again. Values are read anew each time, until
-    ``materialize_activation`` takes one into memory.
+    Nothing in the file is run. The file does not hold the model, so functions are missing (``func_applied`` is None),
+    parameters have no values, and the pass can't be run again. Values are read from the file at each access, until
+    ``materialize_activation`` loads one into memory.
 
-    Raises RecordingNotFoundError, or DamagedFileError for a file that is no history.
+    Raises RecordingNotFoundError, or DamagedFileError for a file that is not a history.
     """
     return ModelHistory.of_file(read_history(path))

@@ -3,12 +3,12 @@
     layers, layer_of = layers_of(ops, order)
     layers[3].label, layers[3].ops        # "linear_1_2", [4, 9]: two passes of one layer
 
-After the paper's section on recurrent layers, operations are passes of one layer where they have the same function and
-parameters; where they are alike and stand on the same side of two passes of a layer, and so on outward; and where a
-sequence of them without parameters repeats back to back (XYZXYZXYZ, but not XYZAXYZBXYZ).
+After the paper's section on recurrent layers, operations are passes of one layer if they have the same function and
+parameters; if they are alike and stand on the same side of two passes of a layer, and so on outward; or if a sequence
+of them without parameters repeats back to back (XYZXYZXYZ, but not XYZAXYZBXYZ).
 
-The first two are a union-find over operations: joining two joins their neighbours that stand in the same place. The
-third is a search for repetitions along paths through a graph, in time that grows with n log n: see ``repetitions``.
+The first two rules are a union-find over operations: joining two also joins their neighbours in the same place. The
+third is a search for repetitions along the paths of the graph, in O(n log n): see ``repetitions``.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def layers_of(ops: Sequence[CapturedOp], order: Sequence[int]) -> tuple[list[Lay
 
 
 class ComparableOp(msgspec.Struct, frozen=True, gc=False):
-    """What of an operation decides which layer it is a pass of; its position in the sequence is its order of execution.
+    """What decides which layer an operation is a pass of; operations are compared in order of execution.
 
-    ``same`` is equal for operations that are alike, None for one that is like no other (an input, an output).
-    ``parents`` are positions of earlier operations, in the order of the arguments; ``parameters`` identities.
+    ``same`` is equal for operations that are alike, None for one that is unlike all others (an input, an output).
+    ``parents`` are positions of earlier operations, in the order of the arguments; ``parameters`` are identities.
     """
 
     same: Hashable
@@ -88,7 +88,7 @@ def _comparable(op: CapturedOp, positions: dict[int, int]) -> ComparableOp:
 
 
 def _sameness(op: CapturedOp) -> Hashable:
-    """A key that is equal for operations that do the same: function, arguments but tensors, parameters, shape."""
+    """A key that is equal for operations that do the same: function, parameters, other arguments, shape and dtype."""
     call = op.call
     if op.kind != "op":
         return (op.kind, op.address)
@@ -97,7 +97,7 @@ def _sameness(op: CapturedOp) -> Hashable:
 
 
 def _hashable(value: Any) -> Hashable:
-    """A template as something that can be compared and hashed; all tensors are the same."""
+    """A template in a form that can be compared and hashed; all tensors are equal."""
     kind = type(value)
     if kind in (int, float, bool, str, type(None)):
         return (kind, value) if kind is not float or value == value else "nan"  # NaN is not equal to itself
@@ -131,9 +131,9 @@ def assign_layers(ops: Sequence[ComparableOp]) -> list[LayerPass]:
     >>> [tuple(layer_pass) for layer_pass in assign_layers(loop)]
     [(1, 1), (2, 1), (3, 1), (2, 2), (3, 2)]
 
-    What the paper leaves open: a back-to-back repetition needs operations of the same modules; one of a single
-    operation needs other operands of the same functions, for ``a + b + c`` is a sum and no loop; neighbours correspond
-    by side and by rank among those that are alike.
+    Where the paper leaves it open: a back-to-back repetition needs operations of the same modules; a repetition of a
+    single operation needs other operands of the same functions, because ``a + b + c`` is a sum, not a loop; neighbours
+    correspond by side and by rank among those that are alike.
     """
     kinds = _numbered(op.same if op.same is not None else ("unique", i) for i, op in enumerate(ops))
     joined = _JoinedOps(_neighbours(ops, kinds))
@@ -173,11 +173,11 @@ def _same_parameters(ops: Sequence[ComparableOp]) -> Iterator[tuple[int, int]]:
 
 
 _Neighbours = dict[tuple[bool, int, int], int]
-"""(is it a parent, its kind, its rank among those of its kind) -> the neighbour that stands in this place."""
+"""(is it a parent, its kind, its rank among those of its kind) -> the neighbour in this place."""
 
 
 def _neighbours(ops: Sequence[ComparableOp], kinds: Sequence[int]) -> list[_Neighbours]:
-    """The neighbours of each operation, by where they stand."""
+    """The neighbours of each operation, by place."""
     neighbours: list[_Neighbours] = [{} for _ in ops]
     ranks: list[dict[tuple[bool, int], int]] = [{} for _ in ops]
 
@@ -195,9 +195,9 @@ def _neighbours(ops: Sequence[ComparableOp], kinds: Sequence[int]) -> list[_Neig
 
 
 class _JoinedOps:
-    """Operations joined to layers; joining two joins their neighbours that stand in the same place.
+    """Operations joined into layers; joining two also joins their neighbours in the same place.
 
-    A union-find with path halving, the smaller set of neighbours merged into the larger one.
+    A union-find with path halving; the smaller set of neighbours is merged into the larger one.
     """
 
     def __init__(self, neighbours: list[_Neighbours]) -> None:
@@ -205,7 +205,7 @@ class _JoinedOps:
         self._above = list(range(len(neighbours)))
 
     def find(self, i: int) -> int:
-        """The operation that stands for all that this one is joined with."""
+        """The representative of all operations that this one is joined with."""
         above = self._above
         while above[i] != i:
             above[i] = above[above[i]]
@@ -230,7 +230,7 @@ class _JoinedOps:
 
 
 MAX_PERIODS = 16
-"""How many periods are followed at one operation: a bound on the work, which no loop that was seen has reached."""
+"""How many periods are followed at one operation: a bound on the work that no real model has reached so far."""
 
 
 def repetitions(
@@ -239,11 +239,11 @@ def repetitions(
     """Pairs of operations that correspond in two back-to-back repetitions along a path; the later one comes second.
 
     ``parents`` are positions of earlier operations; operations of one kind are alike. ``families`` are wider than
-    kinds: a single operation repeats itself only where its other parents are of the same families, so that
-    ``a + b + c`` is a sum and no loop.
+    kinds: a single operation repeats itself only if its other parents are of the same families, so that ``a + b + c``
+    is a sum, not a loop.
 
-    A loop lies on the longest path that leads to its last operation, so only the longest paths are looked at, which
-    form a tree. A path repeats itself with period d where it is, for d operations, what it was d operations before.
+    A loop lies on the longest path to its last operation, so only longest paths are searched; they form a tree. A path
+    repeats itself with period d where its last d operations equal the d operations before them.
     """
     paths = _LongestPaths(parents, kinds)
     candidates = paths.candidate_periods()
@@ -268,9 +268,9 @@ def repetitions(
 class _LongestPaths:
     """The longest path to each operation; these paths form a tree.
 
-    Blocks of 2**k operations that end at an operation are numbered, equal numbers for equal blocks, by doubling: a
-    block of 2**(k+1) is a pair of blocks of 2**k. So two paths are compared in log n steps, and a repetition shows as
-    a block that ends twice on the way to an operation.
+    For each k, the blocks of 2**k operations that end at an operation are numbered so that equal blocks have equal
+    numbers; a block of 2**(k+1) is a pair of blocks of 2**k. So two paths are compared in log n steps, and a repetition
+    shows as a block that ends twice on one path.
     """
 
     def __init__(self, parents: Sequence[Sequence[int]], kinds: Sequence[int]) -> None:
@@ -288,7 +288,7 @@ class _LongestPaths:
         self._above = [self.parent]  # for each k, the operation 2**k steps up; -1 for none
 
     def kind(self, i: int) -> int:
-        """What an operation is alike to: its block of one."""
+        """The kind of an operation: its block of one."""
         return self._blocks[0][i]
 
     def others(self, i: int, families: Sequence[Hashable]) -> list[Hashable]:
@@ -296,7 +296,7 @@ class _LongestPaths:
         return [families[parent] for parent in self._parents[i] if parent != self.parent[i]]
 
     def candidate_periods(self) -> list[set[int]]:
-        """For each operation, how many steps ago a block that ends there ended before, for each length of block."""
+        """For each operation, how many steps earlier a block that ends there last ended, for each length of block."""
         periods: list[set[int]] = [set() for _ in self.parent]
         while True:
             block, above = self._blocks[-1], self._above[-1]
@@ -309,12 +309,12 @@ class _LongestPaths:
             self._double_steps()
 
     def _nearest_repetitions(self, block: Sequence[int], repeated: Set[int]) -> Iterator[tuple[int, int]]:
-        """Operations where a repeated block ends, with its nearest end before, on the path to the operation."""
+        """Operations where a repeated block ends, each with the previous end of that block on the same path."""
         latest: dict[int, int] = {}
         walk = [(i, -1) for i, parent in enumerate(self.parent) if parent < 0]
         while walk:
             i, outer = walk.pop()
-            if i < 0:  # the walk leaves the operation ~i, and on the paths that follow the block ended before it
+            if i < 0:  # the walk backs out of operation ~i: on other paths the block last ended further up
                 latest[block[~i]] = outer
                 continue
             if block[i] in repeated:
@@ -326,7 +326,7 @@ class _LongestPaths:
             walk.extend((child, -1) for child in self._children[i])
 
     def ancestor(self, i: int, distance: int) -> int:
-        """The operation so many steps up the path, -1 where the path is shorter."""
+        """The operation ``distance`` steps up the path, -1 if the path is shorter."""
         k = 0
         while distance and i >= 0:
             if k == len(self._above):
@@ -358,7 +358,7 @@ class _LongestPaths:
 
 
 def _doubled(block: Sequence[int], above: Sequence[int]) -> list[int]:
-    """The blocks twice as long: numbers of pairs of blocks, -1 where the path is too short."""
+    """Blocks of twice the length: numbers of pairs of blocks, -1 where the path is too short."""
     numbers: dict[tuple[int, int], int] = {}
     doubled = []
     for i, number in enumerate(block):

@@ -40,7 +40,7 @@ def log_forward_pass(  # noqa: PLR0913
     save_activations_to: str | PathLike[str] | None = None,
     keep_activations_in_memory: bool = True,
 ) -> ModelHistory:
-    """Run a model once and log every operation: values, functions, parents, modules, layers.
+    """Run a model once and log every operation: its value, function, parents, modules and layer.
 
     >>> import torch
     >>> from fastrec.graph import log_forward_pass
@@ -50,23 +50,23 @@ def log_forward_pass(  # noqa: PLR0913
     torch.Size([2, 8])
 
     Arguments:
-        model: a module, or a dict name -> module together with ``call``. Of one that ``torch.compile`` made, the
-            model that it was made from is run.
+        model: a module, or a dict name -> module together with ``call``. In place of a compiled model, the model that
+            ``torch.compile`` was given runs.
         input_args: one positional argument, or a tuple or list of them.
         input_kwargs: keyword arguments.
         call: a function without arguments that uses the model in any way, in place of inputs.
-        layers_to_save: ``"all"``, None (or ``"none"``, an empty list), or keys of a history and parts of labels, one or
-            a list: ``["conv2d_3_7", "features", -5, "linear"]``. A selection takes a second pass, in which the model
-            has to run the same operations; the first one leaves no traces in buffers and random states.
-        random_seed: set before the pass; the random state is put back after it. None leaves the state alone, and the
-            seed that is reported is the one that torch was last seeded with.
-        activation_postfunc: a function of each saved value; its results are the ``transformed_activation``.
-        save_raw_activation: save values themselves too where there is an ``activation_postfunc``.
-        train_mode: saved values stay attached to autograd, and what can't be trained is refused.
-        detach_saved_tensors: False leaves saved values attached where they are, without train_mode's checks.
-        save_gradients: keep the gradients that later backward passes bring to saved values.
-        save_activations_to: an HDF5 file that values are written to as they appear, and the history when the pass
-            has ended; ``load_history`` reads it.
+        layers_to_save: ``"all"``, None (or ``"none"``, an empty list), or one or several keys of a history or parts of
+            labels: ``["conv2d_3_7", "features", -5, "linear"]``. A selection takes a second pass, in which the model
+            has to run the same operations; the first one leaves no trace in buffers and random states.
+        random_seed: set before the pass; the random state is restored after it. None leaves the state alone, and the
+            reported seed is the one that torch was given last.
+        activation_postfunc: a function applied to each saved value; its results are the ``transformed_activation``.
+        save_raw_activation: with an ``activation_postfunc``, save the values themselves too.
+        train_mode: saved values stay attached to autograd; an error where no gradients can flow.
+        detach_saved_tensors: False leaves saved values attached to autograd, without the checks of train_mode.
+        save_gradients: keep the gradients that reach saved values in later backward passes.
+        save_activations_to: an HDF5 file to which values are written as they appear, and the history at the end;
+            ``load_history`` reads it.
         keep_activations_in_memory: with a file, False keeps no value in memory; the history reads them from the file.
 
     Returns a ModelHistory. An error of the model passes through.
@@ -77,7 +77,7 @@ def log_forward_pass(  # noqa: PLR0913
     if (train_mode or save_gradients) and not torch.is_grad_enabled():
         raise GradientError(
             f"{'train_mode' if train_mode else 'save_gradients'}=True under torch.no_grad or torch.inference_mode, "
-            "where no graph is built for a backward pass; log with gradients on"
+            "where autograd builds no graph for a backward pass; log with gradients enabled"
         )
     spec = CaptureSpec(
         keep_grad=train_mode or not detach_saved_tensors,
@@ -90,7 +90,10 @@ def log_forward_pass(  # noqa: PLR0913
             raise OptionError("keep_activations_in_memory=False needs a file: give save_activations_to='pass.h5'")
         return _logged(run, roots, layers_to_save, spec, None)
     if spec.keep_grad and not keep_activations_in_memory:
-        raise OptionError("train_mode keeps values attached to autograd, which only values in memory are")
+        raise OptionError(
+            "values that stay attached to autograd (train_mode) can only be kept in memory; leave out "
+            "keep_activations_in_memory=False"
+        )
     if Path(save_activations_to).exists():
         raise RecordingExistsError(f"{save_activations_to} exists; give another path, or remove it first")
     file = TensorFile(Path(save_activations_to)).create(overwrite=False)
@@ -136,7 +139,7 @@ def _logged_and_selected(
     spec: CaptureSpec,
     stream: Stream | None,
 ) -> ModelHistory:
-    """Log everything, and let go of what is not selected: what a user's function does must not be done twice."""
+    """Log everything, then drop what is not selected: a user's function must not run twice."""
     request = SaveRequest(Everything(), spec)
     history = ModelHistory(run(request), roots, request)
     history.forget_all_but(history.graph.keys.select(selectors))

@@ -12,9 +12,9 @@ from fastrec.graph.raw import Capture, CapturedOp, ModuleCall
 
 
 class Keys:
-    """Labels, module addresses and ordinal numbers; numbers count the operations in ``numbered`` alone.
+    """Labels, module addresses and ordinal numbers, which count the operations in ``numbered`` only.
 
-    A key names several operations only where it is a layer of several passes, or a module of several passes or values.
+    A key names several operations only if it is a layer of several passes, or a module of several passes or values.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Keys:
         self._numbered = numbered
 
     def find(self, key: str | int) -> list[int]:
-        """The operations of a key; RecordKeyError where there are none."""
+        """The operations that a key names; RecordKeyError if there are none."""
         if isinstance(key, str):
             ops = self._by_name.get(key)
             if ops is None:
@@ -40,20 +40,20 @@ class Keys:
             return ops
         if isinstance(key, bool) or not isinstance(key, int):
             raise RecordKeyError(
-                f"{key!r} is no key; give a label ('relu_3_6'), a module's address ('features.3') or a number"
+                f"{key!r} is not a key; give a label ('relu_3_6'), a module's address ('features.3') or a number"
             )
         if not -len(self._numbered) <= key < len(self._numbered):
             raise RecordKeyError(f"there is no number {key} among {len(self._numbered)} operations")
         return [self._numbered[key]]
 
     def find_with_sites(self, key: str | int) -> list[int]:
-        """The operations of a key, or of a site of the fast path."""
+        """The operations that a key or a site of the fast path names."""
         if isinstance(key, str) and key not in self._by_name and key in self._by_site:
             return self._by_site[key]
         return self.find(key)
 
     def select(self, selectors: Iterable[str | int]) -> set[int]:
-        """The operations that any of some selectors names: keys, or parts of labels such as ``"conv"``."""
+        """The operations that any of the selectors names: keys, or parts of labels such as ``"conv"``."""
         selected: set[int] = set()
         for selector in selectors:
             if isinstance(selector, str) and selector not in self._by_name:
@@ -84,7 +84,7 @@ class Keys:
         by_name = dict(self._by_module)
         for layer in self._layers:
             for name in (layer.short, layer.label):
-                by_name[name] = layer.ops  # a label goes before a module that is called like one
+                by_name[name] = layer.ops  # a label wins over a module of the same name
                 for number, index in enumerate(layer.ops, 1):
                     by_name[f"{name}:{number}"] = [index]
         return by_name

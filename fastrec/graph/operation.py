@@ -1,4 +1,4 @@
-"""One operation of a history, with the attributes of the paper's Supplementary Table 1 in its order, and a few more."""
+"""One operation of a history: the attributes of the paper's Supplementary Table 1, and a few more."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastrec.recording._records import ActivationRecord
 
 
 class Operation:
-    """One operation of a pass: its value, what computed it, and where it stands in the graph and in the modules.
+    """One operation of a pass: its value, what computed it, and its place in the graph and in the modules.
 
     >>> import torch
     >>> from fastrec.graph import log_forward_pass
@@ -79,7 +79,7 @@ class Operation:
 
     @property
     def layer_type(self) -> str:
-        """The canonical name of the function, ``"input"``, ``"buffer"`` or ``"output"``."""
+        """The canonical name of the function, or ``"input"``, ``"buffer"`` or ``"output"``."""
         return self._layer.layer_type
 
     @property
@@ -104,7 +104,7 @@ class Operation:
 
     @property
     def lookup_keys(self) -> list[str | int]:
-        """All keys under which the history finds it."""
+        """All keys that find it in the history."""
         return self.graph.keys.keys_of(self.index)
 
     @property
@@ -121,7 +121,7 @@ class Operation:
 
     @property
     def activation(self) -> Tensor | None:
-        """The value as it was when the operation returned, None where it was not saved."""
+        """The value as it was when the operation returned, None if it was not saved."""
         return self.raw.value
 
     @property
@@ -152,12 +152,12 @@ class Operation:
 
     @property
     def not_saved_because(self) -> str:
-        """Why no right copy could be made of a value that was asked for; empty where one could."""
+        """Why a value that should have been saved could not be copied; empty if it could."""
         return self.raw.unsaved
 
     @property
     def gradient(self) -> Tensor | None:
-        """The gradient that reached the value, the sum of several; None before a backward pass or without one."""
+        """The gradient of the value, summed over backward passes; None if none has reached it."""
         return self.graph.capture.gradients.get(self.index)
 
     @property
@@ -186,7 +186,7 @@ class Operation:
         return self.raw.nbytes
 
     def materialize_activation(self) -> Tensor | None:
-        """The saved value, taken into memory for good where it lies in a file."""
+        """The saved value; one that is in a file is read into memory and stays there."""
         self.raw.value = self.raw.value
         return self.activation
 
@@ -217,7 +217,7 @@ class Operation:
 
     @property
     def func_applied_name(self) -> str:
-        """The name of that function as torch has it, empty for inputs, buffers and outputs."""
+        """The name of that function in torch, empty for inputs, buffers and outputs."""
         return self.raw.call.func_name
 
     @property
@@ -232,12 +232,12 @@ class Operation:
 
     @property
     def func_position_args_non_tensor(self) -> list[Any]:
-        """The positional arguments that are no tensors."""
+        """The positional arguments that are not tensors."""
         return [plain for item in self.raw.call.args if (plain := _less_tensors(item)) is not _NOTHING]
 
     @property
     def func_keyword_args_non_tensor(self) -> dict[str, Any]:
-        """The keyword arguments that are no tensors."""
+        """The keyword arguments that are not tensors."""
         items = ((key, _less_tensors(item)) for key, item in self.raw.call.kwargs.items())
         return {key: plain for key, plain in items if plain is not _NOTHING}
 
@@ -248,12 +248,12 @@ class Operation:
 
     @property
     def function_is_inplace(self) -> bool:
-        """Whether the call wrote one of its arguments."""
+        """Whether the call wrote to one of its arguments."""
         return self.raw.call.inplace
 
     @property
     def gradfunc_name(self) -> str | None:
-        """The name of the value's gradient function, None where it has none."""
+        """The name of the value's gradient function, None if it has none."""
         return self.raw.grad_fn
 
     @property
@@ -263,7 +263,7 @@ class Operation:
 
     @property
     def iterable_output_index(self) -> int | None:
-        """Which of those it is, from 0; None where it is the only one."""
+        """Which of those it is, from 0; None if it is the only one."""
         return self.raw.output_index
 
     # The parameters among the arguments.
@@ -333,7 +333,7 @@ class Operation:
         ops = self.graph.ops
         return self._labels(sorted({parent for i in self._children for parent in ops[i].parents} - {self.index}))
 
-    # Inputs, outputs, buffers, and what begins or ends inside of the model.
+    # Inputs, outputs, buffers, and what begins or ends inside the model.
 
     @property
     def is_input_layer(self) -> bool:
@@ -342,17 +342,17 @@ class Operation:
 
     @property
     def has_input_ancestor(self) -> bool:
-        """Whether it is computed from an input, or is one."""
+        """Whether it depends on an input, or is one."""
         return bool(self.graph.from_input[self.index])
 
     @property
     def min_distance_from_input(self) -> int | None:
-        """The least number of steps from an input to it, None where it does not come from one."""
+        """The smallest number of steps from an input to it, None if it does not depend on one."""
         return self.graph.distances_from_input.least[self.index]
 
     @property
     def max_distance_from_input(self) -> int | None:
-        """The largest number of steps from an input to it, None where it does not come from one."""
+        """The largest number of steps from an input to it, None if it does not depend on one."""
         return self.graph.distances_from_input.most[self.index]
 
     @property
@@ -362,23 +362,23 @@ class Operation:
 
     @property
     def is_output_ancestor(self) -> bool:
-        """Whether an output is computed from it, or it is one."""
+        """Whether an output depends on it, or it is one."""
         return bool(self.graph.to_output[self.index])
 
     @property
     def output_descendents(self) -> list[str]:
-        """The outputs that are computed from it."""
+        """The outputs that depend on it."""
         ops = self.graph.ops
         return self._labels(i for i in sorted(self.graph.descendants(self.index)) if ops[i].kind == "output")
 
     @property
     def min_distance_from_output(self) -> int | None:
-        """The least number of steps from it to an output, None where it leads to none."""
+        """The smallest number of steps from it to an output, None if no output depends on it."""
         return self.graph.distances_from_output.least[self.index]
 
     @property
     def max_distance_from_output(self) -> int | None:
-        """The largest number of steps from it to an output, None where it leads to none."""
+        """The largest number of steps from it to an output, None if no output depends on it."""
         return self.graph.distances_from_output.most[self.index]
 
     @property
@@ -398,47 +398,47 @@ class Operation:
 
     @property
     def internally_initialized_parents(self) -> list[str]:
-        """Those of its parents that are initialized inside of the model."""
+        """Its parents that are initialized inside the model."""
         ops = self.graph.ops
         return self._labels(parent for parent in self.raw.parents if ops[parent].made_inside)
 
     @property
     def internally_initialized_ancestors(self) -> list[str]:
-        """Those of its ancestors that are initialized inside of the model."""
+        """Its ancestors that are initialized inside the model."""
         ops = self.graph.ops
         return self._labels(i for i in sorted(self.graph.ancestors(self.index)) if ops[i].made_inside)
 
     @property
     def terminated_inside_model(self) -> bool:
-        """Whether nothing reads its value, and it is no output."""
+        """Whether nothing reads its value although it is not an output."""
         return not self._children and self.raw.kind != "output"
 
     # Conditions.
 
     @property
     def is_terminal_bool_layer(self) -> bool:
-        """Whether it is a single boolean that no operation reads, as a condition is."""
+        """Whether it is a single boolean that no operation reads, like the condition of an ``if``."""
         return self.index in self.graph.conditions.terminal_bools
 
     @property
     def in_cond_branch(self) -> bool:
-        """Whether it takes part in evaluating a condition, and in nothing else."""
+        """Whether it is only used to evaluate a condition."""
         return self.index in self.graph.conditions.evaluating
 
     @property
     def is_cond_branch_start(self) -> bool:
-        """Whether the evaluation of a condition begins with it."""
+        """Whether the evaluation of a condition starts with it."""
         return self.index in self.graph.conditions.starts
 
     @property
     def cond_branch_start_children(self) -> list[str]:
-        """Those of its children with which the evaluation of a condition begins."""
+        """Its children with which the evaluation of a condition starts."""
         starts = self.graph.conditions.starts
         return self._labels(child for child in self._children if child in starts)
 
     @property
     def conditional_branches(self) -> list[tuple[str, str]]:
-        """The branches that it ran in, outermost first: what was tested, and ``"then"`` or ``"else"``."""
+        """The branches that it ran in, outermost first: the tested operation, and ``"then"`` or ``"else"``."""
         conditions = self.graph.conditions
         return [(conditions[number].layer_label, branch) for number, branch in conditions.branches.get(self.index, ())]
 
@@ -446,7 +446,7 @@ class Operation:
 
     @property
     def is_computed_inside_submodule(self) -> bool:
-        """Whether it ran inside of a submodule."""
+        """Whether it ran inside a submodule."""
         return self.containing_module_origin is not None
 
     @property
@@ -477,19 +477,19 @@ class Operation:
 
     @property
     def is_bottom_level_submodule_output(self) -> bool:
-        """Whether its value left a submodule in which it was the only operation."""
+        """Whether its value left a submodule in which no other operation ran."""
         return self.bottom_level_module is not None
 
     @property
     def bottom_level_module(self) -> str | None:
-        """The module pass that it left as the only operation in it."""
+        """The module pass whose only operation it is, None if there is none."""
         call = self.raw.module
         if call is None or not call.address or call.ops != 1 or self.index not in call.exited:
             return None
         return call.label
 
     def records_in(self, recording: Recording) -> list[ActivationRecord]:
-        """The records of a fast recording that hold this operation's value, those of modules included.
+        """The records of a fast recording that hold this operation's value, including those of modules.
 
         >>> import torch, fastrec
         >>> from fastrec.graph import log_forward_pass
@@ -547,6 +547,6 @@ _NOTHING: Any = object()  # None is an argument too
 
 
 def _less_tensors(template: Any) -> Any:
-    """What is left of an argument without its tensors."""
+    """An argument without its tensors."""
     left = without_tensors(template)
     return _NOTHING if left is None and template is not None else left

@@ -1,4 +1,4 @@
-"""Several operations of a history: a sequence that is narrowed by questions, and the passes of one layer."""
+"""Several operations of a history: a sequence that queries narrow down, and the passes of one layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastrec.graph.structure import Graph
 
 
 class Operations(Sequence[Operation]):
-    """Some operations of a history, in execution order; each question gives those that it is true of.
+    """Some operations of a history, in execution order; each method gives those that match.
 
     >>> import torch
     >>> from fastrec.graph import log_forward_pass
@@ -59,7 +59,7 @@ class Operations(Sequence[Operation]):
         return [op.graph.label(op.index) for op in self]
 
     def where(self, test: Callable[[Operation], bool]) -> Operations:
-        """Those for which a function says yes."""
+        """Those for which a function returns True."""
         return Operations(op for op in self if test(op))
 
     def of_type(self, *types: str) -> Operations:
@@ -89,11 +89,11 @@ class Operations(Sequence[Operation]):
         return self.where(lambda op: op.computed_with_params)
 
     def slowest(self, count: int) -> Operations:
-        """Those that took longest, the slowest first."""
+        """Those that took the longest, slowest first."""
         return self._most(count, lambda op: op.func_time_elapsed)
 
     def largest(self, count: int) -> Operations:
-        """Those with the largest values in bytes, the largest first."""
+        """Those with the largest values in bytes, largest first."""
         return self._most(count, lambda op: op.tensor_fsize)
 
     def _most(self, count: int, amount: Callable[[Operation], float]) -> Operations:
@@ -173,7 +173,7 @@ class LayerEntry:
 
     @property
     def activation(self) -> Tensor | None:
-        """The value, where there is one pass."""
+        """The value, if there is only one pass."""
         if len(self) > 1:
             raise RecordKeyError(
                 f"{self.layer_label} has {len(self)} passes, each with a value; give the pass: "

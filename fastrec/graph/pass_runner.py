@@ -25,7 +25,7 @@ Models = nn.Module | Mapping[str, nn.Module]
 
 
 class PassRunner:
-    """One way to run a model, on these inputs or by this function, as often as somebody asks."""
+    """Runs a model on given inputs, or by a given function, any number of times."""
 
     def __init__(
         self,
@@ -41,11 +41,11 @@ class PassRunner:
 
     @property
     def is_call(self) -> bool:
-        """Whether a function of the user's runs the model."""
+        """Whether a user's function runs the model."""
         return self._run.call is not None
 
     def __call__(self, request: SaveRequest) -> Capture:
-        """Run it once, and see everything."""
+        """Run the model once and capture everything."""
         began = perf_counter()
         capture = Capture()
         saver = Saver(request, capture.gradients)
@@ -72,9 +72,9 @@ class PassRunner:
 
 
 def uncompiled(model: Models, *, by_call: bool) -> Models:
-    """A model or several by name; in place of one that ``torch.compile`` made, the model that it was made from.
+    """The model or models, with each that ``torch.compile`` made replaced by the one it was made from.
 
-    A function of the user's calls the compiled model itself, in whose place nothing can be put.
+    A user's function calls the compiled model itself, which can't be replaced from here.
     """
     if isinstance(model, Mapping) and not isinstance(model, nn.Module):
         return {name: _uncompiled(f"the model {name!r}", root, by_call) for name, root in model.items()}
@@ -87,7 +87,7 @@ def _uncompiled(title: str, model: Any, by_call: bool) -> Any:
         return model
     if by_call:
         raise UnsupportedModelError(
-            f"{title} is compiled with torch.compile, and a graph can't see inside of compiled code; give the model "
+            f"{title} is compiled with torch.compile, and a graph can't see inside compiled code; give the model "
             "that it was made from (model._orig_mod), and call that one in call="
         )
     return model._orig_mod

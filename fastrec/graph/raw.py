@@ -5,13 +5,13 @@
     op.call.func, op.call.args                       # relu, (Ref(op=1),)
 
 Nothing else is written down while a pass runs. Labels, layers, distances, conditions and all other attributes of a
-history are worked out from it when somebody asks, so that logging costs no more than it must.
+history are worked out from it on demand, so that logging costs as little as possible.
 
 A call keeps its arguments as a *template*: the nested tuples, lists, dicts and slices that the function got, with a
-reference in place of each tensor. A value that an operation computed is saved once, by that operation, and the tensor
-itself may have been written in place by the time that somebody reads the arguments. There are four kinds of reference:
-Ref (the value of an operation), Overwritten (such a value after a write through another view of its memory), Parameter
-and ConstantTensor.
+reference in place of each tensor. The tensors themselves would be wrong by the time the arguments are read, because
+later operations may write to them in place; and each value is already saved once, by the operation that computed it.
+There are four kinds of reference: Ref (the value of an operation), Overwritten (such a value after a write through
+another view of its memory), Parameter and ConstantTensor.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class ModuleCall(msgspec.Struct, eq=False):
 
 
 class CapturedCall(msgspec.Struct, gc=False, eq=False):
-    """One call of a function: what ran, on which arguments, and in which state of the world.
+    """One call of a function: what ran, on which arguments, and under which circumstances.
 
     ``args`` and ``kwargs`` are templates. ``label`` and ``site`` are those of the fast path. ``rng`` holds the states
     of the random generators before the call, by device; ``autocast`` the dtype of each device that was autocasting.
@@ -236,7 +236,7 @@ class ValueRead(msgspec.Struct, frozen=True):
 
 
 class Capture:
-    """A forward pass as it was seen.
+    """Everything that was seen of a forward pass.
 
     ``module_calls`` are in the order in which they began, ``returns`` in the order in which they ended. ``composites``
     holds the operation of each leaf of a composite's value, by label, site and path. ``started`` and ``ended`` are
@@ -312,4 +312,4 @@ def without_tensors(template: Any) -> Any:
 
 
 def _is_named(kind: type) -> bool:
-    return hasattr(kind, "_fields")  # named tuples have no base class by which they could be told
+    return hasattr(kind, "_fields")  # named tuples share no base class

@@ -48,7 +48,7 @@ class Stream(msgspec.Struct, frozen=True):
 
 
 class SaveRequest(msgspec.Struct, frozen=True):
-    """Which operations are to be saved, by index, how, and where to if not in memory alone."""
+    """Which operations to save, by index, how, and in which file if not in memory alone."""
 
     which: Container[int] = ()
     spec: CaptureSpec = CaptureSpec()
@@ -56,7 +56,7 @@ class SaveRequest(msgspec.Struct, frozen=True):
 
 
 class Saver:
-    """Saves values of operations as a request says; ``gradients`` is where those of later backward passes go."""
+    """Saves values as a request says; the gradients of later backward passes go to ``gradients``."""
 
     def __init__(self, request: SaveRequest, gradients: dict[int, Tensor]) -> None:
         self.saves_any = request.which != ()
@@ -68,7 +68,7 @@ class Saver:
         self._gradients = gradients
 
     def save(self, op: CapturedOp, value: Tensor) -> None:
-        """Save a value if it is asked for."""
+        """Save a value if the request includes it."""
         if not self._saves_all and op.index not in self._which:
             return
         is_plain = type(value) is Tensor and value.layout == torch.strided and not value.is_quantized
@@ -96,19 +96,19 @@ class Saver:
 
 
 def copied(value: Tensor) -> Tensor:
-    """A detached copy that nobody else writes to."""
+    """A detached copy in memory of its own."""
     with no_function_modes():
         if not torch.is_inference_mode_enabled():
             return value.detach().clone() if value.requires_grad else value.clone()
-        # What is made in inference mode could not be saved for a backward pass by whoever reads it.
+        # A tensor made in inference mode could not be used in a backward pass by the user who reads it.
         with torch.inference_mode(False), torch.no_grad():
             return value.detach().clone()
 
 
 def _reason_not_to_copy(value: Tensor) -> str:
-    """Why no right copy can be made of a value; empty where one can."""
+    """Why a value can't be copied faithfully; empty where it can."""
     if functorch_level() is not None:
-        return "it was computed inside of a functorch transform (vmap, grad, jvp), whose values must not escape"
+        return "it was computed inside a functorch transform (vmap, grad, jvp), whose values must not escape"
     try:
         check_copyable(value)
     except UnsupportedTensorError as error:

@@ -10,7 +10,7 @@ from fastrec._torch.internals import printoptions
 
 
 def readable_size(nbytes: int) -> str:
-    """Bytes as people read them.
+    """A size in bytes for human readers.
 
     >>> readable_size(253 * 1024 + 512)
     '253.5 KB'
@@ -35,7 +35,7 @@ def listed(names: Iterable[str | None]) -> str:
 
 
 def format_module(label: str | None) -> str | None:
-    """A module pass, less the number of its pass where that is the first.
+    """A module pass, without the number of the pass if that is the first.
 
     >>> format_module("features.3:1"), format_module("features.3:2")
     ('features.3', 'features.3:2')
@@ -44,7 +44,7 @@ def format_module(label: str | None) -> str | None:
 
 
 def format_value(value: Tensor) -> list[str]:
-    """The first five rows and columns of a value; of one of more axes, those of its first matrix."""
+    """The first five rows and columns of a value; of its first matrix if it has more than two axes."""
     matrix = value.detach()
     while matrix.dim() > 2:
         matrix = matrix[0] if matrix.shape[0] else matrix.reshape(0)
@@ -59,7 +59,7 @@ def format_hierarchy(
 ) -> list[str]:
     """Module passes as a tree, one per line, those without children side by side.
 
-    ``children`` are those of each module pass; a module that ran once stands there without the number of its pass.
+    ``children`` maps each module pass to the passes inside it. Modules that ran once are shown without a pass number.
     """
 
     def name(label: str) -> str:

@@ -5,8 +5,8 @@
     graph.children[3], graph.label(3)      # who reads operation 3, and what it is called
     graph.keys.find("relu_2")              # which operations a key names
 
-A Graph is what operations, layers and the history share: they hold it, and it knows none of them. Each of its facts is
-worked out once, when somebody asks for it first. Everything goes by the index of an operation in the capture.
+A Graph is what operations, layers and the history share: they hold it, and it knows none of them. Everything in it is
+worked out once, on demand. Operations are identified by their index in the capture.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from fastrec.graph.raw import Capture, CapturedOp, ModuleCall
 class Graph:
     """The operations of a pass and how they hang together.
 
-    ``conditions`` are given where they can't be found any more, because the source is not at hand: for a capture that
-    was read from a file.
+    For a capture that was read from a file, ``conditions`` come from there too: they need the model's source, which may
+    be missing or have changed.
     """
 
     def __init__(self, capture: Capture, conditions: Conditions | None = None) -> None:
@@ -38,12 +38,12 @@ class Graph:
             self.conditions = conditions
 
     def replace(self, capture: Capture) -> None:
-        """Take another capture of the same operations in place of the old one; whoever holds the graph follows."""
-        vars(self).clear()  # all that was worked out from the old capture
+        """Switch to another capture of the same operations; operations and layers that hold the graph see it too."""
+        vars(self).clear()  # everything here was worked out from the old capture
         vars(self).update(vars(Graph(capture)))
 
     def _without_orphans(self) -> list[int]:
-        """The operations less those that neither come from an input nor lead to an output.
+        """The operations, without those that neither come from an input nor lead to an output.
 
         What Python looked at stays, because it may have steered the pass, and so do all parents of what stays. After
         the paper, Implementation, "Post-processing the model's computational graph".
@@ -74,7 +74,7 @@ class Graph:
         return dict(children)
 
     def ancestors(self, index: int) -> set[int]:
-        """All operations that an operation comes from, without itself."""
+        """All operations that an operation depends on."""
         ancestors: set[int] = set()
         todo = list(self.ops[index].parents)
         while todo:
@@ -85,7 +85,7 @@ class Graph:
         return ancestors
 
     def descendants(self, index: int) -> set[int]:
-        """All operations that come from an operation, without itself."""
+        """All operations that depend on an operation."""
         descendants: set[int] = set()
         todo = list(self.children.get(index, ()))
         while todo:
@@ -96,7 +96,7 @@ class Graph:
         return descendants
 
     def between(self, starts: Iterable[int], ends: Iterable[int]) -> list[int]:
-        """The operations on any path from one of some operations to one of others, without these."""
+        """The operations on any path from one of the starts to one of the ends, without starts and ends."""
         starts, ends = set(starts), set(ends)
         behind: set[int] = set()
         ahead: set[int] = set()
@@ -176,7 +176,7 @@ class Graph:
 
     @cached_property
     def saved(self) -> list[int]:
-        """The operations of which something was saved."""
+        """The operations that have a saved value."""
         return [index for index in self.order if self.ops[index].is_saved]
 
     @property
@@ -233,7 +233,7 @@ class Distances:
         self.most: list[int | None] = [None] * size
 
     def add(self, index: int, neighbours: Iterable[int], *, is_end: bool) -> None:
-        """Work an operation out from its neighbours on the way to the end, all of which were added before."""
+        """Add an operation, after all its neighbours on the way to the end."""
         least = [d for i in neighbours if (d := self.least[i]) is not None]
         most = [d for i in neighbours if (d := self.most[i]) is not None]
         self.least[index] = 0 if is_end else min(least) + 1 if least else None

@@ -19,7 +19,7 @@ Table = Literal["operations", "layers", "modules", "parameters", "buffers"]
 
 Row = dict[str, Any]
 
-# The attributes of an operation that are neither tensors nor functions, and that take no walk through the whole graph.
+# The attributes of an operation that are neither tensors nor functions, and don't need a walk through the whole graph.
 _OPERATION_COLUMNS = (
     *("layer_label", "layer_label_w_pass", "operation_num", "layer_type", "layer_type_num", "layer_total_num"),
     *("pass_num", "layer_passes_total", "label", "site", "tensor_shape", "tensor_dtype", "tensor_device"),
@@ -97,7 +97,7 @@ def _cell(value: Any) -> Any:
     if isinstance(value, torch.device):
         return str(value)
     if isinstance(value, list) and value and type(value[0]) is str:
-        return value  # labels, of which there may be many
+        return value  # a list of labels, which may be long
     if isinstance(value, tuple | list):
         return [_cell(item) for item in value]
     return value
@@ -109,7 +109,7 @@ def frame(rows: Sequence[Row]) -> Any:
 
 
 def frame_of_objects(rows: Sequence[Row]) -> Any:
-    """A pandas frame for a file: its cells stay Python's objects, so that an integer beside a None stays an integer."""
+    """A pandas frame to write to a file: cells stay Python objects, so that integers beside None stay integers."""
     return pandas().DataFrame(list(rows), dtype=object)
 
 

@@ -1,16 +1,16 @@
-"""Tensors in an HDF5 file, by name: written one by one, each read when somebody asks for it.
+"""Tensors in an HDF5 file, by name: written one by one, read one by one on demand.
 
     file = TensorFile("pass.h5").create(overwrite=False)
     lazy = file.put("values/3", tensor)     # a LazyTensor: name, shape and dtype
     file.finish()
     lazy.read()                             # opens the file, reads this tensor, closes the file again
 
-A file that is being written is called ``pass.h5.partial`` until it is complete, so that a pass that fails or a process
-that is killed leaves no file that looks like a history. Reading opens the file anew for each tensor: a history may be
-held for as long as a notebook lives, and an open HDF5 file can't be replaced on Windows nor written by anybody else.
+A file is called ``pass.h5.partial`` until it is complete, so that a pass that fails or a process that is killed leaves
+nothing behind that looks like a history. Reading opens the file anew for each tensor: a history may be held for as long
+as a notebook lives, and an open HDF5 file can neither be replaced on Windows nor written by another process.
 
-Files may come from a stranger. So only data sets that lie in the very file are read: external links, external storage
-and virtual data sets would make HDF5 open any other file that the user may read.
+A file may come from an untrusted source. So only data sets inside the file itself are read: an external link, external
+storage or a virtual data set would make HDF5 open any other file that the user can read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from fastrec._errors import DamagedFileError, RecordingExistsError, RecordingFileError, RecordingNotFoundError
 from fastrec._torch.tensors import outside_torch_modes
 
-# What NumPy has a dtype for. Anything else (bfloat16, float8) is written as its bytes.
+# Dtypes that NumPy has too. Values of any other (bfloat16, float8) are written as their bytes.
 _NATIVE_DTYPES = frozenset(
     (torch.float64, torch.float32, torch.float16, torch.complex64, torch.complex128, torch.bool)
     + (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -34,7 +34,7 @@ _NATIVE_DTYPES = frozenset(
 
 
 class LazyTensor:
-    """A tensor in a file, read when it is asked for."""
+    """A tensor in a file, read on demand."""
 
     __slots__ = ("dtype", "file", "name", "shape")
 
@@ -72,7 +72,7 @@ class LazyTensor:
 
 
 class TensorFile:
-    """A file of tensors by name; ``names`` are those that this object has written."""
+    """A file of named tensors; ``names`` are those that this object has written."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -135,18 +135,18 @@ class TensorFile:
         try:
             with h5py.File(self.path, "r") as file:
                 return _dataset_inside(file, name)[()]
-        # h5py raises any of these about bytes that HDF5 can't make sense of.
+        # h5py raises any of these when HDF5 can't make sense of the bytes.
         except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise DamagedFileError(f"{self.path} is no history, or not all of one: {error}") from error
+            raise DamagedFileError(f"{self.path} is not a history, or not a complete one: {error}") from error
 
 
 def _dataset_inside(file: h5py.File, name: str) -> h5py.Dataset:
-    """A data set that lies in this file and not behind a link; KeyError for anything else."""
+    """A data set inside this file, not behind a link; KeyError for anything else."""
     item: Any = file
     for part in name.split("/"):
         if not isinstance(item, h5py.Group) or not isinstance(item.get(part, getlink=True), h5py.HardLink):
-            raise KeyError(f"it holds no {name}")
+            raise KeyError(f"it does not contain {name}")
         item = item[part]
     if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
-        raise KeyError(f"it holds no {name}")
+        raise KeyError(f"it does not contain {name}")
     return item

@@ -1,12 +1,12 @@
-"""What a tracer must know about tensors and about the world, beside the values that it sees go by.
+"""What a tracer has to know besides the values that pass by: whose a tensor is, who wrote to it, and random states.
 
-    state = ModelState(roots, attributes=False)   # is this tensor a parameter or buffer, and of which address?
-    writes = Writes()                             # which operations wrote into this tensor's memory since?
+    state = ModelState(roots, attributes=False)   # is this tensor a parameter or a buffer, and at which address?
+    writes = Writes()                             # which operations have written to this tensor's memory since?
     transforms = Transforms()                     # which operation does this wrapper of vmap come from?
     generators = GeneratorStates()                # in which state were the random generators before this call?
 
-Tensors are looked up by ``id``, because comparing them compares their elements. An id may be given to another object
-once its owner is gone, so whoever stores one keeps the tensor too, or a weak reference, and checks that it is the same.
+Tensors are looked up by ``id``, because ``==`` compares their elements. When a tensor is freed, its id may be given to
+another one. So each table keeps the tensor as well, or a weak reference to it, and checks that it is the same object.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastrec.ops.facts import op_facts
 
 
 class ModelState:
-    """The tensors that a model holds: parameters, buffers, and with ``attributes`` those in plain attributes."""
+    """The tensors of a model: parameters, buffers, and with ``attributes`` those in plain attributes of modules."""
 
     def __init__(self, roots: Mapping[str, nn.Module], *, attributes: bool) -> None:
         self._parameters: dict[int, Parameter] = {}
@@ -56,7 +56,7 @@ class ModelState:
         parameter = self._parameters.get(id(value))
         if parameter is not None and parameter.tensor is value:
             return parameter
-        # One that was made during the pass, or that no module holds.
+        # One that was made during the pass, or that belongs to no module.
         if type(value) is not Tensor and isinstance(value, nn.Parameter):
             return self._parameters.setdefault(id(value), Parameter("", value))
         return None
@@ -71,12 +71,12 @@ class ModelState:
         return (v for v in values if isinstance(v, Tensor) and self.buffer_address(v) is not None)
 
     def has_attribute(self, value: Tensor) -> bool:
-        """Whether a tensor is a plain attribute of a module; False where attributes were not asked for."""
+        """Whether a tensor is a plain attribute of a module; False unless attributes were asked for."""
         return self._attributes is not None and self._attributes.get(id(value)) is value
 
 
 class _Write(NamedTuple):
-    """What an operation wrote: a box in a piece of memory."""
+    """The memory that an operation wrote: a box in a storage."""
 
     op: int
     shape: tuple[int, ...]
@@ -85,10 +85,10 @@ class _Write(NamedTuple):
 
 
 class Writes:
-    """In-place writes, by the memory that they went to.
+    """In-place writes, by the memory they went to.
 
-    After ``first = y[0]; first.mul_(2)`` the tensor ``y`` has other values, though no operation returned it again.
-    Whoever reads ``y`` from then on depends on ``mul_`` as well.
+    After ``first = y[0]; first.mul_(2)`` the tensor ``y`` has other values, although no operation has returned it
+    again. An operation that reads ``y`` from then on depends on ``mul_`` too.
     """
 
     def __init__(self) -> None:
@@ -102,10 +102,10 @@ class Writes:
             self.by_storage.setdefault(storage, []).append(write)
 
     def since(self, value: Tensor, op: int) -> tuple[int, ...]:
-        """The operations after a given one that wrote to memory of a tensor."""
+        """The operations after a given one that wrote to a tensor's memory."""
         storage = _storage_of(value)
         writes = self.by_storage.get(storage) if storage is not None else None
-        # Memory that was freed and taken again does no harm: its new owner came after the writes to the old one.
+        # Memory that was freed and reused does no harm: its new owner was computed after the writes to the old one.
         if not writes or writes[-1].op <= op:
             return ()
         shape, strides, offset = tuple(value.shape), value.stride(), int(value.storage_offset())
@@ -117,7 +117,7 @@ class Writes:
 
 
 def _storage_of(value: Tensor) -> int | None:
-    """The identity of a tensor's memory, None where it has none of its own: sparse, fake, wrapped."""
+    """The identity of a tensor's storage, None if it has none of its own: sparse, fake, wrapped."""
     try:
         return int(value.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
@@ -132,10 +132,11 @@ def _overlap(
     other_strides: tuple[int, ...],
     other_offset: int,
 ) -> bool:
-    """Whether two views of one memory share elements; True where that is hard to say.
+    """Whether two views of one storage share elements; True where that is hard to decide.
 
-    To take two rows of a matrix for the same memory would make each an extra parent of whatever reads the other. Views
-    with the same strides, which slices of one tensor have, are compared exactly: they are boxes in one grid.
+    A wrong answer adds an edge to the graph: if two rows of a matrix counted as the same memory, whatever reads one row
+    would depend on writes to the other. Views with equal strides, as slices of one tensor have, are compared exactly:
+    they are boxes in one grid.
     """
     if 0 in shape or 0 in other_shape:
         return False
@@ -148,7 +149,7 @@ def _overlap(
     axes = sorted(
         (axis for axis in zip(strides, shape, other_shape, strict=True) if axis[0] > 0), key=lambda axis: -axis[0]
     )
-    # They are boxes only if each stride steps over all that the smaller strides reach.
+    # They are boxes only if each stride is larger than the reach of all smaller strides together.
     for number, (stride, _, _) in enumerate(axes):
         if sum((max(n, m) - 1) * s for s, n, m in axes[number + 1 :]) >= stride:
             return True
@@ -158,8 +159,8 @@ def _overlap(
 def _boxes_meet(axes: list[tuple[int, int, int]], difference: int) -> bool:
     """Whether two boxes in a grid share an element, from how far apart they begin.
 
-    Along the largest stride the second box begins ``difference // stride`` steps after the first, or one more with a
-    negative remainder; the smaller strides make up for what is left.
+    Along the largest stride, the second box begins ``difference // stride`` steps after the first, or one step more
+    with a negative remainder; the smaller strides have to make up for the rest.
     """
     if not axes:
         return difference == 0
@@ -171,15 +172,15 @@ def _boxes_meet(axes: list[tuple[int, int, int]], difference: int) -> bool:
 class Transforms:
     """Follows values into ``vmap``, ``grad`` and ``jvp`` and out of them again.
 
-    A transform wraps each value on the way in and unwraps it on the way out, without a call that a mode could see. What
-    stays the same is the tensor inside the wrapper, or at least its memory.
+    A transform wraps values on the way in and unwraps them on the way out, without a call that a mode could see. What
+    stays the same is the tensor inside the wrapper, or at least its storage.
     """
 
     def __init__(self) -> None:
         self.by_storage: dict[int, int] = {}  # the operation that the memory inside each wrapper comes from
 
     def note(self, value: Tensor, op: int) -> None:
-        """An operation returned a value inside of a transform."""
+        """An operation returned a value inside a transform."""
         storage = _storage_of(_unwrapped(value))
         if storage is not None:
             self.by_storage[storage] = op
@@ -203,8 +204,8 @@ def _unwrapped(value: Tensor) -> Tensor:
 class GeneratorStates:
     """The states of the random generators before each call.
 
-    Copying a state takes longer than a small operation. Calls that can't draw random numbers leave it alone, so all
-    calls between two draws share one copy.
+    To copy a state takes longer than a small operation. Calls that can't draw random numbers leave the state alone, so
+    all calls between two draws share one copy.
     """
 
     def __init__(self) -> None:
@@ -224,8 +225,8 @@ class GeneratorStates:
         return self._shared
 
 
-# Functions of torch that may draw, by parts of their names. A name too many costs a copy of the state; a name too few
-# would make a replayed call draw other numbers.
+# Functions of torch that may draw random numbers, by parts of their names. A name too many costs a copy of the state; a
+# missing one would make a replayed call draw other numbers.
 _DRAWS = re.compile(
     "rand|dropout|bernoulli|normal(?!ize)|uniform|exponential|geometric|cauchy|multinomial|poisson|binomial|gamma"
     "|dirichlet|rrelu|gumbel|fractional|scaleddotproduct|lstm|gru|rnn|lowrank|dropconnect|attention|philox|init"
@@ -234,7 +235,7 @@ _DRAWS = re.compile(
 
 @lru_cache(maxsize=4096)
 def may_draw(func: Callable[..., Any]) -> bool:
-    """Whether a call of a function may draw random numbers; functions that are not torch's own may."""
+    """Whether a call of a function may draw random numbers; a function that is not torch's own may."""
     module = getattr(func, "__module__", None) or ""
     if isinstance(func, OpOverload | OpOverloadPacket) or not _belongs_to_torch(func, module):
         return True
@@ -258,7 +259,7 @@ def _generator_states() -> dict[str, Tensor]:
 
 
 def set_generator_states(states: Mapping[str, Tensor]) -> None:
-    """Put the default generators into earlier states."""
+    """Restore states of the default generators."""
     for device, state in states.items():
         if device == "cpu":
             torch.default_generator.set_state(state)

@@ -1,10 +1,10 @@
-"""What a user gives to run a model by: the model or models, and inputs or a function.
+"""How a user says what to run: a model or several, and inputs or a function.
 
     roots = roots_of({"actor": actor, "critic": critic})
     run = ModelRun.of(roots, NOT_GIVEN, None, call=lambda: agent.act(obs))
-    run(engine)                                 # what the function returned; the engine has seen one region
+    run(engine)                                 # calls the function in a region of the engine
 
-Recorder, record, dry_run and the graph functions take the same arguments, which are checked here alone.
+Recorder, record, dry_run and the graph functions take the same arguments, and all of them are checked here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastrec.engines import is_compiled
 from fastrec.engines._protocol import Region
 
 NOT_GIVEN: Any = object()
-"""In the place of inputs that were not given, for None is an input too."""
+"""The default for inputs, because None is a possible input."""
 
 
 def args_of(input_args: Any) -> tuple[Any, ...]:
@@ -38,7 +38,7 @@ def roots_of(model: Any) -> dict[str, Any]:
             raise UnsupportedModelError("the dict of models is empty; give {'actor': actor, 'critic': critic}")
         for name, root in model.items():
             if not isinstance(name, str) or not name.isidentifier():
-                raise OptionError(f"{name!r} is no name of a root; give a plain word such as 'actor'")
+                raise OptionError(f"{name!r} can't be the name of a root; give a plain word such as 'actor'")
             if not isinstance(root, nn.Module) and not is_compiled(root):
                 raise UnsupportedModelError(f"the model {name!r} is a {_describe_root(root)}, not a torch.nn.Module")
         return dict(model)
@@ -59,13 +59,13 @@ def _describe_root(root: Any) -> str:
 
 
 def check_inputs(input_args: Any, call: Callable[[], Any] | None) -> None:
-    """Raise OptionError unless there is one way to run the model."""
+    """Raise OptionError unless there is exactly one way to run the model."""
     if (call is None) == (input_args is NOT_GIVEN):
         raise OptionError("give either input_args, or call= with a function that runs the model")
 
 
 class ModelRun(msgspec.Struct, frozen=True):
-    """One way to run a model so that somebody looks at it: a root on inputs, or a function of the user's."""
+    """One run of a model under an engine that observes it: a root on inputs, or a user's function."""
 
     root: Callable[..., Any]
     args: tuple[Any, ...]
@@ -80,7 +80,7 @@ class ModelRun(msgspec.Struct, frozen=True):
         input_kwargs: Mapping[str, Any] | None,
         call: Callable[[], Any] | None,
     ) -> ModelRun:
-        """What the user gave, checked; OptionError where it does not fit together."""
+        """Check what the user gave; OptionError if it does not fit together."""
         check_inputs(input_args, call)
         if call is None and len(roots) > 1:
             raise OptionError(
@@ -91,10 +91,10 @@ class ModelRun(msgspec.Struct, frozen=True):
         return cls(next(iter(roots.values())), args, input_kwargs or {}, call)
 
     def __call__(self, engine: Region) -> Any:
-        """Run the model once under an engine that is open; what it returned.
+        """Run the model under an open engine, and return its output.
 
-        Modules with a fused kernel are opened without the warning that a recorder gives, because to see the inside of
-        the model is what it is run for.
+        Modules are opened that would otherwise run a fused kernel. A recorder warns about that; here it is what the
+        user asked for.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FusedKernelWarning)

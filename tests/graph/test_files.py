@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     model, x, path = nn.ReLU(), torch.ones(2), tmp_path / "pass.h5"
     with pytest.raises(FastrecError, match="needs a file: give save_activations_to"):
         log_forward_pass(model, x, keep_activations_in_memory=False)
-    with pytest.raises(FastrecError, match="attached to autograd, which only values in memory are"):
+    with pytest.raises(FastrecError, match="can only be kept in memory; leave out keep_activations_in_memory=False"):
         log_forward_pass(model, x, save_activations_to=path, keep_activations_in_memory=False, train_mode=True)
     history = log_forward_pass(model, x)
     history.save(path)
@@ -244,7 +244,7 @@ def test_a_file_that_does_not_hold_together_is_refused(tmp_path: Path, change: A
 def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "pass.h5"
     path.write_bytes(content)
-    with pytest.raises(FastrecError, match="is no history"):
+    with pytest.raises(FastrecError, match="is not a history"):
         load_history(path)
 
 

@@ -27,8 +27,8 @@ def test_all_keys_of_an_operation_find_it(key: str | int) -> None:
         ("relu_7", "nothing is called 'relu_7'; did you mean 'relu_1'"),
         (99, "there is no number 99 among 8 operations"),
         (-9, "there is no number -9"),
-        (1.5, "1.5 is no key; give a label"),
-        (True, "True is no key"),
+        (1.5, "1.5 is not a key; give a label"),
+        (True, "True is not a key"),
         ("relu", "nothing is called 'relu'"),
     ],
 )

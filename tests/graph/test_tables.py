@@ -56,7 +56,7 @@ def test_cells_say_what_the_attributes_say(history: ModelHistory) -> None:
 
 
 def test_an_unknown_table_is_refused(history: ModelHistory) -> None:
-    with pytest.raises(FastrecError, match="'ops' is no table of a history; there are 'operations', 'layers'"):
+    with pytest.raises(FastrecError, match="'ops' is not a table of a history; there are 'operations', 'layers'"):
         history.to_pandas("ops")  # type: ignore[arg-type]
 
 

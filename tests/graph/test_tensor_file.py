@@ -84,7 +84,7 @@ def test_a_file_reads_nothing_outside_of_itself(tmp_path: Path) -> None:
     with h5py.File(path, "r+") as file:
         del file["values/1"]
         file["values/1"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "x")
-    with pytest.raises(FastrecError, match="is no history, or not all of one"):
+    with pytest.raises(FastrecError, match="is not a history, or not a complete one"):
         load_history(path)["relu_1"].activation  # noqa: B018
 
 
@@ -107,5 +107,5 @@ def test_a_virtual_data_set_is_refused(tmp_path: Path) -> None:
         layout = h5py.VirtualLayout((2,), np.float32)
         layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "x", (2,))
         file.create_virtual_dataset("value", layout)
-    with pytest.raises(DamagedFileError, match="it holds no value"):
+    with pytest.raises(DamagedFileError, match="it does not contain value"):
         TensorFile(tmp_path / "t.h5").array("value")

@@ -1,11 +1,11 @@
-"""Where another value of a parent may rightly leave the result as it is, rule by rule.
+"""When other values of a parent may leave the result unchanged, rule by rule.
 
-A validation puts random values in a parent's place and expects another result. Where several of them have made no
-difference, the rules are asked. Each looks at this very call: at its function, at which argument the parent is, and at
-the values of the other arguments. A rule that held for a function in general would hide real errors of the graph: a
-product may ignore a factor where the other one is zero everywhere, and nowhere else.
+A validation puts random values in a parent's place and expects another result. If several of them have made no
+difference, the rules are tried. Each rule looks at the call itself: its function, which argument the parent is, and the
+values of the other arguments. A rule about a function in general would hide real errors in the graph: a product may
+ignore a factor if the other one is zero everywhere, but not otherwise.
 
-A new rule is a function of a Trial and a line in ``EXEMPTIONS``, which says in words why it is right.
+To add a rule, write a function of a Trial, and add it to ``EXEMPTIONS`` with the reason why it is right.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 class Trial(msgspec.Struct, frozen=True):
     """A call whose result does not depend on one of its parents.
 
-    ``place`` is where the parent stands first: a position, or the name of a keyword. ``args`` and ``kwargs`` hold
-    tensors; ``value`` is the parent's; ``results`` are what the call returned.
+    ``place`` is the first argument that is the parent: a position, or the name of a keyword. ``args`` and ``kwargs``
+    hold tensors, ``value`` is that of the parent, and ``results`` are what the call returned.
     """
 
     layer_type: str
@@ -38,7 +38,7 @@ class Trial(msgspec.Struct, frozen=True):
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
     def others(self) -> Iterator[Any]:
-        """All arguments but the parent, those in lists one by one."""
+        """All arguments except the parent; those in lists one by one."""
         for argument in (*self.args, *self.kwargs.values()):
             for item in argument if isinstance(argument, tuple | list) else (argument,):
                 if item is not self.value:
@@ -46,7 +46,7 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 class Exemption(msgspec.Struct, frozen=True):
-    """A rule: its name, why it is right, and where it holds."""
+    """A rule: its name, why it is right, and when it holds."""
 
     name: str
     why: str
@@ -54,7 +54,7 @@ class Exemption(msgspec.Struct, frozen=True):
 
 
 def exemption(trial: Trial) -> Exemption | None:
-    """The first rule that holds, None where the result should have changed."""
+    """The first rule that holds, None if the result should have changed."""
     return next((rule for rule in EXEMPTIONS if rule.holds(trial)), None)
 
 
@@ -108,7 +108,7 @@ _INPUT_OR_WEIGHT: _Places = (0, "input", 1, "weight")
 
 
 def _products() -> Iterator[tuple[str, _Places, _Places]]:
-    """By function: the arguments that can't move the result, where one of the second ones is zero everywhere."""
+    """By function: arguments that can't change the result if one of the factors, named second, is zero everywhere."""
     for name in "mul matmul mm bmm mv dot outer ger kron einsum tensordot cross inner vecdot".split():
         yield name, _ANY, _ANY
     for name in "linear bilinear conv1d conv2d conv3d convtranspose1d convtranspose2d convtranspose3d".split():
@@ -130,7 +130,7 @@ _PRODUCTS = {name: (places, factors) for name, places, factors in _products()}
 
 def _zero_factor(trial: Trial) -> bool:
     if trial.layer_type == "batchnorm" and trial.place in (2, "running_var"):
-        # Whatever it is divided by, an input that is the mean is zero.
+        # An input that equals the mean is zero, whatever it is divided by.
         centred = trial.args[0] - trial.argument(1, "running_mean").reshape(-1, *(1,) * (trial.args[0].dim() - 2))
         if _is_zero(centred):
             return True
@@ -170,7 +170,7 @@ def _one_element(trial: Trial) -> bool:
     if trial.layer_type == "logsoftmax":
         return bool((result == 0).all())
     if trial.layer_type == "scaleddotproductattention":
-        # With a single key, or a single query that may look at the first key alone, all weight lies on that key.
+        # With a single key, or a single query that may only attend to the first key, all weight is on that key.
         key = trial.argument(1, "key")
         query = trial.argument(0, "query")
         is_causal = bool(trial.argument(5, "is_causal", False))
@@ -243,16 +243,16 @@ def _discrete(trial: Trial) -> bool:
 EXEMPTIONS = (
     Exemption("nothing to change", "the value, or the result, has no elements", _nothing_to_change),
     Exemption("form only", "the function reads only shape, dtype and device of this argument", _form_only),
-    Exemption("overwritten", "the function writes over all of this argument before anybody reads it", _overwritten),
+    Exemption("overwritten", "the function overwrites all of this argument without reading it", _overwritten),
     Exemption("statistics", "while training, running statistics are written and not read", _statistics),
     Exemption("zero factor", "another argument is zero everywhere, and so is its product with anything", _zero_factor),
-    Exemption("all alike", "all that could be looked up is the same, so it does not matter which", _all_alike),
-    Exemption("one element", "what is normalised over a single element is the same whatever it is", _one_element),
+    Exemption("all alike", "everything that could be looked up is the same, whatever the index", _all_alike),
+    Exemption("one element", "normalised over a single element, any value gives the same result", _one_element),
     Exemption("not chosen", "the condition takes nothing from this argument, or both choices are equal", _not_chosen),
-    Exemption("dropped", "all of the value was dropped at random", _dropped),
-    Exemption("equal bounds", "the least that it may be is the most that it may be", _equal_bounds),
+    Exemption("dropped", "dropout dropped all of the value", _dropped),
+    Exemption("equal bounds", "the lower bound of the clamp is the upper bound", _equal_bounds),
     Exemption("absorbed", "another argument is infinite, or so large that adding to it changes nothing", _absorbed),
-    Exemption("only zero", "the only index is zero, and no other is known to be in range", _only_zero),
+    Exemption("only zero", "the only index is zero, and no other index is known to be in range", _only_zero),
     Exemption("discrete", "the result is an integer or a boolean, which may be the same for many values", _discrete),
 )
 """All rules; the first that holds is reported."""

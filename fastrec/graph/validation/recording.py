@@ -1,7 +1,7 @@
-"""Whether a fast recording holds the operations and the values that the graph of the same pass has.
+"""Whether a fast recording has the same operations and values as the graph of the same pass.
 
-The graph and the recording come from different engines and different code, and share nothing but the model. So where
-they agree, both are right, or both are wrong in the same way.
+Recording and graph are made by different code that has little more than the model in common. So where they agree,
+either both are right, or both are wrong in the same way.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ def validate_recording(  # noqa: PLR0913
     >>> bool(report), report.n_operations
     (True, 3)
 
-    Each record has to be of an operation of the graph, once and in its order, with its shape, dtype and value; and
-    all that the recording's predicates keep has to be there, as far as predicates can be read back. Model and random
-    state are as before.
+    Each record has to belong to an operation of the graph, once and in the same order, with its shape, dtype and value.
+    Everything that the recording's predicates keep has to be there, as far as the predicates can be read back. Model
+    and random state are as before.
 
     Arguments:
-        model, input_args, input_kwargs, call, random_seed: run the pass again, as for log_forward_pass; the model
-            has to be in the state in which it was recorded.
-        recording: what was recorded.
-        pass_index: the pass that ran on these inputs, where the recording has several.
-        tolerance: how much a value may be off, relative to the largest number in it: 1e-4 suits compiled models. None
+        model, input_args, input_kwargs, call, random_seed: used to run the pass again, as in log_forward_pass; the
+            model has to be in the state in which it was recorded.
+        recording: the recording to check.
+        pass_index: the pass that ran on these inputs, if the recording has several.
+        tolerance: how far a value may be off, relative to the largest number in it: 1e-4 suits compiled models. None
             allows for rounding.
 
     Returns a ValidationReport; a failure is named by the record's label and site.
@@ -73,7 +73,7 @@ def validate_recording(  # noqa: PLR0913
     roots = roots_of(model)
     with random_state_restored(), restored(roots.values()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # The pass runs twice, and the dry run has to begin in the state in which logging began.
+        # The pass runs twice, and the dry run has to start in the same state as logging.
         with restored(roots.values()), random_state_restored():
             history = log_forward_pass(model, input_args, input_kwargs, call=call, random_seed=random_seed)
         comparison = _Comparison(history.graph, tolerance)
@@ -82,7 +82,7 @@ def validate_recording(  # noqa: PLR0913
         try:
             predicates = _predicates(recording)
         except PredicateError as problem:
-            comparison.leave_out("what is missing", f"it is not known what had to be kept: {problem}")
+            comparison.leave_out("what is missing", f"it is unknown what had to be kept: {problem}")
         else:
             has_sources = any(record.ctx.kind in ("input", "buffer") for record in records)
             options = {**predicates, "include_source_events": has_sources}
@@ -106,7 +106,7 @@ def _records_of_pass(recording: Recording, pass_index: int | None) -> Sequence[A
 
 
 def _predicates(recording: Recording) -> dict[str, Any]:
-    """What the recording was told to keep, read back from its header; PredicateError where a text can't say it."""
+    """The predicates of a recording, read back from its header; PredicateError if they can't be."""
     header = recording._source.catalog.header
     predicates = {name: parse(header[name]) for name in ("keep_op", "keep_module") if header.get(name) is not None}
     if not predicates:
@@ -139,12 +139,12 @@ class _Comparison:
         op = self._graph.ops[index]
         if ctx.kind == "op" and ctx.is_bottom_level_func:
             if index < self._latest:
-                self._fail(ctx, "it stands behind a record of a later operation")
+                self._fail(ctx, "it comes after a record of a later operation")
             self._latest = max(index, self._latest)
         value = op.value
         if ctx.tensor_shape != op.shape or ctx.tensor_dtype != op.dtype:
             form = f"{ctx.tensor_dtype} {tuple(ctx.tensor_shape)}"
-            self._fail(ctx, f"it is of a {form}, and the operation returns {op.dtype} {op.shape}")
+            self._fail(ctx, f"it is a {form}, and the operation returns {op.dtype} {op.shape}")
         elif value is None:
             self.leave_out(_name(ctx), f"the graph could not save the value: {op.unsaved}")
         else:
@@ -163,9 +163,9 @@ class _Comparison:
             elif expected is not None:
                 self._fail(record.ctx, f"its {part} is missing")
             elif recorded is not None and part == "activation":
-                self._fail(record.ctx, "its activation is one too many")
+                self._fail(record.ctx, "its activation should not have been kept")
             elif recorded is not None:
-                self.leave_out(_name(record.ctx), "the function that transformed it is not known any more")
+                self.leave_out(_name(record.ctx), "the function that transformed it is no longer known")
 
     def _check_value(self, ctx: RecordContext, part: str, recorded: Tensor, expected: Tensor) -> None:
         difference = largest_difference(expected, recorded.detach(), self._tolerance)
@@ -178,7 +178,7 @@ class _Comparison:
             self.report.largest_difference = max(self.report.largest_difference, difference)
 
     def check_completeness(self, records: Iterable[ActivationRecord], kept: Iterable[RecordContext]) -> None:
-        """Whether each event that had to be kept is there, once."""
+        """Check that each event that had to be kept is there, once."""
         recorded = Counter(_event(record.ctx) for record in records)
         expected = Counter(map(_event, kept))
         for kind, label, site in (expected - recorded).elements():
@@ -196,8 +196,8 @@ class _Comparison:
 
 
 def _expected_parts(value: Tensor, spec: CaptureSpec) -> Mapping[str, Tensor]:
-    """What had to be kept of a value, as far as that is known."""
-    if isinstance(spec.transform, StoredTransform):  # a file keeps its name alone
+    """The parts of a value that had to be kept, as far as they are known."""
+    if isinstance(spec.transform, StoredTransform):  # a file holds only the name of the function
         return parts_of(value, replace(spec, transform=None)) if spec.save_raw else {}
     return parts_of(value, spec)
 

@@ -17,18 +17,18 @@ from fastrec.graph.raw import CapturedCall, CapturedOp, Overwritten, Parameter, 
 from fastrec.graph.tracking import may_draw, set_generator_states
 
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What functions of torch raise about values that do not suit them."""
+"""What functions of torch raise for values that don't suit them."""
 
 UNINITIALISED = frozenset("empty emptylike newempty emptystrided emptypermuted".split())
 """Functions whose values are whatever was in memory."""
 
 
 class CannotReplay(Exception):
-    """A call cannot be run again, and why."""
+    """The reason why a call cannot be run again."""
 
 
 class Replayed(msgspec.Struct):
-    """What a replayed call returned, by path, and its tensor arguments as they were afterwards, by operation."""
+    """What a replayed call returned, by path, and its tensor arguments after the call, by operation."""
 
     values: dict[str, Tensor]
     arguments: dict[int, Tensor]
@@ -44,9 +44,11 @@ class Replayer:
     def run(self, call: CapturedCall, instead: Mapping[int, Tensor] | None = None) -> Replayed:
         """Run a call, with other values ``instead`` of those of some operations."""
         if call.func is None or isinstance(call.func, nn.Module):
-            raise CannotReplay("of the inside of its module nothing was seen, so there is no function to run again")
+            raise CannotReplay("nothing was seen of the inside of its module, so there is no function to run again")
         if call.func is torch.autograd.grad:
-            raise CannotReplay("a derivative comes from autograd's graph of the pass, which saved values don't have")
+            raise CannotReplay(
+                "a derivative comes from autograd's graph of the pass, which saved values are not part of"
+            )
         arguments: dict[int, Tensor] = {}
         other_arguments: dict[int, Tensor] = {}
 
@@ -105,9 +107,9 @@ def parents_in(call: CapturedCall) -> dict[int, Ref | Overwritten]:
 
 @contextmanager
 def circumstances_of(call: CapturedCall, kwargs: dict[str, Any]) -> Iterator[None]:
-    """The circumstances in which a call was made: random numbers, autocasting; without a graph of autograd.
+    """The circumstances in which a call was made: random states and autocasting, but without building a graph.
 
-    A generator in ``kwargs`` is replaced by a new one in the state of then, so that the user's own is left alone.
+    A generator in ``kwargs`` is replaced by a new one in the same state, so that the user's own is left alone.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -122,13 +124,13 @@ def circumstances_of(call: CapturedCall, kwargs: dict[str, Any]) -> Iterator[Non
 
 
 MAX_ROUNDING = 100
-"""How many units of the last place of its largest number a value may be off: other kernels round in another order."""
+"""How many units in the last place of its largest number a value may be off, because kernels round differently."""
 
 
 def largest_difference(saved: Tensor, value: Tensor, tolerance: float | None = None) -> str | float:
-    """Why two values are not the same, or how far they are apart by rounding: 0.0 where they are equal.
+    """Why two values are not the same, or how far apart they are by rounding: 0.0 if they are equal.
 
-    ``tolerance`` is relative to the largest number; None is what rounding makes.
+    ``tolerance`` is relative to the largest number; None allows for rounding.
     """
     if saved.shape != value.shape:
         return f"its shape is {tuple(value.shape)}, and {tuple(saved.shape)} was saved"
@@ -146,7 +148,7 @@ def largest_difference(saved: Tensor, value: Tensor, tolerance: float | None = N
     wide = torch.complex128 if saved.is_complex() else torch.float64
     a, b = saved.detach()[unequal].to(wide), value.detach()[unequal].to(wide)
     if not (a.isfinite().all() and b.isfinite().all()):
-        return f"{int(unequal.sum())} of {saved.numel()} elements differ, some of them by more than any number"
+        return f"{int(unequal.sum())} of {saved.numel()} elements differ, some of them are infinite or NaN"
     finite = saved[saved.isfinite()]
     scale = float(finite.abs().max()) or 1.0
     relative = float((a - b).abs().max()) / scale
@@ -164,22 +166,22 @@ def differs(saved: Tensor, value: Tensor) -> bool:
     return not saved.isnan().any() or not torch.allclose(saved, value, rtol=0.0, atol=0.0, equal_nan=True)
 
 
-# Functions that look things up: a number that they did not get may be out of range.
+# Functions that look something up by index: a random index may be out of range.
 _LOOKS_UP = re.compile(
     "embedding|gather|index|scatter|take|getitem|setitem|onehot|bincount|repeatinterleave|pack|ctc|nll|crossentropy"
     "|select|put|slice|narrow|split|roll|tile|repeat|segment|searchsorted"
 )
 
-# Functions whose arguments say how much memory they take: a large random number might take all of it.
+# Functions whose arguments determine the size of the result: a large random number might take all memory.
 _SIZES_ITS_RESULT = re.compile("arange|linspace|logspace|^full|^zeros|^ones|^empty|repeat|bincount|onehot|pad|tile")
 
 _ABOUT_NAN = re.compile("nan|isinf|isposinf|isneginf|isfinite")
 
 
 def replacements(value: Tensor, layer_type: str, generator: torch.Generator) -> Iterator[Tensor]:
-    """Random values of the form of a given one, ever less like it.
+    """Random values of the same shape and dtype, less and less like the given one.
 
-    Integers stay among those from zero to the largest given where the function may look something up by them.
+    Integers stay between zero and the largest of the given ones if the function may use them as indices.
     """
     if value.numel() == 0:
         return
@@ -210,7 +212,7 @@ def _floats(value: Tensor, layer_type: str, generator: torch.Generator) -> Itera
     for magnitude in (max(scale, 1.0) * 1e3, 1e18):  # the other operands may be as large
         large = (noise * min(magnitude, float(torch.finfo(value.dtype).max) / 100)).to(value.dtype)
         yield large
-        yield -large  # a single number may lie beyond a bound on one side
+        yield -large  # a single number may be beyond a bound on one side
     if not value.is_complex():
         yield (noise.abs() * scale).to(value.dtype)
         yield (noise.abs() * -scale).to(value.dtype)
@@ -234,7 +236,7 @@ def _integers(value: Tensor, layer_type: str, generator: torch.Generator) -> Ite
 
 
 _NOISE_PERIOD = 65_537
-"""So many random numbers are drawn for a large value, and used again; the number is prime, so that no axis fits it."""
+"""How many random numbers are drawn for a large value, and then repeated; a prime number, which no axis divides."""
 
 
 def _normal(value: Tensor, generator: torch.Generator) -> Tensor:

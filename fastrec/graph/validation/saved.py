@@ -1,13 +1,12 @@
-"""Proof that what a history saved is right, after the paper's section on validating the accuracy of activations.
+"""Whether the values that a history saved are right, after the paper's section on validating activations.
 
-From the outputs back to the roots, each operation is run again from the saved values of its parents: it must give its
-own saved value, and with random values in place of a parent it must give another one. The first shows that values and
-functions are right, the second that each edge is needed. Three things need more than one call:
+From the outputs back to the roots, each operation is run again from the saved values of its parents. It has to give its
+own saved value, which shows that values and functions are right; and with random values in place of a parent it has to
+give another value, which shows that the edge is needed. Beyond that:
 
-- outputs are compared with those of a pass that nobody watches;
-- a call that returned several values is run once for all of them;
-- a value that was written through another view of its memory can't come out of one call, so where there are such
-  values the whole pass is run once more with its memory shared as it was (``_LivePass``).
+- outputs are compared with those of a pass without logging;
+- a value that was written through another view of its memory is not what any single call returns, so if there are such
+  values the whole pass is run again, with memory shared as it was (``_LivePass``).
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def validate_saved_activations(
     call: Callable[[], Any] | None = None,
     random_seed: int | None = None,
 ) -> ValidationReport:
-    """Log a forward pass with all its values, and check every one of them.
+    """Log a forward pass with all its values, and check each of them.
 
     >>> import torch
     >>> from fastrec.graph import validate_saved_activations
@@ -61,18 +60,18 @@ def validate_saved_activations(
     >>> print(validate_saved_activations(model, torch.ones(2, 4)))
     Valid: 4 operations, 2 replayed (0 equal up to rounding), 2 parents replaced by random values
 
-    The outputs are compared with those of a pass that nobody watches. Then, from the outputs back to the roots, each
-    operation is run again from the saved values of its parents and must give its own saved value; and with random
-    values in place of each parent it must give another one, but for the exemptions that the report names. It takes
-    the memory of all values, and the time of several passes. Model and random state are as before.
+    The outputs are compared with those of a pass without logging. Then, from the outputs back to the roots, each
+    operation is run again from the saved values of its parents and has to give its own saved value; and with random
+    values in place of each parent it has to give another value, except where the report names an exemption. This takes
+    the memory of all values and the time of several passes. Model and random state are as before.
 
-    Arguments are those of log_forward_pass. With ``call`` there is no pass beside the logged one.
-    Returns a ValidationReport, which is true or false.
+    Arguments are those of log_forward_pass. With ``call`` there is no pass without logging to compare outputs with.
+    Returns a ValidationReport, which is true or false as a value.
     """
     model = uncompiled(model, by_call=call is not None)
     roots = roots_of(model)
     with random_state_restored(), restored(roots.values()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the pass is run twice, and its warnings would be, too
+        warnings.simplefilter("ignore")  # the pass runs twice, and would give its warnings twice
         if call is not None:
             return validate_history(log_forward_pass(model, call=call, random_seed=random_seed))
         versions = _parameter_versions(roots)
@@ -95,7 +94,7 @@ def validate_history(
     outputs: Mapping[str, Tensor] | None = None,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> ValidationReport:
-    """Check the values that a history saved, while the model's parameters are what they were.
+    """Check the values of a history, as long as the model's parameters have not changed.
 
     >>> import torch
     >>> from fastrec.graph import log_forward_pass, validate_history
@@ -105,9 +104,9 @@ def validate_history(
     linear_1_1: run again from its saved parents it differs: 1 of 16 elements differ, by up to ... of the largest
 
     Arguments:
-        history: one that saved all values.
-        outputs: the right outputs, by path (``""`` for a single tensor), and ``inputs`` likewise (``"[0]"``), where
-            they are known.
+        history: a history with all values saved.
+        outputs, inputs: the right outputs and inputs if you know them, by path: ``""`` for a single output, ``"[0]"``
+            for the first input.
 
     Returns a ValidationReport.
     """
@@ -117,7 +116,7 @@ def validate_history(
         raise OptionError("validation runs functions again, and a history from a file has none; validate before saving")
     if missing:
         raise OptionError(
-            f"validation takes all values, and that of {history.graph.label(missing[0])} was not saved; log the pass "
+            f"validation needs all values, and that of {history.graph.label(missing[0])} was not saved; log the pass "
             "with layers_to_save='all'"
         )
     with random_state_restored(), warnings.catch_warnings():
@@ -128,7 +127,7 @@ def validate_history(
 def _plain_outputs(
     roots: Mapping[str, nn.Module], input_args: Any, input_kwargs: Mapping[str, Any], seed: int | None
 ) -> dict[str, Tensor]:
-    """The outputs of a pass that nobody watches; model, inputs and random state are as before."""
+    """The outputs of a pass without logging; model, inputs and random state are as before."""
     root = next(iter(roots.values()))
     with restored(roots.values()), random_state_restored(), seeded(seed):
         out = root(*args_of(mapped(input_args, _copied)), **mapped(dict(input_kwargs), _copied))
@@ -141,7 +140,7 @@ def _parameter_versions(roots: Mapping[str, nn.Module]) -> list[int]:
 
 
 def _copied(leaf: Any) -> Any:
-    """An argument that the model may write to."""
+    """A copy of an argument, which the model may write to."""
     if type(leaf) is Tensor and leaf.layout == torch.strided:
         return leaf.detach().clone().requires_grad_(leaf.requires_grad)
     return leaf
@@ -176,7 +175,7 @@ class _Validation:
                 checked.add(id(op.call))
                 self._check_call(op.call)
         for read in _overwritten_reads(self._ops, self._graph.order):
-            what = f"what it read of {self._graph.label(read.parent)}, after writes through other views, is not there"
+            what = f"what it read of {self._graph.label(read.parent)}, after writes through other views, differs"
             self._note(read.op, largest_difference(read.read, read.replayed), what)
         report = self._report
         report.failures = [Failure(self._graph.label(i), why) for i, why in sorted(self._failures.items())]
@@ -223,7 +222,7 @@ class _Validation:
             self._unchecked[op.index] = f"its value was not saved: {op.unsaved}"
         elif op.call.layer_type in UNINITIALISED and value is not None and value.shape == op.shape:
             rule = "uninitialised"
-            why = "memory that nobody has written has no right value; its form was checked"
+            why = "uninitialised memory has no right value; shape and dtype were checked"
             self._report.exempted.append(Exempted(self._graph.label(op.index), "", rule, why))
         elif value is None:
             self._failures[op.index] = "run again from its saved parents its call does not return it"
@@ -239,7 +238,7 @@ class _Validation:
             self._failures.setdefault(op.index, why)
 
     def _check_buffers(self, call: CapturedCall, replayed: Replayed) -> None:
-        """What a call wrote beside its result, as a batch norm writes statistics, is what was read later."""
+        """Check buffers that a call wrote to, such as the statistics of a batch norm, and that were read later."""
         if not call.inplace:
             return
         results = {op.index for op in self._results[id(call)]}
@@ -264,13 +263,13 @@ class _Validation:
             self._report.largest_difference = max(self._report.largest_difference, difference)
 
     def _perturb(self, call: CapturedCall, parent: int, results: list[CapturedOp]) -> None:
-        """Put random values in place of one parent: the result has to change, or a rule says why not."""
+        """Put random values in place of one parent: the result has to change, unless a rule says why not."""
         value = self._replayer.value_of(parents_in(call)[parent])
         self._report.n_perturbed += 1
         for replacement in replacements(value, call.layer_type, self._generator):
             try:
                 changed = self._replayer.run(call, {parent: replacement})
-            except REFUSALS:  # it accepts the saved value and refuses another, so it reads it
+            except REFUSALS:  # it accepts the saved value and refuses another, so it reads the value
                 return
             if any(self._is_changed(op, changed) for op in results):
                 return
@@ -299,7 +298,7 @@ class _Validation:
 
 
 class _OverwrittenRead(NamedTuple):
-    """A call that read a value which another view had written to: what it read, and what running again gives."""
+    """A call that read a value after a write through another view: what it read, and what running again gives."""
 
     op: CapturedOp
     parent: int
@@ -308,7 +307,7 @@ class _OverwrittenRead(NamedTuple):
 
 
 def _overwritten_reads(ops: Sequence[CapturedOp], order: Sequence[int]) -> Iterator[_OverwrittenRead]:
-    """All reads of values that were written through other views, each run again from the roots of the pass."""
+    """All reads of values after writes through other views, with what they give in a pass that is run again."""
     if any(isinstance(how, Overwritten) for index in order for how in parents_in(ops[index].call).values()):
         yield from _LivePass(ops).run(order)
 
@@ -316,7 +315,7 @@ def _overwritten_reads(ops: Sequence[CapturedOp], order: Sequence[int]) -> Itera
 class _LivePass:
     """A pass that is run again as a whole, on tensors that share memory as they did.
 
-    Each function gets the tensors that the functions before it returned in this run, not copies of saved values. So
+    Each function gets the tensors that earlier functions returned in this run, instead of copies of saved values. So
     views are views again, and a write through one of them shows in the others.
     """
 
@@ -329,7 +328,7 @@ class _LivePass:
         self._returned: dict[int, dict[str, Tensor]] = {}  # by call
 
     def run(self, order: Sequence[int]) -> Iterator[_OverwrittenRead]:
-        """Run everything again, and stop at each read of a value that was overwritten."""
+        """Run everything again, and yield each read of a value that was overwritten."""
         for index in order:
             op = self._ops[index]
             for parent, how in parents_in(op.call).items():
@@ -344,7 +343,7 @@ class _LivePass:
                     self._buffers[op.address] = value
 
     def _value(self, op: CapturedOp) -> Tensor | None:
-        """The value of an operation, run again; None where the saved one is to stand in."""
+        """The value of an operation, run again; None if the saved one has to stand in."""
         if op.kind == "buffer":
             return self._buffers.get(op.address)
         if op.kind != "op":
@@ -357,7 +356,7 @@ class _LivePass:
         return value
 
     def _run(self, call: CapturedCall) -> dict[str, Tensor]:
-        """What a call returns; nothing where it cannot be run, and the saved values stand in."""
+        """What a call returns, by path; empty if it can't be run, and the saved values have to stand in."""
         if not callable(call.func) or isinstance(call.func, nn.Module):
             return {}
         try:

@@ -192,7 +192,7 @@ def test_a_wrong_value_after_a_write_through_a_view_is_found() -> None:
     overwritten.value[1] += 1
     add.value[1] += 1
     report = validate_history(history)
-    assert not report and "after writes through other views, is not there" in str(report)
+    assert not report and "after writes through other views, differs" in str(report)
 
 
 def test_a_wrong_random_state_is_found() -> None:
