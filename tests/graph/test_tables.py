@@ -1,4 +1,4 @@
-"""Histories as tables, as files, as networkx graphs; and how two of them differ."""
+"""Histories as tables, in files of other formats, and as networkx graphs."""
 
 import csv
 import json
@@ -45,6 +45,29 @@ def test_each_table_is_the_same_in_all_forms(history: ModelHistory, tmp_path: Pa
     assert pandas.read_parquet(tmp_path / "t.parquet")[name].tolist() == frame[name].tolist()
 
 
+def test_cells_in_files_keep_integers_and_lists(history: ModelHistory, tmp_path: Path) -> None:
+    history.to_csv(tmp_path / "t.csv")
+    history.to_json(tmp_path / "t.json")
+    with (tmp_path / "t.csv").open(newline="") as file:
+        cells = {row["layer_label"]: row for row in csv.DictReader(file)}
+    assert json.loads(cells["linear_1_2"]["parent_layers"]) == history["linear_1"].parent_layers
+    # The buffers depend on no input, and would turn a column of numbers into floats.
+    assert cells["buffer_1"]["min_distance_from_input"] == "" and cells["linear_1_2"]["min_distance_from_input"] == "2"
+    rows = {row["layer_label"]: row for row in json.loads((tmp_path / "t.json").read_text())}
+    assert rows["buffer_1"]["min_distance_from_input"] is None
+    assert rows["linear_1_2"]["min_distance_from_input"] == 2
+    assert rows["linear_1_2"]["func_time_elapsed"] == pytest.approx(history["linear_1"].func_time_elapsed)
+
+
+def test_a_table_without_rows_is_written(tmp_path: Path) -> None:
+    history = log_forward_pass(torch.nn.ReLU(), torch.ones(2))
+    history.to_csv(tmp_path / "t.csv", "buffers")
+    history.to_json(tmp_path / "t.json", "buffers")
+    history.to_parquet(tmp_path / "t.parquet", "buffers")
+    assert (tmp_path / "t.csv").read_text().strip() == ""
+    assert json.loads((tmp_path / "t.json").read_text()) == []
+
+
 def test_cells_say_what_the_attributes_say(history: ModelHistory) -> None:
     rows = {row["layer_label"]: row for row in history.to_pandas().to_dict("records")}
     linear = rows["linear_1_2"]
@@ -63,6 +86,9 @@ def test_an_unknown_table_is_refused(history: ModelHistory) -> None:
 def test_a_missing_package_is_named(history: ModelHistory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "networkx", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(FastrecError, match=r"pandas is needed here .* pip install 'fastrec\[pandas\]'"):
+        history.to_csv(tmp_path / "t.csv")
     with pytest.raises(FastrecError, match=r"networkx is needed here .* pip install 'fastrec\[networkx\]'"):
         history.to_networkx()
     with pytest.raises(FastrecError, match=r"pyarrow is needed here .* pip install 'fastrec\[parquet\]'"):
