@@ -1,4 +1,10 @@
-"""The slow path: the whole graph of a forward pass."""
+"""The slow path: the whole graph of one forward pass.
+
+    history = log_forward_pass(model, x)
+    history["relu_1"].parent_layers, history["relu_1"].activation
+
+``import fastrec`` does not load this package.
+"""
 
 from fastrec.graph.call_stack import FuncCallLocation as FuncCallLocation
 from fastrec.graph.diff import HistoryDiff as HistoryDiff

@@ -139,7 +139,8 @@ class GraphTracer:
         parents: list[int] = []
         parameters: list[Parameter] = []
         self._parents, self._parameters = parents, parameters
-        # Before the op runs, because it may write to its arguments.
+        # Before the op runs, because it may write to its arguments. Atoms are left out here rather than in the method:
+        # most arguments are atoms, and this is asked for each argument of each op.
         arg_templates = tuple([a if type(a) in _ATOMS else template(a) for a in args])
         kwarg_templates = {k: a if type(a) in _ATOMS else template(a) for k, a in kwargs.items()} if kwargs else kwargs
         states = self._generators.before(func, kwargs)
@@ -165,6 +166,7 @@ class GraphTracer:
             writes,
             _autocast_dtypes() if is_any_autocast_enabled() else (),
         )
+        # To copy a value or to look at its storage must not become an op of the pass.
         with no_function_modes():
             self._add_values(call, tuple(parents), value, args, kwargs)
         return out
@@ -188,6 +190,7 @@ class GraphTracer:
         call.kwargs = {key: self._template(value) for key, value in kwargs.items()}
         call.parameters = tuple(dict.fromkeys(parameters))
         call.stack = self._stack(2)
+        # The last op that was seen inside is a parent: the unseen rest of the composite is likely to have read it.
         inner = range(first, len(self._ops))
         with no_function_modes():
             unseen = [value for _, value in leaves(out) if self._producer(value) is None]
@@ -227,6 +230,7 @@ class GraphTracer:
             site.frames[-1].module_address, site.frames[-1].module_type, place.number, self._module, stack
         )
         entered = {}
+        # Most modules take a single tensor, which needs no walk through nested arguments.
         is_plain = len(args) == 1 and type(args[0]) is Tensor and not kwargs
         for path, value in (("[0]", args[0]),) if is_plain else argument_leaves(args, kwargs):
             producer = self._producer(value)

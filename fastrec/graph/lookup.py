@@ -157,7 +157,7 @@ class RecordFinder:
     @cached_property
     def _ops(self) -> dict[tuple[str, str, str], int]:
         ops = {(op.call.label, op.call.site, op.path): op.index for op in self._capture.ops if op.kind == "op"}
-        return {**self._capture.composites, **ops}
+        return {**self._capture.composites, **ops}  # a composite that is an op itself is found as that op
 
     @cached_property
     def _modules(self) -> dict[tuple[str, str | None, int | None, str], int]:

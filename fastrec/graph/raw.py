@@ -26,6 +26,9 @@ from torch import Tensor
 
 from fastrec.graph.tensor_file import LazyTensor
 
+# The structs of which there are one or more per operation are out of the garbage collector's sight (gc=False): walking
+# them again and again would take longer than the pass, and none of them is part of a cycle.
+
 OpKind = Literal["op", "input", "buffer", "output"]
 
 Stack = tuple[Optional["Stack"], CodeType, int]

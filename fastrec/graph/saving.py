@@ -71,6 +71,7 @@ class Saver:
         """Save a value if the request includes it."""
         if not self._saves_all and op.index not in self._which:
             return
+        # Nearly all values are plain, and need not be examined any further.
         is_plain = type(value) is Tensor and value.layout == torch.strided and not value.is_quantized
         if not is_plain or functorch_level() is not None:
             op.unsaved = _reason_not_to_copy(value)

@@ -31,6 +31,7 @@ class Graph:
     def __init__(self, capture: Capture, conditions: Conditions | None = None) -> None:
         self.capture = capture
         self.ops: list[CapturedOp] = capture.ops
+        # A byte for each operation, orphans included, which have to be found first.
         self.from_input = _from_input(self.ops)
         self.to_output = _to_output(self.ops)
         self.order = self._without_orphans()
