@@ -13,9 +13,9 @@ WRONG = [
     (dict(transform="mean"), "give a function tensor -> tensor"),
     (dict(save_raw=False), "keeps nothing without a transform"),
     (dict(device="gpu9"), r"CaptureSpec\(device='gpu9'\)"),
-    (dict(save_activation=False, save_gradient=True), "keeps no tensor, so save_gradient says nothing"),
-    (dict(save_activation=False, keep_grad=True), "keeps no tensor, so keep_grad says nothing"),
-    (dict(save_activation=False, transform=torch.relu), "keeps no tensor, so transform says nothing"),
+    (dict(save_activation=False, save_gradient=True), "keeps no tensor, so save_gradient has no effect"),
+    (dict(save_activation=False, keep_grad=True), "keeps no tensor, so keep_grad has no effect"),
+    (dict(save_activation=False, transform=torch.relu), "keeps no tensor, so transform has no effect"),
 ]
 
 

@@ -453,11 +453,11 @@ def test_a_recorder_tells_about_itself(model: nn.Module, x: Tensor) -> None:
 
 def test_using_a_recorder_outside_of_its_block_is_an_error(model: nn.Module, x: Tensor) -> None:
     rec = Recorder(model, keep_op="tanh")
-    with pytest.raises(RuntimeError, match="nothing is recorded before the block begins"):
+    with pytest.raises(RuntimeError, match="nothing was recorded yet; open the recorder"):
         _ = rec.recording
     with rec:
         model(x)
-        with pytest.raises(RuntimeError, match="this recorder is open; a recorder is used once"):
+        with pytest.raises(RuntimeError, match="this recorder is open, and a recorder is used once"):
             rec.__enter__()
     uses = [lambda: rec.log(x), rec.step, rec.pop, lambda: rec.phase("a").__enter__()]
     for use in [*uses, lambda: rec.pause().__enter__(), lambda: rec.region().__enter__()]:
@@ -482,7 +482,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"on_predicate_error": "ignore"}, "choose one of 'raise', 'collect'"),
     ({"on_forward_error": "ignore"}, "choose one of 'drop', 'keep'"),
     ({"engine": "egaer"}, "engine='egaer': "),
-    ({"returns_none": True}, "returns_none=True only goes with halt="),
+    ({"returns_none": True}, "returns_none=True is only allowed with halt="),
     ({"sink": 3}, "sink=3: give a path such as 'run.h5', a sink, or a list of them"),
     ({"sink": []}, "sink=[]: give at least one sink"),
     ({"keep_op": 3}, "keep_op got 3 (int); give a predicate, a function of the context"),

@@ -195,7 +195,7 @@ def test_sessions_have_the_episodes_that_each_has_alone(
     autoreset = "next_step" if next_step else "same_step"
     rows = [[int(e) for e in row] for row in ended]
     source: Any = played(rows, autoreset).sink.source()
-    source.marked = [msgspec.structs.replace(table, starts=tuple(starts)) for table in source.marked]
+    source.phase_steps = [msgspec.structs.replace(table, starts=tuple(starts)) for table in source.phase_steps]
     edges = [0, *sorted(start for start in starts if 0 < start < len(rows)), len(rows)]
     expected = [
         (env, first + start, first + stop, done, cut)

@@ -114,7 +114,7 @@ def test_an_index_that_is_none_is_told(even: list[Recording], index: object, err
 
 def test_rows_that_can_not_be_are_told(even: list[Recording]) -> None:
     for recording in even:
-        with pytest.raises(OptionError, match="there is by='sample', or nothing"):
+        with pytest.raises(OptionError, match="give by='sample', or leave it out"):
             recording.rows("tanh_1", by="pass")
         with pytest.raises(RecordKeyError, match="did you mean"):
             recording.rows("tanh_2")

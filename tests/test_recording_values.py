@@ -89,7 +89,7 @@ def test_what_does_not_stand_side_by_side_is_told() -> None:
         recording.to_tensordict(by="step")
     with pytest.raises(StepError, match="'0/linear' fired 2 times in step 1, and one firing per step is needed"):
         recording.select(phase="").to_xarray(by="step")
-    with pytest.raises(OptionError, match="there is by='step', or nothing"):
+    with pytest.raises(OptionError, match="give by='step', or leave it out"):
         recording.to_xarray(by="pass")
     with pytest.raises(RecordKeyError, match="there is nothing to read"):
         recording.to_tensordict([])

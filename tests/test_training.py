@@ -222,7 +222,7 @@ def test_a_file_keeps_no_graphs(model: nn.Module) -> None:
             raise AssertionError
 
     for options in ({"train_mode": True}, {"capture": CaptureSpec(keep_grad=True)}):
-        with pytest.raises(ValueError, match=r"gradients can't be kept by a file; add RAM, sink=\[RAMSink\(\), ...\]"):
+        with pytest.raises(ValueError, match=r"a file can't keep gradients; add RAM, sink=\[RAMSink\(\), ...\]"):
             Recorder(model, keep_op="tanh", sink=FileSink(), **options)
         Recorder(model, keep_op="tanh", sink=[RAMSink()], **options)
 

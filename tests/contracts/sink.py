@@ -49,7 +49,7 @@ class Rig:
         self.catalog = Catalog(header)
         self.catalog.phases.add("")
         self.catalog.entries.add("")
-        self.ledger = sink.open(self.catalog)
+        self.pass_log = sink.open(self.catalog)
         self.columns: dict[int, Any] = {}
         self.like_it: dict[int, list[tuple[TensorGuard, Any]]] = {}
         self.began = 0
@@ -100,7 +100,7 @@ class Rig:
 
     def commit(self, info: PassInfo, kept: list[tuple[int, int]]) -> None:
         times = [info.started + 0.5 * i for i in range(len(kept))]
-        self.ledger.commit(info, [v for v, _ in kept], [r for _, r in kept], times)
+        self.pass_log.commit(info, [v for v, _ in kept], [r for _, r in kept], times)
 
     def one_pass(self, *values: Tensor | tuple[str, Tensor], spec: CaptureSpec = PLAIN, **facts: Any) -> None:
         """A pass in which values appeared, at a site "a" where none is named."""
@@ -109,7 +109,7 @@ class Rig:
         self.commit(info, [self.append(site, value, spec) for site, value in named])
 
     def mark(self, step: int, phase: int = 0, **columns: Any) -> None:
-        self.ledger.mark(phase, step, {name: np.array(value) for name, value in columns.items()})
+        self.pass_log.mark(phase, step, {name: np.array(value) for name, value in columns.items()})
 
 
 def kept_in(source: Source) -> Iterator[tuple[int, str, Tensor | None]]:
@@ -351,7 +351,7 @@ class SinkContract(ABC):
         assert steps.columns["done"].tolist() == [i % 2 == 0 for i in range(20)]
         assert np.ma.getmaskarray(steps.columns["late"])[:, 0].tolist() == [i < 10 for i in range(20)]
         assert steps.columns["late"][10:].tolist() == [[i, i] for i in range(10, 20)]
-        assert not steps.before
+        assert not steps.columns_before
 
     def test_phases_have_steps_of_their_own(self, rig: Rig) -> None:
         rig.catalog.phases.add("eval")

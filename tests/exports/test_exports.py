@@ -210,8 +210,8 @@ def test_huggingface_loads_what_saelens_needs(tmp_path: Path, dtype: torch.dtype
 
 def test_huggingface_writes_large_recordings_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr("fastrec.exports._huggingface.SHARD", 500)
-    monkeypatch.setattr("fastrec.exports._huggingface.STRETCH", 200)
+    monkeypatch.setattr("fastrec.exports._huggingface.SHARD_BYTES", 500)
+    monkeypatch.setattr("fastrec.exports._huggingface.STRETCH_BYTES", 200)
     recording = cached(tmp_path)
     export(recording, tmp_path / "cached", "huggingface", keys="0")
     assert len(list((tmp_path / "cached").glob("*.arrow"))) > 2
