@@ -215,7 +215,7 @@ class DryRun:
         return summary(self._lines, self.halted)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per event, with the fields of its context and what is kept of it; needs ``fastrec[pandas]``."""
+        """One row per event, with the fields of its context and what is kept of it; needs the extra ``pandas``."""
         package = require("pandas", extra="pandas", what="to_pandas()")
         columns: dict[str, list[Any]] = {
             name: [getattr(ctx, name) for ctx in self.contexts]

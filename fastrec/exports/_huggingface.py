@@ -32,7 +32,7 @@ class HuggingFaceOptions(RowOptions, frozen=True, kw_only=True):
 def to_huggingface(
     recording: Recording, path: str | os.PathLike[str], *, keys: Keys | None = None, **options: Any
 ) -> None:
-    """Write a folder that ``datasets.load_from_disk`` reads, with a column per key; needs ``fastrec[datasets]``.
+    """Write a folder that ``datasets.load_from_disk`` reads, with a column per key; needs the extra ``datasets``.
 
     >>> import torch, fastrec
     >>> from fastrec.exports import to_huggingface

@@ -260,7 +260,7 @@ class Recording:
         return RowsDataset(self._rows_of(keys, by))
 
     def to_xarray(self, keys: str | Iterable[str] | None = None, by: Literal["step"] | None = None) -> xarray.Dataset:
-        """Values side by side in an xarray data set; needs ``fastrec[xarray]``.
+        """Values side by side in an xarray data set; needs the extra ``xarray``.
 
         Arguments:
             keys: a key or several; by default all sites.
@@ -278,7 +278,7 @@ class Recording:
     ) -> tensordict.TensorDict:
         """Values in a tensordict of batch size [records], or with ``by="step"`` [steps] or [steps, envs].
 
-        The arguments and errors are those of ``to_xarray``; needs ``fastrec[tensordict]``.
+        The arguments and errors are those of ``to_xarray``; needs the extra ``tensordict``.
         """
         return to_tensordict(align(self._view, self._steps, keys, by))
 
@@ -327,7 +327,7 @@ class Recording:
         return summary_of(self._describe(), self.sites)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per record, with the fields of its context; needs ``fastrec[pandas]``."""
+        """One row per record, with the fields of its context; needs the extra ``pandas``."""
         return frame_of(self._view)
 
     def __repr__(self) -> str:

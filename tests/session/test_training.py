@@ -153,16 +153,18 @@ def test_a_long_training_loop_does_not_grow(how: str) -> None:
 
 
 def test_many_attached_passes_bring_one_warning(model: nn.Module) -> None:
-    with pytest.warns(FastrecWarning, match=r"more than 64 passes with attached graphs.*rec.pop\(\).*retain=n") as told:
+    with pytest.warns(
+        FastrecWarning, match=r"more than 64 passes with attached graphs.*rec.pop\(\).*retain=n"
+    ) as caught:
         with Recorder(model, keep_op="tanh", train_mode=True) as rec:
             for _ in range(64):
                 model(torch.randn(1, 4))
-            assert not told.list
+            assert not caught.list
             for _ in range(10):
                 model(torch.randn(1, 4))
-            assert len(told.list) == 1
+            assert len(caught.list) == 1
             rec.pop()
-    assert len(told.list) == 1
+    assert len(caught.list) == 1
 
 
 @pytest.mark.parametrize("retain", [{}, {"retain": 100}])
