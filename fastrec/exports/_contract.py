@@ -74,12 +74,13 @@ def atomic_output(path: str | os.PathLike[str], *suffixes: str) -> Iterator[str]
         raise OptionError(f"the path {target!r} has to end in {' or '.join(suffixes)}")
     if os.path.lexists(target):
         raise RecordingExistsError(f"{target!r} exists; give another path")
+    # In the same folder, because a rename is only atomic within one file system.
     temporary = target.rstrip(os.sep) + ".part"
     try:
         yield temporary
         os.rename(temporary, target)
     except OSError as error:
-        if isinstance(error, RecordingFileError):
+        if isinstance(error, RecordingFileError):  # an OSError too, which reading the recording raised
             raise
         raise RecordingFileError(f"{target!r} can't be written: {error.strerror or error}") from error
     finally:

@@ -45,6 +45,7 @@ def to_robomimic(
         for number, episode in enumerate(transitions(recording, keys, fields)):
             demo = data.create_group(f"demo_{number}")
             demo.attrs["num_samples"] = len(episode)
+            # robomimic reads the size of an action from the second axis.
             demo["actions"] = episode.actions[:, None] if episode.actions.ndim == 1 else episode.actions
             demo["rewards"] = episode.rewards
             demo["dones"] = (episode.terminations | episode.truncations).astype("i8")

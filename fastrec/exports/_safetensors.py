@@ -71,7 +71,7 @@ def to_safetensors(
         start, end = end, end + source.nbytes
         header[name] = {"dtype": DTYPES[source.dtype], "shape": list(source.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # the data behind the header has to begin at a multiple of eight
     with atomic_output(path, ".safetensors") as temporary, open(temporary, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:

@@ -181,6 +181,7 @@ def columns_of(view: View) -> dict[str, Array]:
 
 
 def _as_array(values: list[Any]) -> Array:
+    # Mixed columns stay objects: numpy would turn a step of None into NaN, and the numbers beside it into floats.
     if values and all(type(value) is type(values[0]) for value in values) and isinstance(values[0], bool | int):
         return np.array(values)
     array = np.empty(len(values), dtype=object)

@@ -401,6 +401,7 @@ def _of_batch_size(view: View, batch: Any) -> View:
         sizes = sorted({shape[0] for meta in view.metas if (shape := view.meta(meta).shape)})
         raise RecordKeyError(f"select(batch={batch}): no value has that many rows; there are {sizes}")
     view = view.take(np.isin(view.meta_numbers, metas))
+    # Passes that lose all their records are not part of the selection.
     has_records = np.zeros(len(view.passes), np.bool_)
     has_records[view.pass_positions] = True
     return view.of_passes(has_records)

@@ -105,6 +105,7 @@ class Records(Sequence[ActivationRecord]):
         return self._make(position, self._view.info(int(self._view.pass_positions[position])))
 
     def __iter__(self) -> Iterator[ActivationRecord]:
+        # Consecutive records are mostly of one pass, and share its info.
         last_pass, info = -1, None
         for position, pass_position in enumerate(self._view.pass_positions.tolist()):
             if pass_position != last_pass or info is None:

@@ -113,7 +113,7 @@ class View:
         groups = [order[starts[meta] : starts[meta + 1]] for meta in metas]
         if len(groups) == 1:
             view = self._at(groups[0])
-            view.meta_numbers = np.broadcast_to(np.int64(metas[0]), len(groups[0]))
+            view.meta_numbers = np.full(len(groups[0]), metas[0], np.int64)
         else:
             view = self.take(np.sort(np.concatenate(groups)))
         view.metas = metas
@@ -123,6 +123,7 @@ class View:
         """The records at some positions of this view; the caller sets ``meta_numbers``."""
         view = View(self.source, self.passes, indices if self._positions is None else self._positions[indices])
         view.n_passes = self.n_passes
+        # From this view's own array, because in the record table a row number is spread over 20 bytes.
         view.rows = self.rows.take(indices)
         return view
 
@@ -156,6 +157,7 @@ def metas_of_key(view: View, key: str) -> frozenset[int]:
     metas_by_form: dict[str, frozenset[int]] = {}
     for form in KEY_FORMS:
         metas = _metas_of_form(view, form, key)
+        # Two forms that mean the same records leave no doubt about what is read.
         if metas and metas not in metas_by_form.values():
             metas_by_form[form] = metas
     prefix, _, name = key.partition(":")
