@@ -113,7 +113,8 @@ class UncopiedBatch:
         if len(self._metas_and_guards) >= MAX_SHAPES:
             self._metas_and_guards.clear()
         if all(value.is_cpu and not value.requires_grad for value in values) and own_their_storage(values):
-            self._metas_and_guards[values[0].shape] = run.metas, tensors_guard(values)
+            # A copy, because this pass may have failed, and then its own lists are emptied.
+            self._metas_and_guards[values[0].shape] = list(run.metas), tensors_guard(values)
         else:
             self._n_shared_passes = MAX_SHARED_PASSES
 

@@ -108,16 +108,17 @@ class Raises(nn.Module):
         return x
 
 
+@pytest.mark.parametrize("failing", range(1, 6))
 @pytest.mark.parametrize("on_forward_error", ["drop", "keep"])
-def test_a_pass_that_raises_after_its_last_value_is_dropped_or_kept(on_forward_error: str) -> None:
+def test_a_pass_that_raises_after_its_last_value_is_dropped_or_kept(on_forward_error: str, failing: int) -> None:
     end, x = Raises(), torch.ones(1, 3)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), end)
     with torch.no_grad():
         hidden = model[1](model[0](x))
     counts = []
     with torch.no_grad(), Recorder(model, keep_op="tanh", engine="static", on_forward_error=on_forward_error) as rec:
-        for number in range(12):
-            end.raises = number == 9
+        for number in range(10):
+            end.raises = number == failing
             if end.raises:
                 with pytest.raises(ArithmeticError):
                     model(x)
@@ -126,4 +127,4 @@ def test_a_pass_that_raises_after_its_last_value_is_dropped_or_kept(on_forward_e
             popped = rec.pop()
             counts.append(popped.n_records)
             assert all(torch.equal(record.activation, hidden) for record in popped)
-    assert counts == [1] * 9 + [int(on_forward_error == "keep")] + [1, 1]
+    assert counts == [int(number != failing or on_forward_error == "keep") for number in range(10)]
