@@ -30,8 +30,8 @@ from fastrec.predicates import (
     shape,
     structural,
 )
-from tests.models import DYNAMIC, MODELS, mlp
-from tests.stable_ids import stable
+from tests.helpers.models import DYNAMIC, MODELS, mlp
+from tests.helpers.stable_ids import stable
 
 ALL_MODELS = {**MODELS, **DYNAMIC}
 CONTEXT_ONLY = CaptureSpec(save_activation=False)

@@ -15,7 +15,7 @@ from fastrec import CaptureSpec, DryRun, RecordContext, dry_run
 from fastrec.dryrun.decisions import FORECAST_PASSES
 from fastrec.predicates import entry, every, first, op, shape
 from fastrec.recording._records import format_bytes
-from tests.models import MODELS
+from tests.helpers.models import MODELS
 
 
 def test_the_tree_shows_modules_ops_and_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:

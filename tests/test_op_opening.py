@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from fastrec.ops.composites import inner_layer_types
 from fastrec.ops.facts import op_facts, openable, opened
-from tests import op_calls
-from tests.op_calls import Call, Seen, tensors
+from tests.helpers import op_calls
+from tests.helpers.op_calls import Call, Seen, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 

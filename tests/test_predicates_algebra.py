@@ -23,8 +23,8 @@ from fastrec.predicates import (
     structural,
 )
 from fastrec.predicates._base import Constant, Opaque, PredicateBase
-from tests.predicate_events import event, events, predicates, site_of
-from tests.stable_ids import stable
+from tests.helpers.predicate_events import event, events, predicates, site_of
+from tests.helpers.stable_ids import stable
 
 RELU = event("op", "relu")
 relu, conv, ten = op("relu"), op("conv2d"), every(10)

@@ -33,7 +33,7 @@ from fastrec.predicates import (
 )
 from fastrec.predicates._answers import Changes
 from fastrec.predicates._base import Constant, Opaque, PredicateBase
-from tests.predicate_events import (
+from tests.helpers.predicate_events import (
     KINDS,
     as_an_op_would,
     as_metadata,

@@ -10,8 +10,8 @@ from fastrec._errors import PredicateError
 from fastrec.predicates import NEVER, kind, module, op
 from fastrec.predicates._base import Opaque
 from fastrec.predicates._normalise import normalise
-from tests.predicate_events import event
-from tests.stable_ids import stable
+from tests.helpers.predicate_events import event
+from tests.helpers.stable_ids import stable
 
 
 def wide(ctx, least: int = 3) -> bool:

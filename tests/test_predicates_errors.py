@@ -24,7 +24,7 @@ from fastrec.predicates import (
     shape,
     structural,
 )
-from tests.predicate_events import event, site_of
+from tests.helpers.predicate_events import event, site_of
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fastrec
 from fastrec import FastrecWarning, Recorder, record
-from tests.models import mlp
+from tests.helpers.models import mlp
 
 
 def scripted() -> Any:
