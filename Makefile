@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install demo test test-zoo lint bench bench-files bench-memory bench-reference bench-graph
+.PHONY: install demo test composites test-zoo lint bench bench-files bench-memory bench-reference bench-graph
 
 install: $(INSTALLED)
 
@@ -39,6 +39,10 @@ test-zoo: .venv-zoo/.installed
 	  > `.venv-zoo/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"`/seen.pth
 	.venv-zoo/bin/python -m pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31
 	touch $@
+
+# Which ops may run inside torch's composites, in the release of torch that is installed.
+composites: $(INSTALLED)
+	$(BIN)/python -W ignore -m tests.ops.scan_composites
 
 bench: $(INSTALLED)
 	mkdir -p .benchmarks

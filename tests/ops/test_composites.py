@@ -1,80 +1,63 @@
-"""Composites run opened as they run closed, and their insides are known beforehand."""
+"""What may run inside a function is known before it runs."""
 
-from types import FunctionType
+import subprocess
+import sys
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import overrides, randn
-from torch.overrides import TorchFunctionMode
+from torch import nn, overrides
 
-from fastrec.ops.composites import inner_layer_types
-from fastrec.ops.facts import op_facts, openable, opened
+from fastrec import record
+from fastrec.ops import composites
+from fastrec.ops.composites import (
+    ANYTHING,
+    TABLE_PATH,
+    TORCH_RELEASE,
+    forward_layer_types,
+    inner_layer_types,
+    qualified_name,
+)
+from fastrec.ops.facts import op_facts
 from tests.helpers import op_calls
-from tests.helpers.op_calls import Call, Seen, tensors
+from tests.helpers.op_calls import Call, run_opened
+from tests.ops.scan_composites import merged
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 
 
-class Opening(TorchFunctionMode):
-    """Runs the functions of one name opened, and remembers what it saw inside of each call."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-        self.opened: list[tuple[Any, Seen]] = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__name__", "") != self.name or not isinstance(func, FunctionType):
-            return func(*args, **(kwargs or {}))
-        with Seen() as seen:
-            out = opened(func)(*args, **(kwargs or {}))
-        self.opened.append((func, seen))
-        return out
+def check_table(path: Path) -> str:
+    # A process of its own, because a name may lead into more modules where more of them are imported.
+    command = [sys.executable, "-W", "ignore", "-m", "tests.ops.scan_composites", "--check", path]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT).stderr
 
 
-def run_opened(name: str, call: Call) -> tuple[list[torch.Tensor], list[tuple[Any, Seen]]]:
-    torch.manual_seed(0)
-    with Opening(name) as opening:
-        out = call()
-    assert opening.opened, f"{name} never ran"
-    return tensors(out), opening.opened
+def test_the_table_says_all_that_the_source_of_the_installed_torch_says() -> None:
+    assert check_table(TABLE_PATH) == ""
 
 
-def run_closed(call: Call) -> list[torch.Tensor]:
-    torch.manual_seed(0)
-    with Seen():
-        return tensors(call())
+@pytest.mark.parametrize("change", [(" softsign", ""), (f'"{TORCH_RELEASE}"', '"2.999.0"')])
+def test_a_table_that_lacks_an_op_or_the_release_is_found(change: tuple[str, str], tmp_path: Path) -> None:
+    text = TABLE_PATH.read_text()
+    assert change[0] in text
+    path = tmp_path / "composites.json"
+    path.write_text(text.replace(*change))
+    assert "composites.json lacks ops that the installed torch may run; run `make composites`" in check_table(path)
 
 
-CASES = {**op_calls.COMPOSITES, **op_calls.ONE_OP}
-VARIANTS = [pytest.param(name, call, id=f"{name}-{i}") for name, calls in CASES.items() for i, call in enumerate(calls)]
+VARIANTS = [
+    pytest.param(name, call, id=f"{name}-{i}")
+    for name, calls in op_calls.COMPOSITES.items()
+    for i, call in enumerate(calls)
+]
 
 
 @pytest.mark.parametrize(("name", "call"), VARIANTS)
-def test_an_opened_function_gives_the_same_to_the_last_bit(name: str, call: Call) -> None:
-    values, _ = run_opened(name, call)
-    for value, expected in zip(values, run_closed(call), strict=True):
-        assert value.dtype == expected.dtype and value.layout == expected.layout
-        torch.testing.assert_close(value, expected, rtol=0, atol=0, equal_nan=True)
-
-
-@pytest.mark.parametrize("name", op_calls.COMPOSITES)
-def test_a_composite_runs_several_ops(name: str) -> None:
-    inside = [seen for call in op_calls.COMPOSITES[name] for _, seen in run_opened(name, call)[1]]
-    assert max(len(seen.layer_types) for seen in inside) > 1
-
-
-@pytest.mark.parametrize("name", op_calls.ONE_OP)
-def test_a_thin_wrapper_runs_one_op(name: str) -> None:
-    for call in op_calls.ONE_OP[name]:
-        for func, seen in run_opened(name, call)[1]:
-            assert not op_facts(func).composite
-            assert len(seen.layer_types) <= 1
-
-
-@pytest.mark.parametrize(("name", "call"), [v for v in VARIANTS if v.values[0] in op_calls.COMPOSITES])
 def test_what_runs_inside_a_composite_was_known_beforehand(name: str, call: Call) -> None:
     for func, seen in run_opened(name, call)[1]:
         assert op_facts(func).composite
@@ -87,80 +70,9 @@ def test_little_is_expected_inside_that_never_runs() -> None:
     assert len(inner_layer_types(F.multi_head_attention_forward)) < 50
 
 
-# Leaves by decision: what their insides do is no computation, or one operator.
-LEAVES = {
-    *("__array__", "__deepcopy__", "__dlpack__", "__rdiv__", "embedding", "storage", "share_memory_"),
-    *("index", "resize", "resize_as", "grad"),
-}
-
-
-def test_every_function_that_can_be_opened_was_run() -> None:
-    overridable = {f for group in overrides.get_overridable_functions().values() for f in group}
-    public = {f for name, f in vars(F).items() if isinstance(f, FunctionType) and not name.startswith("_")}
-    names = {f.__name__ for f in overridable | public if openable(f) and op_facts(f) is not None}
-    assert names - set(CASES) - LEAVES == set()
-
-
-def test_a_division_by_a_tensor_is_one_op() -> None:
-    assert not op_facts(torch.Tensor.__rdiv__).composite
-    _, [(_, seen)] = run_opened("__rdiv__", lambda: 1 / randn(3))
-    assert seen.layer_types == ["reciprocal", "mul"]
-
-
 def test_functions_handed_to_a_composite_may_run_anything() -> None:
     inside = inner_layer_types(F.triplet_margin_with_distance_loss)
     assert {"cos", "linear", "layernorm", "sub", "scaleddotproductattention", "maxpool2d", "getitem"} <= inside
-
-
-def test_a_users_own_composite_may_run_anything_and_can_be_opened() -> None:
-    assert op_facts(smooth).composite
-    assert {"cos", "tanh"} <= inner_layer_types(smooth)
-    _, [(func, seen)] = run_opened("smooth", lambda: smooth(randn(3)))
-    assert func is smooth
-    assert seen.layer_types == ["tanh", "cos"]
-
-
-has_torch_function = overrides.has_torch_function
-
-
-def smooth(x: torch.Tensor) -> torch.Tensor:
-    if has_torch_function((x,)):
-        return overrides.handle_torch_function(smooth, (x,), x)
-    return x.tanh().cos()
-
-
-def test_an_opened_function_leaves_helpers_alone_that_ask_for_no_mode() -> None:
-    _helper.calls = 0
-    run_opened("counting", lambda: counting(randn(3)))
-    assert _helper.calls == 1
-
-
-def counting(x: torch.Tensor) -> torch.Tensor:
-    if has_torch_function((x,)):
-        return overrides.handle_torch_function(counting, (x,), x)
-    return _helper(x)
-
-
-def _helper(x: torch.Tensor) -> torch.Tensor:
-    _helper.calls += 1
-    return x.cos()
-
-
-def test_a_function_with_a_variable_that_has_no_value_yet_can_be_opened() -> None:
-    @overrides_itself
-    def local(x: torch.Tensor) -> torch.Tensor:
-        return x.tanh() if x is not None else later
-
-    _, [(_, seen)] = run_opened("local", lambda: local(randn(3)))
-    assert seen.layer_types == ["tanh"]
-    later = None
-
-
-def overrides_itself(func: Any) -> Any:
-    def local(x: torch.Tensor) -> torch.Tensor:
-        return overrides.handle_torch_function(local, (x,), x) if has_torch_function((x,)) else func(x)
-
-    return local
 
 
 def test_a_custom_op_registered_later_may_run_in_a_users_composite() -> None:
@@ -171,37 +83,70 @@ def test_a_custom_op_registered_later_may_run_in_a_users_composite() -> None:
     library._destroy()
 
 
-def test_an_opened_function_uses_what_is_patched_into_the_module(monkeypatch) -> None:
-    run_opened("multi_head_attention_forward", op_calls.attention)
-    original, calls = F._in_projection_packed, []
-    monkeypatch.setattr(F, "_in_projection_packed", lambda *args: calls.append(args) or original(*args))
-    run_opened("multi_head_attention_forward", op_calls.attention)
-    assert len(calls) == 1
+@pytest.mark.parametrize("func", [torch.relu, F.gelu, F.relu, F.cross_entropy])
+def test_nothing_is_seen_inside_one_op(func: Any) -> None:
+    assert inner_layer_types(func) == frozenset()
 
 
-def test_an_opened_function_is_made_once_and_leaves_the_original_alone() -> None:
-    before = dict(vars(F)), F.softsign.__code__
-    assert opened(F.softsign) is opened(F.softsign)
-    assert opened(F.softsign) is not F.softsign
-    assert (dict(vars(F)), F.softsign.__code__) == before
-    assert opened(F.softsign).__name__ == "softsign"
+@pytest.fixture
+def other_release(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(composites, "TORCH_RELEASE", "2.999.0")
+    composites._table.cache_clear()
+    yield
+    composites._table.cache_clear()
 
 
-@pytest.mark.parametrize("func", [torch.relu, torch.Tensor.add, len, lambda x: x])
-def test_only_functions_that_ask_for_a_mode_can_be_opened(func: Any) -> None:
-    with pytest.raises(TypeError, match="can't be opened: it isn't a Python function that asks"):
-        opened(func)
+@pytest.mark.usefixtures("other_release")
+def test_in_a_release_of_torch_that_the_table_does_not_know_anything_may_run() -> None:
+    assert {"relu", "scaleddotproductattention", "cos"} <= inner_layer_types(F.softsign)
+    assert inner_layer_types(F.relu) == frozenset()
 
 
-def test_a_method_is_opened_through_the_function_that_it_forwards_to() -> None:
-    _, [(_, seen)] = run_opened("stft", lambda: randn(32).stft(8, return_complex=True))
-    assert seen.layer_types == ["view", "pad", "view", "stft"]
+def test_a_function_that_took_the_name_of_one_of_torchs_may_run_anything() -> None:
+    @wraps(F.softsign)
+    def patched(x: torch.Tensor) -> torch.Tensor:
+        return F.softsign(x).cos()
+
+    assert qualified_name(patched) == qualified_name(F.softsign)
+    assert "cos" in inner_layer_types(patched)
 
 
-def test_gradients_flow_through_an_opened_function() -> None:
-    x = randn(3, 4, requires_grad=True)
-    (expected,) = torch.autograd.grad(F.normalize(x).sum(), x)
-    with Opening("normalize"):
-        out = F.normalize(x)
-    (grad,) = torch.autograd.grad(out.sum(), x)
-    assert torch.equal(grad, expected)
+def test_a_users_function_may_run_anything() -> None:
+    assert {"cos", "tanh"} <= inner_layer_types(lambda x: x)
+    assert {"cos", "tanh"} <= inner_layer_types(nn.Identity())
+
+
+def test_a_module_of_torchs_runs_little_and_one_of_a_subclass_anything() -> None:
+    assert forward_layer_types(nn.Linear) == {"linear"}
+    assert "cos" not in forward_layer_types(nn.TransformerEncoderLayer)
+    assert "cos" in forward_layer_types(CosineLayer)
+
+
+class CosineLayer(nn.TransformerEncoderLayer):
+    def _ff_block(self, x: torch.Tensor) -> torch.Tensor:
+        return super()._ff_block(x).cos()
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*has a kept site inside:fastrec.FastrecWarning")
+def test_what_a_subclass_runs_in_a_method_of_its_own_is_recorded() -> None:
+    layer = CosineLayer(8, 2, 16, batch_first=True).eval()
+    assert [r.ctx.site for r in record(layer, torch.randn(2, 3, 8), keep_op="cos")] == ["/cos"]
+
+
+def test_releases_share_a_table_that_holds_for_all_of_them() -> None:
+    other = composites.Composites(
+        releases=["2.4.0"],
+        inside={qualified_name(F.softsign): "cos", qualified_name(F.tanhshrink): ANYTHING, "gone": "x"},
+    )
+    both = merged(other)
+    assert both.releases == ["2.4.0", TORCH_RELEASE]
+    assert both.inside[qualified_name(F.softsign)] == "abs add cos div softsign"
+    assert both.inside[qualified_name(F.tanhshrink)] == ANYTHING
+    assert both.inside["gone"] == "x"
+
+
+def smooth(x: torch.Tensor) -> torch.Tensor:
+    if overrides.has_torch_function((x,)):
+        return overrides.handle_torch_function(smooth, (x,), x)
+    return x.tanh().cos()
