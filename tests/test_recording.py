@@ -1,5 +1,5 @@
-import builtins
 import gc
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from typing import Any
@@ -317,15 +317,8 @@ def test_pandas_gets_one_row_per_record(ten: Recording) -> None:
 
 
 def test_a_missing_pandas_is_told_with_its_extra(ten: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = builtins.__import__
-
-    def without(name: str, *args: Any) -> Any:
-        if name == "pandas":
-            raise ImportError(name)
-        return found(name, *args)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingExtraError, match=r"pip install 'fastrec\[pandas\]'"):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'fastrec-torch\[pandas\]'"):
         ten.to_pandas()
 
 

@@ -98,5 +98,5 @@ def test_what_does_not_stand_side_by_side_is_told() -> None:
 def test_extras_that_are_missing_are_named(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("xarray", "tensordict"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
-        with pytest.raises(fastrec.FastrecError, match=rf"pip install 'fastrec\[{name}\]'"):
+        with pytest.raises(fastrec.FastrecError, match=rf"pip install 'fastrec-torch\[{name}\]'"):
             getattr(recording, f"to_{name}")()

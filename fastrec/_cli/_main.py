@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
 from fastrec._cli._change import MERGE, RECOVER, REPACK, VERIFY
 from fastrec._cli._command import (
@@ -24,6 +23,7 @@ from fastrec._cli._command import (
 from fastrec._cli._export import EXPORT
 from fastrec._cli._look import INFO, LS, SHOW
 from fastrec._errors import FastrecError, RecordingFileError
+from fastrec._version import __version__
 
 COMMANDS: tuple[Command, ...] = (INFO, LS, SHOW, VERIFY, RECOVER, MERGE, REPACK, EXPORT)
 
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         description=f"Look into recordings and change their files.\n\ncommands:\n{listed}\n\n{CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--version", action="version", version=f"fastrec {version('fastrec')}")
+    made.add_argument("--version", action="version", version=f"fastrec {__version__}")
     found = made.add_subparsers(metavar="COMMAND", required=True, help=argparse.SUPPRESS)
     for command in COMMANDS:
         own = found.add_parser(

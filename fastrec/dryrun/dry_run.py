@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from torch import Tensor, nn
 
-from fastrec._errors import FastrecWarning, MissingExtraError, OptionError
+from fastrec._errors import FastrecWarning, OptionError
+from fastrec._optional import require
 from fastrec._torch.state import random_state_restored, restored, seeded
 from fastrec.dryrun.decisions import Decider, Decision, Outcome
 from fastrec.dryrun.events import Event, Watch
@@ -211,12 +212,8 @@ class DryRun:
         return summary(self._lines, self.halted)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per event, with the fields of its context and what is kept of it; needs ``fastrec[pandas]``."""
-        try:
-            import pandas
-        except ImportError as error:
-            told = "to_pandas() needs pandas; install it with pip install 'fastrec[pandas]'"
-            raise MissingExtraError(told) from error
+        """One row per event, with the fields of its context and what is kept of it; needs the extra ``pandas``."""
+        pandas = require("pandas", extra="pandas", what="to_pandas()")
         columns: dict[str, list[Any]] = {
             name: [getattr(ctx, name) for ctx in self.contexts]
             for name in ("pass_index", "phase", "entry", "entry_pass", "grad_enabled")

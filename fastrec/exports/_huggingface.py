@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import torch
 
-from fastrec._errors import MissingExtraError, OptionError, RaggedError
+from fastrec._errors import OptionError, RaggedError
+from fastrec._optional import require
 from fastrec.exports._contract import STRETCH, Keys, RowOptions, made_whole, read_options, rows_of
 from fastrec.recording._arrays import numpy_of
 from fastrec.recording._recording import Recording
@@ -48,7 +49,7 @@ class HuggingFaceOptions(RowOptions, frozen=True, kw_only=True):
 def to_huggingface(
     recording: Recording, path: str | os.PathLike[str], *, keys: Keys | None = None, **options: Any
 ) -> None:
-    """A folder that ``datasets.load_from_disk`` reads, with one column per key; needs ``fastrec[datasets]``.
+    """A folder that ``datasets.load_from_disk`` reads, with one column per key; needs the extra ``datasets``.
 
     >>> import torch, fastrec
     >>> from fastrec.exports import to_huggingface
@@ -66,13 +67,9 @@ def to_huggingface(
     passes.
     """
     by = read_options("huggingface", HuggingFaceOptions, options).by
-    try:
-        import datasets
-        from datasets.arrow_writer import ArrowWriter
-    except ImportError as error:
-        raise MissingExtraError(
-            "exporting to huggingface needs datasets; install it with pip install 'fastrec[datasets]'"
-        ) from error
+    datasets = require("datasets", extra="datasets", what="exporting to huggingface")
+    from datasets.arrow_writer import ArrowWriter
+
     rows = rows_of(recording, keys, by)
     check_together(rows)
     features = datasets.Features({name: _feature(datasets, name, own) for name, own in rows.items()})

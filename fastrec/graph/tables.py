@@ -12,7 +12,7 @@ import msgspec
 import torch
 
 from fastrec._errors import OptionError
-from fastrec._optional import networkx, pandas, pyarrow
+from fastrec._optional import require
 from fastrec.graph.raw import CapturedCall, Overwritten, Ref, flat
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _plain(value: Any) -> Any:
 
 def frame(rows: Sequence[Row]) -> Any:
     """A pandas frame."""
-    return pandas().DataFrame(list(rows))
+    return require("pandas", extra="pandas", what="to_pandas()").DataFrame(list(rows))
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
@@ -141,7 +141,8 @@ def write_json(rows: Sequence[Row], path: Path) -> None:
 
 def write_parquet(rows: Sequence[Row], path: Path) -> None:
     """A parquet file, lists as lists."""
-    arrow = pyarrow()
+    require("pyarrow.parquet", extra="parquet", what="to_parquet()")
+    arrow = require("pyarrow", extra="parquet", what="to_parquet()")
     arrow.parquet.write_table(arrow.Table.from_pylist(list(rows)), path)
 
 
@@ -150,7 +151,7 @@ def graph_of(history: ModelHistory) -> Any:
 
     Nodes have the columns of the table of operations; ``arguments`` of an edge is where the value went in.
     """
-    graph = networkx().DiGraph(model_name=history.model_name)
+    graph = require("networkx", extra="networkx", what="to_networkx()").DiGraph(model_name=history.model_name)
     label = history.graph.label
     for each, row in zip(history.operations, _operations(history), strict=True):
         graph.add_node(label(each.index), **row)

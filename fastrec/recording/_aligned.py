@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastrec._errors import MissingExtraError, OptionError, RecordKeyError, StepError
+from fastrec._errors import OptionError, RecordKeyError, StepError
+from fastrec._optional import require
 from fastrec.recording._arrays import filled, numpy_of, stacked
 from fastrec.recording._rows import Rows, check_together
 from fastrec.recording._source import PhaseSteps
@@ -108,26 +109,23 @@ def _number(step: int | None) -> int:
 
 def to_xarray(found: Aligned) -> xarray.Dataset:
     """A data set of named axes."""
-    try:
-        import xarray
-    except ImportError as error:
-        raise MissingExtraError("to_xarray() needs xarray; install it with pip install 'fastrec[xarray]'") from error
+    package = require("xarray", extra="xarray", what="to_xarray()")
     arrays = {name: numpy_of(values) for name, values in found.values.items()}
     arrays.update({name: filled(column) for name, column in found.columns.items()})
     variables = {name: (found.dims(name, array.shape), array) for name, array in arrays.items()}
-    return xarray.Dataset(variables, coords={name: (found.axis, array) for name, array in found.index.items()})
+    coordinates = {name: (found.axis, array) for name, array in found.index.items()}
+    dataset: xarray.Dataset = package.Dataset(variables, coords=coordinates)
+    return dataset
 
 
 def to_tensordict(found: Aligned) -> tensordict.TensorDict:
     """A tensordict whose batch is the first axis, and the environments where each value has them."""
-    try:
-        import tensordict
-    except ImportError as error:
-        raise MissingExtraError(
-            "to_tensordict() needs tensordict; install it with pip install 'fastrec[tensordict]'"
-        ) from error
+    package = require("tensordict", extra="tensordict", what="to_tensordict()")
     tensors: dict[str, Any] = {name: values.detach() for name, values in found.values.items()}
     tensors.update({name: torch.from_numpy(filled(column)) for name, column in found.columns.items()})
     count = len(next(iter(tensors.values())))
     together = found.envs and all(tensor.shape[1:2] == (found.envs,) for tensor in tensors.values())
-    return tensordict.TensorDict(tensors, batch_size=[count, found.envs] if together else [count])
+    aligned: tensordict.TensorDict = package.TensorDict(
+        tensors, batch_size=[count, found.envs] if together else [count]
+    )
+    return aligned

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastrec._errors import GradientError, MissingExtraError, OptionError, RaggedError, RecordKeyError
+from fastrec._errors import GradientError, OptionError, RaggedError, RecordKeyError
+from fastrec._optional import require
 from fastrec._torch.tensors import outside_torch_modes
 from fastrec.events.capture import kept_dtype
 from fastrec.events.context import torch_dtype
@@ -150,10 +151,7 @@ OF_META_AND_SITE: dict[str, Callable[[RecordMeta, Site], Any]] = {
 
 def frame_of(view: View) -> pandas.DataFrame:
     """One row per record, in order, with the fields of its context."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise MissingExtraError("to_pandas() needs pandas; install it with pip install 'fastrec[pandas]'") from error
+    pandas = require("pandas", extra="pandas", what="to_pandas()")
     return pandas.DataFrame(columns_of(view))
 
 

@@ -127,7 +127,7 @@ class Values(ABC):
         return RowsDataset(self._rows_of(keys, by))
 
     def to_xarray(self, keys: str | Iterable[str] | None = None, by: Literal["step"] | None = None) -> xarray.Dataset:
-        """Values as an xarray data set, side by side; needs ``fastrec[xarray]``.
+        """Values as an xarray data set, side by side; needs the extra ``xarray``.
 
         Arguments:
             keys: a key or several; by default all sites.
@@ -145,7 +145,7 @@ class Values(ABC):
     ) -> tensordict.TensorDict:
         """Values as a tensordict of batch size [records], or [steps] or [steps, envs] with ``by="step"``.
 
-        The arguments and errors are those of ``to_xarray``; needs ``fastrec[tensordict]``.
+        The arguments and errors are those of ``to_xarray``; needs the extra ``tensordict``.
         """
         return to_tensordict(aligned(self._view, self._steps, keys, by))
 
@@ -343,7 +343,7 @@ class Recording(Values):
         return summary_of(self._told(), self.sites)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per record, with the fields of its context; needs ``fastrec[pandas]``."""
+        """One row per record, with the fields of its context; needs the extra ``pandas``."""
         return frame_of(self._view)
 
     def __repr__(self) -> str:

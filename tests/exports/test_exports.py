@@ -259,7 +259,7 @@ def test_formats_and_options_that_are_none_are_told(recording: Recording, tmp_pa
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(FastrecError, match=r"pip install 'fastrec\[datasets\]'"):
+    with pytest.raises(FastrecError, match=r"pip install 'fastrec-torch\[datasets\]'"):
         export(rollout(), tmp_path / "x", "huggingface")
 
 

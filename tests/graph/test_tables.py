@@ -75,9 +75,9 @@ def test_an_unknown_table_is_refused(history: ModelHistory) -> None:
 def test_a_missing_package_is_named(history: ModelHistory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "networkx", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(FastrecError, match=r"networkx is needed here .* pip install 'fastrec\[networkx\]'"):
+    with pytest.raises(FastrecError, match=r"to_networkx\(\) needs networkx, .*'fastrec-torch\[networkx\]'"):
         history.to_networkx()
-    with pytest.raises(FastrecError, match=r"pyarrow is needed here .* pip install 'fastrec\[parquet\]'"):
+    with pytest.raises(FastrecError, match=r"to_parquet\(\) needs pyarrow, .*'fastrec-torch\[parquet\]'"):
         history.to_parquet(tmp_path / "t.parquet")
 
 
