@@ -11,7 +11,7 @@ import torch
 from fastrec._errors import PredicateError, did_you_mean
 from fastrec.events.context import STRUCTURAL_FIELDS
 from fastrec.predicates._answers import Answer, check_callable, checked, function_text
-from fastrec.predicates._base import ALWAYS, NEVER, Leaf, Opaque, PredicateBase, settled
+from fastrec.predicates._base import ALWAYS, NEVER, Leaf, Opaque, PredicateBase, constant
 from fastrec.predicates._events import after, kind, op
 from fastrec.predicates._modules import inside, module, module_input, module_type
 from fastrec.predicates._partial_context import KindView, SiteView, StructuralView
@@ -76,7 +76,7 @@ class Structural(Leaf, frozen=True):
         return checked(self.function(StructuralView(ctx, self)), self, ctx, at="site")
 
     def _settle(self, view: SiteView | KindView) -> PredicateBase:
-        return settled(self.decide(view)) if isinstance(view, SiteView) else self
+        return constant(self.decide(view)) if isinstance(view, SiteView) else self
 
     def __repr__(self) -> str:
         return f"structural({function_text(self.function)})"

@@ -13,7 +13,7 @@ from fastrec.events.position import Position
 from fastrec.events.sites import Catalog, Kind, PassInfo, RecordMeta, Site
 from fastrec.predicates import NEVER
 from fastrec.predicates._answers import spec_of
-from fastrec.predicates._base import Constant, Opaque, PredicateBase, settled
+from fastrec.predicates._base import Constant, Opaque, PredicateBase, constant
 from fastrec.predicates._modules import Inside, Module, ModuleInput, ModuleType
 from fastrec.predicates._normalise import normalise
 from fastrec.predicates._passes import Entry, Every, First, GradEnabled, Phase, any_of, pass_filter
@@ -155,7 +155,7 @@ class Plan:
         rest = _narrow(predicate, site)
         if isinstance(rest, PredicateBase) and rest.reads and rest.reads <= _SETTLED_BY_PATH:
             meta = state.meta_maker.of(place, site, _NO_TENSOR, 0, None)
-            return settled(rest.decide(RecordContext(state.catalog, site, meta, _NO_PASS, 0.0, None)))
+            return constant(rest.decide(RecordContext(state.catalog, site, meta, _NO_PASS, 0.0, None)))
         return rest
 
 

@@ -127,7 +127,7 @@ def test_answers_that_are_no_decision(answer: object, message: str) -> None:
     def asked(ctx):
         return answer
 
-    with pytest.raises(PredicateError, match=rf"^function\('test_predicates_errors\.\S+asked', .*{message}"):
+    with pytest.raises(PredicateError, match=rf"^function\('tests.predicates.test_errors\.\S+asked', .*{message}"):
         (NEVER | asked)(event())
     with pytest.raises(PredicateError, match=r"^structural\(.*at site '/relu'|for site '/relu'"):
         structural(asked).narrow(site_of(event()))

@@ -55,7 +55,7 @@ def test_a_partial_function_is_asked() -> None:
     predicate = normalise(functools.partial(wide, least=4), option="keep_op")
     assert predicate(event(shape=(2, 3))) is False
     assert predicate(event(shape=(2, 4))) is True
-    assert repr(predicate).startswith("function('test_predicates_edge.wide', 'test_predicates_edge.py:")
+    assert repr(predicate).startswith("function('tests.predicates.test_normalise.wide', 'test_normalise.py:")
 
 
 def test_none_is_the_constant_itself() -> None:
