@@ -7,14 +7,13 @@
     >>> predicate.narrow(Site("0/linear", "op", "linear", "linear", ()))
     NEVER
 
-``decide(ctx)`` answers for one event. ``narrow(site)`` answers once per site, with the *residual*: the smallest predicate
-that still has to be asked at the events there. Whatever the site settles is gone from it, so the engine installs nothing
-where it is NEVER, and asks nothing where it is a Constant.
+``decide(ctx)`` answers for one event. ``narrow(site)`` answers once per site, with the *residual*: the smallest
+predicate that still has to be asked at the events there. What the site settles is gone from it. So nothing is installed
+where the residual is NEVER, and nothing is asked where it is a Constant.
 
-Narrowing must not change an answer, and that includes how to keep: ``a & b`` merges what its parts say from left to
-right, ``a | b`` takes the word of the first that keeps. So parts are only dropped, merged or reordered where that can't
-be seen: a part that is *plain* (yes or no, never how) may be asked once instead of twice, one that is not may not.
-Narrowing a residual again changes nothing, so equal questions have equal residuals, and are asked together.
+Narrowing must not change an answer, and an answer also says how to keep: ``a & b`` merges the captures of its parts
+from left to right, ``a | b`` takes that of the first part that keeps. So the parts of ``&`` are only merged or moved
+where they are *plain*, which means that they say yes or no and never how. Narrowing a residual again changes nothing.
 """
 
 from __future__ import annotations

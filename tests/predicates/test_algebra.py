@@ -200,9 +200,7 @@ def test_prints_as_it_is_written(predicate: PredicateBase, text: str) -> None:
 
 
 def test_a_function_prints_with_its_name_and_place() -> None:
-    assert repr(relu & half).startswith(
-        "op('relu') & function('tests.predicates.test_algebra.half', 'test_algebra.py:"
-    )
+    assert repr(relu & half).startswith("op('relu') & function('tests.predicates.test_algebra.half', 'test_algebra.py:")
     assert repr(structural(half)).startswith("structural(function('tests.predicates.test_algebra.half', ")
     assert repr(relu.with_(transform=torch.relu)) == (
         "op('relu').with_(transform=function('torch._VariableFunctionsClass.relu'))"
