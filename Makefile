@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install demo test composites test-zoo lint bench bench-files bench-memory bench-reference bench-graph
+.PHONY: install demo test composites docs release test-zoo lint bench bench-files bench-memory bench-reference bench-graph
 
 install: $(INSTALLED)
 
@@ -26,6 +26,14 @@ lint: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS)
+
+# The site with all pages and the API reference, in .site/docs/index.html.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . .site
+
+# Builds dist/ and checks it as its users get it: make release REPOSITORY=https://...
+release: $(INSTALLED)
+	$(BIN)/python -m tools.release "$(REPOSITORY)"
 
 # Published models, which take an hour; torchvision without its compiled operators would disturb other packages, so it
 # gets an environment of its own that sees the first one. What has run is in .zoo, and is not run again.

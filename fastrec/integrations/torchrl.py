@@ -72,7 +72,7 @@ def collect(collector: Collector, rec: Recorder) -> Iterator[TensorDictBase]:
 
 
 def aligned(recording: Recording, key: str, batch: TensorDictBase) -> Tensor:
-    """The values of a key in the shape of a batch, [*batch.shape, *feature], whose last dimension is time.
+    """The values of a key in the shape of a batch, ``[*batch.shape, *feature]``: its last dimension is time.
 
     Arguments:
         recording: the rollout passes of this batch, such as ``rec.pop().select(phase="rollout")``.

@@ -152,7 +152,7 @@ class Leaf(PredicateBase, frozen=True):
 
 
 class Constant(Leaf, frozen=True):
-    """A settled predicate: its ``decision`` is the same for every event."""
+    """A settled predicate, whose ``decision`` is the same for every event."""
 
     decision: Answer
     reads = frozenset[str]()

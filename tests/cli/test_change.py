@@ -93,7 +93,11 @@ def test_export_of_one_phase() -> None:
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        (("run.bin",), 1, "the ending of 'run.bin' does not say the format; add --format and one of numpy, safetensors"),
+        (
+            ("run.bin",),
+            1,
+            "the ending of 'run.bin' does not say the format; add --format and one of numpy",
+        ),
         (("run.npz", "-o", "to=3"), 1, "--option 'to=3': give NAME=VALUE with an option of 'numpy'"),
         (("run.npz", "-o", "by"), 1, "--option 'by': give NAME=VALUE"),
         (("run.npz", "-o", "by=row"), 1, "--option 'by=row': Invalid enum value 'row'"),

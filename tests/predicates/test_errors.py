@@ -37,7 +37,7 @@ from tests.helpers.predicate_events import event, site_of
         (lambda: op("relu", ""), r"op\(''\) names no op type"),
         (lambda: kind(), r"kind\(\) needs at least one of 'op', 'module_enter'"),
         (lambda: kind("module_exits"), r"kind\('module_exits'\) is not a kind of event; did you mean 'module_exit'"),
-        (lambda: kind(["op"]), r"kind\(\['op'\]\) is not a kind of event; there are 'op'"),
+        (lambda: kind(["op"]), r"kind\(\['op'\]\) is not a kind of event; choose from 'op'"),
         (lambda: after(), r"after\(\) needs at least one glob"),
         (lambda: after("relu", within=0), r"after\(\) got 0; give a whole number of ops to look back at, 1 or more"),
         (lambda: after("relu", within=True), r"after\(\) got True"),
