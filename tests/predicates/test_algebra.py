@@ -125,7 +125,7 @@ def test_later_parts_are_not_asked_in_vain() -> None:
 
 
 @pytest.mark.parametrize(
-    ("predicate", "rest"),
+    ("predicate", "residual"),
     [
         (relu, ALWAYS),
         (conv, NEVER),
@@ -160,8 +160,8 @@ def test_later_parts_are_not_asked_in_vain() -> None:
     ],
     ids=stable,
 )
-def test_what_is_left_at_a_relu(predicate: PredicateBase, rest: PredicateBase) -> None:
-    assert predicate.narrow(site_of(RELU)) == rest
+def test_what_is_left_at_a_relu(predicate: PredicateBase, residual: PredicateBase) -> None:
+    assert predicate.narrow(site_of(RELU)) == residual
 
 
 def test_a_structural_function_is_asked_once_per_site() -> None:
@@ -171,9 +171,9 @@ def test_a_structural_function_is_asked_once_per_site() -> None:
         asked.append(ctx.site)
         return True
 
-    rest = (structural(deep) & ten).narrow(site_of(RELU))
+    residual = (structural(deep) & ten).narrow(site_of(RELU))
     for _ in range(5):
-        rest.decide(RELU)
+        residual.decide(RELU)
     assert asked == ["/relu"]
 
 

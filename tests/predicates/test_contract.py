@@ -80,11 +80,11 @@ def assert_same_decision(got: object, expected: object) -> None:
 
 
 def assert_narrow_agrees(predicate: PredicateBase, ctx: RecordContext) -> None:
-    rest = predicate.narrow(site_of(ctx))
-    assert_same_decision(rest.decide(ctx), predicate.decide(ctx))
-    assert rest.reads <= predicate.reads
-    assert rest.history <= predicate.history
-    assert rest.narrow(site_of(ctx)) == rest
+    residual = predicate.narrow(site_of(ctx))
+    assert_same_decision(residual.decide(ctx), predicate.decide(ctx))
+    assert residual.reads <= predicate.reads
+    assert residual.history <= predicate.history
+    assert residual.narrow(site_of(ctx)) == residual
 
 
 def assert_reads_are_honest(predicate: PredicateBase, ctx: RecordContext) -> None:
@@ -268,7 +268,7 @@ def test_constants_are_the_same_object_after_pickling() -> None:
     assert copy.deepcopy(ALWAYS) is ALWAYS
 
 
-def test_a_rest_without_fields_is_a_constant() -> None:
-    rest = structural(as_metadata).narrow(site_of(event("op")))
-    assert rest == Constant(CaptureSpec(save_activation=False))
-    assert not rest.reads
+def test_a_residual_without_fields_is_a_constant() -> None:
+    residual = structural(as_metadata).narrow(site_of(event("op")))
+    assert residual == Constant(CaptureSpec(save_activation=False))
+    assert not residual.reads
