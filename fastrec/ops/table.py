@@ -195,8 +195,8 @@ COLLECTIVES = frozenset(
 )
 
 # Python functions that run one op, by module; every other one that can be opened is a composite. Two are here by
-# decision: `1 / x` is one operator, though torch computes it in two steps, and `embedding` is one lookup, though it first
-# renormalises the rows if `max_norm` is given.
+# decision: `1 / x` is one operator, though torch computes it in two steps, and `embedding` is one lookup, though it
+# first renormalises the rows if `max_norm` is given.
 ONE_OP = {
     "torch.nn.functional": frozenset(
         """
