@@ -111,16 +111,16 @@ class PredicateBase(msgspec.Struct, frozen=True):
         return CaptureSpec(**answer) if isinstance(answer, Changes) else answer
 
     def __and__(self, other: PredicateBase | Callable[[Any], Any]) -> PredicateBase:
-        return And(_flat(And, (self, as_operand(other, "&"))))
+        return And(tuple(_flat(And, (self, as_operand(other, "&")))))
 
     def __rand__(self, other: Callable[[Any], Any]) -> PredicateBase:
-        return And(_flat(And, (as_operand(other, "&"), self)))
+        return And(tuple(_flat(And, (as_operand(other, "&"), self))))
 
     def __or__(self, other: PredicateBase | Callable[[Any], Any]) -> PredicateBase:
-        return Or(_flat(Or, (self, as_operand(other, "|"))))
+        return Or(tuple(_flat(Or, (self, as_operand(other, "|")))))
 
     def __ror__(self, other: Callable[[Any], Any]) -> PredicateBase:
-        return Or(_flat(Or, (as_operand(other, "|"), self)))
+        return Or(tuple(_flat(Or, (as_operand(other, "|"), self))))
 
     def __invert__(self) -> PredicateBase:
         return Not(self)
@@ -258,7 +258,8 @@ class And(Chain, frozen=True):
             residual = part._settle(view)
             if residual is NEVER:
                 return NEVER
-            residuals.append(residual)
+            if residual is not ALWAYS:
+                residuals.append(residual)
         return _all_of(residuals)
 
     def __repr__(self) -> str:
@@ -340,36 +341,41 @@ class With(Compound, frozen=True):
 # --- Making residuals as small as they can be -------------------------------------------------------------------------
 
 
-def _all_of(residuals: Iterable[PredicateBase]) -> PredicateBase:
-    """One predicate that keeps what all residuals keep, none of which is NEVER."""
-    parts = [part for part in _flat(And, residuals) if part is not ALWAYS]
+def _all_of(residuals: list[PredicateBase]) -> PredicateBase:
+    """One predicate that keeps what all residuals keep, none of which is NEVER or ALWAYS."""
+    if len(residuals) <= 1:
+        return residuals[0] if residuals else ALWAYS
+    parts = _flat(And, residuals)
     questions = [part for part in parts if not isinstance(part, Constant)]
     plain = [question.part if isinstance(question, With) else question for question in questions]
     if not all(question.is_plain for question in plain):
         # What a function says about how to keep is merged in its turn, so every part keeps its place.
-        return _chain(And, parts)
+        return And(tuple(parts))
     capture: Answer = True
     for part in parts:
         capture = merge(capture, _capture_of(part))
     if not plain:
         return constant(capture)
-    question = _chain(And, _once(_flat(And, plain)))
-    if isinstance(capture, Changes):
-        return With(question, capture)
-    return question if capture is True else _chain(And, (question, constant(capture)))
+    questions = _once(_flat(And, plain))
+    if capture is not True and not isinstance(capture, Changes):
+        return And((*questions, constant(capture)))
+    question = questions[0] if len(questions) == 1 else And(tuple(questions))
+    return question if capture is True else With(question, capture)
 
 
-def _any_of(residuals: Iterable[PredicateBase]) -> PredicateBase:
+def _any_of(residuals: list[PredicateBase]) -> PredicateBase:
     """One predicate that keeps what any residual keeps, none of which is NEVER."""
+    if len(residuals) <= 1:
+        return residuals[0] if residuals else NEVER
     # A question that comes a second time has said no before, so even one that says how is asked once.
     parts = _once(_flat(Or, residuals))
-    end = next((number for number, part in enumerate(parts, 1) if isinstance(part, Constant)), len(parts))
-    parts = parts[:end]  # what comes after a part that always keeps is never asked
-    if not parts:
-        return NEVER
+    for number, part in enumerate(parts, 1):
+        if isinstance(part, Constant):  # what comes after a part that always keeps is never asked
+            del parts[number:]
+            break
     if parts[-1] is ALWAYS and all(part.is_plain for part in parts):
         return ALWAYS
-    return _chain(Or, parts)
+    return parts[0] if len(parts) == 1 else Or(tuple(parts))
 
 
 def _capture_of(residual: PredicateBase) -> Answer:
@@ -389,21 +395,24 @@ def _attach(predicate: PredicateBase, changes: Changes) -> PredicateBase:
     return With(predicate, changes)
 
 
-def _chain(sign: type[And] | type[Or], parts: Iterable[PredicateBase]) -> PredicateBase:
-    flat = _flat(sign, parts)
-    return flat[0] if len(flat) == 1 else sign(flat)
-
-
-def _flat(sign: type[And] | type[Or], parts: Iterable[PredicateBase]) -> tuple[PredicateBase, ...]:
+def _flat(sign: type[Chain], parts: Iterable[PredicateBase]) -> list[PredicateBase]:
     """The parts, those of chains with this sign one by one."""
     flat: list[PredicateBase] = []
     for part in parts:
-        flat.extend(part.parts if isinstance(part, sign) else (part,))
-    return tuple(flat)
+        if isinstance(part, sign):
+            flat += part.parts
+        else:
+            flat.append(part)
+    return flat
 
 
-def _once(parts: tuple[PredicateBase, ...]) -> tuple[PredicateBase, ...]:
-    return tuple(part for number, part in enumerate(parts) if part not in parts[:number])
+def _once(parts: list[PredicateBase]) -> list[PredicateBase]:
+    """The parts without those that came before."""
+    once: list[PredicateBase] = []
+    for part in parts:
+        if part not in once:
+            once.append(part)
+    return once
 
 
 def _parenthesised(part: PredicateBase, *looser: type[PredicateBase]) -> str:
