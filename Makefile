@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install demo test test-zoo lint bench bench-files bench-memory bench-reference bench-graph
+.PHONY: install demo test composites docs release test-zoo lint bench bench-files bench-memory bench-reference bench-graph
 
 install: $(INSTALLED)
 
@@ -27,6 +27,14 @@ lint: $(INSTALLED)
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS)
 
+# The site with all pages and the API reference, in .site/docs/index.html.
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . .site
+
+# Builds dist/ and checks it as its users get it: make release REPOSITORY=https://...
+release: $(INSTALLED)
+	$(BIN)/python -m tools.release "$(REPOSITORY)"
+
 # Published models, which take an hour; torchvision without its compiled operators would disturb other packages, so it
 # gets an environment of its own that sees the first one. What has run is in .zoo, and is not run again.
 test-zoo: .venv-zoo/.installed
@@ -39,6 +47,10 @@ test-zoo: .venv-zoo/.installed
 	  > `.venv-zoo/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"`/seen.pth
 	.venv-zoo/bin/python -m pip install --quiet --no-deps torchvision==0.28.0 timm==1.0.31
 	touch $@
+
+# Which ops may run inside torch's composites, in the release of torch that is installed.
+composites: $(INSTALLED)
+	$(BIN)/python -W ignore -m tests.ops.scan_composites
 
 bench: $(INSTALLED)
 	mkdir -p .benchmarks

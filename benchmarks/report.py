@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import fastrec
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.models import CASES
 
@@ -118,10 +119,11 @@ def budget_table(budgets: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def machine(benchmarked: Mapping[str, Any]) -> str:
     """On what it was measured, and with what."""
     cpu = benchmarked["machine_info"]["cpu"]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("fastrec", "torch", "transformers", "numpy"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "numpy"))
     return (
         f"{cpu.get('brand_raw', 'unknown CPU')}, {cpu.get('count', '?')} cores, one thread used; "
-        f"{platform.system()} {platform.release()}; Python {platform.python_version()}, {packages}; "
+        f"{platform.system()} {platform.release()}; Python {platform.python_version()}, "
+        f"fastrec {fastrec.__version__}, {packages}; "
         f"{benchmarked['datetime'][:10]}"
     )
 

@@ -1,10 +1,20 @@
-"""fastrec records what a PyTorch model computes while it runs again and again, and keeps what a predicate asks for."""
+"""fastrec records what a PyTorch model computes while it runs again and again, and keeps what a predicate asks for.
+
+>>> import torch, fastrec
+>>> policy = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Tanh(), torch.nn.Linear(64, 2))
+>>> with fastrec.Recorder(policy, keep_op="tanh") as rec:
+...     for _ in range(100):
+...         actions = policy(torch.randn(8, 4))
+>>> rec.recording.stack("1/tanh").shape
+torch.Size([100, 8, 64])
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastrec._errors import FastrecError as FastrecError
 from fastrec._errors import FastrecWarning as FastrecWarning
+from fastrec._version import __version__ as __version__
 from fastrec.dryrun.dry_run import DryRun as DryRun
 from fastrec.dryrun.dry_run import dry_run as dry_run
 from fastrec.events.capture import CaptureSpec as CaptureSpec
@@ -19,7 +29,7 @@ if TYPE_CHECKING:
     from fastrec.files._load import load as load
     from fastrec.files._load import recover as recover
 
-# Reading files needs h5py, and the graph half of the package: each is loaded when it is first asked for.
+# What needs h5py or the graph half of the package is loaded when it is first used, so that the import stays quick.
 _LOADED_LATER = {
     "load": "fastrec.files._load",
     "recover": "fastrec.files._load",

@@ -1,4 +1,8 @@
-"""Every error and warning that fastrec raises: one base class, leaves that also are the matching builtin."""
+"""Every error and warning that fastrec raises.
+
+All errors are FastrecErrors, and each is also the builtin error that fits, so that ``except KeyError`` works as well. A
+message says what was given, what is allowed, and what to do.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +15,38 @@ class FastrecError(Exception):
 
 
 class OptionError(FastrecError, ValueError):
-    """An option has a name or a value that is not allowed."""
+    """An option has a name or a value that is not allowed, or does not fit another option."""
 
 
 class PredicateError(FastrecError, ValueError):
-    """A predicate is none, raised, or returned something that is no decision."""
+    """Something is not a predicate, or a predicate raised an error or returned something that is not a decision."""
 
 
 class UnsupportedModelError(FastrecError, TypeError):
-    """The model, or the way it runs, cannot be recorded by this engine."""
+    """This engine can't record the model, or the way in which it runs."""
 
 
 class UnsupportedTensorError(FastrecError, ValueError):
-    """A selected tensor is of a kind of which no right copy can be made.
+    """A selected tensor is of a kind that can't be copied correctly.
 
-    No TypeError, because torch's operators take one for a refusal of their operands.
+    Not a TypeError, which torch's operators would take to mean that they don't support their operands.
     """
 
 
 class GradientError(FastrecError, RuntimeError):
-    """A value was asked for with gradients where none can flow."""
+    """A value was to be kept with gradients where no gradient can flow."""
 
 
 class SessionError(FastrecError, RuntimeError):
-    """The recorder was used outside of its block, or its calls do not fit together."""
+    """The recorder was used outside its block, or its calls don't fit together."""
 
 
 class BrokenPromiseError(FastrecError, RuntimeError):
-    """A pass ran other ops than the passes before it, which a static engine was promised would not happen."""
+    """A pass ran other ops than the passes before it, although the static engine was promised that none would."""
 
 
 class ContextFieldError(FastrecError, AttributeError):
-    """A context was asked for a field that it does not have."""
+    """A context does not have this field."""
 
 
 class RecordKeyError(FastrecError, KeyError):
@@ -53,15 +57,15 @@ class RecordKeyError(FastrecError, KeyError):
 
 
 class GraphDifferenceError(FastrecError, ValueError):
-    """A model ran other operations than it did in the pass that it is compared with."""
+    """A model ran other operations than in the pass that it is compared with."""
 
 
 class RaggedError(FastrecError, ValueError):
-    """Values that were asked for as one tensor differ in shape, leaf or site."""
+    """Values that should form one tensor differ in shape, leaf or site."""
 
 
 class StepError(FastrecError, ValueError):
-    """Marked steps, their columns or their episodes do not fit what was asked."""
+    """The marked steps, their columns or their episodes don't fit what was asked for."""
 
 
 class MissingExtraError(FastrecError, ImportError):
@@ -69,7 +73,7 @@ class MissingExtraError(FastrecError, ImportError):
 
 
 class RecordingExistsError(FastrecError, FileExistsError):
-    """A recording would be written over another file."""
+    """Another file is where a recording was to be written."""
 
 
 class RecordingNotFoundError(FastrecError, FileNotFoundError):
@@ -77,15 +81,18 @@ class RecordingNotFoundError(FastrecError, FileNotFoundError):
 
 
 class RecordingFileError(FastrecError, OSError):
-    """A recording's file can't be written or read: the disk is full, the folder read-only, or the like."""
+    """The file of a recording can't be written or read, because the disk is full, the folder read-only, or the like."""
 
 
 class DamagedFileError(FastrecError, ValueError):
-    """A file is no recording, or not all of one."""
+    """A file is not a recording, or is damaged or incomplete."""
 
 
 class FastrecWarning(UserWarning):
-    """Something that is not an error, but that changes what a recording holds."""
+    """Something that is not an error but affects what is in the recording."""
+
+
+MAX_NAMES = 12
 
 
 class FusedKernelWarning(FastrecWarning):
@@ -93,10 +100,12 @@ class FusedKernelWarning(FastrecWarning):
 
 
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 4) -> str:
-    """Say which known names are close to a wrong one, or which there are.
+    """A hint at the end of a message: the known names that are like a wrong one, or else what there is to choose from.
 
     >>> did_you_mean("relu_1", ["relu_2", "tanh"])
     "did you mean 'relu_2'?"
+    >>> did_you_mean("conv", ["relu_2", "tanh"])
+    "choose from 'relu_2', 'tanh'"
     """
     names = list(dict.fromkeys(known))
     close = difflib.get_close_matches(name, names, n=most, cutoff=0.55)
@@ -104,5 +113,5 @@ def did_you_mean(name: str, known: Iterable[str], *, most: int = 4) -> str:
         return f"did you mean {' or '.join(repr(n) for n in close)}?"
     if not names:
         return "there are none"
-    shown = ", ".join(repr(n) for n in names[:12])
-    return f"there are {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    hidden = len(names) - MAX_NAMES
+    return f"choose from {', '.join(map(repr, names[:MAX_NAMES]))}" + (f" and {hidden} more" if hidden > 0 else "")

@@ -1,43 +1,34 @@
-"""Optional packages that exports of a history need."""
+"""The one way to import a package that fastrec can do without."""
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module
 from typing import Any
 
 from fastrec._errors import MissingExtraError
-
-
-def pandas() -> Any:
-    """The pandas module, or MissingExtraError."""
-    return _imported("pandas", "pandas")
-
-
-def networkx() -> Any:
-    """The networkx module, or MissingExtraError."""
-    return _imported("networkx", "networkx")
-
-
-def pyarrow() -> Any:
-    """The pyarrow module with its parquet part, or MissingExtraError."""
-    _imported("pyarrow.parquet", "parquet")
-    return _imported("pyarrow", "parquet")
-
-
-def _imported(package: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{package.partition('.')[0]} is needed here and not installed; pip install 'fastrec[{extra}]'"
-        ) from error
+from fastrec._version import DISTRIBUTION
 
 
 def require(package: str, *, extra: str, what: str) -> Any:
-    """Import an optional package, or raise MissingExtraError that says what needs it and how to install it."""
+    """Import an optional package and return it.
+
+    >>> require("json", extra="pandas", what="to_pandas()").dumps([1, 2])
+    '[1, 2]'
+
+    Arguments:
+        package: what to import, such as "pandas" or "pyarrow.parquet".
+        extra: the extra of fastrec that installs it.
+        what: what needs it, as the user called it; the message begins with it.
+
+    Raises MissingExtraError if the package is not installed.
+    """
     try:
-        return importlib.import_module(package)
-    except ImportError as error:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        # Where the package is there and one that it needs is not, its own error says which.
+        if not f"{package}.".startswith(f"{error.name}."):
+            raise
         raise MissingExtraError(
-            f"{what} needs {package}, which is not installed; install it with pip install 'fastrec[{extra}]'"
+            f"{what} needs {package.partition('.')[0]}, which is not installed; "
+            f"install it with pip install '{DISTRIBUTION}[{extra}]'"
         ) from error

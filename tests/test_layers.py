@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "fastrec"
 # From the ground up. A folder (or a file at the top) may import from those in lines above its own; imports for the type
 # checker and in functions count like any other.
 LAYERS = """
-    _errors
+    _errors _version
     _optional _torch
     ops
     events

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fastrec import CaptureSpec, Recorder, record
 from fastrec.predicates import module, op
 from tests.contracts.engine import EVERYTHING, _attributes
-from tests.models import MODELS, Attends, mlp
-from tests.naive import same_bits, seeded
+from tests.helpers.models import MODELS, Attends, mlp
+from tests.helpers.naive import same_bits, seeded
 
 
 class Fails(nn.Module):

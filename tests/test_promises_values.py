@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastrec import CaptureSpec, Recorder, record
 from fastrec.predicates import kind
 from tests.contracts.engine import EVERYTHING
-from tests.naive import assert_same_events, events_of, naive_events, same_bits, seeded
+from tests.helpers.naive import assert_same_events, events_of, naive_events, same_bits, seeded
 
 
 class Writes(nn.Module):

@@ -15,7 +15,7 @@ from fastrec import FastrecError, Recorder
 from fastrec.events.sites import Interned
 from fastrec.predicates import every, module
 from tests.contracts.engine import EVERYTHING
-from tests.naive import Event, assert_same_events, events_of, naive_events
+from tests.helpers.naive import Event, assert_same_events, events_of, naive_events
 
 THREADS, PASSES = 8, 200
 

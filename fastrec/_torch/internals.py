@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C._dynamo.guards import TensorGuards as TensorGuards
-from torch._library.custom_ops import CustomOpDef as CustomOpDef
 from torch._ops import OpOverload as OpOverload
 from torch._ops import OpOverloadPacket as OpOverloadPacket
 from torch._tensor_str import printoptions as printoptions
@@ -68,8 +67,6 @@ TensorBase: type = torch._C.TensorBase
 
 # --- Ops ------------------------------------------------------------------------------------------------------------
 
-builtin_functions: Any = torch._C._VariableFunctions
-builtin_nn_functions: Any = torch._C._nn
 registered_op_names: Callable[[], list[str]] = torch._C._dispatch_get_all_op_names
 
 # --- Modules --------------------------------------------------------------------------------------------------------
@@ -105,6 +102,5 @@ ATTRIBUTES: Mapping[str, str] = {
     "_compiled_call_impl": "what `module.compile()` made",
     "_orig_mod": "the module that `torch.compile` was given",
     "_schema": "the signature of a registered op",
-    "_opoverload": "the op of a custom op's definition",
 }
 """By name, with what they are for: there is no public way to any of them, or one that costs too much per call."""

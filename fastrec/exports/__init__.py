@@ -41,6 +41,8 @@ EXPORTERS: Mapping[str, Exporter] = {
     "d4rl": to_d4rl,
     "robomimic": to_robomimic,
 }
+"""The function of each format."""
+
 OPTIONS: Mapping[str, type[msgspec.Struct]] = {
     "numpy": RowOptions,
     "safetensors": RowOptions,
@@ -49,6 +51,7 @@ OPTIONS: Mapping[str, type[msgspec.Struct]] = {
     "d4rl": TransitionOptions,
     "robomimic": RobomimicOptions,
 }
+"""The options of each format, as a struct."""
 
 
 def export(

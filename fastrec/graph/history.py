@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from fastrec._errors import OptionError, RecordKeyError, SessionError
-from fastrec._optional import pyarrow
+from fastrec._optional import require
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph.conditions import Conditions
 from fastrec.graph.diff import HistoryDiff, check_same_graph, diff_of
@@ -474,7 +474,7 @@ class ModelHistory:
 
     def to_parquet(self, path: str | PathLike[str], what: Table = "operations") -> None:
         """Write such a table as a parquet file. Needs pandas and pyarrow."""
-        pyarrow()
+        require("pyarrow.parquet", extra="parquet", what="to_parquet()")
         frame_of_objects(self._rows(what)).to_parquet(path, engine="pyarrow")
 
     def _rows(self, what: Table) -> list[Row]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 import torch
 
-from fastrec._optional import networkx, pandas
+from fastrec._optional import require
 from fastrec.graph.entries import ModuleEntry, Profile
 from fastrec.graph.operation import Operation
 from fastrec.graph.operations import LayerEntry
@@ -105,12 +105,12 @@ def _cell(value: Any) -> Any:
 
 def frame(rows: Sequence[Row]) -> Any:
     """A pandas frame."""
-    return pandas().DataFrame(list(rows))
+    return require("pandas", extra="pandas", what="to_pandas()").DataFrame(list(rows))
 
 
 def frame_of_objects(rows: Sequence[Row]) -> Any:
     """A pandas frame to write to a file: cells stay Python objects, so that integers beside None stay integers."""
-    return pandas().DataFrame(list(rows), dtype=object)
+    return require("pandas", extra="pandas", what="a table in a file").DataFrame(list(rows), dtype=object)
 
 
 def with_json_cells(rows: Iterable[Row]) -> list[Row]:
@@ -123,7 +123,7 @@ def networkx_graph(model_name: str, operations: Sequence[Operation]) -> Any:
 
     Nodes have the columns of the table of operations; ``arguments`` of an edge is where the value went in.
     """
-    graph = networkx().DiGraph(model_name=model_name)
+    graph = require("networkx", extra="networkx", what="to_networkx()").DiGraph(model_name=model_name)
     for op, row in zip(operations, operation_rows(operations), strict=True):
         graph.add_node(op.graph.label(op.index), **row)
     for op in operations:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastrec.integrations._extras import check_autoreset, missing
+from fastrec._optional import require
+from fastrec.integrations._autoreset import check_autoreset
 from fastrec.session.recorder import Recorder
 
-try:
-    import gymnasium
-    from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
-except ImportError as error:
-    raise missing("gymnasium", extra="gym") from error
+require("gymnasium", extra="gym", what=__name__)
 
-_RESETS = {AutoresetMode.NEXT_STEP: "next_step", AutoresetMode.SAME_STEP: "same_step", AutoresetMode.DISABLED: None}
+import gymnasium
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+
+_RECORDER_MODES = {
+    AutoresetMode.NEXT_STEP: "next_step",
+    AutoresetMode.SAME_STEP: "same_step",
+    AutoresetMode.DISABLED: None,
+}
 
 
 class RecordSteps(VectorWrapper[Any, Any, Any, Any, Any]):
-    """Marks a step of the recorder after each step of vectorised environments.
+    """Vectorised environments that mark a step of the recorder after each of their own.
 
     >>> import gymnasium, torch, fastrec
     >>> from fastrec.integrations.gymnasium import RecordSteps
@@ -32,31 +36,31 @@ class RecordSteps(VectorWrapper[Any, Any, Any, Any, Any]):
     >>> rec.recording.stack("1/tanh").shape
     torch.Size([5, 3, 8])
 
-    The step's columns are ``reward``, ``terminated`` and ``truncated``, with one number per environment.
+    The columns of a step are ``reward``, ``terminated`` and ``truncated``, with one value per environment.
 
     Arguments:
         env: vectorised environments.
-        rec: a recorder, whose ``autoreset=`` says how these environments reset.
+        rec: a recorder whose ``autoreset=`` says how these environments reset.
 
-    Raises OptionError where ``autoreset=`` differs from ``env.metadata["autoreset_mode"]``.
+    Raises OptionError if ``autoreset=`` differs from ``env.metadata["autoreset_mode"]``.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], rec: Recorder) -> None:
         super().__init__(env)
         mode = env.metadata.get("autoreset_mode")
-        if mode is not None:  # environments of other makers may not say
-            check_autoreset(rec, _RESETS[AutoresetMode(mode)], "these environments")
+        if mode is not None:  # environments that Gymnasium did not make may not say
+            check_autoreset(rec, _RECORDER_MODES[AutoresetMode(mode)], "these environments")
         self._rec = rec
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step all environments, and mark the step."""
+        """Step all environments and mark the step."""
         obs, reward, terminated, truncated, info = self.env.step(actions)
         self._rec.step(reward=reward, terminated=terminated, truncated=truncated)
         return obs, reward, terminated, truncated, info
 
 
 class RecordEnvSteps(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Marks a step of the recorder after each step of a single environment.
+    """A single environment that marks a step of the recorder after each of its own.
 
     >>> import gymnasium, torch, fastrec
     >>> from fastrec.integrations.gymnasium import RecordEnvSteps
@@ -73,8 +77,10 @@ class RecordEnvSteps(gymnasium.Wrapper[Any, Any, Any, Any]):
     True
 
     Arguments:
-        env: an environment, which the loop resets.
+        env: an environment that the loop resets.
         rec: a recorder without ``autoreset=``.
+
+    Raises OptionError if the recorder has an ``autoreset=``.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], rec: Recorder) -> None:
@@ -83,7 +89,7 @@ class RecordEnvSteps(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._rec = rec
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step the environment, and mark the step."""
+        """Step the environment and mark the step."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         self._rec.step(reward=reward, terminated=terminated, truncated=truncated)
         return obs, reward, terminated, truncated, info

@@ -5,17 +5,16 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any
 
-from fastrec.integrations._extras import missing
+from fastrec._optional import require
 from fastrec.session.recorder import Recorder
 
-try:
-    from pytorch_lightning import Callback, LightningModule, Trainer
-except ImportError as error:
-    raise missing("pytorch-lightning", extra="lightning") from error
+require("pytorch_lightning", extra="lightning", what=__name__)
+
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 
 class RecordCallback(Callback):
-    """Names the recorder's phases by what the trainer does, and marks a step after each training batch.
+    """A callback that names the recorder's phases after what the trainer does, and marks a step per training batch.
 
     >>> import torch, pytorch_lightning as pl, fastrec
     >>> from fastrec.integrations.lightning import RecordCallback
@@ -29,7 +28,7 @@ class RecordCallback(Callback):
     ...         return torch.optim.SGD(self.parameters(), lr=0.1)
     >>> model, data = Model(), torch.utils.data.DataLoader(torch.ones(32, 4), batch_size=8)
 
-    One ``with`` around the trainer, which gets the callback:
+    Open the recorder around the trainer, and give the trainer the callback:
 
     >>> import warnings, logging
     >>> logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
@@ -42,11 +41,11 @@ class RecordCallback(Callback):
     torch.Size([4, 8, 8])
 
     The phases are "train", "sanity_check", "validate", "test" and "predict". Only "train" has steps, one per batch.
-    An exception that leaves the trainer ends the phase as well. Validation runs without gradients, so values that a
-    training step needs attached are selected by ``grad_enabled()`` or ``phase("train")``.
+    An exception that leaves the trainer ends the phase too. Validation runs without gradients, so select values that a
+    training step needs attached to autograd with ``grad_enabled()`` or ``phase("train")``.
 
     Arguments:
-        rec: a recorder, open while the trainer runs.
+        rec: a recorder that is open while the trainer runs.
     """
 
     def __init__(self, rec: Recorder) -> None:

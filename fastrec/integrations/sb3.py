@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 from fastrec._errors import OptionError
-from fastrec.integrations._extras import check_autoreset, missing
+from fastrec._optional import require
+from fastrec.integrations._autoreset import check_autoreset
 from fastrec.session.recorder import Recorder
 
-try:
-    from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
-    from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-except ImportError as error:
-    raise missing("stable-baselines3", extra="sb3") from error
+require("stable_baselines3.common.callbacks", extra="sb3", what=__name__)
+
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 
 class RecordCallback(BaseCallback):
-    """Marks the recorder's steps and phases while ``learn`` runs, for on-policy and off-policy algorithms.
+    """A callback that marks the recorder's steps and phases while ``learn`` runs, on policy or off policy.
 
     >>> import gymnasium, fastrec
     >>> from stable_baselines3 import PPO
@@ -33,61 +33,61 @@ class RecordCallback(BaseCallback):
     torch.Size([16, 2, 1])
 
     Phases:
-        rollout: the passes that choose actions; the only phase with steps, one per ``env.step``, whose columns are
-            ``reward`` (what the algorithm gets, before it adds the value of a truncated episode's last observation),
-            ``terminated`` and ``truncated``.
-        bootstrap: values of the last observations of truncated episodes, and of the observations after a rollout.
-        eval: passes that other callbacks make after a step, such as EvalCallback.
+        rollout: the passes that choose actions. The only phase with steps, one per ``env.step``, with the columns
+            ``reward`` (as the environment gives it, before the algorithm adds the value of a truncated episode's last
+            observation), ``terminated`` and ``truncated``.
+        bootstrap: the passes that value the last observations of truncated episodes, and those after a rollout.
+        eval: the passes of other callbacks after a step, such as EvalCallback's.
         train: the updates.
 
-    An off-policy algorithm explores without asking the policy (before ``learning_starts``, DQN with probability
-    epsilon): such a step is marked like any other, and no pass belongs to it.
+    An off-policy algorithm explores without asking the policy (before ``learning_starts``, and DQN with probability
+    epsilon). Such a step is marked like any other, and no pass belongs to it.
 
-    In a list of callbacks it has to be the last one, for it tells by that where the others end. Learning is not
-    changed by it. Stable-Baselines3 tells no callback of an exception: where one leaves ``learn`` and is caught inside
-    of the block, name what follows with ``rec.phase(...)``.
+    In a list of callbacks this one has to be the last, because its turn is how it knows that the others are done. It
+    does not change what is learned. Stable-Baselines3 doesn't tell its callbacks about exceptions: if you catch one
+    inside the recorder's block, name what follows with ``rec.phase(...)``.
 
     Arguments:
         rec: an open recorder with ``autoreset="same_step"``, which is how these environments reset.
 
-    Raises OptionError when training starts, where the recorder or the order of the callbacks do not fit.
+    Raises OptionError when training starts, if the recorder or the order of the callbacks doesn't fit.
     """
 
     def __init__(self, rec: Recorder) -> None:
         super().__init__()
         self._rec = rec
         self._phase: AbstractContextManager[None] | None = None
-        self._row = -1
+        self._buffer_rows = -1
 
     def _init_callback(self) -> None:
         check_autoreset(self._rec, "same_step", "the environments of Stable-Baselines3")
 
     def _on_training_start(self) -> None:
-        others = [c for c in _leaves(self.locals["callback"]) if not isinstance(c, ProgressBarCallback)]
-        if others[-1] is not self:
+        callbacks = [c for c in _leaves(self.locals["callback"]) if not isinstance(c, ProgressBarCallback)]
+        if callbacks[-1] is not self:
             raise OptionError(
-                f"{type(others[-1]).__name__} comes after RecordCallback, so its passes would be taken for the "
+                f"{type(callbacks[-1]).__name__} comes after RecordCallback, so its passes would count as the "
                 "algorithm's own; put RecordCallback last in the list of callbacks"
             )
         self._turn_to("train")
 
     def _on_rollout_start(self) -> None:
-        self._row = -1
-        self._turn_to(self._collecting)
+        self._buffer_rows = -1
+        self._turn_to(self._phase_of_pass)
 
     def update_locals(self, locals_: dict[str, Any]) -> None:
-        """What the algorithm calls after ``env.step``, before the first of its callbacks."""
+        """Called by the algorithm after ``env.step``, before the first of its callbacks."""
         super().update_locals(locals_)
         self._turn_to("eval")
 
     def _on_step(self) -> bool:
-        done = np.asarray(self.locals["dones"], dtype=bool)
+        dones = np.asarray(self.locals["dones"], dtype=bool)
         cut = np.array([info.get("TimeLimit.truncated", False) for info in self.locals["infos"]], dtype=bool)
         with self._rec.phase("rollout"):
-            self._rec.step(reward=self.locals["rewards"], terminated=done & ~cut, truncated=done & cut)
+            self._rec.step(reward=self.locals["rewards"], terminated=dones & ~cut, truncated=dones & cut)
         if isinstance(self.model, OnPolicyAlgorithm):
-            self._row = self.model.rollout_buffer.pos
-        self._turn_to(self._collecting)
+            self._buffer_rows = self.model.rollout_buffer.pos
+        self._turn_to(self._phase_of_pass)
         return True
 
     def _on_rollout_end(self) -> None:
@@ -96,12 +96,13 @@ class RecordCallback(BaseCallback):
     def _on_training_end(self) -> None:
         self._turn_to(None)
 
-    def _collecting(self, entry: str) -> str:
-        """The phase of a pass between two steps: an on-policy algorithm stores a step after its bootstrap passes."""
+    def _phase_of_pass(self, entry: str) -> str:
+        """The phase of a pass between two steps."""
         if not isinstance(self.model, OnPolicyAlgorithm):
             return "rollout"
+        # A step goes into the buffer after its bootstrap passes, and before the pass that chooses the next action.
         buffer = self.model.rollout_buffer
-        return "bootstrap" if buffer.full or buffer.pos == self._row else "rollout"
+        return "bootstrap" if buffer.full or buffer.pos == self._buffer_rows else "rollout"
 
     def _turn_to(self, phase: str | Callable[[str], str] | None) -> None:
         if self._phase is not None:
@@ -114,7 +115,7 @@ class RecordCallback(BaseCallback):
 
 def _leaves(callback: BaseCallback) -> Iterator[BaseCallback]:
     if isinstance(callback, CallbackList):
-        for inner in callback.callbacks:
-            yield from _leaves(inner)
+        for child in callback.callbacks:
+            yield from _leaves(child)
     else:
         yield callback

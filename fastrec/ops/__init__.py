@@ -1,1 +1,1 @@
-"""What torch's functions are called, and what is known of each: one table for every engine and for the graph."""
+"""What torch's functions are called, and what holds for each of them: the same for every engine and for the graph."""

@@ -1,4 +1,21 @@
-"""What is known of every callable that a function mode can see."""
+"""What holds for every callable that a function mode can see, and copies of composites that show a mode their inside.
+
+    >>> import torch
+    >>> op_facts(torch.Tensor.add_)
+    OpFacts(layer_type='add', func_name='add_', segment='add', composite=False, writes=True, ...)
+    >>> op_facts(torch.Tensor.size) is None  # no event: it returns no tensor
+    True
+
+Facts are looked up by the function itself, once, and kept; what depends on the arguments of a call is left to
+``reads_inplace_flag``.
+
+**Opening.** A composite first asks ``has_torch_function(...)``, and hands itself to the mode if the answer is yes. So a
+mode sees one call, and torch turns the mode off while the mode's handler runs the function. To see the ops inside, the
+mode has to stay on, and the composite has to get "no" for an answer. Patching torch's modules would give that answer to
+all threads and all callers. ``opened`` copies the function instead, with the same code object and with globals in
+which only that question has another answer. The same code runs the same ops in the same order on the same values, so
+the results are equal to the last bit.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +46,16 @@ from fastrec.ops.table import (
 class OpFacts(msgspec.Struct, frozen=True):
     """What holds for every call of a function.
 
-    ``layer_type`` is the canonical name, ``func_name`` the raw one, ``segment`` how the op is written in a site.
-    A ``composite`` is a Python function made of ops. ``writes`` says that every call writes an argument in place;
-    ``inplace_name`` and ``inplace_position`` are those of an argument that asks for it, mostly ``inplace``. After a
-    function that ``escapes``, memory of its argument or its value may be written by somebody whom torch doesn't see.
+    Arguments:
+        layer_type: the canonical name, such as "add".
+        func_name: the raw name, such as "__iadd__".
+        segment: how the op is written in a site: a composite by its raw name, any other op by its canonical one.
+        composite: whether it is a Python function made of several ops.
+        writes: whether every call writes an argument in place.
+        inplace_position: where the argument stands that asks a call to write in place; None if there is none.
+        escapes: whether memory of its argument or value may afterwards be written by code that torch doesn't see,
+            such as numpy.
+        inplace_name: the keyword of the argument at ``inplace_position``.
     """
 
     layer_type: str
@@ -48,7 +71,7 @@ class OpFacts(msgspec.Struct, frozen=True):
 # Bounded, because functions can be made without end (a bound method is a new one at each call).
 @lru_cache(maxsize=4096)
 def op_facts(func: Callable[..., Any]) -> OpFacts | None:
-    """What is known of a callable that a mode saw; None if its calls are never events."""
+    """The facts of a callable that a mode saw; None if its calls are never events."""
     if isinstance(func, MethodWrapperType) and func.__name__ in ("__get__", "__set__", "__delete__"):
         return _property_facts(func)
     if isinstance(func, (OpOverload, OpOverloadPacket)):
@@ -70,8 +93,8 @@ def reads_inplace_flag(facts: OpFacts, args: tuple[Any, ...], kwargs: Mapping[st
     position = facts.inplace_position
     if position is None:
         return False
-    asked = args[position] if len(args) > position else kwargs.get(facts.inplace_name)
-    return asked is not None and asked is not False
+    flag = args[position] if len(args) > position else kwargs.get(facts.inplace_name)
+    return flag is not None and flag is not False  # it may be a tensor or a number: `running_mean`, `max_norm`
 
 
 def _python_facts(func: FunctionType) -> OpFacts | None:
@@ -104,7 +127,8 @@ def _registered_facts(func: OpOverload | OpOverloadPacket) -> OpFacts | None:
     else:
         schemas = [getattr(func, name)._schema for name in func.overloads()]  # type: ignore[no-untyped-call]
     writes = any(
-        argument.is_write and not (argument.kwarg_only and len(schemas) > 1)  # else an `out` that may not be given
+        # Of several overloads, one with a keyword to write to has an `out`, which a call may leave out.
+        argument.is_write and not (argument.kwarg_only and len(schemas) > 1)
         for schema in schemas
         for argument in schema.arguments
     )
@@ -134,6 +158,8 @@ def _facts(name: str, *, composite: bool = False, writes: bool = False, flag: tu
     )
 
 
+# --- Opening composites ---------------------------------------------------------------------------------------------
+
 ASKS_FOR_A_MODE = (
     overrides.has_torch_function,
     overrides.has_torch_function_unary,
@@ -143,14 +169,14 @@ ASKS_FOR_A_MODE = (
 
 def openable(func: Callable[..., Any]) -> bool:
     """Whether `opened` can keep `func` from handing itself to a mode: it or a helper of its own asks by name."""
-    return isinstance(func, FunctionType) and any(_questions(part) for part in _parts(func, set()))
+    return isinstance(func, FunctionType) and any(map(_mode_questions, _with_helpers(func, set())))
 
 
 @lru_cache(maxsize=1024)
 def opened(func: FunctionType) -> Callable[..., Any]:
     """A copy of `func` that never hands itself to a mode, so that the ops inside reach the mode one by one.
 
-    The copy runs the same code on the same globals, seen live, with equal results to the last bit.
+    It runs the same code on the same globals, which it looks up when it runs, and returns the same bits.
     """
     if not openable(func):
         raise TypeError(f"{func!r} can't be opened: it isn't a Python function that asks `has_torch_function` by name")
@@ -164,9 +190,10 @@ def _opened_helper(func: FunctionType) -> FunctionType:
 
 
 def _copy(func: FunctionType) -> FunctionType:
+    # `boolean_dispatch` of torch keeps the function to call in a variable of the enclosing one.
     cells = [
-        CellType(_opened_helper(inner)) if isinstance(inner, FunctionType) and inner is not func else cell
-        for cell, inner in zip(func.__closure__ or (), closed_over(func), strict=True)
+        CellType(_opened_helper(value)) if isinstance(value, FunctionType) and value is not func else cell
+        for cell, value in zip(func.__closure__ or (), closed_over(func), strict=True)
     ]
     copy = FunctionType(func.__code__, _OpenGlobals(func), func.__name__, func.__defaults__, tuple(cells))
     copy.__kwdefaults__ = func.__kwdefaults__
@@ -178,34 +205,32 @@ def _copy(func: FunctionType) -> FunctionType:
 class _OpenGlobals(dict[str, Any]):
     """The globals of a function, with "no" for an answer to every `has_torch_function`.
 
-    Names are looked up when they are used, because libraries patch functions into torch's modules.
+    Every other name is looked up in the function's own globals when it is used, because libraries patch functions into
+    torch's modules. CPython looks a global up with the `__getitem__` of a dict's subclass, and so asks `__missing__`;
+    a KeyError sends it on to the builtins.
     """
 
-    __slots__ = ("_forwards_to", "_globals", "_ours")
+    __slots__ = ("_forwards_to", "_globals", "_helpers")
 
     def __init__(self, func: FunctionType) -> None:
         super().__init__(__builtins__=builtins, __name__=func.__globals__.get("__name__"))
-        self.update(dict.fromkeys(_questions(func), _no_mode))
+        self.update(dict.fromkeys(_mode_questions(func), _no_mode))
         self._globals = func.__globals__
-        # Private helpers hand over the public function in its own name (`_unique_impl` for `unique`), and a function
-        # may be built on its own meta (`max_pool2d` on `max_pool2d_with_indices`) or, if it is a method, on the
-        # function of the same name (`Tensor.stft` on `torch.stft`).
+        # The functions that ask for a mode on behalf of this one have to be opened as well. Private helpers hand over
+        # the public function in its own name (`_unique_impl` for `unique`), and a function may be built on another form
+        # of the same op: `max_pool2d` on `max_pool2d_with_indices`, `Tensor.stft` on `torch.stft`.
         layer_type = canonical(func.__name__)
-        self._ours = {name for name in _names(func.__code__) if name.startswith("_") or canonical(name) == layer_type}
+        names = names_in(func.__code__)
+        self._helpers = {name for name in names if name.startswith("_") or canonical(name) == layer_type}
         self._forwards_to = func.__name__ if isinstance(getattr(torch, func.__name__, None), FunctionType) else None
 
     def __missing__(self, name: str) -> Any:
         value = self._globals[name]
-        if name in self._ours and isinstance(value, FunctionType):
+        if name in self._helpers and isinstance(value, FunctionType):
             return _opened_helper(value)
         if self._forwards_to is not None and value is torch:
-            return _opened_torch(self._forwards_to)
+            return _torch_with_opened(self._forwards_to)
         return value
-
-
-@cache
-def _opened_torch(name: str) -> _TorchWithOpened:
-    return _TorchWithOpened(name)
 
 
 class _TorchWithOpened(ModuleType):
@@ -220,20 +245,36 @@ class _TorchWithOpened(ModuleType):
         return _opened_helper(value) if name == self._name else value
 
 
+_torch_with_opened = cache(_TorchWithOpened)
+
+
 def _no_mode(*_: object) -> bool:
     return False
 
 
-def _questions(func: FunctionType) -> list[str]:
-    names = func.__globals__
-    asked = (name for name in _names(func.__code__) if name in names)
-    return [name for name in asked if any(names[name] is question for question in ASKS_FOR_A_MODE)]
+def _mode_questions(func: FunctionType) -> list[str]:
+    """The names under which a function asks for a mode."""
+    variables = func.__globals__
+    names = (name for name in names_in(func.__code__) if name in variables)
+    return [name for name in names if any(variables[name] is question for question in ASKS_FOR_A_MODE)]
 
 
-def _names(code: CodeType) -> set[str]:
-    """The names in a code object and in the lambdas and comprehensions inside of it."""
+def _with_helpers(func: FunctionType, seen: set[FunctionType]) -> Iterator[FunctionType]:
+    """The function, those in its closure, and the private helpers from its module, as far as they lead."""
+    if func in seen:
+        return
+    seen.add(func)
+    yield func
+    helpers = [func.__globals__.get(name) for name in names_in(func.__code__) if name.startswith("_")]
+    for helper in (*closed_over(func), *helpers):
+        if isinstance(helper, FunctionType):
+            yield from _with_helpers(helper, seen)
+
+
+def names_in(code: CodeType) -> set[str]:
+    """The names of globals and attributes in a code object and in the lambdas and comprehensions inside of it."""
     inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return set(code.co_names).union(*map(_names, inner))
+    return set(code.co_names).union(*map(names_in, inner))
 
 
 def closed_over(func: FunctionType) -> list[Any]:
@@ -246,15 +287,3 @@ def _contents(cell: CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return None
-
-
-def _parts(func: FunctionType, seen: set[FunctionType]) -> Iterator[FunctionType]:
-    """The function, those in its closure, and the private helpers from its module, as far as they lead."""
-    if func in seen:
-        return
-    seen.add(func)
-    yield func
-    helpers = [func.__globals__.get(name) for name in _names(func.__code__) if name.startswith("_")]
-    for part in (*closed_over(func), *helpers):
-        if isinstance(part, FunctionType):
-            yield from _parts(part, seen)

@@ -1,9 +1,14 @@
 """What torch calls its ops, and what fastrec calls them: one canonical name for all forms of an op.
 
-The canonical name is the function's name in lower case without underscores, after one rule: of names that mean the
-same function, the one in torch's plain namespace wins (`sigmoid`, not `special_expit`; `det`, not `linalg_det`).
-Functions that only exist in a namespace keep it in front (`fftrfft`, `linalgqr`, `specialndtr`), as in their
-`__name__`.
+    >>> canonical("__rsub__"), canonical("subtract_"), canonical("layer_norm")
+    ('sub', 'sub', 'layernorm')
+
+The canonical name is the function's name in lower case without underscores. Where several names mean the same function,
+it is the one in torch's plain namespace (`sigmoid`, not `special_expit`; `det`, not `linalg_det`). Functions that exist
+only in a namespace have its name in front, as in their `__name__` (`fftrfft`, `linalgqr`, `specialndtr`).
+
+The sets below say what can't be found out about a function without running it: whether it writes, returns no tensor, or
+is a Python function around one op. Tests run every function that a mode can see and compare.
 """
 
 from __future__ import annotations
@@ -46,7 +51,7 @@ OPERATORS = (
     | {f"__{name}__": canonical for name, canonical in _UNARY.items()}
 )  # fmt: skip
 
-# Keys are names without leading and trailing underscores; the values are canonical.
+# Names without leading and trailing underscores, and the canonical names that they have.
 ALIASES = {
     "absolute": "abs",
     "adjoint": "mh",
@@ -109,7 +114,7 @@ ALIASES = {
     "swapdims": "transpose",
     "trapz": "trapezoid",
     "true_divide": "div",
-    # The same op with one more value to return.
+    # The same op, which also returns where it found its values.
     "adaptive_max_pool1d_with_indices": "adaptivemaxpool1d",
     "adaptive_max_pool2d_with_indices": "adaptivemaxpool2d",
     "adaptive_max_pool3d_with_indices": "adaptivemaxpool3d",
@@ -120,10 +125,10 @@ ALIASES = {
     "max_pool3d_with_indices": "maxpool3d",
 }
 
-# Properties of a tensor whose value is computed from it; all others are facts about it.
+# Properties of a tensor whose value is computed from its values; all others are facts about it.
 TENSOR_PROPERTIES = frozenset({"T", "mT", "H", "mH", "real", "imag"})
 
-# Functions of torch that return no tensor and change no value, besides those that start with `is_` and `sym_`.
+# Functions of torch that return no tensor and change no value, in addition to those that start with `is_` or `sym_`.
 NO_EVENTS = frozenset(
     """
     size dim ndimension numel nelement stride storage_offset element_size get_device dim_order sparse_dim dense_dim
@@ -139,7 +144,7 @@ NO_EVENTS = frozenset(
     """.split()
 )
 
-# Functions after which memory of their argument or result is known to somebody whose writes torch doesn't see.
+# Functions after which the memory of their argument or result can be written by code that torch doesn't see.
 ESCAPES = frozenset(
     """
     numpy __array__ __array_wrap__ __dlpack__ __cuda_array_interface__ data_ptr const_data_ptr mutable_data_ptr
@@ -148,7 +153,7 @@ ESCAPES = frozenset(
     """.split()
 )
 
-# They write their first argument, and no underscore at their end says so.
+# Functions that write their first argument although their name doesn't end in an underscore.
 WRITES = frozenset(
     _INPLACE_OPERATORS
     | {
@@ -162,8 +167,8 @@ WRITES = frozenset(
     }
 )
 
-# The argument, by keyword and position, that makes a call write another one of its arguments. Batch norms matter
-# most: they change their running statistics without a new `_version`.
+# The argument, by keyword and position, that makes a call write another one of its arguments. Batch norms matter most:
+# they change their running statistics without counting up `_version`.
 WRITE_FLAGS = {
     "torch.nn.functional.batch_norm": ("training", 5),
     "torch.nn.functional.embedding": ("max_norm", 3),
@@ -177,10 +182,10 @@ WRITE_FLAGS = {
     "instance_norm": ("running_mean", 3),
 }
 
-# They end in an underscore and leave the values alone.
+# Functions whose name ends in an underscore although they leave the values alone.
 NOT_WRITING = frozenset({"requires_grad_", "rename_", "share_memory_", "_coalesced_"})
 
-# Functions of torch.distributed that write an argument, some of them after they have returned.
+# Functions of torch.distributed that write an argument, some of them only after they have returned.
 COLLECTIVES = frozenset(
     """
     irecv recv broadcast all_reduce all_reduce_coalesced reduce all_gather all_gather_single all_gather_into_tensor
@@ -189,9 +194,9 @@ COLLECTIVES = frozenset(
     """.split()
 )
 
-# Python functions that run one op, by module: every other one that can be opened is a composite. Exceptions from the
-# letter: `1 / x` is an operator though torch computes it in two steps, and `embedding` is one lookup unless `max_norm`
-# is given.
+# Python functions that run one op, by module; every other one that can be opened is a composite. Two are here by
+# decision: `1 / x` is one operator, though torch computes it in two steps, and `embedding` is one lookup, though it
+# first renormalises the rows if `max_norm` is given.
 ONE_OP = {
     "torch.nn.functional": frozenset(
         """

@@ -1,4 +1,4 @@
-"""What a predicate answers, how two answers join, and what is no answer."""
+"""What a predicate may answer, how two answers merge, and how functions of the user are checked."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Changes(Mapping[str, Any]):
     __slots__ = ("_fields",)
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
-        given = check_changes(dict(fields))
-        self._fields = {name: given[name] for name in CaptureSpec.__struct_fields__ if name in given}
+        values = check_changes(dict(fields))
+        self._fields = {name: values[name] for name in CaptureSpec.__struct_fields__ if name in values}
 
     def __getitem__(self, name: str) -> Any:
         return self._fields[name]
@@ -48,11 +48,11 @@ class Changes(Mapping[str, Any]):
 
 
 Answer = bool | Changes | CaptureSpec
-"""A checked decision. Yes and no are the singletons True and False."""
+"""A checked decision. Yes and no are the objects True and False, so that they can be told by identity."""
 
 
 def merge(left: Answer, right: Answer) -> Answer:
-    """How to keep what both keep: the right one wins, and a full spec replaces."""
+    """How to keep what both keep: the right one wins, field by field, and a whole spec replaces all."""
     if right is True:
         return left
     if isinstance(right, Changes) and isinstance(left, Changes):
@@ -62,27 +62,27 @@ def merge(left: Answer, right: Answer) -> Answer:
     return right
 
 
-def checked(answer: object, asked: object, ctx: Context, *, at: str = "event") -> Answer:
-    """What a callable returned as an Answer; a PredicateError names the callable and the event."""
+def checked(answer: object, predicate: object, ctx: Context, *, once_per_site: bool = False) -> Answer:
+    """What a callable returned as an Answer; a PredicateError names the callable and the event or the site."""
     if answer is None:
         return False
     if isinstance(answer, (bool, np.bool_)):
         return bool(answer)
     if isinstance(answer, (Changes, CaptureSpec)):
         return answer
-    where = f"event {ctx.label!r} at site {ctx.site!r}" if at == "event" else f"site {ctx.site!r}"
+    where = f"site {ctx.site!r}" if once_per_site else f"event {ctx.label!r} at site {ctx.site!r}"
     if isinstance(answer, Mapping):
         try:
             return Changes(answer)
         except OptionError as error:
-            raise PredicateError(f"{asked!r} returned {_shown(answer)} for {where}: {error}") from error
+            raise PredicateError(f"{predicate!r} returned {_described(answer)} for {where}: {error}") from error
     raise PredicateError(
-        f"{asked!r} returned {_shown(answer)} for {where}; it has to return True, False, None (not kept) "
+        f"{predicate!r} returned {_described(answer)} for {where}; it has to return True, False, None (not kept) "
         f"or a CaptureSpec. {_remedy(answer)}"
     )
 
 
-def _shown(answer: object) -> str:
+def _described(answer: object) -> str:
     if isinstance(answer, torch.Tensor):
         return f"a tensor of shape {tuple(answer.shape)}"  # printing values would wait for the device
     return f"{reprlib.repr(answer)} ({type(answer).__name__})"
@@ -94,75 +94,6 @@ def _remedy(answer: object) -> str:
     if callable(answer):
         return "It is callable: call it, a predicate with the context, as in op('relu')(ctx)."
     return "`x and y` and `x or y` return one of their operands: wrap the whole in bool(...)."
-
-
-def literal(value: object) -> str:
-    """A value as source text, in a namespace that holds torch."""
-    if value is ...:
-        return "..."
-    if isinstance(value, torch.device):
-        return f"torch.device({str(value)!r})"
-    if callable(value):
-        return function_text(value)
-    return repr(value)
-
-
-def function_text(function: Callable[..., Any]) -> str:
-    """The qualified name and the place of a function; a text can't bring the function itself back."""
-    if isinstance(function, functools.partial):
-        return function_text(function.func)
-    if isinstance(function, MethodType):
-        return function_text(function.__func__)
-    if isinstance(function, FunctionType):
-        code = function.__code__
-        place = f"{PurePath(code.co_filename).name}:{code.co_firstlineno}"
-        return f"function({_qualified(function)!r}, {place!r})"
-    named = function if isinstance(function, BuiltinFunctionType) else type(function)
-    return f"function({_qualified(named)!r})"
-
-
-def _qualified(named: FunctionType | BuiltinFunctionType | type) -> str:
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-def check_callable(value: object, given_to: str) -> Callable[[Any], Any]:
-    """The value, if it can be called with a context; else a PredicateError that says what to give instead."""
-    if isinstance(value, nn.Module):
-        raise PredicateError(
-            f"{given_to} got a module ({type(value).__name__}); give its address as model.named_modules() "
-            "shows it: module('encoder.0')"
-        )
-    if isinstance(value, type):
-        name = value.__name__
-        hint = f"module_type({name}) selects by it" if issubclass(value, nn.Module) else "give an instance"
-        raise PredicateError(f"{given_to} got the class {name}; {hint}")
-    if not callable(value):
-        raise PredicateError(
-            f"{given_to} got {value!r} ({type(value).__name__}); "
-            "give a predicate such as op('relu') or a function of the context"
-        )
-    if isinstance(value, FunctionType) and str(value.__module__).startswith("fastrec.predicates."):
-        if value.__name__.isidentifier():  # a lambda in a docstring of ours is not
-            raise PredicateError(f"{given_to} got {value.__name__} itself; call it: {value.__name__}(...)")
-    _check_signature(value, given_to)
-    return value
-
-
-def _check_signature(function: Callable[..., Any], given_to: str) -> None:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # builtins may have none
-        return
-    try:
-        signature.bind(None)
-    except TypeError:
-        raise PredicateError(
-            f"{given_to} got a function with the arguments {signature}; it is called with one, the context"
-        ) from None
-    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-        raise PredicateError(
-            f"{given_to} got a coroutine or generator function; write a plain `def` that returns its answer"
-        )
 
 
 def spec_of(decision: Decision | None, default: CaptureSpec) -> CaptureSpec | None:
@@ -178,3 +109,77 @@ def spec_of(decision: Decision | None, default: CaptureSpec) -> CaptureSpec | No
     else:
         return default
     return spec if spec.save_activation or spec.save_metadata else None
+
+
+# --- Values and functions as text -------------------------------------------------------------------------------------
+
+
+def literal(value: object) -> str:
+    """A value as source text, in a namespace that holds torch."""
+    if value is ...:
+        return "..."
+    if isinstance(value, torch.device):
+        return f"torch.device({str(value)!r})"
+    if callable(value):
+        return function_text(value)
+    return repr(value)
+
+
+def function_text(function: Callable[..., Any]) -> str:
+    """The qualified name of a function and where it was written. A text can't bring the function itself back."""
+    if isinstance(function, functools.partial):
+        return function_text(function.func)
+    if isinstance(function, MethodType):
+        return function_text(function.__func__)
+    if isinstance(function, FunctionType):
+        code = function.__code__
+        line = f"{PurePath(code.co_filename).name}:{code.co_firstlineno}"
+        return f"function({_qualified_name(function)!r}, {line!r})"
+    return f"function({_qualified_name(function if isinstance(function, BuiltinFunctionType) else type(function))!r})"
+
+
+def _qualified_name(value: FunctionType | BuiltinFunctionType | type) -> str:
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+# --- Functions of the user --------------------------------------------------------------------------------------------
+
+
+def check_callable(value: object, receiver: str) -> Callable[[Any], Any]:
+    """The value, if it can be called with a context; else a PredicateError that says what to give instead."""
+    if isinstance(value, nn.Module):
+        raise PredicateError(
+            f"{receiver} got a module ({type(value).__name__}); give its address as model.named_modules() "
+            "shows it: module('encoder.0')"
+        )
+    if isinstance(value, type):
+        name = value.__name__
+        hint = f"module_type({name}) selects by it" if issubclass(value, nn.Module) else "give an instance"
+        raise PredicateError(f"{receiver} got the class {name}; {hint}")
+    if not callable(value):
+        raise PredicateError(
+            f"{receiver} got {value!r} ({type(value).__name__}); "
+            "give a predicate such as op('relu') or a function of the context"
+        )
+    if isinstance(value, FunctionType) and str(value.__module__).startswith("fastrec.predicates."):
+        if value.__name__.isidentifier():  # a lambda in one of our docstrings has another kind of name
+            raise PredicateError(f"{receiver} got {value.__name__} itself; call it: {value.__name__}(...)")
+    _check_signature(value, receiver)
+    return value
+
+
+def _check_signature(function: Callable[..., Any], receiver: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # builtins may have none
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise PredicateError(
+            f"{receiver} got a function with the arguments {signature}; it is called with one, the context"
+        ) from None
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise PredicateError(
+            f"{receiver} got a coroutine or generator function; write a plain `def` that returns its answer"
+        )

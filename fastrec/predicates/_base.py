@@ -1,4 +1,20 @@
-"""The base of all predicates, and how they join."""
+"""The algebra of predicates: what each of them can do, how they join, and how they are narrowed.
+
+    >>> from fastrec.predicates import every, op
+    >>> predicate = op("relu").with_(keep_grad=True) & every(10)
+    >>> predicate.narrow(Site("1/relu", "op", "relu", "relu", ()))
+    every(10).with_(keep_grad=True)
+    >>> predicate.narrow(Site("0/linear", "op", "linear", "linear", ()))
+    NEVER
+
+``decide(ctx)`` answers for one event. ``narrow(site)`` answers once per site, with the *residual*: the smallest
+predicate that still has to be asked at the events there. What the site settles is gone from it. So nothing is installed
+where the residual is NEVER, and nothing is asked where it is a Constant.
+
+Narrowing must not change an answer, and an answer also says how to keep: ``a & b`` merges the captures of its parts
+from left to right, ``a | b`` takes that of the first part that keeps. So the parts of ``&`` are only merged or moved
+where they are *plain*, which means that they say yes or no and never how. Narrowing a residual again changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +32,6 @@ from fastrec.predicates._answers import Answer, Changes, check_callable, checked
 from fastrec.predicates._partial_context import KindView, SiteView
 from fastrec.predicates._protocol import Context
 
-NOTHING: frozenset[str] = frozenset()
 ALL_FIELDS = frozenset(FIELDS)
 
 Matched = Literal["op", "module", "module_type", "phase", "entry"]
@@ -56,7 +71,7 @@ class PredicateBase(msgspec.Struct, frozen=True):
 
     @abstractmethod
     def _settle(self, view: SiteView | KindView) -> PredicateBase:
-        """What is left to ask, given what the view knows."""
+        """The residual, given what the view shows."""
 
     @property
     def history(self) -> int:
@@ -66,10 +81,10 @@ class PredicateBase(msgspec.Struct, frozen=True):
     def patterns(self, *matched: Matched) -> Iterator[Pattern]:
         """Its globs of some names, by default op types and module addresses, to compare with what a session saw."""
         wanted = matched or ("op", "module")
-        return (found for leaf in self.leaves() for found in leaf.own_patterns() if found[0] in wanted)
+        return (pattern for leaf in self.leaves() for pattern in leaf.own_patterns() if pattern[0] in wanted)
 
     def narrow(self, site: Site) -> PredicateBase:
-        """What is left to ask at a site: NEVER, ALWAYS, another Constant, or a rest as small as possible."""
+        """The residual at a site: NEVER, ALWAYS, another Constant, or as small a question as possible."""
         return self._settle(SiteView(site))
 
     def may_keep_kind(self, kind: Kind) -> bool:
@@ -77,7 +92,7 @@ class PredicateBase(msgspec.Struct, frozen=True):
         return self._settle(KindView(kind)) is not NEVER
 
     def with_(self, **changes: Any) -> PredicateBase:
-        """The same predicate, that keeps with some fields of the default capture changed.
+        """The same predicate, but what it keeps is kept with some fields of the default capture changed.
 
         >>> import torch
         >>> from fastrec.predicates import op
@@ -87,7 +102,7 @@ class PredicateBase(msgspec.Struct, frozen=True):
         Arguments:
             changes: fields of CaptureSpec. Those of an outer ``with_`` win over those inside.
 
-        Raises OptionError for an unknown field, or fields that do not fit together.
+        Raises OptionError for an unknown field, or for fields that don't fit together.
         """
         return _attach(self, Changes(changes))
 
@@ -96,16 +111,16 @@ class PredicateBase(msgspec.Struct, frozen=True):
         return CaptureSpec(**answer) if isinstance(answer, Changes) else answer
 
     def __and__(self, other: PredicateBase | Callable[[Any], Any]) -> PredicateBase:
-        return And(_flat(And, (self, as_operand(other, "&"))))
+        return And(tuple(_flat(And, (self, as_operand(other, "&")))))
 
     def __rand__(self, other: Callable[[Any], Any]) -> PredicateBase:
-        return And(_flat(And, (as_operand(other, "&"), self)))
+        return And(tuple(_flat(And, (as_operand(other, "&"), self))))
 
     def __or__(self, other: PredicateBase | Callable[[Any], Any]) -> PredicateBase:
-        return Or(_flat(Or, (self, as_operand(other, "|"))))
+        return Or(tuple(_flat(Or, (self, as_operand(other, "|")))))
 
     def __ror__(self, other: Callable[[Any], Any]) -> PredicateBase:
-        return Or(_flat(Or, (as_operand(other, "|"), self)))
+        return Or(tuple(_flat(Or, (as_operand(other, "|"), self))))
 
     def __invert__(self) -> PredicateBase:
         return Not(self)
@@ -115,6 +130,9 @@ class PredicateBase(msgspec.Struct, frozen=True):
             f"{self!r} has no truth value of its own: join predicates with & | ~ instead of and, or, not, "
             "and ask one by calling it with a context"
         )
+
+
+# --- Leaves: predicates that are not joined from others ---------------------------------------------------------------
 
 
 class Leaf(PredicateBase, frozen=True):
@@ -133,19 +151,11 @@ class Leaf(PredicateBase, frozen=True):
         yield self
 
 
-class Joined(PredicateBase, frozen=True):
-    """A predicate made of others."""
-
-    @property
-    def reads(self) -> frozenset[str]:
-        return NOTHING.union(*(leaf.reads for leaf in self.leaves()))
-
-
 class Constant(Leaf, frozen=True):
-    """A settled predicate: its ``decision`` is the same for every event."""
+    """A settled predicate, whose ``decision`` is the same for every event."""
 
     decision: Answer
-    reads = NOTHING
+    reads = frozenset[str]()
 
     @property
     def is_plain(self) -> bool:
@@ -158,7 +168,7 @@ class Constant(Leaf, frozen=True):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (settled, (self.decision,))
+        return (constant, (self.decision,))
 
     def __repr__(self) -> str:
         if isinstance(self.decision, Changes):
@@ -172,15 +182,15 @@ NEVER = Constant(False)
 ALWAYS = Constant(True)
 
 
-def settled(decision: Answer) -> Constant:
-    """The constant of a decision; there is one NEVER and one ALWAYS."""
+def constant(decision: Answer) -> Constant:
+    """The constant of a decision; there is one NEVER and one ALWAYS, also after pickling."""
     if isinstance(decision, bool):
         return ALWAYS if decision else NEVER
     return Constant(decision)
 
 
 class Opaque(Leaf, frozen=True):
-    """Any function of the context: nothing is known of it, so it is asked at every event."""
+    """Any function of the context. Nothing is known about it, so it is asked at every event."""
 
     function: Callable[[Any], Any]
     reads = ALL_FIELDS
@@ -197,8 +207,26 @@ class Opaque(Leaf, frozen=True):
         return function_text(self.function)
 
 
-class Several(Joined, frozen=True):
-    """Parts side by side."""
+def as_operand(value: object, sign: str) -> PredicateBase:
+    """What stands beside a sign as a predicate."""
+    if isinstance(value, PredicateBase):
+        return value
+    return Opaque(check_callable(value, f"a predicate's {sign}"))
+
+
+# --- Predicates that are joined from others ---------------------------------------------------------------------------
+
+
+class Compound(PredicateBase, frozen=True):
+    """A predicate made of others."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset[str]().union(*(leaf.reads for leaf in self.leaves()))
+
+
+class Chain(Compound, frozen=True):
+    """Two or more parts with one sign between them, none of which is a chain of the same sign."""
 
     parts: tuple[PredicateBase, ...]
 
@@ -211,8 +239,8 @@ class Several(Joined, frozen=True):
             yield from part.leaves()
 
 
-class And(Several, frozen=True):
-    """Keeps what all parts keep; of what they say about how, the right one wins."""
+class And(Chain, frozen=True):
+    """Keeps what all parts keep. Where they differ about how, the right one wins."""
 
     def decide(self, ctx: Context) -> Answer:
         decision: Answer = True
@@ -225,20 +253,21 @@ class And(Several, frozen=True):
         return decision
 
     def _settle(self, view: SiteView | KindView) -> PredicateBase:
-        rests: list[PredicateBase] = []
+        residuals: list[PredicateBase] = []
         for part in self.parts:
-            rest = part._settle(view)
-            if rest is NEVER:
+            residual = part._settle(view)
+            if residual is NEVER:
                 return NEVER
-            rests.append(rest)
-        return _all_of(rests)
+            if residual is not ALWAYS:
+                residuals.append(residual)
+        return _all_of(residuals)
 
     def __repr__(self) -> str:
-        return " & ".join(_within(part, Or) for part in self.parts)
+        return " & ".join(_parenthesised(part, Or) for part in self.parts)
 
 
-class Or(Several, frozen=True):
-    """Keeps what any part keeps; the first that keeps says how."""
+class Or(Chain, frozen=True):
+    """Keeps what any part keeps. The first that keeps says how."""
 
     def decide(self, ctx: Context) -> Answer:
         for part in self.parts:
@@ -248,21 +277,21 @@ class Or(Several, frozen=True):
         return False
 
     def _settle(self, view: SiteView | KindView) -> PredicateBase:
-        rests: list[PredicateBase] = []
+        residuals: list[PredicateBase] = []
         for part in self.parts:
-            rest = part._settle(view)
-            if rest is not NEVER:
-                rests.append(rest)
-            if isinstance(rest, Constant) and rest is not NEVER:
-                break  # what comes after a part that always keeps is never asked
-        return _any_of(rests)
+            residual = part._settle(view)
+            if residual is not NEVER:
+                residuals.append(residual)
+            if isinstance(residual, Constant) and residual is not NEVER:
+                break  # before the parts behind it are narrowed, which may ask functions of the user
+        return _any_of(residuals)
 
     def __repr__(self) -> str:
         return " | ".join(map(repr, self.parts))
 
 
-class Not(Joined, frozen=True):
-    """Keeps what its part doesn't."""
+class Not(Compound, frozen=True):
+    """Keeps what its part doesn't, with the default capture."""
 
     part: PredicateBase
     is_plain = True
@@ -274,18 +303,19 @@ class Not(Joined, frozen=True):
         return self.part.leaves()
 
     def _settle(self, view: SiteView | KindView) -> PredicateBase:
-        rest = self.part._settle(view)
-        if isinstance(rest, Constant):
-            return ALWAYS if rest is NEVER else NEVER
-        if isinstance(rest, Not) and rest.part.is_plain:
-            return rest.part
-        return Not(rest.part if isinstance(rest, With) else rest)
+        residual = self.part._settle(view)
+        if isinstance(residual, Constant):
+            return ALWAYS if residual is NEVER else NEVER
+        question = residual.part if isinstance(residual, With) else residual
+        if isinstance(question, Not) and question.part.is_plain:
+            return question.part
+        return Not(question)
 
     def __repr__(self) -> str:
-        return f"~{_within(self.part, And, Or)}"
+        return f"~{_parenthesised(self.part, And, Or)}"
 
 
-class With(Joined, frozen=True):
+class With(Compound, frozen=True):
     """Keeps what its part keeps, with some fields of the capture changed."""
 
     part: PredicateBase
@@ -305,81 +335,86 @@ class With(Joined, frozen=True):
         return _attach(self.part._settle(view), self.changes)
 
     def __repr__(self) -> str:
-        return f"{_within(self.part, And, Or, Not)}.with_({self.changes!r})"
+        return f"{_parenthesised(self.part, And, Or, Not)}.with_({self.changes!r})"
 
 
-def as_operand(value: object, sign: str) -> PredicateBase:
-    """What stands beside a sign as a predicate."""
-    if isinstance(value, PredicateBase):
-        return value
-    return Opaque(check_callable(value, f"a predicate's {sign}"))
+# --- Making residuals as small as they can be -------------------------------------------------------------------------
+
+
+def _all_of(residuals: list[PredicateBase]) -> PredicateBase:
+    """One predicate that keeps what all residuals keep, none of which is NEVER or ALWAYS."""
+    if len(residuals) <= 1:
+        return residuals[0] if residuals else ALWAYS
+    parts = _flat(And, residuals)
+    questions = [part for part in parts if not isinstance(part, Constant)]
+    plain = [question.part if isinstance(question, With) else question for question in questions]
+    if not all(question.is_plain for question in plain):
+        # What a function says about how to keep is merged in its turn, so every part keeps its place.
+        return And(tuple(parts))
+    capture: Answer = True
+    for part in parts:
+        capture = merge(capture, _capture_of(part))
+    if not plain:
+        return constant(capture)
+    questions = _once(_flat(And, plain))
+    if capture is not True and not isinstance(capture, Changes):
+        return And((*questions, constant(capture)))
+    question = questions[0] if len(questions) == 1 else And(tuple(questions))
+    return question if capture is True else With(question, capture)
+
+
+def _any_of(residuals: list[PredicateBase]) -> PredicateBase:
+    """One predicate that keeps what any residual keeps, none of which is NEVER."""
+    if len(residuals) <= 1:
+        return residuals[0] if residuals else NEVER
+    # A question that comes a second time has said no before, so even one that says how is asked once.
+    parts = _once(_flat(Or, residuals))
+    for number, part in enumerate(parts, 1):
+        if isinstance(part, Constant):  # what comes after a part that always keeps is never asked
+            del parts[number:]
+            break
+    if parts[-1] is ALWAYS and all(part.is_plain for part in parts):
+        return ALWAYS
+    return parts[0] if len(parts) == 1 else Or(tuple(parts))
+
+
+def _capture_of(residual: PredicateBase) -> Answer:
+    """How a residual keeps what it keeps, if its question is a plain one."""
+    if isinstance(residual, Constant):
+        return residual.decision
+    return residual.changes if isinstance(residual, With) else True
 
 
 def _attach(predicate: PredicateBase, changes: Changes) -> PredicateBase:
     if not changes or predicate is NEVER:
         return predicate
     if isinstance(predicate, Constant):
-        return settled(merge(predicate.decision, changes))
+        return constant(merge(predicate.decision, changes))
     if isinstance(predicate, With):
         return With(predicate.part, Changes({**predicate.changes, **changes}))
     return With(predicate, changes)
 
 
-def _all_of(rests: list[PredicateBase]) -> PredicateBase:
-    """The rests that all have to keep as one, with what is known about how taken out of the questions."""
-    open_ = [rest for rest in rests if not isinstance(rest, Constant)]
-    asked = [rest.part if isinstance(rest, With) else rest for rest in open_]
-    if not all(rest.is_plain for rest in asked):
-        return _joined(And, [rest for rest in rests if rest is not ALWAYS])
-    how = _merged(map(_how, rests))
-    if not asked:
-        return settled(how)
-    rest = _joined(And, _once(asked))
-    if isinstance(how, Changes):
-        return With(rest, how)
-    return rest if how is True else _joined(And, [rest, settled(how)])
-
-
-def _merged(hows: Iterable[Answer]) -> Answer:
-    merged: Answer = True
-    for how in hows:
-        merged = merge(merged, how)
-    return merged
-
-
-def _any_of(rests: list[PredicateBase]) -> PredicateBase:
-    if not rests:
-        return NEVER
-    if rests[-1] is ALWAYS and all(rest.is_plain for rest in rests):
-        return ALWAYS
-    return _joined(Or, _once(rests))
-
-
-def _how(rest: PredicateBase) -> Answer:
-    if isinstance(rest, Constant):
-        return rest.decision
-    return rest.changes if isinstance(rest, With) else True
-
-
-def _once(rests: Iterable[PredicateBase]) -> list[PredicateBase]:
-    """The rests without those that were asked before."""
-    kept: list[PredicateBase] = []
-    for rest in rests:
-        if rest not in kept:
-            kept.append(rest)
-    return kept
-
-
-def _joined(sign: type[And] | type[Or], rests: list[PredicateBase]) -> PredicateBase:
-    return rests[0] if len(rests) == 1 else sign(_flat(sign, rests))
-
-
-def _flat(sign: type[And] | type[Or], parts: Iterable[PredicateBase]) -> tuple[PredicateBase, ...]:
+def _flat(sign: type[Chain], parts: Iterable[PredicateBase]) -> list[PredicateBase]:
+    """The parts, those of chains with this sign one by one."""
     flat: list[PredicateBase] = []
     for part in parts:
-        flat.extend(part.parts if isinstance(part, sign) else (part,))
-    return tuple(flat)
+        if isinstance(part, sign):
+            flat += part.parts
+        else:
+            flat.append(part)
+    return flat
 
 
-def _within(part: PredicateBase, *looser: type[PredicateBase]) -> str:
+def _once(parts: list[PredicateBase]) -> list[PredicateBase]:
+    """The parts without those that came before."""
+    once: list[PredicateBase] = []
+    for part in parts:
+        if part not in once:
+            once.append(part)
+    return once
+
+
+def _parenthesised(part: PredicateBase, *looser: type[PredicateBase]) -> str:
+    """A part as text, in parentheses if its sign binds less tightly than the one around it."""
     return f"({part!r})" if isinstance(part, looser) else repr(part)

@@ -83,15 +83,15 @@ def kind(*kinds: Kind) -> KindOf:
     kind('input', 'buffer')
 
     Arguments:
-        kinds: of "op", "module_enter", "module_exit", "input", "buffer".
+        kinds: any of "op", "module_enter", "module_exit", "input", "buffer".
 
-    Raises PredicateError for another word.
+    Raises PredicateError for any other value, and without any.
     """
     if not kinds:
         raise PredicateError(f"kind() needs at least one of {', '.join(map(repr, KINDS))}")
-    for given in cast("tuple[object, ...]", kinds):
-        if given not in KINDS:
-            raise PredicateError(f"kind({given!r}) is no kind of event; {did_you_mean(str(given), KINDS)}")
+    for value in cast("tuple[object, ...]", kinds):
+        if value not in KINDS:
+            raise PredicateError(f"kind({value!r}) is not a kind of event; {did_you_mean(str(value), KINDS)}")
     return KindOf(tuple(dict.fromkeys(kinds)))
 
 
@@ -104,7 +104,7 @@ def after(*layer_types: str, within: int = 1) -> After:
 
     Arguments:
         layer_types: globs of canonical op types, as for ``op``.
-        within: how many of the ops before to look at, from 1 (the one just before) to the recorder's
+        within: how many of the preceding ops to look at, from 1 (just the last one) to the recorder's
             ``history_size``.
 
     Raises PredicateError for anything but strings, and for a ``within`` below 1.
@@ -112,9 +112,9 @@ def after(*layer_types: str, within: int = 1) -> After:
     return After(_layer_types("after", layer_types), count_of("after", within, "ops to look back at"))
 
 
-def _layer_types(name: str, given: tuple[str, ...]) -> Globs:
-    spelled = globs_of(name, given, "relu").patterns
-    plain = tuple(glob.lower().replace("_", "") for glob in spelled)
-    if "" in plain:
-        raise PredicateError(f"{name}({spelled[plain.index('')]!r}) names no op type; '*' matches all")
-    return Globs(plain)
+def _layer_types(name: str, values: tuple[str, ...]) -> Globs:
+    patterns = globs_of(name, values, "relu").patterns
+    canonical = tuple(pattern.lower().replace("_", "") for pattern in patterns)
+    if "" in canonical:
+        raise PredicateError(f"{name}({patterns[canonical.index('')]!r}) names no op type; '*' matches all")
+    return Globs(canonical)

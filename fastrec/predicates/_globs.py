@@ -1,4 +1,4 @@
-"""Predicates that answer yes or no from a few fields, and the globs that most of them match with."""
+"""What the built-in predicates share: a yes or no from a few fields, and the globs that most of them match with."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fastrec.predicates._partial_context import KindView, SiteView, Unsettled
 
 
 class Atom(Leaf, frozen=True):
-    """A leaf that answers yes or no, and is settled as soon as the fields that it reads are known.
+    """A leaf that answers yes or no, and is settled as soon as the fields that its answer depends on are known.
 
-    Its ``decide`` reads first what is known early, so that it is settled as early as it can be.
+    So ``decide`` reads those fields first that are known early: the kind of an event before its modules.
     """
 
     is_plain = True
 
     def _settle(self, view: SiteView | KindView) -> PredicateBase:
         if self.reads.isdisjoint(STRUCTURAL_FIELDS):
-            return self  # sooner than by an exception
+            return self  # the exception below would say the same, but more slowly
         try:
             return ALWAYS if self.decide(view) else NEVER
         except Unsettled:
@@ -36,19 +36,20 @@ class Globs:
     A name that is spelled exactly like a pattern matches it, whatever characters it has.
     """
 
-    __slots__ = ("_known", "_match", "patterns")
+    __slots__ = ("_match", "_matches", "patterns")
 
     def __init__(self, patterns: tuple[str, ...]) -> None:
         self.patterns = tuple(dict.fromkeys(patterns))
         self._match = re.compile("|".join(map(fnmatch.translate, self.patterns))).match
-        self._known = dict.fromkeys(self.patterns, True)
+        # The names of a model are few and come again in every pass.
+        self._matches = dict.fromkeys(self.patterns, True)
 
     def __contains__(self, name: str) -> bool:
         try:
-            return self._known[name]
+            return self._matches[name]
         except KeyError:
-            known = self._known[name] = self._match(name) is not None
-            return known
+            matches = self._matches[name] = self._match(name) is not None
+            return matches
 
     def __eq__(self, other: object) -> bool:
         return self.patterns == other.patterns if isinstance(other, Globs) else NotImplemented
@@ -78,19 +79,19 @@ class GlobAtom(Atom, frozen=True):
         return f"{self.name}({self.globs!r})"
 
 
-def globs_of(name: str, given: tuple[object, ...], example: str) -> Globs:
+def globs_of(name: str, values: tuple[object, ...], example: str) -> Globs:
     """The arguments of a public function as globs, if they are strings."""
-    if not given:
+    if not values:
         raise PredicateError(f"{name}() needs at least one glob, such as {name}({example!r}); '*' matches all")
-    for glob in given:
+    for glob in values:
         if isinstance(glob, (list, tuple, set, frozenset)):
-            one_by_one = ", ".join(map(repr, glob))
-            raise PredicateError(f"{name}() takes its globs one by one: {name}({one_by_one})")
+            arguments = ", ".join(map(repr, glob))
+            raise PredicateError(f"{name}() takes its globs one by one: {name}({arguments})")
         if not isinstance(glob, str):
             raise PredicateError(
                 f"{name}() takes strings such as {name}({example!r}), not {glob!r} ({type(glob).__name__})"
             )
-    return Globs(tuple(str(glob) for glob in given))
+    return Globs(tuple(str(glob) for glob in values))
 
 
 def count_of(name: str, n: object, what: str) -> int:

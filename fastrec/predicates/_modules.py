@@ -24,7 +24,7 @@ class Module(GlobAtom, frozen=True):
         if ctx.kind == "module_enter":
             return False
         # Not by ctx.module_address: an op outside any module has that of a root, "", but no stack.
-        return _reached(self.globs, ctx.module_stack[-1:])
+        return _any_matches(self.globs, ctx.module_stack[-1:])
 
 
 class ModuleInput(GlobAtom, frozen=True):
@@ -35,7 +35,7 @@ class ModuleInput(GlobAtom, frozen=True):
     reads = frozenset({"kind", "module_stack"})
 
     def decide(self, ctx: Context) -> bool:
-        return ctx.kind == "module_enter" and _reached(self.globs, ctx.module_stack[-1:])
+        return ctx.kind == "module_enter" and _any_matches(self.globs, ctx.module_stack[-1:])
 
 
 class ModuleType(GlobAtom, frozen=True):
@@ -63,8 +63,8 @@ class Inside(GlobAtom, frozen=True):
         if ctx.kind == "module_enter":
             return False
         frames = ctx.module_stack
-        around = frames[:-1] if ctx.kind == "module_exit" else frames
-        return _reached(self.globs, around)
+        enclosing = frames[:-1] if ctx.kind == "module_exit" else frames
+        return _any_matches(self.globs, enclosing)
 
 
 def module(*addresses: str) -> Module:
@@ -108,9 +108,9 @@ def module_type(*types: str | type[nn.Module]) -> ModuleType:
     module_type('Conv2d', '*Norm*')
 
     Arguments:
-        types: globs of class names, or classes. A class stands for its name alone: its subclasses don't
-            match (``nn.Linear`` leaves out ``NonDynamicallyQuantizableLinear``), and a class of the same name
-            defined elsewhere does.
+        types: globs of class names, or classes. A class stands for its name alone: a subclass doesn't match
+            (``nn.Linear`` leaves out ``NonDynamicallyQuantizableLinear``), but another class of the same name
+            does.
 
     Raises PredicateError for anything else, and without any.
     """
@@ -125,27 +125,27 @@ def inside(*addresses: str) -> Inside:
     op('relu') & ~inside('head')
 
     Arguments:
-        addresses: globs of module addresses, as for ``module``. A module's own output is not inside of it,
-            but inside of the modules around it.
+        addresses: globs of module addresses, as for ``module``. A module's own output is not inside it, but
+            inside the modules around it.
 
     Raises PredicateError for anything but strings, and without any.
     """
     return Inside(globs_of("inside", addresses, "encoder.*"))
 
 
-def _reached(globs: Globs, frames: Sequence[Any]) -> bool:
-    """Whether one of the modules is known under an address that matches."""
+def _any_matches(globs: Globs, frames: Sequence[Any]) -> bool:
+    """Whether one of the modules has an address that matches."""
     return any(frame.module_address in globs or any(alias in globs for alias in frame.aliases) for frame in frames)
 
 
-def _class_name(given: Any) -> Any:
-    if isinstance(given, type) and issubclass(given, nn.Module):
-        return given.__name__
-    if isinstance(given, type):
-        raise PredicateError(f"module_type({given.__name__}): {given.__name__} is no subclass of nn.Module")
-    if isinstance(given, nn.Module):
+def _class_name(value: object) -> object:
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        return value.__name__
+    if isinstance(value, type):
+        raise PredicateError(f"module_type({value.__name__}): {value.__name__} is not a subclass of nn.Module")
+    if isinstance(value, nn.Module):
         raise PredicateError(
-            f"module_type() got a module; give its class: module_type({type(given).__name__}), "
+            f"module_type() got a module; give its class: module_type({type(value).__name__}), "
             "or its address to module()"
         )
-    return given
+    return value

@@ -1,4 +1,4 @@
-"""Predicates of the pass that an event belongs to."""
+"""Predicates of the pass that an event belongs to, and what they say about a whole pass before it runs."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ def entry(*names: str) -> Entry:
     entry('actor.*')
 
     Arguments:
-        names: globs of entries: the address of the outermost module that was called, after its root's name
-            where there are several roots, or a region's name.
+        names: globs of entries. An entry is the address of the outermost module that was called (with
+            several roots, the root's name first), or the name of a region.
 
     Raises PredicateError for anything but strings, and without any.
     """
@@ -142,12 +142,22 @@ def grad_enabled() -> GradEnabled:
     return GradEnabled()
 
 
-Ahead = Callable[[Context], bool] | bool
-"""Whether some event of a pass could be kept; of the context only the fields of the pass are known."""
+# --- Whole passes -----------------------------------------------------------------------------------------------------
+
+PassQuestion = Callable[[Context], bool] | bool
+"""Whether something can happen in a pass: yes, no, or a question of a context that has the pass's fields alone."""
 
 
-def pass_filter(predicate: PredicateBase, answer: bool = True) -> Ahead:
-    """Whether, at some event of a pass, a predicate could answer so: always, never, or a question about the pass."""
+def pass_filter(predicate: PredicateBase, answer: bool = True) -> PassQuestion:
+    """Whether a predicate could give this answer at some event of a pass.
+
+    >>> from fastrec.predicates import every, op
+    >>> pass_filter(op("relu")), pass_filter(op("relu") & every(10))
+    (True, <function ...>)
+
+    A pass in which nothing could be kept is not watched at all. A part that is not about the pass may answer either way
+    at one event or another, so both answers are possible. ``~`` asks its part for the opposite answer.
+    """
     if isinstance(predicate, Not):
         return pass_filter(predicate.part, not answer)
     if isinstance(predicate, With):
@@ -163,17 +173,17 @@ def pass_filter(predicate: PredicateBase, answer: bool = True) -> Ahead:
     return True
 
 
-def all_of(parts: list[Ahead]) -> Ahead:
-    """Whether all of some questions say yes."""
-    asked = [part for part in parts if not isinstance(part, bool)]
-    if False in parts or not asked:
+def all_of(parts: list[PassQuestion]) -> PassQuestion:
+    """Whether all parts say yes."""
+    questions = [part for part in parts if not isinstance(part, bool)]
+    if False in parts or not questions:
         return False not in parts
-    return asked[0] if len(asked) == 1 else lambda ctx: all(part(ctx) for part in asked)
+    return questions[0] if len(questions) == 1 else lambda ctx: all(question(ctx) for question in questions)
 
 
-def any_of(parts: list[Ahead]) -> Ahead:
-    """Whether any of some questions says yes."""
-    asked = [part for part in parts if not isinstance(part, bool)]
-    if True in parts or not asked:
+def any_of(parts: list[PassQuestion]) -> PassQuestion:
+    """Whether any part says yes."""
+    questions = [part for part in parts if not isinstance(part, bool)]
+    if True in parts or not questions:
         return True in parts
-    return asked[0] if len(asked) == 1 else lambda ctx: any(part(ctx) for part in asked)
+    return questions[0] if len(questions) == 1 else lambda ctx: any(question(ctx) for question in questions)

@@ -1,4 +1,8 @@
-"""What the parts promise each other: predicates, engines and sinks slot in by these protocols alone."""
+"""What a session asks of a predicate, and what it shows it.
+
+``PredicateBase`` implements it for everything that a user can write. The session wraps a predicate that raised when it
+was narrowed in another implementation, which raises the same error at each event.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +17,20 @@ Decision = bool | CaptureSpec | Mapping[str, Any]
 
 
 class Context(Protocol):
-    """What a predicate may look at; ``RecordContext`` documents the fields."""
+    """What a predicate may look at: a whole context, or a stand-in that has some fields. See ``RecordContext``."""
 
     def __getattr__(self, name: str) -> Any: ...
 
 
 class Predicate(Protocol):
-    """Context -> keep or not, and how; narrowed once per site."""
+    """A question about one event, narrowed once per site."""
 
     @property
     def reads(self) -> frozenset[str]:
         """The context fields that it may look at."""
 
     def narrow(self, site: Site) -> Predicate:
-        """What is left to ask at this site: a constant (never, always), or a rest."""
+        """What is left to ask at this site: a constant (never, always), or a smaller question."""
 
     def decide(self, ctx: Context) -> Decision:
         """Whether to keep the event of this context, and how."""

@@ -58,8 +58,8 @@ def shape(*dims: int | EllipsisType | None) -> Shape:
     (shape(None, 64), shape(..., 3, 3), shape())
 
     Arguments:
-        dims: sizes one by one; None is any size, ``...`` any number of dimensions (once). ``shape()`` is a
-            scalar.
+        dims: sizes one by one. None is any size, ``...`` (at most once) any number of dimensions.
+            ``shape()`` is a scalar.
 
     Raises PredicateError for anything else.
     """
@@ -73,8 +73,8 @@ def shape(*dims: int | EllipsisType | None) -> Shape:
         raise PredicateError(f"shape({', '.join(map(literal, dims))}): give ... at most once")
     if ... not in dims:
         return Shape(cast("tuple[Size, ...]", dims), None)
-    at = dims.index(...)
-    return Shape(cast("tuple[Size, ...]", dims[:at]), cast("tuple[Size, ...]", dims[at + 1 :]))
+    ellipsis = dims.index(...)
+    return Shape(cast("tuple[Size, ...]", dims[:ellipsis]), cast("tuple[Size, ...]", dims[ellipsis + 1 :]))
 
 
 def dtype(*dtypes: torch.dtype | str) -> Dtype:
@@ -95,14 +95,14 @@ def dtype(*dtypes: torch.dtype | str) -> Dtype:
     return Dtype(tuple(dict.fromkeys(map(_torch_dtype, dtypes))))
 
 
-def _torch_dtype(given: object) -> torch.dtype:
-    if isinstance(given, torch.dtype):
-        return given
-    if not isinstance(given, str):
-        raise PredicateError(f"dtype() takes torch dtypes or their names, not {given!r} ({type(given).__name__})")
-    name = given.removeprefix("torch.")
+def _torch_dtype(value: object) -> torch.dtype:
+    if isinstance(value, torch.dtype):
+        return value
+    if not isinstance(value, str):
+        raise PredicateError(f"dtype() takes torch dtypes or their names, not {value!r} ({type(value).__name__})")
+    name = value.removeprefix("torch.")
     if name not in DTYPES:
-        raise PredicateError(f"dtype({given!r}) is no torch dtype; {did_you_mean(name, DTYPES)}")
+        raise PredicateError(f"dtype({value!r}) is not a torch dtype; {did_you_mean(name, DTYPES)}")
     return DTYPES[name]
 
 

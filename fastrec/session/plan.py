@@ -20,7 +20,7 @@ from fastrec.events.context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCT
 from fastrec.events.position import Position, RecordMetaMaker, TensorFacts
 from fastrec.events.sites import Catalog, Kind, PassInfo, RecordMeta, Site
 from fastrec.predicates import NEVER
-from fastrec.predicates._base import Opaque, PredicateBase, settled
+from fastrec.predicates._base import Opaque, PredicateBase, constant
 from fastrec.predicates._modules import Inside, Module, ModuleInput, ModuleType
 from fastrec.predicates._normalise import normalise
 from fastrec.predicates._passes import Entry, Every, First, GradEnabled, Phase, any_of, pass_filter
@@ -149,7 +149,7 @@ def _narrow_at(predicate: PredicateBase, position: Position, site: Site, meta_ma
     if isinstance(residual, PredicateBase) and residual.reads and residual.reads <= STRUCTURAL_FIELDS | PATH_FIELDS:
         # All that it reads is the same whenever a pass gets to this position, so it is asked now.
         meta = meta_maker.make(position, site, NO_TENSOR, 0, None)
-        return settled(residual.decide(RecordContext(meta_maker.catalog, site, meta, _NO_PASS, 0.0, None)))
+        return constant(residual.decide(RecordContext(meta_maker.catalog, site, meta, _NO_PASS, 0.0, None)))
     return residual
 
 

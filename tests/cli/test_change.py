@@ -93,8 +93,12 @@ def test_export_of_one_phase() -> None:
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        (("run.bin",), 1, "'run.bin' does not tell the format; add --format and one of numpy, safetensors"),
-        (("run.npz", "-o", "to=3"), 1, "--option 'to=3': give NAME=VALUE with a name that 'numpy' has"),
+        (
+            ("run.bin",),
+            1,
+            "the ending of 'run.bin' does not say the format; add --format and one of numpy",
+        ),
+        (("run.npz", "-o", "to=3"), 1, "--option 'to=3': give NAME=VALUE with an option of 'numpy'"),
         (("run.npz", "-o", "by"), 1, "--option 'by': give NAME=VALUE"),
         (("run.npz", "-o", "by=row"), 1, "--option 'by=row': Invalid enum value 'row'"),
         (("run.npz", "-k", "torsso"), 1, "there is nothing under 'torsso'"),
@@ -142,7 +146,7 @@ def test_repack_tells_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*argv, "--json"]) == 3
     assert "'small.h5' exists; give another path" in capsys.readouterr().err
     assert main(["repack", "run.h5", "--to", "other.h5", "--dtype", "flat16"]) == 1
-    assert "--dtype 'flat16' is no dtype; give float16" in capsys.readouterr().err
+    assert "--dtype 'flat16' is not a dtype; give float16" in capsys.readouterr().err
     assert main(["repack", "run.h5", "--to", "other.h5", "--compression", "zip"]) == 1
     assert "repack(compression='zip'): give 'gzip'" in capsys.readouterr().err
 
@@ -151,8 +155,8 @@ def test_a_bar_is_shown_on_a_terminal_alone(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rollout("run.h5")
-    monkeypatch.setattr("fastrec._cli._command.QUIET_SECONDS", 0.0)
-    monkeypatch.setattr("fastrec._cli._command.EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("fastrec._cli._progress.MIN_SECONDS", 0.0)
+    monkeypatch.setattr("fastrec._cli._progress.REFRESH_SECONDS", 0.0)
     assert main(["verify", "run.h5"]) == 0
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)

@@ -61,7 +61,7 @@ def test_files_that_are_no_recordings(command: str, capsys: pytest.CaptureFixtur
         Path("some.h5").write_bytes(content)
         code, err = failed(capsys, command, "some.h5")
         assert code == 4
-        assert "look whether it is the right file and was copied whole" in err
+        assert "check that it is the right file and was copied completely" in err
     with h5py.File("other.h5", "w") as file:
         file["x"] = [1, 2]
     code, err = failed(capsys, command, "other.h5")
@@ -84,7 +84,7 @@ def test_a_file_that_was_cut_off(command: str, capsys: pytest.CaptureFixture[str
         Path("run.h5").write_bytes(whole[:size])
         code, err = failed(capsys, command, "run.h5")
         assert code == 4
-        assert err.endswith("look whether it is the right file and was copied whole\n")
+        assert err.endswith("check that it is the right file and was copied completely\n")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -174,7 +174,7 @@ def test_statistics_do_not_depend_on_where_stretches_end(
 ) -> None:
     rollout("run.h5", steps=9)
     whole = document(capsys, "show", "run.h5", "torso")
-    monkeypatch.setattr("fastrec._cli._look.STRETCH", 50)
+    monkeypatch.setattr("fastrec._cli._look.READ_BYTES", 50)
     parts = document(capsys, "show", "run.h5", "torso")
     assert isinstance(whole, dict) and isinstance(parts, dict)
     for name, value in whole["statistics"]["activation"].items():

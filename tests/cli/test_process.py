@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import fastrec
+from fastrec._cli import main
 from tests.cli.recorded import rollout
 
 COMMAND = [sys.executable, "-W", "error", "-m", "fastrec"]
@@ -24,6 +26,11 @@ def test_it_runs_as_a_module(run_h5: str) -> None:
     done = subprocess.run([*COMMAND, "info", run_h5, "--json"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["records"] == 12
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fastrec {fastrec.__version__}\n"
 
 
 def test_a_closed_pipe_ends_it_quietly(run_h5: str) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fastrec import CaptureSpec, Recorder
 from fastrec.predicates import every, kind, op
-from tests.models import MODELS, mlp
-from tests.naive import assert_same_events, events_of, naive_events, same_bits, seeded, tensors_in
+from tests.helpers.models import MODELS, mlp
+from tests.helpers.naive import assert_same_events, events_of, naive_events, same_bits, seeded, tensors_in
 
 EVERYTHING = {"keep_op": True, "keep_module": kind("module_enter", "module_exit")}
 

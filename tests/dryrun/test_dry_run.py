@@ -29,8 +29,8 @@ from fastrec.predicates import (
     shape,
     structural,
 )
-from tests.models import DYNAMIC, MODELS, mlp
-from tests.stable_ids import stable
+from tests.helpers.models import DYNAMIC, MODELS, mlp
+from tests.helpers.stable_ids import stable
 
 FIELDS = {name for name, field in vars(RecordContext).items() if isinstance(field, property)}
 ALL_MODELS = {**MODELS, **DYNAMIC}

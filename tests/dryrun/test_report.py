@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fastrec
 from fastrec import CaptureSpec, DryRun, RecordContext, dry_run
 from fastrec.predicates import entry, every, first, op, shape
-from tests.models import MODELS
+from tests.helpers.models import MODELS
 
 
 def test_the_tree_shows_modules_ops_and_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,10 +15,10 @@ from torch._dynamo.utils import counters
 from fastrec import CaptureSpec, FastrecWarning, Recorder
 from fastrec._errors import OptionError, SessionError, UnsupportedModelError
 from fastrec.predicates import every, module_type, op, shape
-from tests.compiling import EVERYTHING
-from tests.compiling import fresh_dynamo as fresh_dynamo
-from tests.models import MODELS, mlp
-from tests.naive import tensors_in
+from tests.helpers.compiling import EVERYTHING
+from tests.helpers.compiling import fresh_dynamo as fresh_dynamo
+from tests.helpers.models import MODELS, mlp
+from tests.helpers.naive import tensors_in
 
 
 def told(recording: Any) -> list[Any]:

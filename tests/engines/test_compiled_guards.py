@@ -22,8 +22,8 @@ from fastrec.engines.compiled import roots as _compiled_roots
 from fastrec.engines.compiled.graphs import CapturedGraph, GraphRoute, GraphTransition
 from fastrec.engines.compiled.outputs import ExtraOutputs, GradientPaths
 from fastrec.predicates import op
-from tests.models import mlp
-from tests.naive import seeded
+from tests.helpers.models import mlp
+from tests.helpers.naive import seeded
 
 X = torch.linspace(-1, 2, 16).reshape(4, 4)
 

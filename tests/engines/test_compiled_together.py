@@ -14,9 +14,9 @@ from torch._dynamo.utils import counters
 from fastrec import CaptureSpec, FastrecWarning, Recorder
 from fastrec._errors import SessionError
 from fastrec.predicates import every, kind, op, phase
-from tests.compiling import fresh_dynamo as fresh_dynamo
-from tests.models import MODELS, mlp
-from tests.same_recordings import assert_same_recordings
+from tests.helpers.compiling import fresh_dynamo as fresh_dynamo
+from tests.helpers.models import MODELS, mlp
+from tests.helpers.same_recordings import assert_same_recordings
 
 EVERYTHING = {"keep_op": kind("op"), "keep_module": kind("module_enter", "module_exit")}
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fastrec import Recorder
 from tests.contracts.engine import EVERYTHING, EngineContract
-from tests.models import DYNAMIC, encoder
-from tests.naive import assert_same_events, events_of, naive_events, same_bits, seeded
+from tests.helpers.models import DYNAMIC, encoder
+from tests.helpers.naive import assert_same_events, events_of, naive_events, same_bits, seeded
 
 
 class TestEagerEngine(EngineContract):

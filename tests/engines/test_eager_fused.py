@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastrec import FastrecWarning, Recorder, record
 from fastrec.predicates import inside, module_input, module_type, op
 from tests.contracts.engine import EVERYTHING
-from tests.naive import same_bits
+from tests.helpers.naive import same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 

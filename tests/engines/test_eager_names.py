@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fastrec import Recorder, record
 from fastrec.predicates import inside, kind, module, op, shape, structural
 from tests.contracts.engine import EVERYTHING
-from tests.models import DYNAMIC, MODELS, Attends, Branching, Shared, encoder
-from tests.naive import Event, events_of, same_bits, seeded
+from tests.helpers.models import DYNAMIC, MODELS, Attends, Branching, Shared, encoder
+from tests.helpers.naive import Event, events_of, same_bits, seeded
 
 PREDICATES: dict[str, Any] = {
     "one type": {"keep_op": "linear"},

@@ -29,8 +29,8 @@ from fastrec.predicates import (
     structural,
 )
 from tests.contracts.engine import EVERYTHING
-from tests.models import Attends, Branching, Shared
-from tests.naive import Event, same_bits, seeded
+from tests.helpers.models import Attends, Branching, Shared
+from tests.helpers.naive import Event, same_bits, seeded
 
 
 class Model(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastrec import FastrecWarning, Recorder
 from fastrec.predicates import every, op
 from tests.contracts.engine import EVERYTHING
-from tests.naive import assert_same_events, events_of, naive_events, seeded
+from tests.helpers.naive import assert_same_events, events_of, naive_events, seeded
 
 
 def simple() -> nn.Sequential:

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from fastrec import FastrecWarning, Recorder, record
 from fastrec.predicates import op
 from tests.contracts.engine import EVERYTHING
-from tests.models import mlp
-from tests.naive import assert_same_events, events_of, naive_events, same_bits, seeded
+from tests.helpers.models import mlp
+from tests.helpers.naive import assert_same_events, events_of, naive_events, same_bits, seeded
 
 
 class Calls(nn.Module):

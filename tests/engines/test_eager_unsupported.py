@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fastrec
 from fastrec import FastrecWarning, Recorder, record
-from tests.models import mlp
+from tests.helpers.models import mlp
 
 
 def scripted() -> Any:
@@ -178,8 +178,8 @@ def test_no_pass_at_all_is_a_warning() -> None:
     ("options", "message"),
     [
         ({"keep_op": "rleu"}, "keep_op: 'rleu' matched no op type that ran; did you mean 'relu'?"),
-        ({"keep_op": ["relu", "conv*"]}, "keep_op: 'conv*' matched no op type that ran; there are 'linear', 'relu'"),
-        ({"keep_module": "encoder.0"}, "keep_module: 'encoder.0' matched no module address; there are '', '0', '1'"),
+        ({"keep_op": ["relu", "conv*"]}, "keep_op: 'conv*' matched no op type that ran; choose from 'linear', 'relu'"),
+        ({"keep_module": "encoder.0"}, "keep_module: 'encoder.0' matched no module address; choose from '', '0', '1'"),
     ],
 )
 def test_globs_that_matched_nothing_are_told_with_near_ones(options: Any, message: str) -> None:

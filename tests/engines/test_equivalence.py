@@ -32,10 +32,10 @@ from fastrec.predicates import (
     phase,
     shape,
 )
-from tests.made_models import made_models
-from tests.models import MODELS
-from tests.naive import same_bits, seeded
-from tests.same_recordings import assert_same_recordings, facts_of
+from tests.helpers.made_models import made_models
+from tests.helpers.models import MODELS
+from tests.helpers.naive import same_bits, seeded
+from tests.helpers.same_recordings import assert_same_recordings, facts_of
 
 ENGINES = ["static"]
 LOOSE = {"compiled"}

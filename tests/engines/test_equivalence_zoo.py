@@ -10,8 +10,8 @@ from torch import nn
 
 from fastrec import Recorder
 from fastrec.predicates import module_type, op
-from tests.naive import seeded
-from tests.same_recordings import assert_same_recordings
+from tests.helpers.naive import seeded
+from tests.helpers.same_recordings import assert_same_recordings
 from tests.zoo.language import language_models
 from tests.zoo.plain import plain_models
 

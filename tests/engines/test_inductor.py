@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from benchmarks.models import load
 from fastrec import Recorder
 from fastrec.predicates import module_type, op
-from tests.compiling import EVERYTHING
-from tests.compiling import fresh_dynamo as fresh_dynamo
-from tests.naive import seeded, tensors_in
-from tests.same_recordings import facts_of
+from tests.helpers.compiling import EVERYTHING
+from tests.helpers.compiling import fresh_dynamo as fresh_dynamo
+from tests.helpers.naive import seeded, tensors_in
+from tests.helpers.same_recordings import facts_of
 
 
 def check(name: str, mode: str | None = None, **options: Any) -> None:

@@ -16,9 +16,9 @@ from fastrec._errors import BrokenPromiseError, FastrecError, OptionError
 from fastrec.predicates import every, kind, module, op, phase
 from fastrec.session.taps import AskTap, KeepTap
 from tests.contracts.engine import EngineContract
-from tests.models import Recursive, Shared, encoder, mlp
-from tests.naive import same_bits, seeded
-from tests.same_recordings import assert_same_recordings
+from tests.helpers.models import Recursive, Shared, encoder, mlp
+from tests.helpers.naive import same_bits, seeded
+from tests.helpers.same_recordings import assert_same_recordings
 
 
 class TestStaticEngine(EngineContract):

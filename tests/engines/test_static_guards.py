@@ -17,9 +17,9 @@ from fastrec.engines.static.schedule import _Calls
 from fastrec.predicates import inside, op
 from fastrec.session.pass_batch import UncopiedBatch
 from fastrec.sinks.ram.pool import UncopiedPass
-from tests.models import encoder
-from tests.naive import seeded
-from tests.same_recordings import assert_same_recordings
+from tests.helpers.models import encoder
+from tests.helpers.naive import seeded
+from tests.helpers.same_recordings import assert_same_recordings
 
 
 def differ(make: Callable[[], nn.Module], drive: Callable[[Any, Recorder], Any], **options: Any) -> bool:

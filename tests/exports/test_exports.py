@@ -223,7 +223,7 @@ def test_what_is_missing_is_an_error(recording: Recording, tmp_path: Path) -> No
     for format in ("minari", "d4rl", "robomimic"):
         with pytest.raises(OptionError, match=f"{format} needs actions: give actions= a key of the recording"):
             export(recording, tmp_path / "x.hdf5", format, observations=OBSERVATIONS)
-        with pytest.raises(StepError, match="no step was marked with a column 'score' for the rewards; there are 'rew"):
+        with pytest.raises(StepError, match="marked with a column 'score' for the rewards; there are 'rew"):
             export(recording, tmp_path / "x.hdf5", format, rewards="score", **TRANSITIONS)
     with pytest.raises(RecordKeyError, match="did you mean"):
         export(recording, tmp_path / "x.hdf5", "d4rl", keys="tan_1", **TRANSITIONS)

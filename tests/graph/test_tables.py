@@ -91,7 +91,7 @@ def test_a_missing_package_is_named(history: ModelHistory, monkeypatch: pytest.M
         history.to_csv(tmp_path / "t.csv")
     with pytest.raises(FastrecError, match=r"networkx is needed here .* pip install 'fastrec\[networkx\]'"):
         history.to_networkx()
-    with pytest.raises(FastrecError, match=r"pyarrow is needed here .* pip install 'fastrec\[parquet\]'"):
+    with pytest.raises(FastrecError, match=r"to_parquet\(\) needs pyarrow, .*'fastrec-torch\[parquet\]'"):
         history.to_parquet(tmp_path / "t.parquet")
 
 

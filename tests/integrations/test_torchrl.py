@@ -96,7 +96,7 @@ def test_values_of_the_updates_do_not_pass_for_those_of_the_batch() -> None:
     with Recorder(policy, keep_op="tanh", autoreset="same_step") as rec:
         for number, batch in enumerate(collect(collector, rec)):
             if number == 1:
-                with pytest.raises(fastrec.FastrecError, match=r"needs \(50, 3\) in front; select the rollout passes"):
+                with pytest.raises(fastrec.FastrecError, match=r"have to begin with \(50, 3\); select the rollout"):
                     aligned(rec.recording.select(phase="rollout"), HIDDEN, batch)
     collector.shutdown()
 

@@ -109,7 +109,7 @@ def test_without_its_cache_the_last_pass_is_the_whole(model: GPT2LMHeadModel) ->
 
 def test_a_prompt_of_one_token_needs_no_other_rule() -> None:
     assert stitch(of_lengths(1, 1, 1), "linear_1").shape == (2, 3, 4)
-    with pytest.raises(fastrec.FastrecError, match=r"\(2, 1, 4\), \(2, 2, 4\), \(2, 3, 4\): not one prompt"):
+    with pytest.raises(fastrec.FastrecError, match=r"\(2, 1, 4\), \(2, 2, 4\), \(2, 3, 4\), which are not one prompt"):
         stitch(of_lengths(1, 2, 3), "linear_1")
 
 

@@ -82,7 +82,7 @@ def test_a_key_is_a_module_a_site_or_a_label(ten: Recording, key: str, count: in
         ("relu_3", "there is nothing under 'relu_3'; did you mean 'relu_2' or 'relu_1'"),
         ("site:features.4", "did you mean 'features.3'"),
         ("features", "there is nothing under 'features'"),
-        ("conv", "there is nothing under 'conv'; there are 'features.3/relu', 'features.3'"),
+        ("conv", "there is nothing under 'conv'; choose from 'features.3/relu', 'features.3'"),
     ],
 )
 def test_an_unknown_key_is_an_error_that_names_close_ones(ten: Recording, key: str, message: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fastrec
 from fastrec import Recorder, record
 from fastrec.predicates import every, module, op
-from tests.models import mlp
+from tests.helpers.models import mlp
 
 
 class Net(nn.Module):

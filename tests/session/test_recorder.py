@@ -13,8 +13,8 @@ import fastrec
 from fastrec import CaptureSpec, FastrecWarning, Recorder, record
 from fastrec.predicates import after, entry, every, first, grad_enabled, kind, module, module_type, op, phase
 from fastrec.sinks import RAMSink
-from tests.models import mlp
-from tests.naive import same_bits
+from tests.helpers.models import mlp
+from tests.helpers.naive import same_bits
 
 
 @pytest.fixture

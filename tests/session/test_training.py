@@ -15,8 +15,8 @@ from fastrec import CaptureSpec, FastrecWarning, Recorder, record
 from fastrec.predicates import dtype, module, op
 from fastrec.sinks import RAMSink
 from tests.contracts.engine import EVERYTHING
-from tests.models import mlp
-from tests.naive import same_bits
+from tests.helpers.models import mlp
+from tests.helpers.naive import same_bits
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_compressed_files_are_smaller_and_read_the_same(tmp_path: Path, compress
 
 def test_an_extra_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastrec.sinks.hdf5.options.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"compression='zstd'\) needs hdf5plugin.*'fastrec\[zstd\]'"):
+    with pytest.raises(MissingExtraError, match=r"compression='zstd'\) needs hdf5plugin.*'fastrec-torch\[zstd\]'"):
         HDF5Sink("run.h5", compression="zstd")
     HDF5Sink("run.h5", compression="gzip")
 
@@ -69,7 +69,7 @@ def test_a_packed_file_whose_filter_is_missing_names_the_extra(tmp_path: Path, m
     monkeypatch.setattr("fastrec.sinks.hdf5.structure.h5py.File", fails)
     for module in ("hdf5.reader", "hdf5.structure"):
         monkeypatch.setattr(f"fastrec.sinks.{module}.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"needs hdf5plugin, which is not installed.*fastrec\[zstd\]"):
+    with pytest.raises(MissingExtraError, match=r"needs hdf5plugin, which is not installed.*fastrec-torch\[zstd\]"):
         _ = [kept.activation for kept in fastrec.load(tmp_path / "run.h5")]
 
 

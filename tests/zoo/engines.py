@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from fastrec import ActivationRecord, FastrecWarning, Recorder
 from fastrec._errors import FastrecError
 from fastrec.predicates import kind, module_type, op, structural
-from tests.naive import same_bits, seeded, tensors_in
-from tests.same_recordings import facts_of
+from tests.helpers.naive import same_bits, seeded, tensors_in
+from tests.helpers.same_recordings import facts_of
 from tests.zoo.language import language_models
 from tests.zoo.measure import REFUSED
 from tests.zoo.plain import plain_models, policies

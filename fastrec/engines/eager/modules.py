@@ -6,7 +6,6 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 from fastrec._torch.internals import call_impl
 from fastrec._torch.wrappers import is_compiled_wrapper, unwrapped
 from fastrec.events.sites import Frame
-from fastrec.ops.composites import inner_layer_types
+from fastrec.ops.composites import forward_layer_types, inner_layer_types
 from fastrec.ops.facts import op_facts
 
 _MAX_ALIASES = 16
@@ -213,9 +212,7 @@ def layer_types_in(modules: Iterable[nn.Module]) -> frozenset[str]:
     """The types of all ops that may run in the forward passes of some modules, more rather than fewer."""
     found: set[str] = set()
     for module in modules:
-        for function in vars(type(module)).values():
-            if isinstance(function, FunctionType):
-                found |= inner_layer_types(function)
+        found |= forward_layer_types(type(module))
         if isinstance(module, nn.TransformerEncoderLayer) and not isinstance(module.activation, nn.Module):
             facts = op_facts(module.activation)
             found |= inner_layer_types(module.activation) | {facts.layer_type if facts else ""}

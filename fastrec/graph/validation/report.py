@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from fastrec._optional import pandas
+from fastrec._optional import require
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -88,7 +88,8 @@ class ValidationReport(msgspec.Struct):
             for verdict in ("failures", "exempted", "unchecked")
             for entry in getattr(self, verdict)
         ]
-        return pandas().DataFrame(rows, columns=["verdict", "name", "parent", "rule", "why"])
+        pandas = require("pandas", extra="pandas", what="to_pandas()")
+        return pandas.DataFrame(rows, columns=["verdict", "name", "parent", "rule", "why"])
 
     def __str__(self) -> str:
         head = (

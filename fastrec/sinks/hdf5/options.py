@@ -10,6 +10,7 @@ import msgspec
 import torch
 
 from fastrec._errors import MissingExtraError, OptionError
+from fastrec._version import DISTRIBUTION
 
 COMPRESSIONS = ("gzip", "lzf", "zstd", "lz4")
 
@@ -53,7 +54,7 @@ class HDF5Options(msgspec.Struct, frozen=True, kw_only=True):
         if (self.compression or "").partition(":")[0] in ("zstd", "lz4") and find_spec("hdf5plugin") is None:
             raise MissingExtraError(
                 f"HDF5Sink(compression={self.compression!r}) needs hdf5plugin, which is not installed; "
-                "pip install 'fastrec[zstd]'"
+                f"install it with pip install '{DISTRIBUTION}[zstd]'"
             )
         if self.overwrite and self.append:
             raise OptionError("HDF5Sink(overwrite=True, append=True): one removes what is there, one continues it")

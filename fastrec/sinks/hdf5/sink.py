@@ -47,7 +47,7 @@ class HDF5Sink:
         flush_seconds: a pass that ended so long ago is safe if the process is killed; default 1.
         flush_rows: flush in the background whenever so many more records were kept; default never.
         durable: flushing waits until the disk has it (fsync), so that it is safe if the machine loses power.
-        compression: "gzip", "lzf", "zstd" or "lz4" (the last two need the extra fastrec[zstd]), or with a level, as in
+        compression: "gzip", "lzf", "zstd" or "lz4" (the last two need the extra ``zstd``), or with a level, as in
             "gzip:4". A file is compressed when it is full or the session ends; while it grows it takes the room of its
             values. Nothing else is written meanwhile, so a long run wants smaller ``segment_bytes``.
         dtype: a floating dtype to cast floating values to, unless their capture names one.

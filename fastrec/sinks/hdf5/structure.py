@@ -18,6 +18,7 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t, h5z
 
 from fastrec._errors import DamagedFileError, MissingExtraError
+from fastrec._version import DISTRIBUTION
 from fastrec.sinks.hdf5.catalog_log import checked, signed, torch_dtype_of
 from fastrec.sinks.hdf5.layout import (
     FORMAT,
@@ -300,7 +301,9 @@ def compress(layout: h5p.PropDCID, compression: str) -> None:
 def load_plugins(what: str) -> Any:
     """Let HDF5 know the filters of hdf5plugin."""
     if find_spec("hdf5plugin") is None:
-        raise MissingExtraError(f"{what} needs hdf5plugin, which is not installed; pip install 'fastrec[zstd]'")
+        raise MissingExtraError(
+            f"{what} needs hdf5plugin, which is not installed; install it with pip install '{DISTRIBUTION}[zstd]'"
+        )
     return import_module("hdf5plugin")
 
 

@@ -1,51 +1,18 @@
-"""What every predicate promises, whatever it asks."""
+"""What every predicate promises, whatever it asks. Inherited by the tests of each kind of predicate."""
 
 import copy
 import pickle
 
 import pytest
 import torch
-from hypothesis import given, settings
-from torch import nn
 
 from fastrec import predicates as public
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import FIELDS, RecordContext
-from fastrec.predicates import (
-    ALWAYS,
-    NEVER,
-    after,
-    dtype,
-    entry,
-    every,
-    first,
-    grad_enabled,
-    inside,
-    kind,
-    module,
-    module_input,
-    module_type,
-    op,
-    parse,
-    phase,
-    shape,
-    structural,
-)
+from fastrec.predicates import op, parse
 from fastrec.predicates._answers import Changes
-from fastrec.predicates._base import Constant, Opaque, PredicateBase
-from tests.predicate_events import (
-    KINDS,
-    as_an_op_would,
-    as_metadata,
-    event,
-    events,
-    in_a_module,
-    on_even_passes,
-    predicates,
-    printed_predicates,
-    short_when_op,
-    site_of,
-)
+from fastrec.predicates._base import PredicateBase
+from tests.helpers.predicate_events import event, site_of
 
 NAMESPACE = {**vars(public), "torch": torch}
 
@@ -79,11 +46,11 @@ def assert_same_decision(got: object, expected: object) -> None:
 
 
 def assert_narrow_agrees(predicate: PredicateBase, ctx: RecordContext) -> None:
-    rest = predicate.narrow(site_of(ctx))
-    assert_same_decision(rest.decide(ctx), predicate.decide(ctx))
-    assert rest.reads <= predicate.reads
-    assert rest.history <= predicate.history
-    assert rest.narrow(site_of(ctx)) == rest
+    residual = predicate.narrow(site_of(ctx))
+    assert_same_decision(residual.decide(ctx), predicate.decide(ctx))
+    assert residual.reads <= predicate.reads
+    assert residual.history <= predicate.history
+    assert residual.narrow(site_of(ctx)) == residual
 
 
 def assert_reads_are_honest(predicate: PredicateBase, ctx: RecordContext) -> None:
@@ -154,106 +121,3 @@ class PredicateContract:
         for predicate in self.examples:
             with pytest.raises(ValueError, match="no truth value of its own: join predicates with & | ~"):
                 bool(predicate)
-
-
-class TestOp(PredicateContract):
-    examples = [op("relu"), op("relu", "conv*"), op("*")]
-
-
-class TestKind(PredicateContract):
-    examples = [kind(k) for k in KINDS] + [kind("input", "buffer")]
-
-
-class TestAfter(PredicateContract):
-    examples = [after("conv2d"), after("relu"), after("conv*", "add", within=2)]
-
-
-class TestModule(PredicateContract):
-    examples = [module(""), module("*"), module("actor", "enc*")]
-
-
-class TestModuleInput(PredicateContract):
-    examples = [module_input("actor"), module_input("*")]
-
-
-class TestModuleType(PredicateContract):
-    examples = [module_type("Linear", nn.Sequential), module_type("*")]
-
-
-class TestInside(PredicateContract):
-    examples = [inside(""), inside("encoder*"), inside("actor")]
-
-
-class TestShape(PredicateContract):
-    examples = [shape(), shape(None, 64), shape(..., 64), shape(4, ...), shape(...)]
-
-
-class TestDtype(PredicateContract):
-    examples = [dtype(torch.float32), dtype("bfloat16", torch.int64)]
-
-
-class TestEvery(PredicateContract):
-    examples = [every(1), every(10)]
-
-
-class TestFirst(PredicateContract):
-    examples = [first(1), first(8)]
-
-
-class TestPhase(PredicateContract):
-    examples = [phase("rollout"), phase("*", "train")]
-
-
-class TestEntry(PredicateContract):
-    examples = [entry("actor"), entry("")]
-
-
-class TestGradEnabled(PredicateContract):
-    examples = [grad_enabled()]
-
-
-class TestConstants(PredicateContract):
-    examples = [ALWAYS, NEVER, ALWAYS.with_(keep_grad=True)]
-
-
-class TestJoined(PredicateContract):
-    examples = [
-        op("relu") & every(10),
-        op("relu") | module("actor") | ~every(2),
-        ~(op("relu") | op("conv*")),
-        (op("relu") & every(7)).with_(dtype=torch.bfloat16, device=torch.device("cpu")),
-    ]
-
-
-class TestOpaque(PredicateContract):
-    examples = [Opaque(on_even_passes), Opaque(as_metadata), Opaque(as_an_op_would), op("relu") & on_even_passes]
-    prints_back = False
-
-
-class TestStructural(PredicateContract):
-    examples = [structural(in_a_module), structural(as_metadata), structural(short_when_op)]
-    prints_back = False
-
-
-@settings(max_examples=400)
-@given(predicates, events)
-def test_any_expression_keeps_the_contract(predicate: PredicateBase, ctx: RecordContext) -> None:
-    for check in CHECKS:
-        check(predicate, ctx)
-
-
-@settings(max_examples=200)
-@given(printed_predicates)
-def test_any_expression_prints_back(predicate: PredicateBase) -> None:
-    assert_prints_back(predicate)
-
-
-def test_constants_are_the_same_object_after_pickling() -> None:
-    assert pickle.loads(pickle.dumps(NEVER)) is NEVER
-    assert copy.deepcopy(ALWAYS) is ALWAYS
-
-
-def test_a_rest_without_fields_is_a_constant() -> None:
-    rest = structural(as_metadata).narrow(site_of(event("op")))
-    assert rest == Constant(CaptureSpec(save_activation=False))
-    assert not rest.reads

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn, rand, randint, randn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from fastrec.ops.facts import op_facts
+from fastrec.ops.facts import op_facts, opened
 
 Call = Callable[[], Any]
 
@@ -50,6 +51,31 @@ def seen_in(call: Call) -> Seen:
     with Seen() as seen:
         call()
     return seen
+
+
+class Opening(TorchFunctionMode):
+    """Runs the functions of one name opened, and remembers what it saw inside of each call."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.opened: list[tuple[Any, Seen]] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") != self.name or not isinstance(func, FunctionType):
+            return func(*args, **(kwargs or {}))
+        with Seen() as seen:
+            out = opened(func)(*args, **(kwargs or {}))
+        self.opened.append((func, seen))
+        return out
+
+
+def run_opened(name: str, call: Call) -> tuple[list[torch.Tensor], list[tuple[Any, Seen]]]:
+    torch.manual_seed(0)
+    with Opening(name) as opening:
+        out = call()
+    assert opening.opened, f"{name} never ran"
+    return tensors(out), opening.opened
 
 
 def variants(func: Callable[..., Any], *calls: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Call]:

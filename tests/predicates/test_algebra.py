@@ -23,8 +23,8 @@ from fastrec.predicates import (
     structural,
 )
 from fastrec.predicates._base import Constant, Opaque, PredicateBase
-from tests.predicate_events import event, events, predicates, site_of
-from tests.stable_ids import stable
+from tests.helpers.predicate_events import event, events, predicates, site_of
+from tests.helpers.stable_ids import stable
 
 RELU = event("op", "relu")
 relu, conv, ten = op("relu"), op("conv2d"), every(10)
@@ -125,7 +125,7 @@ def test_later_parts_are_not_asked_in_vain() -> None:
 
 
 @pytest.mark.parametrize(
-    ("predicate", "rest"),
+    ("predicate", "residual"),
     [
         (relu, ALWAYS),
         (conv, NEVER),
@@ -160,8 +160,8 @@ def test_later_parts_are_not_asked_in_vain() -> None:
     ],
     ids=stable,
 )
-def test_what_is_left_at_a_relu(predicate: PredicateBase, rest: PredicateBase) -> None:
-    assert predicate.narrow(site_of(RELU)) == rest
+def test_what_is_left_at_a_relu(predicate: PredicateBase, residual: PredicateBase) -> None:
+    assert predicate.narrow(site_of(RELU)) == residual
 
 
 def test_a_structural_function_is_asked_once_per_site() -> None:
@@ -171,9 +171,9 @@ def test_a_structural_function_is_asked_once_per_site() -> None:
         asked.append(ctx.site)
         return True
 
-    rest = (structural(deep) & ten).narrow(site_of(RELU))
+    residual = (structural(deep) & ten).narrow(site_of(RELU))
     for _ in range(5):
-        rest.decide(RELU)
+        residual.decide(RELU)
     assert asked == ["/relu"]
 
 
@@ -200,10 +200,8 @@ def test_prints_as_it_is_written(predicate: PredicateBase, text: str) -> None:
 
 
 def test_a_function_prints_with_its_name_and_place() -> None:
-    assert repr(relu & half).startswith(
-        "op('relu') & function('test_predicates_algebra.half', 'test_predicates_algebra.py:"
-    )
-    assert repr(structural(half)).startswith("structural(function('test_predicates_algebra.half', ")
+    assert repr(relu & half).startswith("op('relu') & function('tests.predicates.test_algebra.half', 'test_algebra.py:")
+    assert repr(structural(half)).startswith("structural(function('tests.predicates.test_algebra.half', ")
     assert repr(relu.with_(transform=torch.relu)) == (
         "op('relu').with_(transform=function('torch._VariableFunctionsClass.relu'))"
     )

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from fastrec.ops.composites import inner_layer_types
 from fastrec.ops.facts import op_facts, openable, opened, reads_inplace_flag
-from tests.op_calls import Seen, tensors
+from tests.helpers.op_calls import Seen, tensors
 
 # `1 / x` is an operator, and `embedding` one lookup, by decision.
 ONE_BY_DECISION = {"__rdiv__", "embedding"}

@@ -10,8 +10,8 @@ from fastrec._errors import PredicateError
 from fastrec.predicates import NEVER, kind, module, op
 from fastrec.predicates._base import Opaque
 from fastrec.predicates._normalise import normalise
-from tests.predicate_events import event
-from tests.stable_ids import stable
+from tests.helpers.predicate_events import event
+from tests.helpers.stable_ids import stable
 
 
 def wide(ctx, least: int = 3) -> bool:
@@ -55,7 +55,7 @@ def test_a_partial_function_is_asked() -> None:
     predicate = normalise(functools.partial(wide, least=4), option="keep_op")
     assert predicate(event(shape=(2, 3))) is False
     assert predicate(event(shape=(2, 4))) is True
-    assert repr(predicate).startswith("function('test_predicates_edge.wide', 'test_predicates_edge.py:")
+    assert repr(predicate).startswith("function('tests.predicates.test_normalise.wide', 'test_normalise.py:")
 
 
 def test_none_is_the_constant_itself() -> None:

@@ -14,8 +14,8 @@ from torch import Tensor, nn, overrides, randn
 
 from fastrec.ops.facts import op_facts, reads_inplace_flag
 from fastrec.ops.table import ALIASES, ESCAPES, NO_EVENTS, OPERATORS, canonical
-from tests import op_calls
-from tests.op_calls import Call, Seen, seen_in, tensors
+from tests.helpers import op_calls
+from tests.helpers.op_calls import Call, Seen, seen_in, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 

@@ -25,8 +25,8 @@ from fastrec.predicates import (
     structural,
 )
 from fastrec.predicates._base import PredicateBase
-from tests.predicate_events import event, site_of
-from tests.stable_ids import stable
+from tests.helpers.predicate_events import event, site_of
+from tests.helpers.stable_ids import stable
 
 NET = ("", "Net")
 ENCODER = ("encoder", "Sequential")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastrec.events.context import FIELDS
-from tests.naive import same_bits
+from tests.helpers.naive import same_bits
 
 _NOT_COMPARED = {"time_since_pass_start", "func_name", "recent_events", "recent_ops", "parent_labels"}
 

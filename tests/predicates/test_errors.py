@@ -24,7 +24,7 @@ from fastrec.predicates import (
     shape,
     structural,
 )
-from tests.predicate_events import event, site_of
+from tests.helpers.predicate_events import event, site_of
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ from tests.predicate_events import event, site_of
         (lambda: op("_"), r"op\('_'\) names no op type; '\*' matches all"),
         (lambda: op("relu", ""), r"op\(''\) names no op type"),
         (lambda: kind(), r"kind\(\) needs at least one of 'op', 'module_enter'"),
-        (lambda: kind("module_exits"), r"kind\('module_exits'\) is no kind of event; did you mean 'module_exit'"),
-        (lambda: kind(["op"]), r"kind\(\['op'\]\) is no kind of event; there are 'op'"),
+        (lambda: kind("module_exits"), r"kind\('module_exits'\) is not a kind of event; did you mean 'module_exit'"),
+        (lambda: kind(["op"]), r"kind\(\['op'\]\) is not a kind of event; choose from 'op'"),
         (lambda: after(), r"after\(\) needs at least one glob"),
         (lambda: after("relu", within=0), r"after\(\) got 0; give a whole number of ops to look back at, 1 or more"),
         (lambda: after("relu", within=True), r"after\(\) got True"),
@@ -46,14 +46,14 @@ from tests.predicate_events import event, site_of
         (lambda: module_input(None), r"module_input\(\) takes strings .* not None \(NoneType\)"),
         (lambda: inside(("a", "b")), r"inside\(\) takes its globs one by one: inside\('a', 'b'\)"),
         (lambda: module_type(), r"module_type\(\) needs at least one glob, such as module_type\('Linear'\)"),
-        (lambda: module_type(int), r"module_type\(int\): int is no subclass of nn.Module"),
+        (lambda: module_type(int), r"module_type\(int\): int is not a subclass of nn.Module"),
         (lambda: module_type(nn.ReLU()), r"got a module; give its class: module_type\(ReLU\), or its address"),
         (lambda: shape((2, 3)), r"shape\(\) got \(2, 3\) \(tuple\); give sizes one by one"),
         (lambda: shape(-1), r"shape\(\) got -1 \(int\)"),
         (lambda: shape(True), r"shape\(\) got True \(bool\)"),
         (lambda: shape(..., 2, ...), r"shape\(\.\.\., 2, \.\.\.\): give \.\.\. at most once"),
         (lambda: dtype(), r"dtype\(\) needs at least one dtype"),
-        (lambda: dtype("bfloat61"), r"dtype\('bfloat61'\) is no torch dtype; did you mean 'bfloat16'"),
+        (lambda: dtype("bfloat61"), r"dtype\('bfloat61'\) is not a torch dtype; did you mean 'bfloat16'"),
         (lambda: dtype(float), r"dtype\(\) takes torch dtypes or their names, not <class 'float'> \(type\)"),
         (lambda: every(0), r"every\(\) got 0; give a whole number of passes, 1 or more"),
         (lambda: every(2.0), r"every\(\) got 2.0"),
@@ -127,7 +127,7 @@ def test_answers_that_are_no_decision(answer: object, message: str) -> None:
     def asked(ctx):
         return answer
 
-    with pytest.raises(PredicateError, match=rf"^function\('test_predicates_errors\.\S+asked', .*{message}"):
+    with pytest.raises(PredicateError, match=rf"^function\('tests.predicates.test_errors\.\S+asked', .*{message}"):
         (NEVER | asked)(event())
     with pytest.raises(PredicateError, match=r"^structural\(.*at site '/relu'|for site '/relu'"):
         structural(asked).narrow(site_of(event()))
