@@ -16,7 +16,7 @@ from fastrec import Recorder, Recording
 from fastrec._errors import DamagedFileError, OptionError, RecordingExistsError
 from fastrec.sinks import HDF5Sink, RAMSink
 from fastrec.sinks.hdf5.writer import Writer
-from tests.sinks.verified import check_checksums
+from tests.sinks.hdf5.verified import check_checksums
 
 MODEL = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh())
 

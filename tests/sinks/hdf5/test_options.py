@@ -16,7 +16,7 @@ from fastrec import CaptureSpec, Recorder
 from fastrec._errors import MissingExtraError, OptionError, RecordingFileError
 from fastrec.sinks import HDF5Sink, RAMSink
 from fastrec.sinks.hdf5.checksums import LARGE, PAGE, Counters, checksum, read_counters
-from tests.sinks.verified import check_checksums
+from tests.sinks.hdf5.verified import check_checksums
 
 MODEL = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3))
 

@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from fastrec import Recorder
 from fastrec.sinks import HDF5Sink, RAMSink
-from tests.sinks import learning
+from tests.sinks.hdf5 import learning
 
 SUFFIX = ".flushed"
 

@@ -11,7 +11,7 @@ import torch
 
 import fastrec
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 PRELUDE = """
 import os, sys, torch

@@ -11,7 +11,7 @@ import fastrec
 from fastrec import Recorder
 from fastrec.files import merge
 from fastrec.sinks import HDF5Sink
-from tests.sinks import by_the_page
+from tests.sinks.hdf5 import by_the_page
 
 
 @pytest.fixture(autouse=True)

@@ -18,10 +18,10 @@ from fastrec import Recorder, Recording
 from fastrec._errors import RecordingFileError, RecordingNotFoundError
 from fastrec.sinks import HDF5Sink
 from fastrec.sinks.hdf5.live import _is_alive
-from tests.sinks import killed, learning
-from tests.sinks.verified import check_checksums
+from tests.sinks.hdf5 import killed, learning
+from tests.sinks.hdf5.verified import check_checksums
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def start(path: Path, code: str) -> "subprocess.Popen[str]":
@@ -41,7 +41,7 @@ class Killer:
         self._folder = folder
         self._reference = learning.Reference()
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.sinks.killed"],
+            [sys.executable, "-m", "tests.sinks.hdf5.killed"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -13,7 +13,7 @@ from fastrec._errors import UnsupportedTensorError
 from fastrec.sinks import HDF5Sink, RAMSink
 from fastrec.sinks.hdf5.source import HDF5Source
 from tests.contracts.sink import Rig, check_source
-from tests.sinks.verified import check_checksums
+from tests.sinks.hdf5.verified import check_checksums
 
 
 def test_sites_may_have_any_name(tmp_path: Path) -> None:
