@@ -136,14 +136,14 @@ def test_a_recording_that_is_being_written_is_left_alone(tmp_path: Path) -> None
         with pytest.raises(BlockingIOError):
             h5py.File(tmp_path / "run.00000.h5.tmp", "r+")
     assert fastrec.load(path).n_passes == 1
-    with pytest.raises(OptionError, match="one removes what is there, one continues it"):
+    with pytest.raises(OptionError, match="overwrite removes an earlier recording and append continues it"):
         HDF5Sink(path, append=True, overwrite=True)
 
 
 def test_another_file_is_not_continued(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "run.h5", "w") as file:
         file["x"] = 1
-    with pytest.raises(DamagedFileError, match="no recording of fastrec"):
+    with pytest.raises(DamagedFileError, match="not a recording of fastrec"):
         session(tmp_path / "run.h5", 1, append=True)
     for name, passes in (("a.h5", 2), ("b.h5", 3)):
         session(tmp_path / name, passes)
@@ -151,7 +151,7 @@ def test_another_file_is_not_continued(tmp_path: Path) -> None:
     os.replace(tmp_path / "a.00001.h5", tmp_path / "b.00001.h5")
     with pytest.raises(DamagedFileError, match="b.00001.h5' does not go on where the file before it ended"):
         fastrec.load(tmp_path / "b.h5")
-    with pytest.raises(DamagedFileError, match="shows 2 segments, and there are 1"):
+    with pytest.raises(DamagedFileError, match="shows 2 segments, but there are 1"):
         fastrec.load(tmp_path / "a.h5")
 
 

@@ -17,7 +17,7 @@ import fastrec
 from fastrec import Recorder, Recording
 from fastrec._errors import RecordingFileError, RecordingNotFoundError
 from fastrec.sinks import HDF5Sink
-from fastrec.sinks.hdf5.live import _is_alive
+from fastrec.sinks.hdf5.live import is_alive
 from tests.sinks.hdf5 import killed, learning
 from tests.sinks.hdf5.verified import check_checksums
 
@@ -65,7 +65,7 @@ class Killer:
         random = Random(-seed)
         until = time.monotonic() + random.choice([0.02, 0.3, 1.0]) * random.random()
         # Some may end by themselves, however busy the machine is.
-        while time.monotonic() < until or (seed % 10 == 5 and _is_alive(child)):
+        while time.monotonic() < until or (seed % 10 == 5 and is_alive(child)):
             time.sleep(0.001)
         os.kill(child, random.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
         print(file=self._server.stdin, flush=True)

@@ -15,7 +15,7 @@ import fastrec
 from fastrec import CaptureSpec, Recorder
 from fastrec._errors import MissingExtraError, OptionError, RecordingFileError
 from fastrec.sinks import HDF5Sink, RAMSink
-from fastrec.sinks.hdf5.checksums import LARGE, PAGE, Counters, checksum, read_counters
+from fastrec.sinks.hdf5.checksums import MIN_THREADED_BYTES as LARGE, PAGE_BYTES as PAGE, Counters, checksum, read_counters
 from tests.sinks.hdf5.verified import check_checksums
 
 MODEL = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3))
@@ -139,7 +139,7 @@ def test_memory_of_many_sites_stays_below_the_limit(tmp_path: Path) -> None:
         for _ in range(300):
             model(value)
     pool = sink._pool
-    assert sum(stage.next_count * stage.nbytes for stage in pool.stages) <= 1 << 20
+    assert sum(stage.next_count * stage.row_bytes for stage in pool.stages) <= 1 << 20
     assert sink.statistics()["most_bytes_waiting"] <= 2 << 20
     assert fastrec.load(sink.path).stack("7").shape == (300, 16, 8)
 
@@ -160,10 +160,10 @@ def test_paths_are_those_of_the_process(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        ("run.{step}.h5", r"has the field {step}; there are {rank}, {pid}, {worker}, {host}"),
-        ("run.{rank:05d}.h5", r"has the field {rank}.*as they are"),
+        ("run.{step}.h5", r"has the field {step}; the fields are {rank}, {pid}, {worker}, {host}"),
+        ("run.{rank:05d}.h5", r"has the field {rank}.*without a format"),
         ("run.{.h5", "makes no sense as a pattern"),
-        ("run.00001.h5", "is how a part of 'run.h5' would be called"),
+        ("run.00001.h5", "is what a segment of 'run.h5' would be called"),
     ],
 )
 def test_paths_that_make_no_sense_are_told(path: str, told: str) -> None:
@@ -220,4 +220,4 @@ def test_the_counters_that_were_written_last_count() -> None:
     assert read_counters(np.concatenate([first, second])) == Counters(3, 4, True)
     second[10] ^= 1
     assert read_counters(np.concatenate([first, second])) == Counters(1, 2)
-    assert read_counters(np.zeros_like(np.concatenate([first, second]))) == Counters()
+    assert read_counters(np.zeros_like(np.concatenate([first, second]))) is None

@@ -57,7 +57,7 @@ with Recorder(model, keep_module=True, sink=sink) as rec:
     model.forks = True
     model(torch.ones(4, 64))
     if not model.child:
-        for use in (rec.flush, sink.flush, sink._ledger.close):
+        for use in (rec.flush, sink.flush, sink._pass_log.close):
             try:
                 use()
             except FastrecError as error:

@@ -16,7 +16,7 @@ from fastrec import Recorder
 from fastrec._errors import DamagedFileError
 from fastrec.files import merge, verify
 from fastrec.sinks import HDF5Sink
-from fastrec.sinks.hdf5.structure import _outside, add_trailer, opened_file, read_trailer
+from fastrec.sinks.hdf5.structure import _outside_chunks as _outside, add_trailer, open_verified as opened_file, read_trailer
 
 MODEL = torch.nn.Sequential(torch.nn.Linear(3, 64), torch.nn.Tanh())
 TOLD = "is damaged: its structure is not the one that was written"
