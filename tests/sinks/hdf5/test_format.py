@@ -75,18 +75,22 @@ def assert_same_file(new: Path, old: Path) -> None:
         names = data_sets(new_file)
         assert names == data_sets(old_file)
         for name in names:
-            ours, theirs = new_file[name], old_file[name]
+            new_data, old_data = new_file[name], old_file[name]
             for fact in ("compression", "shuffle", "is_virtual"):
-                assert getattr(ours, fact) == getattr(theirs, fact), fact
-            assert attributes(ours) == attributes(theirs)
-            assert ours.id.get_type().equal(theirs.id.get_type())
+                assert getattr(new_data, fact) == getattr(old_data, fact), fact
+            assert attributes(new_data) == attributes(old_data)
+            assert new_data.id.get_type().equal(old_data.id.get_type())
             if name == "log":
-                assert log_lines(ours) == log_lines(theirs)
+                assert log_lines(new_data) == log_lines(old_data)
             elif name == "sources":
-                assert normalised(json.loads(ours[:].tobytes())) == normalised(json.loads(theirs[:].tobytes()))
+                assert normalised(json.loads(new_data[:].tobytes())) == normalised(json.loads(old_data[:].tobytes()))
             else:
-                assert (ours.shape, ours.chunks, ours.maxshape) == (theirs.shape, theirs.chunks, theirs.maxshape)
-                assert rows(ours) == rows(theirs), name
+                assert (new_data.shape, new_data.chunks, new_data.maxshape) == (
+                    old_data.shape,
+                    old_data.chunks,
+                    old_data.maxshape,
+                )
+                assert rows(new_data) == rows(old_data), name
 
 
 def data_sets(file: Any) -> list[str]:
