@@ -146,9 +146,19 @@ class Addresses:
         """Which of them lie in the overflow set."""
         return self.encoded < 0
 
+    def runs(self) -> list[tuple[slice, bool]]:
+        """Stretches that lie in the overflow set, and ones that do not."""
+        if self.encoded.min(initial=0) >= 0:  # none does, most often
+            return [(slice(None), False)]
+        in_overflow = self.in_overflow
+        edges = run_edges(in_overflow).tolist()
+        return [(slice(a, b), bool(in_overflow[a])) for a, b in zip(edges, edges[1:], strict=False)]
+
     @property
     def rows(self) -> Integers:
         """The rows of those that lie in data sets of their own."""
+        if self.encoded.min(initial=0) >= 0:  # all of them do, most often: nothing to copy
+            return self.encoded
         return self.encoded[self.encoded >= 0]
 
     @property
@@ -319,6 +329,9 @@ def read_rows(descriptor: int, extent: DatasetExtent, first: int, count: int, ou
 
 def run_edges(numbers: npt.NDArray[Any]) -> Integers:
     """Where each stretch of equal numbers begins, and where the last one ends."""
-    changes = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
-    edges: Integers = np.concatenate(([0], changes, [len(numbers)]))
+    if len(numbers) < 2:  # most often, and then it is all that reading one value costs here
+        return np.array([0, len(numbers)])
+    changes = np.flatnonzero(numbers[1:] != numbers[:-1])
+    edges = np.empty(len(changes) + 2, np.int64)
+    edges[0], edges[1:-1], edges[-1] = 0, changes + 1, len(numbers)
     return edges

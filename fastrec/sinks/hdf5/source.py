@@ -304,13 +304,11 @@ class HDF5Source:
         span = max(1, MAX_SPAN_BYTES // row_bytes)
         for start in range(0, len(addresses), span):
             part, into = addresses[start : start + span], out[start : start + span]
-            in_overflow = part.in_overflow
-            edges = run_edges(in_overflow).tolist()
-            for first, stop in zip(edges, edges[1:], strict=False):
-                if in_overflow[first]:
-                    _read_overflow(file, part[first:stop].overflow_bytes, into[first:stop])
+            for run, in_overflow in part.runs():
+                if in_overflow:
+                    _read_overflow(file, part[run].overflow_bytes, into[run])
                 else:
-                    _read_rows(file, name, part[first:stop].rows, into[first:stop])
+                    _read_rows(file, name, part[run].rows, into[run])
 
 
 def _read_rows(file: ReadFile, name: str, rows: Integers, out: Bytes) -> None:
