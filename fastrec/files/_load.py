@@ -20,7 +20,7 @@ def load(path: str | PathLike[str], *, live: bool = False) -> Recording: ...
 
 
 def load(path: str | PathLike[str], *, live: bool = False) -> Recording:
-    """Read a recording from its file, finished or not, as far as it was flushed by now.
+    """Read a recording from its file, finished or not: everything that was flushed so far.
 
     >>> import torch, fastrec
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
@@ -31,8 +31,8 @@ def load(path: str | PathLike[str], *, live: bool = False) -> Recording:
     torch.Size([3, 5, 8])
 
     Arguments:
-        path: the path that the recorder was given, also where the recording has several files by now, is still being
-            written, or was left by a process that was killed.
+        path: the path that the recorder was given, even if the recording has several files, is still being written, or
+            was left by a process that was killed.
         live: follow a recording that is being written: the result also has ``refresh()``, which takes in what was
             flushed since, ``follow()``, which waits for it, and ``state``.
 

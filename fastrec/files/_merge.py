@@ -21,7 +21,7 @@ Path = str | os.PathLike[str]
 
 
 class Merged(msgspec.Struct, frozen=True):
-    """What became of recordings: where they are now, in which order, and how much they have together."""
+    """The result of merging: where the recording is, what it was made of in which order, and how much it has."""
 
     path: str
     sources: list[str]

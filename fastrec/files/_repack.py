@@ -1,4 +1,4 @@
-"""Writing a recording anew, as one file."""
+"""Rewriting a recording as one file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastrec.sinks.hdf5.options import HDF5Options
 
 
 class Repacked(msgspec.Struct, frozen=True):
-    """What became of a recording: where it is now, and the bytes of its files before and after."""
+    """The result of repacking: where the recording is, and the bytes of its files before and after."""
 
     path: str
     records: int
@@ -31,7 +31,7 @@ def repack(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> Repacked:
-    """Write a recording anew as one file, without values that no record names.
+    """Rewrite a recording as one file, without values that no record refers to.
 
     >>> import torch, fastrec
     >>> from fastrec.files import repack

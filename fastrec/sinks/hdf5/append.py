@@ -1,10 +1,10 @@
-"""Where a session begins to write: in a new recording, in place of an old one, or behind one that it continues.
+"""Where a session begins to write: in a new recording, in place of an old one, or after one that it continues.
 
     claim = claim_first_segment(paths, options, catalog)    # locked until claim.descriptor is closed
 
-What is there already is looked at before anything is changed. No recording is removed or continued that somebody else
-writes at this moment, and the files of one that is continued stay as they are but for a name: ``run.h5``, which will
-show all sessions, becomes ``run.00000.h5``.
+Existing files are checked before anything is changed. A recording that somebody else is writing is neither removed nor
+continued. The files of one that is continued stay as they are, except for a name: ``run.h5``, which will show all
+sessions, becomes ``run.00000.h5``.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def claim_first_segment(paths: Paths, options: HDF5Options, catalog: Catalog) ->
 
 
 def _continue(paths: Paths, identity: Identity, catalog: Catalog) -> tuple[Identity, Shapes]:
-    """Make way for a session behind those that exist, whose files keep what they hold."""
+    """Make way for a session after those that exist; their files keep what they hold."""
     if os.path.exists(paths.path) and segment_of(paths.path) == MERGED:
         raise _merged_error(paths.path)
     try:

@@ -7,7 +7,7 @@ what they stand for. It is only ever appended to, so it can be read while it gro
 whose checksum does not fit. Every segment repeats it from the beginning, and so explains its own rows.
 
 Numbers belong to a session. A recording that was continued has several, in each of which the sites, phases and passes
-are counted anew; ``SessionRemap`` turns them into the numbers of the whole recording when the log is read.
+are counted from 0 again; ``SessionRemap`` turns them into the numbers of the whole recording when the log is read.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class CatalogLog:
         self._written = [0] * len(self._tables)
 
     def restart(self) -> None:
-        """Begin anew, for a segment that has none of it."""
+        """Write everything again, for a new segment."""
         self._written = [0] * len(self._tables)
 
     def lines(self) -> Iterator[bytes]:
@@ -314,7 +314,7 @@ class SessionRemap:
         )
 
     def passes(self, rows: Rows, *, seconds_later: float) -> None:
-        """Renumber passes in place; the session began so many seconds after the first one."""
+        """Renumber passes in place; ``seconds_later`` is when the session began, after the first one."""
         self._renumber(rows, "entry")
         self._renumber(rows, "phase")
         rows["pass_index"] += self.offset.passes

@@ -25,7 +25,7 @@ PAGE_BYTES = 8 * WORDS
 PIECE_BYTES = 128 * PAGE_BYTES
 
 MIN_THREADED_BYTES = 4 << 20
-"""From so many bytes on, another thread is worth its while."""
+"""From this many bytes on, another thread pays off."""
 
 
 def checksum(data: Bytes) -> int:

@@ -1,7 +1,7 @@
 """The passes, records and steps in the files of a recording, checked to fit together.
 
     reader = IncrementalReader()
-    tables = reader.read_new(find_files("run.h5"))      # all that was flushed by now
+    tables = reader.read_new(find_files("run.h5"))      # everything flushed so far
     tables = reader.read_new(files)                     # what came since
 
 Rows come back with the numbers of the whole recording: those of the session are added up (see ``catalog_log``), and
@@ -33,20 +33,20 @@ class Tables(NamedTuple):
 
     @classmethod
     def concatenate(cls, tables: Sequence[Tables]) -> Tables:
-        """The rows of several reads, one behind the other."""
+        """The rows of several reads, one after another."""
         empty = cls(*(np.empty(0, TABLES[name]) for name in (PASSES, RECORDS, MARKS)))
         return cls(*(_concatenated(rows) for rows in zip(empty, *tables, strict=True)))
 
     def head(self, passes: int, records: int, marks: int) -> Tables:
-        """So many rows of each, from the beginning."""
+        """The first rows of each."""
         return Tables(self.passes[:passes], self.records[:records], self.marks[:marks])
 
     def tail(self, passes: int, records: int, marks: int) -> Tables:
-        """All but so many rows of each, as if there had been no others before."""
+        """All but the first rows of each, as if there had been no others."""
         return Tables(self.passes[passes:], self.records[records:], self.marks[marks:]).without_earlier(records)
 
     def without_earlier(self, records: int) -> Tables:
-        """The same rows where so many records before them are not kept."""
+        """The same rows, where the records before them are not kept."""
         passes = self.passes.copy()
         passes["first"] -= records
         return self._replace(passes=passes)
@@ -127,13 +127,13 @@ class IncrementalReader:
         return Tables(passes, records, marks)
 
     def _records_of(self, file: ReadFile, passes: Rows, first: int) -> Rows:
-        """The records of passes, which lie one behind the other from a row on."""
+        """The records of passes, which lie one after another from a row on."""
         room = file.index.sets[RECORDS].rows - first
         counts = passes["count"]
         # Each count by itself first: the sum of hostile ones may well look right.
         fits = len(passes) == 0 or 0 <= counts.min() <= counts.max() <= room
         if not fits or not np.array_equal(passes["first"], first + np.cumsum(counts) - counts):
-            raise DamagedFileError(f"{file.path!r}: the passes do not have the records one behind the other")
+            raise DamagedFileError(f"{file.path!r}: the passes do not have the records one after another")
         return file.rows(RECORDS, first, int(counts.sum())).view(TABLES[RECORDS])
 
     def _count(self, passes: Rows, marks: Rows) -> None:
@@ -187,7 +187,7 @@ class Contents:
 
 
 def read_contents(files: Sequence[ReadFile]) -> Contents:
-    """All that files hold by now."""
+    """Everything that files hold so far."""
     reader = IncrementalReader()
     return Contents(reader, reader.read_new(files))
 

@@ -70,7 +70,7 @@ PASS_ROW = np.dtype(
     ]
 )
 
-# Without an `ok` of its own: the row of its pass, which is written later, vouches for it. `variant` is the number of a
+# Without an `ok`: the row of its pass, which is written later, vouches for it. `variant` is the number of a
 # RecordMeta. `data` is the number of a DataInfo, -1 where no tensor was kept, and `row` an address (FileAddress).
 RECORD_ROW = np.dtype(
     [
@@ -168,7 +168,7 @@ class Addresses:
 
 
 class RowRun(NamedTuple):
-    """Where the rows of a block lie, one behind the other.
+    """Where the rows of a block lie, one after another.
 
     ``first`` is where row 0 of the block would be; ``stride`` the rows of the data set that each of them takes: 1, or
     in the overflow set its bytes.
@@ -184,7 +184,7 @@ class RowRun(NamedTuple):
 
 
 class DatasetExtent(msgspec.Struct, frozen=True, omit_defaults=True, rename={"compressed": "packed"}):
-    """One data set in a file: so many rows of so many bytes, in chunks at these offsets.
+    """One data set in a file: its rows, their size, and where its chunks lie.
 
     Where it is ``compressed``, rows can't be read at an offset, and its chunks have ``sizes`` of their own.
     """
@@ -236,7 +236,7 @@ class Identity(msgspec.Struct, frozen=True):
 class SegmentIndex(msgspec.Struct, frozen=True):
     """Where each data set of a segment lies, so that rows can be written and read without HDF5.
 
-    It stands beside a file that grows (``run.00000.h5.tmp.map``) and behind the end of a finished one. ``structure`` is
+    It stands beside a file that grows (``run.00000.h5.tmp.map``) and after the end of a finished one. ``structure`` is
     a checksum of everything else in a finished file.
     """
 
@@ -306,7 +306,7 @@ def write_rows(descriptor: int, extent: DatasetExtent, first: int, data: Bytes) 
     """Write rows in their place. A write that a signal cut short is continued; a full disk is an OSError."""
     if not extent.row_bytes:
         return
-    view = data.reshape(-1).data
+    view = data.reshape(-1).data  # slices of it copy nothing
     for offset, start, stop in extent.pieces(first, len(view) // extent.row_bytes):
         while start < stop:
             written = os.pwrite(descriptor, view[start:stop], offset)

@@ -6,7 +6,7 @@
 
 The reader and the writer do not talk to each other. The reader looks at the files again and again, and takes in the
 rows that came since. A segment that is finalized meanwhile has its rows elsewhere, in a file of another name: then
-everything is read anew, once.
+everything is read again, once.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class LiveRecording(Recording):
         """Wait for passes that are not in this recording yet; a recording of the new ones each time that some come.
 
         Arguments:
-            poll: seconds between two looks at the files. The writer flushes once a second unless it was told otherwise.
-            timeout: stop when nothing came for so many seconds; by default only the recording's end stops it.
+            poll: seconds between two looks at the files. The writer flushes once a second by default.
+            timeout: seconds without anything new after which to stop; by default only the recording's end stops it.
 
         It ends when the recording is finished or its writer was killed, and everything flushed was handed out. This
         recording itself does not change, and what was handed out is not held. Steps are in the recordings in which they
@@ -110,7 +110,7 @@ class LiveRecording(Recording):
 
 
 class Poll(NamedTuple):
-    """What one look at the files gave: the rows behind those of the look before, or all of them where files changed."""
+    """What one look at the files gave: the rows that were added, or all of them where files changed."""
 
     tables: Tables
     is_everything: bool
@@ -179,5 +179,5 @@ def is_alive(pid: int) -> bool:
             return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):
+    except (OSError, OverflowError):  # of another user, or there is no /proc here
         return True

@@ -34,7 +34,7 @@ class MergedSource:
     """The passes of the first source, then those of the second, and so on; values are read from the sources.
 
     Sites, metas and entries that are alike in two sources are one. Phases stay apart even where they have the same
-    name, because each source counts the steps of its own.
+    name, because each source counts its own steps.
     """
 
     def __init__(self, sources: Sequence[tuple[HDF5Source, Origin]]) -> None:
@@ -162,6 +162,7 @@ class _MergedPart:
         specs = _numbers(catalog.specs.add(spec) for spec in source_catalog.specs.items)
         metas = _numbers(catalog.metas.add(_renumbered(meta, sites, specs)) for meta in source_catalog.metas.items)
         self.entries = _numbers(catalog.entries.add(entry) for entry in source_catalog.entries.items)
+        # Appended, not added: phases of the same name in two sources stay two.
         self.phases = _numbers(catalog.phases.append(phase) for phase in source_catalog.phases.items)
         records = source.records()
         self._metas_and_rows = np.stack([records["meta"].astype(np.int64), records["row"]], 1)
@@ -176,7 +177,7 @@ class _MergedPart:
         ]
 
     def number_passes(self, catalog: Catalog, origin: Origin, *, seconds_later: float) -> None:
-        """Number the passes among those of all; the session began so many seconds after the first one."""
+        """Number the passes among those of all; ``seconds_later`` is when the session began, after the first one."""
         passes = self.source.passes().astype(PASS_DTYPE)
         passes["pass_index"] += origin.first_pass
         passes["entry"], passes["phase"] = self.entries[passes["entry"]], self.phases[passes["phase"]]

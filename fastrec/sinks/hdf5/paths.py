@@ -99,6 +99,7 @@ class Paths:
     def claim(self, number: int, *, locking: bool) -> int:
         """Create the file of a segment that nobody has begun, and lock it; the descriptor that holds the lock."""
         path = self.in_progress(number)
+        # O_EXCL lets one of two recorders have it that begin at the same moment.
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
         except FileExistsError:

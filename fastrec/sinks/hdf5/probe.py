@@ -1,4 +1,4 @@
-"""Opens a damaged file in a process of its own first, because HDF5 may crash over it or never end.
+"""Opens a damaged file in a separate process first, because HDF5 may crash over it or never end.
 
     probe_in_subprocess("run.00000.h5")  # returns, or raises DamagedFileError
 

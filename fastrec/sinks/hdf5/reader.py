@@ -8,8 +8,8 @@ A segment is read with plain ``os.preadv`` at the offsets in its index, which is
 process was killed and one that is finished. HDF5 takes part only in what is compressed, and where the index is lost.
 
 Files may come from anywhere, and HDF5 believes what a file says of itself. So all that an index claims is checked
-against the size of the file before anything is read, and a file of which HDF5 has to say what lies where is opened in a
-process of its own first (see ``probe``).
+against the size of the file before anything is read. Where HDF5 has to find the data sets, it opens the file in a
+separate process first (see ``probe``).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from fastrec.sinks.hdf5.probe import probe_in_subprocess
 from fastrec.sinks.hdf5.structure import decode_index, load_plugins, open_verified, read_index, read_trailer
 
 MIN_READ_ROWS, MAX_READ_ROWS = 1 << 10, 1 << 16
-"""So many rows of a table, or bytes of the log, are read at first and at most, as it may end at any of them."""
+"""How many rows of a table, or bytes of the log, are read at first and at most: it may end at any of them."""
 
 MAX_FIND_ATTEMPTS = 8
 """A segment that is finalized between looking for it and opening it has another name, so it is looked for again."""
@@ -122,7 +122,7 @@ class ReadFile:
         """Take in the log from a byte on; where its last whole line ends."""
         total = self.index.sets[LOG].rows
         data = self.rows(LOG, first, min(MIN_READ_ROWS if self.in_progress else total, total - first))
-        # How long the log is by now nothing says: it goes on as long as the bytes are not zero.
+        # Nothing says how long the log is so far: it goes on as long as the bytes are not zero.
         while self.in_progress and first + data.size < total and data[-1]:
             more = min(4 * data.size, total - first - data.size)
             data = np.concatenate([data, self.rows(LOG, first + data.size, more)])

@@ -3,10 +3,10 @@
     recover_files("run.h5", None)            # in place
     recover_files("run.h5", "rescued.h5")    # finished copies, the files there left alone
 
-A file in progress is whole as it is: fastrec reads it with the rows that say of themselves that they were written. What
-other tools lack is a file without the room that was never used. So each file in progress is copied, with as many rows
-of each data set as something names. Rows stay where they are in their data sets, and values in the overflow set stay
-there, so that addresses in other files still hold.
+A file in progress is whole as it is: fastrec reads the rows that are marked as written. What other tools lack is a file
+without the room that was never used. So each file in progress is copied, with as many rows of each data set as other
+rows refer to. Rows stay where they are in their data sets, and values in the overflow set stay there, so that addresses
+in other files still hold.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from fastrec.sinks.hdf5.virtual import write_virtual_segments
 
 
 class Recovered(msgspec.Struct, frozen=True):
-    """What became of a recording: where it is now, what it has, and what is not in it."""
+    """The result of recovering a recording: where it is, what it has, and what is not in it."""
 
     path: str
     passes: int
@@ -100,7 +100,7 @@ def _describe_lost(contents: Contents) -> str:
 
 
 def _used_datasets(contents: Contents, file: ReadFile) -> list[DatasetSpec]:
-    """The data sets of a segment, with as many rows as something names."""
+    """The data sets of a segment, with as many rows as other rows refer to."""
     specs: dict[str, DatasetSpec] = {}
     first_number = contents.sessions[file.number].offset.data
     infos = {number: info for (segment, number), info in contents.log.data.items() if segment == file.number}

@@ -12,11 +12,11 @@ does not open, and nobody else can open it meanwhile. So a segment gets its stru
 for more than is expected: the more of some data was recorded lately, the more room it gets. The file is sparse, so room
 costs nothing until it is used.
 
-What nobody planned for (a site that first runs now, one more shape) has no data set. It goes to the overflow set, which
-is plain bytes, and gets a data set of its own in the next segment. When some room is used up, the segment is finalized
+What was not planned for (a site that first runs now, one more shape) has no data set. It goes to the overflow set,
+which is plain bytes, and gets its own data set in the next segment. When some room is used up, the segment is finalized
 and the next one begins.
 
-A finalized file has no spare room. A small one is written anew, without holes, compressed if that was asked for, and
+A finalized file has no spare room. A small one is rewritten, without holes, compressed if that was asked for, and
 with the values of the overflow set moved to data sets of their own, so that other tools find them. A large one is only
 cut down where it is, because copying it would take as much disk and time again.
 """
@@ -69,7 +69,7 @@ from fastrec.sinks.hdf5.structure import (
 )
 
 MAX_REWRITTEN_BYTES = 128 << 20
-"""A file of up to so many bytes is written anew when it is finalized; a larger one keeps holes where it had room."""
+"""A file of up to this many bytes is rewritten when it is finalized; a larger one keeps holes where it had room."""
 
 MAX_DATA_SETS = 512
 
@@ -80,10 +80,10 @@ MIN_TABLE_ROWS = 1 << 16
 """Rows that each table has room for, whatever is expected: values in the overflow set have rows of tables too."""
 
 MAX_LOG_LINE_BYTES = 2048
-"""What the log says of one data set takes less than so many bytes."""
+"""The most that the log says of one data set."""
 
 OVERFLOW_ALIGNMENT = 64
-"""Blocks in the overflow set begin at multiples of so many bytes."""
+"""Blocks in the overflow set begin at multiples of this many bytes."""
 
 
 class Segment:
@@ -97,7 +97,7 @@ class Segment:
     ) -> None:
         self.number = number = identity.segment
         self._paths = paths
-        self._infos = infos
+        self._infos = infos  # the writer's own list, which grows
         self._specs = plan_datasets(infos, capacity, options.segment_room())
         self._names = {int(spec.attributes["number"]): spec.name for spec in self._specs if spec.attributes}
         self._path = paths.in_progress(number)
@@ -120,12 +120,13 @@ class Segment:
         with open(path + ".part", "wb") as file:
             file.write(add_checksum(msgspec.json.encode(self._index)))
             file.flush()
-            os.fdatasync(file.fileno())
+            os.fdatasync(file.fileno())  # or a power cut might leave the name and none of the content
         os.replace(path + ".part", path)
 
     def place(self, block: StagedBlock) -> BlockPlacement | None:
         """Room for the rows of a block that are not in an earlier segment; None where there is not enough."""
         data = block.stage.data
+        # What the log has to say of new data, and the block's last checksum, are written later: room is kept for both.
         log_bytes = sum(number not in self.placed_data for number in data) * MAX_LOG_LINE_BYTES
         if not self.has_room({LOG: self._reserved_log_bytes + log_bytes, CHECKS: len(data)}):
             return None
@@ -171,7 +172,7 @@ class Segment:
         self._write(COUNTERS, written % 2, row, 1)
 
     def has_room(self, rows_by_table: Mapping[str, int]) -> bool:
-        """Whether each table has room for so many more rows."""
+        """Whether each table has room for this many more rows."""
         reserved = {CHECKS: len(self._new_checks) + self._reserved_checks}
         return all(
             self.used_rows[table] + reserved.get(table, 0) + rows <= self._index.sets[table].rows
@@ -179,7 +180,7 @@ class Segment:
         )
 
     def append(self, table: str, rows: npt.NDArray[np.void] | bytes) -> int:
-        """Write rows behind those that a table has; the number of the first."""
+        """Append rows to a table; the number of the first."""
         data = np.frombuffer(rows if isinstance(rows, bytes) else rows.tobytes(), np.uint8)
         first = self.used_rows[table]
         if data.size:
@@ -220,7 +221,7 @@ class Segment:
         return BlockPlacement(placement.segment, runs)
 
     def _reserve(self, number: int, row_bytes: int, rows: int) -> RowRun | None:
-        """Room for rows one behind the other: in the data's own set, else in the overflow set."""
+        """Room for rows one after another: in the data's own set, else in the overflow set."""
         if not row_bytes:
             return RowRun(OVERFLOW, 0, 0)  # values without elements take no room anywhere
         name = self._names.get(number)
@@ -250,7 +251,7 @@ class Segment:
             os.close(descriptor)
 
     def _rewrite(self, path: str, options: Rewriting) -> bool:
-        """Write the file anew under another name; False where there is no room for a second copy."""
+        """Rewrite the file under another name; False where there is no room for a second copy."""
         part = self._paths.part(self.number)
         specs, read, relocation = self._without_overflow()
         try:
@@ -351,7 +352,7 @@ def _spec_for(info: DataInfo, number: int, name: str, rows: int) -> DatasetSpec:
 
 
 class OverflowBlock(msgspec.Struct):
-    """Rows that lie one behind the other in the overflow set, from a byte on."""
+    """Rows that lie one after another in the overflow set, from a byte on."""
 
     first_byte: int
     rows: int = 0
@@ -384,7 +385,7 @@ class OverflowBlocks:
 
 
 class Relocation:
-    """Moves values from the overflow set to data sets, while a file is written anew.
+    """Moves values from the overflow set to data sets, while a file is rewritten.
 
     ``names`` are those of the data sets, by number of the data; ``first_rows`` the rows of them to which the first
     value goes, as a set may have had room for some.

@@ -49,7 +49,7 @@ class HDF5Sink:
             again take up to as much once more.
         segment_bytes: how many bytes of values one file has room for, from 1 MiB up; default 1 GiB.
         flush_seconds: after how many seconds a pass that ended is safe if the process is killed; default 1.
-        flush_rows: also flush in the background whenever so many more records were kept; default never.
+        flush_rows: flush in the background after this many more records, too; default never.
         durable: let a flush wait until the disk has everything (fsync), so that it is safe from power cuts too.
         compression: "gzip", "lzf", "zstd" or "lz4" (the last two need the extra fastrec[zstd]), or with a level, as in
             "gzip:4". A file is compressed when it is full or the session ends; while it grows it takes the room of its

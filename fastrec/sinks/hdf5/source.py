@@ -4,9 +4,10 @@
     source.passes(), source.records()               # tables, in order
     source.values(metas, rows, "activation")        # tensors, read when they are asked for
 
-A record says in which segment its value lies, in which of its data and at which address. Records of one site lie
-together most often, in the order in which they were recorded, so that many values are one read of the file: from a
-quarter of the rows on a whole stretch is read and the rows are picked from it, else each row by itself.
+A record says in which segment its value lies, in which of its data and at which address. Records of one site most often
+lie together, in the order in which they were recorded, so many values are one read of the file. Where at least a
+quarter of a stretch is asked for, the stretch is read and the rows are picked from it; otherwise each row is read
+alone.
 
 Nothing here changes once it was made: rows that came later, and files that were finalized since, are another source's.
 A source that is pickled opens its files again, and counts off what it had.
@@ -44,10 +45,10 @@ from fastrec.sinks.hdf5.layout import (
 from fastrec.sinks.hdf5.reader import ReadFile, find_files
 
 MAX_SPAN_BYTES = 16 << 20
-"""So many bytes are read at once where some of the rows are not asked for."""
+"""How many bytes are read at once, including rows that are not asked for."""
 
 DENSE = 4
-"""Rows are picked from a stretch of at most so many times as many."""
+"""Rows are picked from a stretch that has at most this many times as many."""
 
 DataKey = tuple[int, int]
 """A segment, and the number of its data in the whole recording."""
@@ -231,7 +232,7 @@ class HDF5Source:
         together = self._segments_and_data(prefix).take(rows)
         if not len(together):
             return [], np.zeros(0, np.int64)
-        # Records of one site lie in few places, one behind the other, most often in one.
+        # Records of one site lie in few places, one after another, most often in one.
         edges = run_edges(together)
         if len(edges) == 2:
             key = int(together[0])
@@ -252,6 +253,7 @@ class HDF5Source:
     def _segments_and_data(self, prefix: str) -> Integers:
         """The segment and data of every record in one number, below 0 where it has no value."""
         if prefix not in self._segment_and_data:
+            # One number in place of two, because this is compared for every record that is read.
             together = self._raw[prefix + "segment"].astype(np.int64) << 32
             together |= self._raw[prefix + "data"]  # -1 sets all bits
             self._segment_and_data[prefix] = together
@@ -324,7 +326,7 @@ def _read_rows(file: ReadFile, name: str, rows: Integers, out: Bytes) -> None:
 
 
 def _read_overflow(file: ReadFile, first_bytes: Integers, out: Bytes) -> None:
-    """Read values from the overflow set, at once where they lie one behind the other."""
+    """Read values from the overflow set, at once where they lie one after another."""
     row_bytes = out.shape[1]
     if (np.diff(first_bytes) == row_bytes).all():
         file.rows(OVERFLOW, int(first_bytes[0]), out.size, out.reshape(-1))
@@ -345,5 +347,5 @@ def _reopen(path: str, run: str, start: Counts, counts: Counts, n_empty: int) ->
     contents.n_empty = n_empty
     source = HDF5Source(path, contents)
     if source._run != run or contents.tables.counts != counts:
-        raise DamagedFileError(f"{path!r} does not hold any more what was read from it; was it written anew?")
+        raise DamagedFileError(f"{path!r} no longer holds what was read from it; was it written again?")
     return source

@@ -14,7 +14,7 @@ the time. How much may wait is limited. When the limit is reached, the loop wait
 A row is an integer: the number of its block, shifted by ``ROW_BITS``, plus its place in the block. Any number of
 threads may take rows of one stage. ``next_row`` and ``next_done`` are counters in C, each call of which is one step
 that no other thread can interrupt, so taking a row needs no lock. Rows are taken in order, but may be copied in any
-order; the block is handed over by whoever copies the last one.
+order; the thread that copies the last one hands the block over.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, uint8
@@ -44,8 +44,8 @@ FIRST_BLOCK_BYTES = 16 * 1024
 class Pool:
     """All blocks that passes may still name, and the queue of those that wait to be written.
 
-    The recording loop and the writer share it. ``changed`` guards the queue and tells each of them that the other did
-    something. ``error`` is what stopped the writer.
+    The recording loop and the writer share it. ``changed`` guards the queue and lets each of them wait for the
+    other. ``error`` is what stopped the writer.
     """
 
     def __init__(self, block_bytes: int, queue_bytes: int) -> None:
@@ -150,7 +150,7 @@ class StagedBlock:
 
     ``values`` are the rows of each part as tensors, ``memory`` the same memory as bytes; both are empty once the whole
     block was written. A row is settled when its pass has ended or was dropped: ``settled_count`` rows are, and
-    ``settled_stop`` is the place behind the last of them. ``placement`` says where rows go in the segment that is being
+    ``settled_stop`` is the place after the last of them. ``placement`` says where rows go in the segment that is being
     written: those from ``segment_start`` on, as the ones before are in an earlier segment. Rows before ``checked_stop``
     are written with a checksum.
     """
@@ -183,19 +183,16 @@ class StagedBlock:
         return self.count * self.stage.row_bytes
 
     def settle(self, count: int, stop: int) -> None:
-        """Note that so many rows more, the last of them before a place, will not change any more."""
+        """Note that ``count`` more rows, the last of them before ``stop``, will not change any more."""
         self.settled_count += count
         self.settled_stop = max(self.settled_stop, stop)
 
 
-class BlockPlacement:
+class BlockPlacement(NamedTuple):
     """Where the rows of a block lie: in which segment, and there for each part."""
 
-    __slots__ = ("runs", "segment")
-
-    def __init__(self, segment: int, runs: Sequence[RowRun]) -> None:
-        self.segment = segment
-        self.runs = runs
+    segment: int
+    runs: Sequence[RowRun]
 
 
 class Stage:
@@ -218,6 +215,7 @@ class Stage:
         """A row that nobody else has, and its block."""
         block = self.block
         row = block.next_row()
+        # Again and again: by the time a thread has the lock, others may have filled the next block too.
         while row >= block.stop:
             with self._pool.unless_forked(self._lock):
                 if self.block is block:  # else another thread went on to the next one already
@@ -243,11 +241,11 @@ class Stage:
             self._pool.discarded.append(row)
             raise
         finally:
-            self.done(block)
+            self.done(block)  # in any case, or the block would wait for this row for ever
         return row
 
     def new_memory(self, count: int) -> tuple[list[BlockRows], list[Bytes]]:
-        """New memory for so many records, as tensors and as the bytes that the writer sees."""
+        """New memory for ``count`` records, as tensors and as the bytes that the writer sees."""
         values = [maker.make(count) for maker in self.makers]
         with outside_torch_modes():
             return values, [_bytes_of(rows.read(), count) for rows in values]

@@ -7,7 +7,7 @@
 
 Between these calls HDF5 has no part in a file: rows are written and read at the offsets in the index (see ``layout``).
 
-All files are opened with ``locking=False``, because the recorder holds a lock of its own on a segment, and HDF5 would
+All files are opened with ``locking=False``, because the recorder itself holds a lock on a segment, and HDF5 would
 ask for one that conflicts with it. They are written with ``libver="earliest"``: this format has no mark that says "open
 for writing", so a file opens after a kill and while it grows, and tools with an old HDF5 read it.
 """
@@ -128,6 +128,7 @@ def rewrite(read: ReadRows, identity: Identity, specs: Sequence[DatasetSpec], pa
                 _make(file, spec, _contiguous())
         file.flush()
         index = _index_of(file)
+    # What is compressed was written by HDF5; everything else is written now that HDF5 has closed the file.
     descriptor = os.open(path, os.O_RDWR)
     try:
         for spec in specs:
@@ -334,10 +335,10 @@ ZEROS = bytes(PAGE_BYTES)
 
 
 def add_trailer(path: str, index: SegmentIndex) -> None:
-    """Write the index behind the end of the HDF5 file, with a checksum of the structure in it.
+    """Write the index after the end of the HDF5 file, with a checksum of the structure in it.
 
     A reader then needs no HDF5 to find rows, and knows whether it can trust HDF5 with the file. HDF5 itself does not
-    look behind its end; a tool that changes the file writes over the trailer or cuts it off.
+    look past its end; a tool that changes the file writes over the trailer or cuts it off.
     """
     with open(path, "rb") as file:
         structure = _structure_checksum(file.fileno(), index, os.fstat(file.fileno()).st_size)
@@ -347,7 +348,7 @@ def add_trailer(path: str, index: SegmentIndex) -> None:
 
 
 def read_trailer(descriptor: int) -> SegmentIndex | None:
-    """The index behind the end of a finished file; None where there is none."""
+    """The index after the end of a finished file; None where there is none."""
     return _index_and_end(descriptor)[0]
 
 

@@ -2,7 +2,7 @@
 
     write_virtual_segments(paths, 3)     # run.h5 over run.00000.h5 to run.00002.h5
 
-fastrec itself reads the files behind it. HDF5 shows fill values where one of them is missing.
+fastrec itself reads the original files. HDF5 shows fill values where one of them is missing.
 """
 
 from __future__ import annotations

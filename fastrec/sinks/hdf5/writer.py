@@ -9,8 +9,7 @@ before the row is, and a row is whole where its last byte says so. A process tha
 values that no record names, never a record of a value that is not there. The kernel keeps what was written when the
 process is gone; only for a power cut does ``durable`` wait for the disk.
 
-Nobody may wait for ever for this thread. Whatever stops it is kept in the pool, and raised by the next call of the
-user.
+Nobody may wait for this thread for ever. Whatever stops it is kept in the pool, and raised by the user's next call.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ from fastrec.sinks.hdf5.staging import Pool, StagedBlock
 from fastrec.sinks.hdf5.virtual import write_virtual_segments
 
 FLUSH_EARLY = 0.8
-"""Of the seconds after which passes are to be safe: then a flush begins, so that it has some of them to end in."""
+"""A flush begins after this share of ``flush_seconds``, so that it has time to end within them."""
 
 MAX_WAITING_PASSES = 8 * MAX_ENDED
-"""As many passes that ended may wait for the writer before the loop waits for it."""
+"""How many passes that ended may wait for the writer before the loop waits for it."""
 
 Mark = tuple[int, int]
 """A phase, and the row in which the columns of the step were staged."""
@@ -83,12 +82,13 @@ class Writer:
         self._segment: Segment | None = None
         self._block_writer = BlockWriter()
         self._taken_rows: dict[int, int] = {}  # of each data, when the segment was planned
-        # Flushes are counted as they are asked for, begin and end; whoever waits for one knows its number.
+        # The number of the flush that is wanted, and of those that last began and ended.
         self._flush_wanted = self._flush_begun = self._flush_done = 0
         self._closing = self._closed = False
         self._n_passes_written = self._n_empty_flushed = self._n_counters_written = self._highest_begun = 0
         claim = claim_first_segment(paths, options, catalog)
         self._identity, self._claim_descriptor, self.earlier_shapes = claim.identity, claim.descriptor, claim.shapes
+        # A daemon, so that a recorder which nobody closes does not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="fastrec-writer", daemon=True)
         self._thread.start()
 
@@ -140,6 +140,7 @@ class Writer:
                     lambda: self._has_blocks() or self._flush_wanted > self._flush_done or self._closing,
                     max(0.0, due - perf_counter()),
                 )
+                # Read once, under the lock: what is asked for from here on is for the next turn.
                 closing = self._closing
                 flushes = closing or self._flush_wanted > self._flush_done or perf_counter() >= due
                 self._flush_begun += flushes
@@ -240,7 +241,7 @@ class Writer:
     def _segment_with_room(self, blocks: list[StagedBlock], batch: FlushBatch) -> Segment:
         """A segment that has room for all of a batch, and in which all of these blocks have their places."""
         segment = self._segment or self._next_segment(batch, blocks)
-        # All of the blocks anew in each segment, so that rows lie in their order there, as other tools see them.
+        # A new segment places all of the blocks, so that rows lie in their order there, as other tools see them.
         while not (
             all(self._place(segment, block) for block in blocks) and segment.has_room(self._table_rows(batch, blocks))
         ):
@@ -248,7 +249,7 @@ class Writer:
         return segment
 
     def _place(self, segment: Segment, block: StagedBlock) -> bool:
-        """Whether a block has its place by now."""
+        """Give a block its place, if it has none; whether it has one then."""
         if block.placement is None:
             block.placement = segment.place(block)
         return block.placement is not None
@@ -288,6 +289,7 @@ class Writer:
     def _finalize(self, segment: Segment, path: str) -> None:
         """Write what later segments may name and the checksums that had to wait, and finalize a segment."""
         lines = self._log_lines(None)
+        # Room is always left for what the log has to say of data; the next segment's log has all of the rest.
         segment.append(LOG, lines if segment.has_room({LOG: len(lines)}) else self._data_lines())
         for block in list(self._pool.blocks.values()):
             if block.memory and block.placement is not None and block.settled_stop > block.checked_stop:
@@ -304,6 +306,7 @@ class Writer:
     def _free_blocks(self) -> dict[int, int]:
         """Take the places from all blocks that are not full; how many rows of each data need new ones."""
         rows: dict[int, int] = {}
+        # A list is made of them in one step; the loop adds blocks meanwhile, for which a dict would raise.
         for block in list(self._pool.blocks.values()):
             if not block.memory:
                 continue
@@ -322,6 +325,7 @@ class Writer:
         recent: dict[int, int] = {}
         for stage in list(self._pool.stages):
             for number, maker in zip(stage.data, stage.makers, strict=True):
+                # The block that is being filled counts half, as nobody knows how full it is.
                 rows = stage.n_taken + stage.next_count // 2 - self._taken_rows.get(number, 0)
                 recent[number] = maker.nbytes * max(rows, 1)
                 self._taken_rows[number] = stage.n_taken

@@ -215,7 +215,7 @@ def test_a_copy_of_a_recording_that_was_replaced_is_an_error(tmp_path: Path) -> 
     text = pickle.dumps(recorded(tmp_path / "run.h5"))
     (tmp_path / "run.h5").unlink()
     recorded(tmp_path / "run.h5")
-    with pytest.raises(DamagedFileError, match="does not hold any more what was read from it; was it written anew"):
+    with pytest.raises(DamagedFileError, match="no longer holds what was read from it; was it written again"):
         pickle.loads(text)
 
 
