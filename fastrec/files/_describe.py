@@ -1,9 +1,9 @@
-"""What a recording's files say of it, without a look at its values."""
+"""What the files of a recording say of it, without a look at its values."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -11,7 +11,9 @@ import numpy as np
 from fastrec._errors import StepError
 from fastrec.recording._recording import Recording
 from fastrec.recording._source import OUTCOMES
-from fastrec.sinks.hdf5.source import HDF5Source, open_source
+from fastrec.sinks.hdf5.layout import Rows
+from fastrec.sinks.hdf5.merged import open_source
+from fastrec.sinks.hdf5.source import HDF5Source
 
 
 class FileFacts(msgspec.Struct, frozen=True):
@@ -28,8 +30,8 @@ class Description(msgspec.Struct, frozen=True):
     ``sessions`` counts the recorders that wrote it one after the other, ``rank`` is None where its process had none;
     ``ranks`` are those that were merged.
     ``began`` is in seconds since 1970, ``seconds`` from then to the end of the last pass. ``entries`` and ``phases``
-    tell the passes of each that have rows (a pass that kept nothing has none). ``episodes`` is None where the steps do
-    not tell when one ends. ``nbytes`` are those of the values; ``options`` those of the recorder.
+    count the passes of each that have rows (a pass that kept nothing has none). ``episodes`` is None where the steps do
+    not say when one ends. ``nbytes`` are those of the values; ``options`` those of the recorder.
     """
 
     path: str
@@ -63,8 +65,8 @@ def describe(path: str | os.PathLike[str]) -> Description:
     >>> model = torch.nn.Linear(4, 2)
     >>> with fastrec.Recorder(model, keep_op="linear", sink="described.h5") as rec:
     ...     out = model(torch.ones(5, 4))
-    >>> found = describe("described.h5")
-    >>> found.finished, found.records, found.nbytes, found.options["keep_op"]
+    >>> description = describe("described.h5")
+    >>> description.finished, description.records, description.nbytes, description.options["keep_op"]
     (True, 1, 40, "op('linear')")
 
     Arguments:
@@ -73,12 +75,14 @@ def describe(path: str | os.PathLike[str]) -> Description:
     Raises what ``fastrec.load`` does.
     """
     source = open_source(path)
-    parts: list[HDF5Source] = [source] if isinstance(source, HDF5Source) else source.sources()
+    parts = [source] if isinstance(source, HDF5Source) else source.sources()
     recording = Recording(source)
     origins = source.catalog.origins
     passes, sites = source.passes(), recording.sites
     facts, identity = source.facts(), parts[-1].identity()
-    files = [FileFacts(file, os.path.getsize(file), not growing) for part in parts for file, growing in part.paths()]
+    files = [
+        FileFacts(file, os.path.getsize(file), not in_progress) for part in parts for file, in_progress in part.paths()
+    ]
     return Description(
         path=os.fspath(path),
         files=files,
@@ -90,13 +94,13 @@ def describe(path: str | os.PathLike[str]) -> Description:
         began=facts.get("began"),
         seconds=float((passes["started"] + passes["duration"]).max(initial=0)),
         passes=recording.n_passes,
-        failed=_count(passes, "failed"),
-        halted=_count(passes, "halted"),
-        entries=_counts(passes["entry"], source.catalog.entries.items),
-        phases=_counts(passes["phase"], source.catalog.phases.items),
+        failed=_count_outcome(passes, "failed"),
+        halted=_count_outcome(passes, "halted"),
+        entries=_count_by_name(passes["entry"], source.catalog.entries.items),
+        phases=_count_by_name(passes["phase"], source.catalog.phases.items),
         steps=len(recording.steps),
         step_columns=list(recording.steps),
-        episodes=_episodes(recording),
+        episodes=_count_episodes(recording),
         sites=len(sites),
         records=recording.n_records,
         nbytes=sum(site.nbytes for site in sites.values()),
@@ -104,18 +108,18 @@ def describe(path: str | os.PathLike[str]) -> Description:
     )
 
 
-def _count(passes: Any, outcome: Any) -> int:
+def _count_outcome(passes: Rows, outcome: Literal["failed", "halted"]) -> int:
     return int((passes["outcome"] == OUTCOMES.index(outcome)).sum())
 
 
-def _counts(numbers: Any, names: list[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
+def _count_by_name(numbers: Rows, names: list[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
     for number, count in zip(*np.unique(numbers, return_counts=True), strict=True):
-        found[names[number]] = found.get(names[number], 0) + int(count)
-    return found
+        counts[names[number]] = counts.get(names[number], 0) + int(count)
+    return counts
 
 
-def _episodes(recording: Recording) -> int | None:
+def _count_episodes(recording: Recording) -> int | None:
     try:
         return len(recording.episodes())
     except StepError:

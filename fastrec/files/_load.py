@@ -1,4 +1,4 @@
-"""Recordings from files."""
+"""Loading recordings from files, and finishing those of killed processes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal, overload
 
 from fastrec.recording._recording import Recording
 from fastrec.sinks.hdf5.live import LiveRecording
+from fastrec.sinks.hdf5.merged import open_source
 from fastrec.sinks.hdf5.recover import Recovered, recover_files
-from fastrec.sinks.hdf5.source import open_source
 
 
 @overload
@@ -20,7 +20,7 @@ def load(path: str | PathLike[str], *, live: bool = False) -> Recording: ...
 
 
 def load(path: str | PathLike[str], *, live: bool = False) -> Recording:
-    """Read a recording from its file, finished or not: what was flushed when it is opened.
+    """Read a recording from its file, finished or not: everything that was flushed so far.
 
     >>> import torch, fastrec
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
@@ -31,13 +31,13 @@ def load(path: str | PathLike[str], *, live: bool = False) -> Recording:
     torch.Size([3, 5, 8])
 
     Arguments:
-        path: the path that the recorder was given, also where the recording has several files by now, is still being
-            written, or was left by a process that was killed.
+        path: the path that the recorder was given, even if the recording has several files, is still being written, or
+            was left by a process that was killed.
         live: follow a recording that is being written: the result also has ``refresh()``, which takes in what was
             flushed since, ``follow()``, which waits for it, and ``state``.
 
     Values are read when they are asked for, onto the CPU. Raises RecordingNotFoundError where there is no recording,
-    DamagedFileError where a file is none, or not all of one.
+    DamagedFileError where a file is not a recording or not all of one.
     """
     if live:
         return LiveRecording(path)
@@ -56,9 +56,10 @@ def recover(path: str | PathLike[str], to: str | PathLike[str] | None = None) ->
 
     Arguments:
         path: the path that the recorder was given.
-        to: where to write finished files, the ones that are there left alone; by default they are finished in place.
+        to: where to write finished files, without a change to the others; by default they are finished in place.
 
-    ``load`` reads such a recording as it is; other tools need a finished one. Don't use it on a recording that is
-    still being written. Raises what ``load`` does, and RecordingExistsError where there is something at ``to``.
+    ``load`` reads such a recording as it is; other tools need a finished one. Raises what ``load`` does,
+    RecordingExistsError where there is something at ``to``, and RecordingFileError where a recording that is still
+    being written would be finished in place.
     """
     return recover_files(path, to)

@@ -1,4 +1,4 @@
-"""A recording written anew, in one file."""
+"""Rewriting a recording as one file."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import msgspec
 import torch
 
 from fastrec._errors import FastrecError
-from fastrec.sinks.hdf5.copy_file import Progress, Writing, write_source
-from fastrec.sinks.hdf5.merged import MergedSource
+from fastrec.sinks.hdf5.copy_file import CopyOptions, Progress, write_source
+from fastrec.sinks.hdf5.merged import MergedSource, open_source
 from fastrec.sinks.hdf5.options import HDF5Options
-from fastrec.sinks.hdf5.source import HDF5Source, open_source
 
 
 class Repacked(msgspec.Struct, frozen=True):
-    """What became of a recording: where it is now, and the bytes of its files before and after."""
+    """The result of repacking: where the recording is, and the bytes of its files before and after."""
 
     path: str
     records: int
@@ -32,7 +31,7 @@ def repack(
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
 ) -> Repacked:
-    """Write a recording anew as one file, without what no record speaks of.
+    """Rewrite a recording as one file, without values that no record refers to.
 
     >>> import torch, fastrec
     >>> from fastrec.files import repack
@@ -49,9 +48,9 @@ def repack(
         to: where to write; there must be nothing yet.
         compression: "gzip", "lzf", "zstd" or "lz4", or with a level, as in "gzip:4"; by default none.
         dtype: a floating dtype to cast floating values to.
-        progress: called with the bytes that were written so far, and with those that there are.
+        progress: called with the bytes that were written so far, and with their total.
 
-    Raises what ``fastrec.load`` does, OptionError for options that don't fit, RecordingExistsError where there is
+    Raises what ``fastrec.load`` does, OptionError for options that are not allowed, RecordingExistsError where there is
     something at ``to``.
     """
     try:
@@ -59,12 +58,13 @@ def repack(
     except FastrecError as error:
         raise type(error)(str(error).replace("HDF5Sink(", "repack(")) from None
     source = open_source(path)
-    parts: list[HDF5Source] = [source] if isinstance(source, HDF5Source) else source.sources()
+    is_merged = isinstance(source, MergedSource)
+    parts = source.sources() if isinstance(source, MergedSource) else [source]
     identity = parts[0].identity()
-    rank = -1 if isinstance(source, MergedSource) else identity.rank
-    fresh = msgspec.structs.replace(identity, run=uuid.uuid4().hex, session=0, segment=0, rank=rank)
-    write_source(
-        source, to, Writing(fresh, source.facts(), source.begun(), options.compression, options.dtype, progress)
+    identity = msgspec.structs.replace(
+        identity, run=uuid.uuid4().hex, session=0, segment=0, rank=-1 if is_merged else identity.rank
     )
+    copy_options = CopyOptions(identity, source.facts(), source.begun(), options.compression, options.dtype, progress)
+    write_source(source, to, copy_options)
     before = sum(os.path.getsize(file) for part in parts for file, _ in part.paths())
     return Repacked(os.fspath(to), len(source.records()), before, os.path.getsize(to))

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from fastrec._errors import DamagedFileError
 from fastrec.sinks.hdf5.checksums import checksum
 from fastrec.sinks.hdf5.contents import Contents, read_contents
-from fastrec.sinks.hdf5.layout import CHECKED, CHECKS, LATE, DataInfo
+from fastrec.sinks.hdf5.copy_file import Progress
+from fastrec.sinks.hdf5.layout import (
+    CHECKED_TABLES,
+    CHECKS,
+    OVERFLOW,
+    PART_PREFIXES,
+    Addresses,
+    FileAddress,
+    Integers,
+)
+from fastrec.sinks.hdf5.merged import shown_path, shown_recordings
 from fastrec.sinks.hdf5.reader import ReadFile, find_files
-from fastrec.sinks.hdf5.source import PREFIX, merged_of, source_path
 
-NAMES = {number: name for name, number in CHECKED.items()}
-Progress = Callable[[int, int], None]
-"""Called with how many bytes of how many are done."""
+TABLE_NAMES = {number: name for name, number in CHECKED_TABLES.items()}
+
+MAX_ROW = 1 << 62
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -34,7 +41,7 @@ class Damage(msgspec.Struct, frozen=True):
 
 
 class Verified(msgspec.Struct, frozen=True):
-    """What was compared: so many checksums of so many bytes; and what did not fit.
+    """How many checksums of how many bytes were compared, and what did not fit.
 
     ``unchecked`` values have no checksum: a process that was killed may leave some.
     """
@@ -60,27 +67,28 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Ve
 
     Arguments:
         path: the path that the recorder was given.
-        progress: called with the bytes that were compared so far, and with those that there are.
+        progress: called with the bytes that were compared so far, and with their total.
 
     Values that are damaged are in the result. Raises DamagedFileError where it is the index, without which nothing
-    can be read, and else what ``fastrec.load`` does.
+    can be read, and otherwise what ``fastrec.load`` does.
     """
-    place = os.fspath(path)
-    named = merged_of(path)
-    recordings = [_Recording(one) for one in ([place] if named is None else [source_path(place, n) for n in named])]
+    path = os.fspath(path)
+    shown = shown_recordings(path)
+    paths = [path] if shown is None else [shown_path(path, recording) for recording in shown]
+    recordings = [_Recording(recording_path) for recording_path in paths]
     blocks = [block for recording in recordings for block in recording.blocks]
     total, done = sum(block.nbytes for block in blocks), 0
     damage = []
     for block in blocks:
         why = block.damage()
         if why:
-            damage.append(Damage(block.file.path, block.name, block.first, block.count, block.of, why))
+            damage.append(Damage(block.file.path, block.data_set, block.first, block.count, block.of, why))
         done += block.nbytes
         if progress is not None:
             progress(done, total)
-    files = sum(len(recording.files) for recording in recordings)
-    unchecked = sum(recording.unchecked() for recording in recordings)
-    return Verified(place, files, len(blocks), total, unchecked, damage)
+    n_files = sum(len(recording.files) for recording in recordings)
+    n_unchecked = sum(recording.count_unchecked() for recording in recordings)
+    return Verified(path, n_files, len(blocks), total, n_unchecked, damage)
 
 
 class _Recording:
@@ -89,19 +97,19 @@ class _Recording:
     def __init__(self, path: str) -> None:
         self.files = find_files(path)
         self.contents = read_contents(self.files)
-        self.blocks = [block for file in self.files for block in _blocks(file, self.contents)]
+        self.blocks = [block for file in self.files for block in _blocks_of(file, self.contents)]
 
-    def unchecked(self) -> int:
-        """How many values that records speak of are in no block."""
-        return sum(_unchecked(file, self.contents, self.blocks) for file in self.files)
+    def count_unchecked(self) -> int:
+        """How many values that records name are in no block."""
+        return sum(_count_unchecked(file, self.contents, self.blocks) for file in self.files)
 
 
 class _Block(msgspec.Struct, frozen=True):
-    """Rows that one checksum is of; of ``late``, a row is a byte."""
+    """Rows of a data set that one checksum is of, and the number of their data."""
 
     file: ReadFile
     data: int
-    name: str
+    data_set: str
     of: str
     first: int
     count: int
@@ -109,60 +117,57 @@ class _Block(msgspec.Struct, frozen=True):
 
     @property
     def nbytes(self) -> int:
-        extent = self.file.map.sets.get(self.name)
+        extent = self.file.index.sets.get(self.data_set)
         return self.count * extent.row_bytes if extent is not None else 0
 
     def damage(self) -> str:
-        """Why the rows are not what they were, or nothing."""
+        """Why the rows are not what was written, or nothing."""
         try:
-            found = checksum(self.file.rows(self.name, self.first, self.count))
+            actual = checksum(self.file.rows(self.data_set, self.first, self.count))
         except DamagedFileError as error:
             return str(error)
-        return "" if found == self.expected else "other bytes than were written"
+        return "" if actual == self.expected else "other bytes than were written"
 
 
-def _blocks(file: ReadFile, contents: Contents) -> Iterator[_Block]:
-    before = contents.sessions[file.number].before.data
-    for data, row, count, expected, _ in file.table(CHECKS).tolist():
-        if data < 0:
-            name, of = NAMES.get(data, ""), ""
+def _blocks_of(file: ReadFile, contents: Contents) -> Iterator[_Block]:
+    offset = contents.sessions[file.number].offset.data
+    for number, row, count, expected, _ in file.table(CHECKS).tolist():
+        if number < 0:
+            name, of = TABLE_NAMES.get(number, ""), ""
         else:
-            info = contents.log.data.get((file.number, data + before))
-            name, of = (info.name, _of(info, contents)) if info is not None else ("", "")
+            info = contents.log.data.get((file.number, number + offset))
+            name, of = (info.name, info.site_or_phase(contents.log.catalog)) if info is not None else ("", "")
         if not name:
-            raise DamagedFileError(f"{file.path!r}: a checksum is of the data {data}, which the log does not know")
-        late, first = row < 0, max(row, -1 - row)
-        if first + count >= 1 << 62 or count < 0:
-            raise DamagedFileError(f"{file.path!r}: a checksum is of {count} rows from {first} on")
-        yield _Block(file, data + before, LATE if late else name, of, first, count, expected)
+            raise DamagedFileError(f"{file.path!r}: a checksum is of the data {number}, which is not in the log")
+        address = FileAddress.decode(row, name)
+        if address.row + count >= MAX_ROW or count < 0:
+            raise DamagedFileError(f"{file.path!r}: a checksum is of {count} rows from {address.row} on")
+        yield _Block(file, number + offset, address.dataset, of, address.row, count, expected)
 
 
-def _of(info: DataInfo, contents: Contents) -> str:
-    catalog = contents.log.catalog
-    return catalog.phases[info.phase] if info.part == "step" else catalog.sites[info.site].name
-
-
-def _unchecked(file: ReadFile, contents: Contents, blocks: list[_Block]) -> int:
-    """How many values that records speak of are in no block."""
-    missing = 0
-    for prefix in PREFIX.values():
-        raw = contents.records[contents.records[prefix + "segment"] == file.number]
-        for number in np.unique(raw[prefix + "data"]).tolist():
+def _count_unchecked(file: ReadFile, contents: Contents, blocks: list[_Block]) -> int:
+    """How many values in a file that records name are in no block."""
+    n_unchecked = 0
+    for prefix in PART_PREFIXES.values():
+        records = contents.records[contents.records[prefix + "segment"] == file.number]
+        for number in np.unique(records[prefix + "data"]).tolist():
             info = contents.log.data.get((file.number, number))
             if number >= 0 and info is None:
-                raise DamagedFileError(f"{file.path!r}: a record lies in the data {number}, of which the log is silent")
+                raise DamagedFileError(f"{file.path!r}: a record lies in the data {number}, which is not in the log")
             if info is not None and 0 not in info.shape:
-                rows = raw[prefix + "row"][raw[prefix + "data"] == number]
-                own = [block for block in blocks if block.file is file and block.data == number]
-                for late in (False, True):
-                    of_kind = [block for block in own if (block.name == LATE) is late]
-                    missing += _outside(-1 - rows[rows < 0] if late else rows[rows >= 0], of_kind)
-    return missing
+                addresses = Addresses(records[prefix + "row"][records[prefix + "data"] == number])
+                of_data = [block for block in blocks if block.file is file and block.data == number]
+                in_overflow = [block for block in of_data if block.data_set == OVERFLOW]
+                in_set = [block for block in of_data if block.data_set != OVERFLOW]
+                n_unchecked += _count_outside(addresses.rows, in_set)
+                n_unchecked += _count_outside(addresses.overflow_bytes, in_overflow)
+    return n_unchecked
 
 
-def _outside(places: npt.NDArray[Any], blocks: list[_Block]) -> int:
-    starts = np.array(sorted(block.first for block in blocks) or [0], np.int64)
-    stops = np.array([stop for _, stop in sorted((b.first, b.first + b.count) for b in blocks)] or [0], np.int64)
-    stops = np.maximum.accumulate(stops)
-    at = np.searchsorted(starts, places, side="right") - 1
-    return int(((at < 0) | (places >= stops[np.maximum(at, 0)])).sum())
+def _count_outside(rows: Integers, blocks: list[_Block]) -> int:
+    """How many of these rows are in none of the blocks."""
+    spans = sorted((block.first, block.first + block.count) for block in blocks) or [(0, 0)]
+    starts = np.array([start for start, _ in spans], np.int64)
+    stops = np.maximum.accumulate(np.array([stop for _, stop in spans], np.int64))
+    last_before = np.searchsorted(starts, rows, side="right") - 1
+    return int(((last_before < 0) | (rows >= stops[np.maximum(last_before, 0)])).sum())

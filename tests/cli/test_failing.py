@@ -66,7 +66,7 @@ def test_files_that_are_no_recordings(command: str, capsys: pytest.CaptureFixtur
         file["x"] = [1, 2]
     code, err = failed(capsys, command, "other.h5")
     assert code == 4
-    assert "'other.h5' is an HDF5 file, and no recording of fastrec" in err
+    assert "'other.h5' is an HDF5 file, but not a recording of fastrec" in err
 
 
 def test_another_ending(capsys: pytest.CaptureFixture[str]) -> None:

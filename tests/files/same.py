@@ -14,31 +14,33 @@ CONTEXT = (
 Cast = Callable[[torch.Tensor], torch.Tensor]
 
 
-def assert_same(found: Recording, wanted: Recording, first_pass: int = 0, cast: Cast = lambda value: value) -> None:
+def assert_same(
+    recording: Recording, expected: Recording, first_pass: int = 0, cast: Cast = lambda value: value
+) -> None:
     """The same records in the same order, with the same contexts and bits, and the same steps."""
-    assert len(found) == len(wanted)
-    for one, other in zip(found, wanted, strict=True):
-        assert one.ctx.pass_index == other.ctx.pass_index + first_pass
+    assert len(recording) == len(expected)
+    for record, wanted in zip(recording, expected, strict=True):
+        assert record.ctx.pass_index == wanted.ctx.pass_index + first_pass
         for name in CONTEXT:
             # Some were not observed, as then an attribute error says.
-            assert getattr(one.ctx, name, None) == getattr(other.ctx, name, None), name
+            assert getattr(record.ctx, name, None) == getattr(wanted.ctx, name, None), name
         for part in ("activation", "transformed_activation"):
-            mine, theirs = getattr(one, part), getattr(other, part)
-            assert (mine is None) == (theirs is None), part
-            if mine is not None:
-                assert_equal(mine, cast(theirs))
-    assert list(found.steps) == list(wanted.steps)
-    assert found.steps.phase.tolist() == wanted.steps.phase.tolist()
-    assert found.steps.step.tolist() == wanted.steps.step.tolist()
-    for name in wanted.steps:
-        mine_, theirs_ = found.steps[name], wanted.steps[name]
-        assert np.array_equal(np.ma.getmaskarray(mine_), np.ma.getmaskarray(theirs_))
-        assert np.ma.allequal(mine_, theirs_) or np.array_equal(mine_, theirs_, equal_nan=True)
+            value, wanted_value = getattr(record, part), getattr(wanted, part)
+            assert (value is None) == (wanted_value is None), part
+            if value is not None:
+                assert_equal(value, cast(wanted_value))
+    assert list(recording.steps) == list(expected.steps)
+    assert recording.steps.phase.tolist() == expected.steps.phase.tolist()
+    assert recording.steps.step.tolist() == expected.steps.step.tolist()
+    for name in expected.steps:
+        column, expected_column = recording.steps[name], expected.steps[name]
+        assert np.array_equal(np.ma.getmaskarray(column), np.ma.getmaskarray(expected_column))
+        assert np.ma.allequal(column, expected_column) or np.array_equal(column, expected_column, equal_nan=True)
 
 
-def assert_equal(one: torch.Tensor, other: torch.Tensor) -> None:
+def assert_equal(value: torch.Tensor, expected: torch.Tensor) -> None:
     """The same shape, dtype and bits."""
-    assert (one.shape, one.dtype) == (other.shape, other.dtype)
-    if one.numel():
-        bits = (value.detach().contiguous().reshape(-1).view(torch.uint8) for value in (one, other))
+    assert (value.shape, value.dtype) == (expected.shape, expected.dtype)
+    if value.numel():
+        bits = (tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (value, expected))
         assert torch.equal(*bits)

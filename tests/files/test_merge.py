@@ -46,16 +46,20 @@ def record(path: str, rank: int | None, steps: int = 5, **options: object) -> fa
 @BOTH
 def test_each_rank_is_what_it_was(virtual: bool) -> None:
     wanted = {rank: record(f"run.{rank}.h5", rank, steps=5 + rank) for rank in (0, 1, 2)}
-    made = merge([f"run.{rank}.h5" for rank in (0, 1, 2)], "run.h5", virtual=virtual)
+    merged = merge([f"run.{rank}.h5" for rank in (0, 1, 2)], "run.h5", virtual=virtual)
     whole = load("run.h5")
-    assert made.ranks == list(whole.ranks) == [0, 1, 2]
-    assert (made.records, made.passes, made.steps) == (len(whole), whole.n_passes, len(whole.steps)) == (42, 21, 18)
+    assert merged.ranks == list(whole.ranks) == [0, 1, 2]
+    assert (
+        (merged.records, merged.passes, merged.steps) == (len(whole), whole.n_passes, len(whole.steps)) == (42, 21, 18)
+    )
     first = 0
     for rank, recording in whole.ranks.items():
         assert_same(recording, wanted[rank], first_pass=first)
-        mine, theirs = recording.episodes(), wanted[rank].episodes()
-        assert [(e.env, e.start_step, e.length) for e in mine] == [(e.env, e.start_step, e.length) for e in theirs]
-        assert all(torch.equal(a["tanh_1"], b["tanh_1"]) for a, b in zip(mine, theirs, strict=True))
+        episodes, wanted_episodes = recording.episodes(), wanted[rank].episodes()
+        assert [(e.env, e.start_step, e.length) for e in episodes] == [
+            (e.env, e.start_step, e.length) for e in wanted_episodes
+        ]
+        assert all(torch.equal(a["tanh_1"], b["tanh_1"]) for a, b in zip(episodes, wanted_episodes, strict=True))
         first += wanted[rank].n_passes
 
 
@@ -67,8 +71,8 @@ def test_the_order_is_that_of_ranks_passes_and_events(virtual: bool) -> None:
     assert list(whole.ranks) == [0, 1, 10]
     for key in ("0", "1/tanh"):
         values = [record.activation for rank in (0, 1, 10) for record in wanted[rank][key]]
-        found = [record.activation for record in whole[key]]
-        assert all(map(torch.equal, found, values))
+        merged_values = [record.activation for record in whole[key]]
+        assert all(map(torch.equal, merged_values, values))
     indices = [record.ctx.pass_index for record in whole]
     assert indices == sorted(indices)
     assert whole.select(phase="rollout").stack("0").shape == (15, 2, 3)
@@ -91,10 +95,15 @@ def test_merged_recordings_can_be_verified_described_and_repacked(virtual: bool)
     for rank in (0, 1):
         record(f"run.{rank}.h5", rank)
     merge(["run.0.h5", "run.1.h5"], "run.h5", virtual=virtual)
-    found = verify("run.h5")
-    assert (found.damage, found.unchecked, found.files) == ([], 0, 2 if virtual else 1)
-    told = describe("run.h5")
-    assert (told.ranks, told.rank, told.records, told.phases) == ([0, 1], None, 24, {"rollout": 10, "eval": 2})
+    verified = verify("run.h5")
+    assert (verified.damage, verified.unchecked, verified.files) == ([], 0, 2 if virtual else 1)
+    description = describe("run.h5")
+    assert (description.ranks, description.rank, description.records, description.phases) == (
+        [0, 1],
+        None,
+        24,
+        {"rollout": 10, "eval": 2},
+    )
     repack("run.h5", "one.h5", compression="gzip")
     whole = load("run.h5")
     assert_same(load("one.h5"), whole)
@@ -116,10 +125,10 @@ def test_other_tools_see_what_is_shown() -> None:
     os.makedirs("ranks")
     wanted = [record(f"ranks/run.{rank}.h5", rank) for rank in (0, 1)]
     merge(["ranks/run.0.h5", "ranks/run.1.h5"], "run.h5", virtual=True)
-    values = np.concatenate([one.select(phase="rollout").stack("0").numpy() for one in wanted])
+    values = np.concatenate([recording.select(phase="rollout").stack("0").numpy() for recording in wanted])
     with h5py.File("run.h5") as file:
-        found = next(made[:] for made in file["data"].values() if made.attrs["of"] == "0" and made.shape[1] == 2)
-    assert np.array_equal(found, values)
+        shown = next(data[:] for data in file["data"].values() if data.attrs["of"] == "0" and data.shape[1] == 2)
+    assert np.array_equal(shown, values)
 
 
 def test_what_is_shown_can_be_moved_together() -> None:
@@ -192,9 +201,9 @@ def test_contexts_halts_and_failures_keep_their_passes() -> None:
             for _ in range(3):
                 rec.log(torch.ones(1, 2))
     merge(["run.0.h5", "run.1.h5"], "run.h5")
-    whole, one = load("run.h5"), load("run.0.h5")
-    assert len(whole.predicate_failures) == 2 * len(one.predicate_failures) > 0
-    assert sorted(whole.halted) == [*one.halted, *(index + 3 for index in one.halted)]
+    whole, part = load("run.h5"), load("run.0.h5")
+    assert len(whole.predicate_failures) == 2 * len(part.predicate_failures) > 0
+    assert sorted(whole.halted) == [*part.halted, *(index + 3 for index in part.halted)]
 
 
 @BOTH
@@ -227,6 +236,6 @@ def test_workers_read_merged_recordings(virtual: bool, method: str) -> None:
     for data in [batches] if method == "spawn" else [batches, whole.to_dataset("tanh_1", by="sample")]:
         size = 4 if data is not batches else None
         loader = DataLoader(data, batch_size=size, num_workers=1, multiprocessing_context=method)
-        found = torch.cat(list(loader))
-        assert sorted(found.tolist()) == sorted(expected.tolist())
+        loaded = torch.cat(list(loader))
+        assert sorted(loaded.tolist()) == sorted(expected.tolist())
     assert torch.equal(whole.rows("tanh_1", by="sample")[:], expected)  # the handles of this process are its own

@@ -48,43 +48,43 @@ def record(path: str, passes: int = 20, **options: object) -> fastrec.Recording:
 
 @pytest.mark.parametrize("compression", [None, "gzip", "gzip:9", "lzf"])
 def test_a_recording_written_anew_is_the_same(compression: str | None) -> None:
-    before = record("run.h5")
-    made = repack("run.h5", "small.h5", compression=compression)
-    after = load("small.h5")
-    assert_same(after, before)
-    assert (after.n_passes, made.records) == (before.n_passes, len(before))
-    assert after.summary() == before.summary()
-    found = verify("small.h5")
-    assert (found.damage, found.unchecked) == ([], 0)
+    original = record("run.h5")
+    result = repack("run.h5", "small.h5", compression=compression)
+    copied = load("small.h5")
+    assert_same(copied, original)
+    assert (copied.n_passes, result.records) == (original.n_passes, len(original))
+    assert copied.summary() == original.summary()
+    verified = verify("small.h5")
+    assert (verified.damage, verified.unchecked) == ([], 0)
 
 
 def test_several_files_become_one() -> None:
-    before = record("run.h5", passes=1500, segment_bytes=1 << 20, block_bytes=1 << 12)
+    original = record("run.h5", passes=1500, segment_bytes=1 << 20, block_bytes=1 << 12)
     assert Path("run.00001.h5").exists()
     repack("run.h5", "one.h5")
     for path in Path().glob("run*"):
         path.rename(f"moved-{path}")  # nothing of it is needed
-    assert len(load("one.h5")) == len(before)
+    assert len(load("one.h5")) == len(original)
     assert verify("one.h5").damage == []
     with h5py.File("one.h5") as file:
-        assert not any(made.is_virtual for made in file["data"].values())
+        assert not any(data_set.is_virtual for data_set in file["data"].values())
 
 
 def test_a_recording_that_was_continued_becomes_one_session() -> None:
     record("run.h5", passes=7)
     record("run.h5", passes=9, append=True)
-    before = load("run.h5")
+    original = load("run.h5")
     repack("run.h5", "one.h5")
-    assert_same(load("one.h5"), before)
+    assert_same(load("one.h5"), original)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_floating_values_are_cast(dtype: torch.dtype) -> None:
-    before = record("run.h5")
+    original = record("run.h5")
     repack("run.h5", "cast.h5", dtype=dtype)
-    after = load("cast.h5")
-    assert_same(after, before, cast=lambda value: value.to(dtype))
-    assert {facts.dtypes for facts in after.sites.values() if facts.name == "first"} == {(str(dtype)[6:],)}
+    copied = load("cast.h5")
+    assert_same(copied, original, cast=lambda value: value.to(dtype))
+    assert {facts.dtypes for facts in copied.sites.values() if facts.name == "first"} == {(str(dtype)[6:],)}
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf support")
@@ -106,27 +106,27 @@ def test_what_is_no_floating_value_is_not_cast() -> None:
         for dtype in DTYPES:
             model(torch.ones(2).to(getattr(torch, dtype)))
     repack("run.h5", "cast.h5", dtype=torch.float16)
-    kept = [record.activation.dtype for record in load("cast.h5")]
+    dtypes = [record.activation.dtype for record in load("cast.h5")]
     wanted = [getattr(torch, name) for name in DTYPES]
-    assert kept == [torch.float16 if dtype.is_floating_point else dtype for dtype in wanted]
+    assert dtypes == [torch.float16 if dtype.is_floating_point else dtype for dtype in wanted]
 
 
 def test_rows_of_many_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = record("run.h5")
+    original = record("run.h5")
     monkeypatch.setattr("fastrec.sinks.hdf5.structure.CHUNK_BYTES", 100)
-    told: list[tuple[int, int]] = []
-    repack("run.h5", "one.h5", progress=lambda done, total: told.append((done, total)))
-    assert_same(load("one.h5"), before)
+    reports: list[tuple[int, int]] = []
+    repack("run.h5", "one.h5", progress=lambda done, total: reports.append((done, total)))
+    assert_same(load("one.h5"), original)
     assert verify("one.h5").damage == []
-    assert told[-1][0] == told[-1][1]
+    assert reports[-1][0] == reports[-1][1]
 
 
 def test_other_tools_see_the_values() -> None:
-    before = record("run.h5")
+    original = record("run.h5")
     repack("run.h5", "one.h5", compression="gzip")
     with h5py.File("one.h5") as file:
-        names = {(made.attrs["of"], made.shape[1:]): made[:] for made in file["data"].values()}
-    relus = before.select(batch=2).stack("relu_1").numpy()
+        names = {(data_set.attrs["of"], data_set.shape[1:]): data_set[:] for data_set in file["data"].values()}
+    relus = original.select(batch=2).stack("relu_1").numpy()
     assert (names["/relu", (2, 4)] == relus).all()
 
 

@@ -33,21 +33,21 @@ def place_of(name: str, path: str = "run.h5") -> tuple[int, int]:
         return file[name].id.get_offset(), file[name].size * file[name].dtype.itemsize
 
 
-def flip(at: int, path: str = "run.h5") -> None:
+def flip(position: int, path: str = "run.h5") -> None:
     with open(path, "r+b") as file:
-        file.seek(at)
+        file.seek(position)
         byte = file.read(1)[0]
-        file.seek(at)
+        file.seek(position)
         file.write(bytes([byte ^ 16]))
 
 
 def test_a_recording_is_as_it_was_written() -> None:
     record()
-    found = verify("run.h5")
-    assert (found.damage, found.unchecked, found.files) == ([], 0, 1)
+    result = verify("run.h5")
+    assert (result.damage, result.unchecked, result.files) == ([], 0, 1)
     values = 50 * (2 * 4 + 2 * 4 + 2) * 4
-    assert found.nbytes > values
-    assert found.checksums > 5
+    assert result.nbytes > values
+    assert result.checksums > 5
 
 
 @pytest.mark.parametrize(
@@ -56,29 +56,29 @@ def test_a_recording_is_as_it_was_written() -> None:
 def test_any_changed_byte_of_a_data_set_is_found(name: str, of: str) -> None:
     record()
     offset, size = place_of(name)
-    for at in (0, size // 2, size - 1):
-        flip(offset + at)
-        assert [(one.data_set, one.of) for one in verify("run.h5").damage] == [(name, of)]
-        flip(offset + at)
+    for place in (0, size // 2, size - 1):
+        flip(offset + place)
+        assert [(block.data_set, block.of) for block in verify("run.h5").damage] == [(name, of)]
+        flip(offset + place)
     assert verify("run.h5").damage == []
 
 
 def test_a_changed_time_in_the_index_is_found() -> None:
     record()
     with h5py.File("run.h5") as file:
-        at = file["records"].id.get_offset() + file["records"].dtype.fields["time"][1]
-    flip(at)
-    assert [one.data_set for one in verify("run.h5").damage] == ["records"]
+        position = file["records"].id.get_offset() + file["records"].dtype.fields["time"][1]
+    flip(position)
+    assert [block.data_set for block in verify("run.h5").damage] == ["records"]
 
 
 def test_segments_are_all_compared() -> None:
     record(passes=3000, segment_bytes=1 << 20, block_bytes=1 << 14)
-    found = verify("run.h5")
-    assert found.files > 1
-    assert (found.damage, found.unchecked) == ([], 0)
+    result = verify("run.h5")
+    assert result.files > 1
+    assert (result.damage, result.unchecked) == ([], 0)
     path = "run.00001.h5"
     flip(place_of("data/0", path)[0], path)
-    assert [(one.file, one.data_set) for one in verify("run.h5").damage] == [(path, "data/0")]
+    assert [(block.file, block.data_set) for block in verify("run.h5").damage] == [(path, "data/0")]
 
 
 def test_late_values_are_compared() -> None:
@@ -91,20 +91,20 @@ def test_late_values_are_compared() -> None:
         rec.flush()
         assert verify("run.h5").damage == []
         with h5py.File("run.00000.h5.tmp", "r") as file:
-            at = file["late"].id.get_chunk_info(0).byte_offset
-        flip(at, "run.00000.h5.tmp")
+            position = file["late"].id.get_chunk_info(0).byte_offset
+        flip(position, "run.00000.h5.tmp")
         damage = verify("run.h5").damage
-        flip(at, "run.00000.h5.tmp")
-    assert [(one.data_set, one.of) for one in damage] == [("late", ":out")]
+        flip(position, "run.00000.h5.tmp")
+    assert [(block.data_set, block.of) for block in damage] == [("late", ":out")]
     assert verify("run.h5").damage == []
 
 
 def test_progress_ends_at_the_total() -> None:
     record()
-    told: list[tuple[int, int]] = []
-    found = verify("run.h5", lambda done, total: told.append((done, total)))
-    assert told[-1] == (found.nbytes, found.nbytes)
-    assert np.all(np.diff([done for done, _ in told]) >= 0)
+    reports: list[tuple[int, int]] = []
+    result = verify("run.h5", lambda done, total: reports.append((done, total)))
+    assert reports[-1] == (result.nbytes, result.nbytes)
+    assert np.all(np.diff([done for done, _ in reports]) >= 0)
 
 
 def test_a_growing_recording_can_be_compared() -> None:
@@ -113,9 +113,9 @@ def test_a_growing_recording_can_be_compared() -> None:
         for _ in range(5):
             model(torch.ones(1, 2))
         rec.flush()
-        found = verify("run.h5")
-    assert found.damage == []
-    assert found.files == 1
+        result = verify("run.h5")
+    assert result.damage == []
+    assert result.files == 1
 
 
 def test_there_is_nothing_to_verify() -> None:

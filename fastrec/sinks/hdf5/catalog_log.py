@@ -1,102 +1,75 @@
-"""The log of a segment: sites, metas, specs and the like, one line of JSON each, with a checksum in front."""
+"""The log of a segment: what the numbers in its rows mean, one line of JSON for each of them.
+
+    log_line("site", 3, site)    # b'29c2f1a5 ["site",3,{"name":"features.3/relu","kind":"op",...}]\\n'
+
+Rows hold numbers: of a pass's entry and phase, of a record's meta, of the data in which its value lies. The log says
+what they stand for. It is only ever appended to, so it can be read while it grows: a reader stops at the first line
+whose checksum does not fit. Every segment repeats it from the beginning, and so explains its own rows.
+
+Numbers belong to a session. A recording that was continued has several, in each of which the sites, phases and passes
+are counted from 0 again; ``SessionRemap`` turns them into the numbers of the whole recording when the log is read.
+"""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fastrec._errors import DamagedFileError, SessionError
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import PredicateFailure, RecordContext
 from fastrec.events.sites import Catalog, Interned, Origin, PassInfo, RecordMeta, Site
-from fastrec.sinks.hdf5.layout import Bytes, DataInfo
+from fastrec.sinks.hdf5.checksums import add_checksum, strip_checksum
+from fastrec.sinks.hdf5.layout import Bytes, DataInfo, Rows, dtype_name, dtype_named
+
+META = "variant"
+"""What a RecordMeta is called in the log."""
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
-def line(kind: str, number: int, content: Any) -> bytes:
-    """One entry, as it is written."""
-    return signed(_encode([kind, number, content]))
-
-
-def signed(text: bytes) -> bytes:
-    """A line of JSON with its checksum in front."""
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
-def checked(text: bytes) -> bytes | None:
-    """The JSON of a line, None where its checksum does not fit."""
-    fits = len(text) > 9 and text[8:9] == b" " and b"%08x" % zlib.crc32(text[9:]) == text[:8]
-    return text[9:] if fits else None
+def log_line(kind: str, number: int, content: Any) -> bytes:
+    """One entry as it is written."""
+    return add_checksum(_encode([kind, number, content]))
 
 
 class CatalogLog:
-    """The entries of a catalog that a segment does not have yet."""
+    """Writes what was added to a catalog since the last time."""
 
     def __init__(self, catalog: Catalog) -> None:
+        # An entry names only entries of the tables before its own.
         self._tables: list[tuple[str, Interned[Any] | list[Any]]] = [
             ("entry", catalog.entries),
             ("phase", catalog.phases),
             ("site", catalog.sites),
             ("spec", catalog.specs),
-            ("variant", catalog.metas),
+            (META, catalog.metas),
             ("failure", catalog.failures),
         ]
-        self._done = [0] * len(self._tables)
+        self._written = [0] * len(self._tables)
 
     def restart(self) -> None:
-        """A new segment has none of them."""
-        self._done = [0] * len(self._tables)
+        """Write everything again, for a new segment."""
+        self._written = [0] * len(self._tables)
 
     def lines(self) -> Iterator[bytes]:
         """What was added since the last call."""
-        # Failures and metas name the others, so their number is read first.
+        # The loop goes on adding to the tables. The lengths are read from the last table to the first, so that what is
+        # counted of one table names only what is counted of the tables before it.
         lengths = [len(table) for _, table in reversed(self._tables)][::-1]
         for i, (kind, table) in enumerate(self._tables):
-            for number in range(self._done[i], lengths[i]):
+            for number in range(self._written[i], lengths[i]):
                 item = table[number]
-                yield line(kind, number, _TOLD[kind](item) if kind in _TOLD else item)
-        self._done = lengths
+                yield log_line(kind, number, _JSON_FORMS[kind](item) if kind in _JSON_FORMS else item)
+        self._written = lengths
 
 
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
-
-
-class StoredTransform:
-    """Stands for a transform that a file can't hold: its name, to be read."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, value: torch.Tensor) -> torch.Tensor:
-        raise SessionError(f"the transform {self.name} was applied while recording; a file keeps its name alone")
-
-    def __repr__(self) -> str:
-        return f"<transform {self.name}>"
-
-
-def _told(spec: CaptureSpec) -> dict[str, Any]:
-    fields = {name: getattr(spec, name) for name in CaptureSpec.__struct_fields__}
-    if spec.dtype is not None:
-        fields["dtype"] = str(spec.dtype).removeprefix("torch.")
-    if spec.device is not None:
-        fields["device"] = str(torch.device(spec.device))
-    if spec.transform is not None:
-        fields["transform"] = getattr(spec.transform, "__qualname__", None) or repr(spec.transform)
-    return fields
-
-
-class _Failure(msgspec.Struct, rename={"meta": "variant"}):
-    """A predicate's failure as it is written: the event may be one of which no record was kept.
-
-    Files call the shared facts of records a variant; the name in them stays.
-    """
+class _LoggedFailure(msgspec.Struct, rename={"meta": META}):
+    """A predicate's failure as it is written. It holds its site and meta, because no record of the event may exist."""
 
     predicate: str
     error: str
@@ -107,128 +80,151 @@ class _Failure(msgspec.Struct, rename={"meta": "variant"}):
     step: int | None
 
 
-def _failure(failure: PredicateFailure) -> _Failure:
+def _logged_failure(failure: PredicateFailure) -> _LoggedFailure:
     ctx = failure.context
-    return _Failure(failure.predicate, failure.error, ctx._site, ctx._meta, ctx._info, ctx._time, ctx._step)
+    return _LoggedFailure(failure.predicate, failure.error, ctx._site, ctx._meta, ctx._info, ctx._time, ctx._step)
 
 
-_TOLD: dict[str, Callable[[Any], Any]] = {"spec": _told, "failure": _failure}
+def _spec_fields(spec: CaptureSpec) -> dict[str, Any]:
+    fields = {name: getattr(spec, name) for name in CaptureSpec.__struct_fields__}
+    if spec.dtype is not None:
+        fields["dtype"] = dtype_name(spec.dtype)
+    if spec.device is not None:
+        fields["device"] = str(torch.device(spec.device))
+    if spec.transform is not None:
+        fields["transform"] = getattr(spec.transform, "__qualname__", None) or repr(spec.transform)
+    return fields
+
+
+_JSON_FORMS: dict[str, Callable[[Any], Any]] = {"spec": _spec_fields, "failure": _logged_failure}
+
+
+class StoredTransform:
+    """Stands for a transform that a file can't hold: its name, to be read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, value: torch.Tensor) -> torch.Tensor:
+        raise SessionError(
+            f"the transform {self.name} was applied when this was recorded; the file holds only its name"
+        )
+
+    def __repr__(self) -> str:
+        return f"<transform {self.name}>"
+
+
+def _spec_from(fields: dict[str, Any]) -> CaptureSpec:
+    if fields["dtype"] is not None:
+        fields["dtype"] = dtype_named(fields["dtype"])
+    if fields["transform"] is not None:
+        fields["transform"] = StoredTransform(fields["transform"])
+    return CaptureSpec(**fields)
+
+
+_StepNumber = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 
 
 class Log:
-    """What the logs of the segments say, put together."""
+    """What the logs of all segments say together, in the numbers of the whole recording.
+
+    ``facts`` are those of the first session; ``data`` is by (segment, number); ``starts`` holds by phase the steps with
+    which another session began.
+    """
 
     def __init__(self) -> None:
         self.catalog = Catalog()
         self.facts: dict[str, Any] = {}
         self.samples: dict[int, str | int] = {}
         self.data: dict[tuple[int, int], DataInfo] = {}
-        self.numbers = SessionRemap(SessionOffset())
+        self.remap = SessionRemap(SessionOffset())
         self.starts: dict[int, set[int]] = {}
-        self._failures = 0
-        self._data: dict[tuple[int, int], DataInfo] = {}
+        self._n_failures = 0
+        self._unresolved: dict[tuple[int, int], DataInfo] = {}
 
-    def begin_session(self, before: SessionOffset) -> None:
-        """What is read from here on is of another session."""
-        self.numbers, self._failures, self._data = SessionRemap(before), 0, {}
-        for phase, steps in before.steps.items():
+    def begin_session(self, offset: SessionOffset) -> None:
+        """Read what follows as another session's."""
+        self.remap, self._n_failures, self._unresolved = SessionRemap(offset), 0, {}
+        for phase, steps in offset.steps.items():
             self.starts.setdefault(phase, set()).add(steps)
 
-    def settle(self) -> None:
-        """All logs were read that there are: what one says of data may name what only the next one tells."""
-        waiting = {}
-        for (segment, number), info in self._data.items():
-            known = self.numbers.data(info)
-            if known is None:
-                waiting[segment, number] = info
+    def resolve(self) -> None:
+        """Note what data is, once all logs were read: one may name a site that only the next segment's log has."""
+        unresolved = {}
+        for (segment, number), info in self._unresolved.items():
+            renumbered = self.remap.data(info)
+            if renumbered is None:
+                unresolved[segment, number] = info
             else:
-                self.data[segment, number + self.numbers.before.data] = known
-        self._data = waiting
+                self.data[segment, number + self.remap.offset.data] = renumbered
+        self._unresolved = unresolved
 
     def read(self, segment: int, data: Bytes) -> int:
-        """Take in the log of one segment, up to its first line that is not whole; the bytes of the whole ones."""
+        """Take in the log of a segment up to its first line that is not whole; how many bytes were taken in."""
         end = 0
-        for text in data.tobytes().split(b"\n"):
-            entry = checked(text)
+        for line in data.tobytes().split(b"\n"):
+            entry = strip_checksum(line)
             if entry is None:
                 break
-            end += len(text) + 1
+            end += len(line) + 1
             try:
                 kind, number, content = msgspec.json.decode(entry, type=tuple[str, int, msgspec.Raw])
                 self._add(segment, kind, number, content)
             except (msgspec.DecodeError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-                raise DamagedFileError(f"the log holds an entry that makes no sense: {error}") from error
+                raise DamagedFileError(f"the log has an entry that makes no sense: {error}") from error
         return end
 
     def _add(self, segment: int, kind: str, number: int, content: msgspec.Raw) -> None:
-        catalog, numbers = self.catalog, self.numbers
+        catalog, remap = self.catalog, self.remap
         tables: dict[str, tuple[Interned[Any], Any]] = {
             "site": (catalog.sites, Site),
-            "variant": (catalog.metas, RecordMeta),
+            META: (catalog.metas, RecordMeta),
             "entry": (catalog.entries, str),
             "phase": (catalog.phases, str),
         }
         if kind in tables:
-            table, made_of = tables[kind]
-            item = msgspec.json.decode(content, type=made_of)
-            numbers.add(kind, number, table, numbers.meta(item) if kind == "variant" else item)
-        elif kind == "spec" and number >= numbers.count("spec"):
-            numbers.add(kind, number, catalog.specs, _spec_of(msgspec.json.decode(content, type=dict[str, Any])))
+            table, item_type = tables[kind]
+            item = msgspec.json.decode(content, type=item_type)
+            remap.add(kind, number, table, remap.meta(item) if kind == META else item)
+        elif kind == "spec" and number >= remap.count("spec"):
+            remap.add(kind, number, catalog.specs, _spec_from(msgspec.json.decode(content, type=dict[str, Any])))
         elif kind == "data":
-            self._data[segment, number] = msgspec.json.decode(content, type=DataInfo)
-        elif kind in ("sample", "halted"):
-            made_of = str | int if kind == "sample" else str
-            told: dict[int, Any] = self.samples if kind == "sample" else catalog.halted
-            told[number + numbers.before.passes] = msgspec.json.decode(content, type=made_of)
-        elif kind == "failure" and number >= self._failures:
-            self._failures = number + 1
-            catalog.failures.append(self._failure(msgspec.json.decode(content, type=_Failure)))
+            self._unresolved[segment, number] = msgspec.json.decode(content, type=DataInfo)
+        elif kind == "sample":
+            self.samples[number + remap.offset.passes] = msgspec.json.decode(content, type=str | int)
+        elif kind == "halted":
+            catalog.halted[number + remap.offset.passes] = msgspec.json.decode(content, type=str)
+        elif kind == "failure" and number >= self._n_failures:
+            self._n_failures = number + 1
+            catalog.failures.append(self._failure(msgspec.json.decode(content, type=_LoggedFailure)))
         elif kind == "origin" and number >= len(catalog.origins):
-            catalog.origins.append(numbers.origin(msgspec.json.decode(content, type=Origin)))
+            catalog.origins.append(remap.origin(msgspec.json.decode(content, type=Origin)))
         elif kind == "starts":
-            phase = numbers.of("phase", number)
-            first = numbers.before.steps.get(phase, 0)
-            found = msgspec.json.decode(content, type=list[_Count])
-            self.starts.setdefault(phase, set()).update(first + start for start in found)
+            phase = remap.number("phase", number)
+            first = remap.offset.steps.get(phase, 0)
+            starts = msgspec.json.decode(content, type=list[_StepNumber])
+            self.starts.setdefault(phase, set()).update(first + start for start in starts)
         elif kind == "session":
-            facts = msgspec.json.decode(content, type=dict[str, Any])
-            header = msgspec.convert(facts["header"], dict[str, Any])
-            numbers.began = float(facts["began"])
-            if not self.facts:
-                self.facts, catalog.header = facts, header
+            self._note_session(msgspec.json.decode(content, type=dict[str, Any]))
 
-    def _failure(self, made: _Failure) -> PredicateFailure:
-        numbers = self.numbers
-        meta = numbers.meta(made.meta)
-        if len(meta.stack_passes) != len(made.site.frames):
-            raise ValueError("a failure was in other modules than its site")
-        info = numbers.info(made.info)
-        step = None if made.step is None else info.step
-        ctx = RecordContext(self.catalog, made.site, meta, info, made.time, step)
-        return PredicateFailure(made.predicate, ctx, made.error)
+    def _note_session(self, facts: dict[str, Any]) -> None:
+        header = msgspec.convert(facts["header"], dict[str, Any])
+        self.remap.began = float(facts["began"])
+        if not self.facts:
+            self.facts, self.catalog.header = facts, header
 
-
-def _spec_of(fields: dict[str, Any]) -> CaptureSpec:
-    if fields["dtype"] is not None:
-        fields["dtype"] = torch_dtype_of(fields["dtype"])
-    if fields["transform"] is not None:
-        fields["transform"] = StoredTransform(fields["transform"])
-    return CaptureSpec(**fields)
-
-
-def torch_dtype_of(name: str) -> torch.dtype:
-    """A dtype by its name; anything else is a DamagedFileError."""
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
-        raise DamagedFileError(f"{name!r} is no dtype that this torch knows")
-    return found
-
-
-Rows = npt.NDArray[Any]
+    def _failure(self, failure: _LoggedFailure) -> PredicateFailure:
+        meta = self.remap.meta(failure.meta)
+        if len(meta.stack_passes) != len(failure.site.frames):
+            raise ValueError("a failure has other modules on its stack than its site")
+        info = self.remap.info(failure.info)
+        step = None if failure.step is None else info.step
+        ctx = RecordContext(self.catalog, failure.site, meta, info, failure.time, step)
+        return PredicateFailure(failure.predicate, ctx, failure.error)
 
 
 class SessionOffset(msgspec.Struct):
-    """How much there is in the sessions before one; by number of the phase or entry where it differs between them."""
+    """How much the sessions before one have of everything, ``steps`` by phase and ``entries`` by entry."""
 
     passes: int = 0
     marks: int = 0
@@ -236,122 +232,123 @@ class SessionOffset(msgspec.Struct):
     steps: Mapping[int, int] = {}
     entries: Mapping[int, int] = {}
 
-    def leave_open(self, passes: Rows) -> None:
-        """Take passes out of the step that the sessions before left open, in place: the next one begins another."""
+    def clear_open_steps(self, passes: Rows) -> None:
+        """Take earlier sessions' passes after their last mark out of its step, in place: no later mark closes it."""
         rows = np.flatnonzero(passes["pass_index"] < self.passes)
         if len(rows):
-            marked = np.zeros(int(passes["phase"].max()) + 1, np.int64)
+            n_marked = np.zeros(int(passes["phase"].max()) + 1, np.int64)
             for phase, steps in self.steps.items():
-                if phase < len(marked):
-                    marked[phase] = steps
+                if phase < len(n_marked):
+                    n_marked[phase] = steps
             step = passes["step"][rows]
-            passes["step"][rows] = np.where(step >= marked[passes["phase"][rows]], -1, step)
+            passes["step"][rows] = np.where(step >= n_marked[passes["phase"][rows]], -1, step)
 
 
 class SessionRemap:
-    """From a session's own numbers to those of the whole recording."""
+    """From the numbers of a session to those of the whole recording."""
 
-    def __init__(self, before: SessionOffset) -> None:
-        self.before = before
+    def __init__(self, offset: SessionOffset) -> None:
+        self.offset = offset
         self.began = 0.0
-        self._known: dict[str, list[int]] = {kind: [] for kind in ("entry", "phase", "site", "spec", "variant")}
+        self._numbers: dict[str, list[int]] = {kind: [] for kind in ("entry", "phase", "site", "spec", META)}
 
     def count(self, kind: str) -> int:
-        """How many of a kind are known."""
-        return len(self._known[kind])
+        """How many of a kind the session has so far."""
+        return len(self._numbers[kind])
 
     def add(self, kind: str, number: int, table: Interned[Any], item: Any) -> None:
-        """Note what a number of this session means; each of its files tells all of it again, so most is known."""
-        known = self._known[kind]
-        if number < len(known) and table[known[number]] == item:
+        """Note what a number stands for. Every segment says all of it again, so most of it is known."""
+        numbers = self._numbers[kind]
+        if number < len(numbers) and table[numbers[number]] == item:
             return
-        if number != len(known):
-            raise DamagedFileError(f"entry {number} of the log, {item!r:.80}, is not where it belongs")
-        found = table.add(item)
-        # Phases of different ranks may have one name.
-        known.append(table.append(item) if kind == "phase" and found in known else found)
+        if number != len(numbers):
+            raise DamagedFileError(f"entry {number} of the log, {item!r:.80}, is out of order")
+        recorded = table.add(item)
+        # Phases of different ranks may have the same name and are still two.
+        numbers.append(table.append(item) if kind == "phase" and recorded in numbers else recorded)
 
-    def of(self, kind: str, number: int) -> int:
-        """The number in the recording of something."""
-        if not 0 <= number < len(self._known[kind]):
-            raise DamagedFileError(f"the log names the {kind} {number}, and there are {len(self._known[kind])}")
-        return self._known[kind][number]
+    def number(self, kind: str, number: int) -> int:
+        """The number in the recording of what has a number in the session."""
+        numbers = self._numbers[kind]
+        if not 0 <= number < len(numbers):
+            raise DamagedFileError(f"the log names the {kind} {number}, but there are {len(numbers)}")
+        return numbers[number]
 
-    def meta(self, given: RecordMeta) -> RecordMeta:
-        """A meta, with the numbers of the recording in it."""
+    def meta(self, meta: RecordMeta) -> RecordMeta:
+        """A meta with the numbers of the recording."""
 
-        def events(found: tuple[tuple[int, int, str], ...] | None) -> tuple[tuple[int, int, str], ...] | None:
-            return found and tuple((self.of("site", site), count, label) for site, count, label in found)
+        def renumbered(events: tuple[tuple[int, int, str], ...] | None) -> tuple[tuple[int, int, str], ...] | None:
+            return events and tuple((self.number("site", site), count, label) for site, count, label in events)
 
         return msgspec.structs.replace(
-            given,
-            site=self.of("site", given.site),
-            spec=self.of("spec", given.spec),
-            recent_events=events(given.recent_events),
-            recent_ops=events(given.recent_ops),
+            meta,
+            site=self.number("site", meta.site),
+            spec=self.number("spec", meta.spec),
+            recent_events=renumbered(meta.recent_events),
+            recent_ops=renumbered(meta.recent_ops),
         )
 
     def data(self, info: DataInfo) -> DataInfo | None:
-        """What rows of a data set are, with the numbers of the recording in it; None for those that no pass names."""
+        """What data is, with the numbers of the recording; None where its site is not known yet."""
         if info.part == "step":
-            return msgspec.structs.replace(info, phase=self.of("phase", info.phase))
+            return msgspec.structs.replace(info, phase=self.number("phase", info.phase))
         if info.site >= self.count("site") or info.spec >= self.count("spec"):
             return None
-        return msgspec.structs.replace(info, site=self.of("site", info.site), spec=self.of("spec", info.spec))
+        return msgspec.structs.replace(info, site=self.number("site", info.site), spec=self.number("spec", info.spec))
 
-    def origin(self, given: Origin) -> Origin:
-        """One of the recordings that were merged, with the numbers of the recording in it."""
-        phases = tuple(self.of("phase", phase) for phase in given.phases)
-        return msgspec.structs.replace(given, first_pass=given.first_pass + self.before.passes, phases=phases)
+    def origin(self, origin: Origin) -> Origin:
+        """One of the recordings that were merged, with the numbers of the recording."""
+        phases = tuple(self.number("phase", phase) for phase in origin.phases)
+        return msgspec.structs.replace(origin, first_pass=origin.first_pass + self.offset.passes, phases=phases)
 
-    def info(self, given: PassInfo) -> PassInfo:
-        """A pass, with the numbers of the recording in it."""
-        phase, entry = self.of("phase", given.phase), self.of("entry", given.entry)
+    def info(self, info: PassInfo) -> PassInfo:
+        """A pass with the numbers of the recording."""
+        phase, entry = self.number("phase", info.phase), self.number("entry", info.entry)
         return msgspec.structs.replace(
-            given,
-            index=given.index + self.before.passes,
+            info,
+            index=info.index + self.offset.passes,
             phase=phase,
             entry=entry,
-            entry_pass=given.entry_pass + self.before.entries.get(entry, 0),
-            step=given.step + self.before.steps.get(phase, 0),
+            entry_pass=info.entry_pass + self.offset.entries.get(entry, 0),
+            step=info.step + self.offset.steps.get(phase, 0),
         )
 
-    def passes(self, rows: Rows, *, later: float) -> None:
-        """Renumber passes in place; the session began so many seconds after the first one."""
+    def passes(self, rows: Rows, *, seconds_later: float) -> None:
+        """Renumber passes in place; ``seconds_later`` is when the session began, after the first one."""
         self._renumber(rows, "entry")
         self._renumber(rows, "phase")
-        rows["pass_index"] += self.before.passes
-        _add(rows["entry_pass"], self.before.entries, rows["entry"])
-        _add(rows["step"], self.before.steps, rows["phase"])
-        rows["started"] += later
+        rows["pass_index"] += self.offset.passes
+        _add_by_key(rows["entry_pass"], self.offset.entries, rows["entry"])
+        _add_by_key(rows["step"], self.offset.steps, rows["phase"])
+        rows["started"] += seconds_later
 
     def records(self, rows: Rows) -> None:
         """Renumber records in place."""
-        self._renumber(rows, "variant")
-        if self.before.data:
+        self._renumber(rows, META)
+        if self.offset.data:
             for name in ("data", "transformed_data"):
-                rows[name][rows[name] >= 0] += self.before.data
+                rows[name][rows[name] >= 0] += self.offset.data
 
     def marks(self, rows: Rows) -> None:
         """Renumber marks in place."""
         self._renumber(rows, "phase")
-        rows["data"] += self.before.data
+        rows["data"] += self.offset.data
 
     def steps(self, rows: Rows, phase: int) -> None:
         """Renumber the rows of the steps of a phase in place."""
-        rows["step"] += self.before.steps.get(phase, 0)
-        rows["order"] += self.before.marks
+        rows["step"] += self.offset.steps.get(phase, 0)
+        rows["order"] += self.offset.marks
 
     def _renumber(self, rows: Rows, kind: str) -> None:
-        numbers, known = rows[kind], self._known[kind]
-        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(known):
-            raise DamagedFileError(f"a row names the {kind} {numbers.max()}, and there are {len(known)}")
-        if known != list(range(len(known))):  # in the first session the numbers are those of the recording
-            rows[kind] = np.array(known, numbers.dtype)[numbers]
+        column, numbers = rows[kind], self._numbers[kind]
+        if len(column) and not 0 <= column.min() <= column.max() < len(numbers):
+            raise DamagedFileError(f"a row names the {kind} {column.max()}, but there are {len(numbers)}")
+        if numbers != list(range(len(numbers))):  # in the first session they are those of the recording
+            rows[kind] = np.array(numbers, column.dtype)[column]
 
 
-def _add(numbers: Rows, table: Mapping[int, int], keys: Rows) -> None:
-    """Add to each number what a table has for its key."""
-    if table:
-        found, inverse = np.unique(keys, return_inverse=True)
-        numbers += np.array([table.get(key, 0) for key in found.tolist()], np.int64)[inverse]
+def _add_by_key(column: Rows, amounts: Mapping[int, int], keys: Rows) -> None:
+    """Add to each number the amount of its key, in place."""
+    if amounts:
+        different_keys, which = np.unique(keys, return_inverse=True)
+        column += np.array([amounts.get(key, 0) for key in different_keys.tolist()], np.int64)[which]

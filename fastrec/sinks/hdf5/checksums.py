@@ -1,4 +1,9 @@
-"""Checksums of what is in a file, and the counters that are written in place."""
+"""Checksums: of rows, of lines of JSON, and of the counters that are overwritten in place.
+
+A process may be killed in the middle of a write, and a disk or a copy may damage any file. So everything that a reader
+relies on has a checksum: rows in the table of checks, each line of the log and the index in front of it, and counters
+in their own row.
+"""
 
 from __future__ import annotations
 
@@ -14,85 +19,96 @@ import numpy.typing as npt
 from fastrec.sinks.hdf5.layout import CHECK_ROW, COUNTERS_ROW, Bytes
 
 WORDS = 512
+"""8-byte words of a page."""
 
-PAGE = 8 * WORDS
+PAGE_BYTES = 8 * WORDS
+PIECE_BYTES = 128 * PAGE_BYTES
 
-PIECE = 128 * PAGE
-
-LARGE = 4 << 20
-"""From so many bytes on, another thread is worth its while."""
+MIN_THREADED_BYTES = 4 << 20
+"""From this many bytes on, another thread pays off."""
 
 
 def checksum(data: Bytes) -> int:
-    """The CRC-32 of the sums of 8-byte words: by place in 4 KiB, then by 4 KiB.
+    """The CRC-32 of the sums of 8-byte words: over all pages for each place in a page, then over each page.
 
     A CRC of the bytes themselves would take a third of the time that writing them takes; sums take a tenth.
     """
     flat = data.reshape(-1)
-    whole = flat.size // PAGE * PAGE
-    tail = np.zeros(-(-(flat.size - whole) // PAGE) * PAGE, np.uint8)
+    whole = flat.size // PAGE_BYTES * PAGE_BYTES
+    tail = np.zeros(-(-(flat.size - whole) // PAGE_BYTES) * PAGE_BYTES, np.uint8)
     tail[: flat.size - whole] = flat[whole:]
-    by_place, by_page = np.zeros(WORDS, "<u8"), []
+    sums_by_place, sums_by_page = np.zeros(WORDS, "<u8"), []
     # In pieces, so that the second sum finds in the cache what the first one brought there.
-    for part in (*(flat[at : min(at + PIECE, whole)] for at in range(0, whole, PIECE)), tail):
-        words = part.view("<u8").reshape(-1, WORDS)
-        by_place += words.sum(0, dtype="<u8")
-        by_page.append(words.sum(1, dtype="<u8"))
-    return zlib.crc32(np.concatenate(by_page).tobytes(), zlib.crc32(by_place.tobytes()))
+    for piece in (*(flat[i : min(i + PIECE_BYTES, whole)] for i in range(0, whole, PIECE_BYTES)), tail):
+        words = piece.view("<u8").reshape(-1, WORDS)
+        sums_by_place += words.sum(0, dtype="<u8")
+        sums_by_page.append(words.sum(1, dtype="<u8"))
+    return zlib.crc32(np.concatenate(sums_by_page).tobytes(), zlib.crc32(sums_by_place.tobytes()))
 
 
-def check_row(data: int, row: int, count: int, checksum: int) -> npt.NDArray[np.void]:
-    """The entry for rows that were just written."""
-    return np.array([(data, row, count, checksum, 1)], CHECK_ROW)
+def check_row(data: int, address: int, count: int, checksum: int) -> npt.NDArray[np.void]:
+    """The entry in the table of checks for rows that were just written, the first of them at an encoded address."""
+    return np.array([(data, address, count, checksum, 1)], CHECK_ROW)
 
 
-class Checker:
+def add_checksum(text: bytes) -> bytes:
+    """JSON as one line, with its checksum in front."""
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def strip_checksum(line: bytes) -> bytes | None:
+    """The JSON of a line without its newline; None where the checksum does not fit."""
+    fits = len(line) > 9 and line[8:9] == b" " and b"%08x" % zlib.crc32(line[9:]) == line[:8]
+    return line[9:] if fits else None
+
+
+class ChecksumWorker:
     """Computes checksums of large rows in a thread of its own, while the writer writes them."""
 
     def __init__(self) -> None:
-        self._given: SimpleQueue[Bytes | None] = SimpleQueue()
-        self._found: SimpleQueue[int | Exception] = SimpleQueue()
+        self._rows: SimpleQueue[Bytes | None] = SimpleQueue()
+        self._results: SimpleQueue[int | Exception] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def of(self, parts: Sequence[Bytes], meanwhile: Callable[[], None]) -> list[int]:
-        """The checksums of some memory, during which something else is done with it."""
-        if sum(part.size for part in parts) < LARGE:
+    def checksums(self, parts: Sequence[Bytes], meanwhile: Callable[[], None]) -> list[int]:
+        """The checksums of some memory, which must stay as it is meanwhile."""
+        if sum(part.size for part in parts) < MIN_THREADED_BYTES:
             meanwhile()
             return [checksum(part) for part in parts]
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="fastrec-checksums", daemon=True)
             self._thread.start()
         for part in parts:
-            self._given.put(part)
+            self._rows.put(part)
         try:
             meanwhile()
-        finally:  # the memory belongs to the other thread until it says so
-            found = [self._found.get() for _ in parts]
-        return [_raised(one) for one in found]
+        finally:  # until the other thread has answered, it reads the memory
+            results = [self._results.get() for _ in parts]
+        return [_raise_or_return(result) for result in results]
 
     def close(self) -> None:
         """End the thread."""
         if self._thread is not None:
-            self._given.put(None)
+            self._rows.put(None)
             self._thread.join()
 
     def _run(self) -> None:
-        while (part := self._given.get()) is not None:
+        while (part := self._rows.get()) is not None:
             try:
-                self._found.put(checksum(part))
-            except Exception as error:  # the writer waits for an answer
-                self._found.put(error)
-            del part
+                self._results.put(checksum(part))
+            except Exception as error:  # whatever it is, the writer waits for an answer, and raises it
+                self._results.put(error)
+            del part  # else this thread would hold the memory until more comes
 
 
-def _raised(found: int | Exception) -> int:
-    if isinstance(found, Exception):
-        raise found
-    return found
+def _raise_or_return(result: int | Exception) -> int:
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 class Counters(msgspec.Struct):
-    """What a session counts that no row tells.
+    """What a session counts that no row says.
 
     ``empty`` passes ended well and kept nothing; ``begun`` is one more than the highest index of a pass that ended.
     ``closed``: the session ended in order.
@@ -107,21 +123,21 @@ class Counters(msgspec.Struct):
         return Counters(self.empty, self.begun, self.closed)
 
     def row(self, written: int) -> Bytes:
-        """As it is written, for the so-many-th time."""
+        """The row on the disk; ``written`` counts how often the counters were written."""
         row = np.array([(written, self.empty, self.begun, self.closed, 0)], COUNTERS_ROW)
-        row["checksum"] = _crc(row)
+        row["checksum"] = _row_checksum(row)
         return row.view(np.uint8)
 
 
-def read_counters(data: Bytes) -> Counters:
-    """The counters that were written last."""
-    best, found = 0, Counters()
+def read_counters(data: Bytes) -> Counters | None:
+    """The counters that were written last; None where none were."""
+    last, counters = 0, None
     for row in data.view(COUNTERS_ROW).reshape(-1, 1):
         written, empty, begun, closed, expected = row[0].item()
-        if written > best and _crc(row) == expected:
-            best, found = written, Counters(empty, begun, bool(closed))
-    return found
+        if written > last and _row_checksum(row) == expected:
+            last, counters = written, Counters(empty, begun, bool(closed))
+    return counters
 
 
-def _crc(row: npt.NDArray[np.void]) -> int:
+def _row_checksum(row: npt.NDArray[np.void]) -> int:
     return zlib.crc32(row.tobytes()[: -COUNTERS_ROW["checksum"].itemsize])

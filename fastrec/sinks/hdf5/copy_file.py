@@ -1,11 +1,18 @@
-"""One finished file of all that a source has."""
+"""One finished file of everything that a source has, whether it reads RAM, files or several recordings.
+
+    write_source(source, "copy.h5", CopyOptions(identity, facts, begun, compression="zstd"))
+
+What belongs together is sorted together: each (site, spec, shape, dtype) becomes one data set, its rows in the order of
+the records. The values are read, cast and written piece by piece while the file is made, so a copy takes little memory,
+however large the recording is. Every piece is checksummed as it goes by.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -18,39 +25,50 @@ from fastrec.events.capture import kept_dtype
 from fastrec.events.context import torch_dtype
 from fastrec.events.sites import Catalog
 from fastrec.recording._source import Part, PhaseSteps, Source
-from fastrec.sinks.hdf5.catalog_log import CatalogLog, line
+from fastrec.sinks.hdf5.catalog_log import CatalogLog, log_line
 from fastrec.sinks.hdf5.checksums import Counters, check_row, checksum
 from fastrec.sinks.hdf5.layout import (
     CHECK_ROW,
-    CHECKED,
+    CHECKED_TABLES,
     CHECKS,
     COUNTERS,
     COUNTERS_ROW,
-    LATE,
     LOG,
     MARK_ROW,
     MARKS,
+    OVERFLOW,
+    PART_PREFIXES,
     PASS_ROW,
     PASSES,
     RECORD_ROW,
     RECORDS,
+    Addresses,
     Bytes,
     DataInfo,
     Identity,
+    Integers,
+    Rows,
+    dtype_name,
 )
 from fastrec.sinks.hdf5.paths import Paths, os_message
-from fastrec.sinks.hdf5.source import PREFIX
-from fastrec.sinks.hdf5.structure import DatasetSpec, Rewriting, attribute, dataset_name, rewrite, stretch_of
+from fastrec.sinks.hdf5.structure import (
+    MAX_DIMENSIONS,
+    DatasetSpec,
+    Rewriting,
+    dataset_name,
+    rewrite,
+    rows_per_copy,
+)
 
-MAX_COMPRESSED = (1 << 32) - 1
-
-MAX_DIMENSIONS = 31
+MAX_COMPRESSED_ROW_BYTES = (1 << 32) - 1
+"""A chunk of HDF5, here at least one row, is less than 4 GiB."""
 
 Progress = Callable[[int, int], None]
+"""Called with the bytes that are done, and with their total."""
 
 
-class Writing(msgspec.Struct, frozen=True):
-    """What a file says of itself, and how it is stored; ``progress`` is called with the bytes done and their total."""
+class CopyOptions(msgspec.Struct, frozen=True):
+    """What a copy says of itself, and how it is stored."""
 
     identity: Identity
     facts: Mapping[str, Any]
@@ -61,20 +79,20 @@ class Writing(msgspec.Struct, frozen=True):
 
 
 def check_free(path: str | os.PathLike[str]) -> str:
-    """A path where nothing is yet."""
-    there = Paths(path).files()
-    if there:
-        raise RecordingExistsError(f"{there[0]!r} exists; give another path")
+    """A path at which there is nothing yet."""
+    existing = Paths(path).files()
+    if existing:
+        raise RecordingExistsError(f"{existing[0]!r} exists; give another path")
     return Paths(path).path
 
 
-def write_source(source: Source, path: str | os.PathLike[str], writing: Writing) -> None:
-    """Write one file, at a path where nothing is yet; it appears there once it is whole."""
+def write_source(source: Source, path: str | os.PathLike[str], options: CopyOptions) -> None:
+    """Write one file, at a path at which there is nothing yet; it appears there once it is whole."""
     target = check_free(path)
-    content, part = _Content(source, writing), target + ".part"
+    copied, part = _CopiedFile(source, options), target + ".part"
     try:
-        options = Rewriting(durable=True, compression=writing.compression)
-        rewrite(content.read, writing.identity, content.wanted, part, options=options)
+        rewriting = Rewriting(durable=True, compression=options.compression)
+        rewrite(copied.read, options.identity, copied.specs, part, options=rewriting)
         os.replace(part, target)
     except OSError as error:
         if isinstance(error, RecordingFileError):
@@ -85,142 +103,144 @@ def write_source(source: Source, path: str | os.PathLike[str], writing: Writing)
             os.unlink(part)
 
 
-class _Content:
-    """All data sets of a file, whose bytes are made when they are read; checksums are of what was read."""
+class _CopiedFile:
+    """The data sets of a copy. Their bytes are made when they are read, in the order of ``specs``."""
 
-    def __init__(self, source: Source, writing: Writing) -> None:
-        self._progress = writing.progress or (lambda done, total: None)
+    def __init__(self, source: Source, options: CopyOptions) -> None:
+        self._options = options
         self._done = 0
-        data = data_sets(source, writing.dtype)
-        steps, marks = step_sets(source.steps(), len(data.sets))
-        self._sets: dict[str, tuple[int, DataSet | StepSet]] = {}
-        self.wanted: list[DatasetSpec] = []
+        self._checks: list[npt.NDArray[np.void]] = []
+        self._data: dict[str, tuple[int, CopiedData]] = {}
+        self.specs: list[DatasetSpec] = []
+        sorted_values = sort_values(source, options.dtype)
+        step_rows, marks = sort_steps(source.steps(), len(sorted_values.data))
         infos = []
-        both: list[DataSet | StepSet] = [*data.sets, *steps]
-        for number, one in enumerate(both):
-            of = _of(one.info, data.catalog)
-            infos.append(msgspec.structs.replace(one.info, name=self._add(number, one, of, writing)))
-        self._total = sum(len(one) * one.row_bytes for _, one in self._sets.values())
-        log = b"".join(_log(source, data.catalog, infos, writing.facts))
-        self._tables: dict[str, npt.NDArray[Any]] = {
+        data: list[CopiedData] = [*sorted_values.data, *step_rows]
+        for number, copied in enumerate(data):
+            of = copied.info.site_or_phase(sorted_values.catalog)
+            infos.append(msgspec.structs.replace(copied.info, name=self._add(number, copied, of)))
+        self._total = sum(len(copied) * copied.info.row_bytes() for _, copied in self._data.values())
+        log = b"".join(_log_lines(source, sorted_values.catalog, infos, options.facts))
+        self._tables: dict[str, Rows] = {
             PASSES: _pass_rows(source),
-            RECORDS: data.records,
+            RECORDS: sorted_values.records,
             MARKS: marks,
             LOG: np.frombuffer(log, np.uint8),
-            COUNTERS: _counter_rows(source, writing),
-            LATE: np.empty(0, np.uint8),
+            COUNTERS: _counter_rows(source, options),
+            OVERFLOW: np.empty(0, np.uint8),
         }
         for name, rows in self._tables.items():
-            self.wanted.append(DatasetSpec(name, "uint8" if rows.dtype == np.uint8 else rows.dtype, (), len(rows)))
-        # The checksums are written last, when all that they are of was read.
-        checked = [one for one in self.wanted if one.name in self._sets or one.name in CHECKED]
-        self.wanted.append(DatasetSpec(CHECKS, CHECK_ROW, (), sum(-(-one.rows // stretch_of(one)) for one in checked)))
-        self._checks: list[npt.NDArray[np.void]] = []
+            self.specs.append(DatasetSpec(name, "uint8" if rows.dtype == np.uint8 else rows.dtype, (), len(rows)))
+        # The checksums come last, when everything that they are of was read.
+        checked = [spec for spec in self.specs if spec.name in self._data or spec.name in CHECKED_TABLES]
+        n_checks = sum(-(-spec.rows // rows_per_copy(spec)) for spec in checked)
+        self.specs.append(DatasetSpec(CHECKS, CHECK_ROW, (), n_checks))
 
     def read(self, name: str, first: int, count: int) -> Bytes:
         """Rows of a data set, as bytes."""
         if name == CHECKS:
             return np.concatenate(self._checks)[first : first + count].view(np.uint8)
-        if name in self._sets:
-            number, one = self._sets[name]
-            rows = one.read(first, count)
+        if name in self._data:
+            number, copied = self._data[name]
+            rows = copied.read(first, count)
             self._done += rows.size
-            self._progress(self._done, self._total)
+            if self._options.progress is not None:
+                self._options.progress(self._done, self._total)
         else:
             rows = self._tables[name][first : first + count].view(np.uint8)
-            if name not in CHECKED:
+            if name not in CHECKED_TABLES:
                 return rows
-            number = CHECKED[name]
+            number = CHECKED_TABLES[name]
         self._checks.append(check_row(number, first, count, checksum(rows)))
         return rows
 
-    def _add(self, number: int, one: DataSet | StepSet, of: str, writing: Writing) -> str:
-        """Want a data set; its name."""
-        if not one.row_bytes:
-            return LATE
-        if len(one.shape) > MAX_DIMENSIONS:
-            raise OptionError(f"{of!r} has values of {len(one.shape)} dimensions; HDF5 has at most {MAX_DIMENSIONS}")
-        if writing.compression is not None and one.row_bytes >= MAX_COMPRESSED:
-            raise OptionError(f"{of!r} has values of 4 GiB and more, which HDF5 can't compress; leave compression out")
-        name = dataset_name("steps" if one.info.part == "step" else "data", of, self._sets)
-        told = {"number": str(number), "of": attribute(of), "part": one.info.part, "torch_dtype": one.info.dtype}
-        self.wanted.append(DatasetSpec(name, one.dtype, one.shape, len(one), told))
-        self._sets[name] = number, one
+    def _add(self, number: int, copied: CopiedData, of: str) -> str:
+        """Add the data set of some data of a site or phase; its name."""
+        info, row_bytes = copied.info, copied.info.row_bytes()
+        if not row_bytes:
+            return OVERFLOW  # values without elements take no room anywhere
+        if len(info.shape) > MAX_DIMENSIONS:
+            raise OptionError(f"{of!r} has values of {len(info.shape)} dimensions; HDF5 has at most {MAX_DIMENSIONS}")
+        if self._options.compression is not None and row_bytes >= MAX_COMPRESSED_ROW_BYTES:
+            raise OptionError(f"{of!r} has values of 4 GiB or more, which HDF5 can't compress; leave compression out")
+        name = dataset_name("steps" if info.part == "step" else "data", of, self._data)
+        self.specs.append(DatasetSpec.of_data(name, info, number, of, len(copied)))
+        self._data[name] = number, copied
         return name
 
 
-def _of(info: DataInfo, catalog: Catalog) -> str:
-    return catalog.phases[info.phase] if info.part == "step" else catalog.sites[info.site].name
-
-
-def _pass_rows(source: Source) -> npt.NDArray[Any]:
-    given = source.passes()
-    rows = np.zeros(len(given), PASS_ROW)
-    for name in given.dtype.names or ():
-        rows[name] = given[name]
+def _pass_rows(source: Source) -> Rows:
+    passes = source.passes()
+    rows = np.zeros(len(passes), PASS_ROW)
+    for name in passes.dtype.names or ():
+        rows[name] = passes[name]
     rows["ok"] = 1
     return rows
 
 
-def _counter_rows(source: Source, writing: Writing) -> npt.NDArray[Any]:
-    empty = source.n_passes() - len(source.passes())
-    counters = Counters(empty, writing.begun, closed=True)
+def _counter_rows(source: Source, options: CopyOptions) -> Rows:
+    n_empty = source.n_passes() - len(source.passes())
+    counters = Counters(n_empty, options.begun, closed=True)
     return np.concatenate([counters.row(1).view(COUNTERS_ROW), np.zeros(1, COUNTERS_ROW)])
 
 
-def _log(source: Source, catalog: Catalog, infos: Sequence[DataInfo], facts: Mapping[str, Any]) -> Iterator[bytes]:
-    yield line("session", 0, facts)
+def _log_lines(
+    source: Source, catalog: Catalog, infos: Sequence[DataInfo], facts: Mapping[str, Any]
+) -> Iterator[bytes]:
+    yield log_line("session", 0, facts)
     yield from CatalogLog(catalog).lines()
     for number, origin in enumerate(catalog.origins):
-        yield line("origin", number, origin)
+        yield log_line("origin", number, origin)
     for number, info in enumerate(infos):
-        yield line("data", number, info)
+        yield log_line("data", number, info)
     for index in source.passes()["pass_index"].tolist():
         sample = source.sample_id(index)
         if sample is not None:
-            yield line("sample", index, sample)
+            yield log_line("sample", index, sample)
     for index, reason in catalog.halted.items():
-        yield line("halted", index, reason)
+        yield log_line("halted", index, reason)
     for steps in source.steps():
         if steps.starts:
-            yield line("starts", steps.phase, steps.starts)
+            yield log_line("starts", steps.phase, steps.starts)
 
 
-Integers = npt.NDArray[np.int64]
+class CopiedData(Protocol):
+    """Rows of one data set of a copy, made when they are read."""
 
+    info: DataInfo
 
-class DataSet:
-    """Values of one site, spec, shape and dtype, read from the source when they are asked for."""
-
-    def __init__(self, source: Source, part: Part, info: DataInfo, at: Integers) -> None:
-        self._source = source
-        self._part = part
-        self._dtype: torch.dtype = getattr(torch, info.dtype)
-        self._at = at
-        self.info = info
-        self.dtype: Any = info.dtype
-        self.shape = info.shape
-        self.row_bytes = self._dtype.itemsize * math.prod(info.shape)
-
-    def __len__(self) -> int:
-        return len(self._at)
+    def __len__(self) -> int: ...
 
     def read(self, first: int, count: int) -> Bytes:
         """Rows, as bytes."""
-        records = self._source.records()[self._at[first : first + count]]
+
+
+class CopiedValues:
+    """Values of one site, spec, shape and dtype, of the records at some positions of the source."""
+
+    def __init__(self, source: Source, part: Part, info: DataInfo, positions: Integers) -> None:
+        self.info = info
+        self._source = source
+        self._part = part
+        self._dtype: torch.dtype = getattr(torch, info.dtype)
+        self._positions = positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def read(self, first: int, count: int) -> Bytes:
+        """Rows, as bytes."""
+        records = self._source.records()[self._positions[first : first + count]]
         pieces = self._source.values(records["meta"].astype(np.int64), records["row"], self._part)
         return np.concatenate([_bytes_of(piece.to(self._dtype)) for piece in pieces])
 
 
-class StepSet:
+class CopiedSteps:
     """Marked steps of one phase that have the same columns."""
 
-    def __init__(self, info: DataInfo, rows: npt.NDArray[Any]) -> None:
-        self._rows = rows
+    def __init__(self, info: DataInfo, rows: Rows) -> None:
         self.info = info
-        self.dtype: Any = rows.dtype
-        self.shape: tuple[int, ...] = ()
-        self.row_bytes = rows.dtype.itemsize
+        self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -230,102 +250,109 @@ class StepSet:
         return self._rows[first : first + count].view(np.uint8)
 
 
-class Sorted(msgspec.Struct):
-    """The catalog, with the specs that fit the values, the data sets by number, and one row per record."""
+class SortedValues(msgspec.Struct):
+    """The data sets of values by number, one row per record that says where its value is, and the catalog of both."""
 
     catalog: Catalog
-    sets: list[DataSet]
-    records: npt.NDArray[Any]
+    data: list[CopiedValues]
+    records: Rows
 
 
-def data_sets(source: Source, dtype: torch.dtype | None) -> Sorted:
+def sort_values(source: Source, dtype: torch.dtype | None) -> SortedValues:
     """Sort values into data sets; floating ones are cast, where a dtype is given."""
-    catalog, given = recast(source.catalog, dtype), source.records()
-    records = np.zeros(len(given), RECORD_ROW)
-    records["variant"], records["time"] = given["meta"], given["time"]
-    sets: list[DataSet] = []
-    of_meta = np.array([(v.site, v.spec) for v in catalog.metas.items], np.int64).reshape(-1, 2)
-    for part, prefix in PREFIX.items():
+    catalog, source_records = cast_catalog(source.catalog, dtype), source.records()
+    records = np.zeros(len(source_records), RECORD_ROW)
+    records["variant"], records["time"] = source_records["meta"], source_records["time"]
+    data: list[CopiedValues] = []
+    site_and_spec = np.array([(meta.site, meta.spec) for meta in catalog.metas.items], np.int64).reshape(-1, 2)
+    for part, prefix in PART_PREFIXES.items():
         records[prefix + "data"] = -1
-        at = records_with_part(catalog, given, part)
-        which, layouts = source.layouts(given["row"][at], part)
-        keys = np.column_stack([of_meta[given["meta"][at]], which])
-        found, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-        inverse = inverse.reshape(-1)
-        for i in np.argsort(first).tolist():
-            (site, spec, layout), mine = found[i].tolist(), at[inverse == i]
-            shape, kept = layouts[layout]
-            cast = dtype if dtype is not None and kept.is_floating_point else kept
-            name = str(cast).removeprefix("torch.")
-            info = DataInfo(name="", part=part, shape=tuple(shape), dtype=name, site=site, spec=spec)
-            records[prefix + "data"][mine] = len(sets)
-            sets.append(DataSet(source, part, info, mine))
-            records[prefix + "row"][mine] = np.arange(len(mine)) if sets[-1].row_bytes else -1
-    return Sorted(catalog, sets, records)
+        positions = records_with_part(catalog, source_records, part)
+        layout_of_each, layouts = source.layouts(source_records["row"][positions], part)
+        keys = np.column_stack([site_and_spec[source_records["meta"][positions]], layout_of_each])
+        different_keys, first, which = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        for i in np.argsort(first).tolist():  # numbered in the order in which they first appeared
+            site, spec, layout = different_keys[i].tolist()
+            of_key = positions[which.reshape(-1) == i]
+            shape, value_dtype = layouts[layout]
+            stored_dtype = dtype if dtype is not None and value_dtype.is_floating_point else value_dtype
+            info = DataInfo("", part, tuple(shape), dtype_name(stored_dtype), site=site, spec=spec)
+            has_bytes = stored_dtype.itemsize * math.prod(shape) > 0
+            rows = np.arange(len(of_key)) if has_bytes else np.zeros(len(of_key), np.int64)
+            records[prefix + "data"][of_key] = len(data)
+            records[prefix + "row"][of_key] = Addresses.of(rows, in_overflow=not has_bytes).encoded
+            data.append(CopiedValues(source, part, info, of_key))
+    return SortedValues(catalog, data, records)
 
 
-def recast(given: Catalog, dtype: torch.dtype | None) -> Catalog:
-    """The catalog that tells what values are once floating ones were cast."""
-    made = Catalog(given.header)
+def records_with_part(catalog: Catalog, records: Rows, part: Part) -> Integers:
+    """The positions of the records that have an activation, or a transformed one."""
+    metas = np.unique(records["meta"]).tolist()
+    specs = {meta: catalog.specs[catalog.metas[meta].spec] for meta in metas}
+    kept = [
+        meta for meta, spec in specs.items() if (spec.save_raw if part == "activation" else spec.transform is not None)
+    ]
+    return np.flatnonzero((records["row"] >= 0) & np.isin(records["meta"], kept))
+
+
+def cast_catalog(catalog: Catalog, dtype: torch.dtype | None) -> Catalog:
+    """The catalog that says what values are once floating ones were cast."""
+    cast = Catalog(catalog.header)
     for name in ("sites", "entries", "phases", "specs"):
-        for item in getattr(given, name).items:
-            getattr(made, name).append(item)
-    for meta in given.metas.items:
-        spec = given.specs[meta.spec]
+        for item in getattr(catalog, name).items:
+            getattr(cast, name).append(item)
+    for meta in catalog.metas.items:
+        spec = catalog.specs[meta.spec]
         if dtype is not None and kept_dtype(spec, torch_dtype(meta.dtype)).is_floating_point:
-            meta = msgspec.structs.replace(meta, spec=made.specs.add(spec.with_changes({"dtype": dtype})))
-        made.metas.append(meta)
-    made.halted, made.failures, made.origins = given.halted, given.failures, given.origins
-    return made
+            meta = msgspec.structs.replace(meta, spec=cast.specs.add(spec.with_changes({"dtype": dtype})))
+        cast.metas.append(meta)
+    cast.halted, cast.failures, cast.origins = catalog.halted, catalog.failures, catalog.origins
+    return cast
 
 
-def step_sets(steps: Sequence[PhaseSteps], first: int) -> tuple[list[StepSet], npt.NDArray[Any]]:
-    """The data sets of steps, numbered from a number on, and one row per mark in order."""
-    sets: list[StepSet] = []
-    marks: list[npt.NDArray[Any]] = []
+_ORDERED_MARK_ROW = np.dtype([*MARK_ROW.descr, ("order", "<i8")])
+
+
+def sort_steps(steps: Sequence[PhaseSteps], first_number: int) -> tuple[list[CopiedSteps], Rows]:
+    """The data sets of steps, numbered from a number on, and one row per mark, in the order of all phases."""
+    data: list[CopiedSteps] = []
+    marks: list[Rows] = [np.zeros(0, _ORDERED_MARK_ROW)]
     for table in steps:
-        for columns, at in _patterns(table):
-            told = tuple((name, table.columns[name].dtype.str, table.columns[name].shape[1:]) for name in columns)
-            info = DataInfo(name="", part="step", shape=(), dtype="", phase=table.phase, columns=told)
-            rows = np.zeros(len(at), info.step_dtype())
-            rows["step"], rows["order"] = table.numbers[at], table.order[at]
-            for name in columns:
-                rows[f"column:{name}"] = np.ma.getdata(table.columns[name])[at]
-            own = np.zeros(len(at), np.dtype([*MARK_ROW.descr, ("order", "<i8")]))
-            own["phase"], own["data"], own["row"], own["ok"] = table.phase, first + len(sets), np.arange(len(at)), 1
-            own["order"] = table.order[at]
-            marks.append(own)
-            sets.append(StepSet(info, rows))
-    together = np.concatenate(marks) if marks else np.zeros(0, np.dtype([*MARK_ROW.descr, ("order", "<i8")]))
-    together = together[np.argsort(together["order"], kind="stable")]
-    found = np.zeros(len(together), MARK_ROW)
+        for names, positions in _column_patterns(table):
+            columns = tuple((name, table.columns[name].dtype.str, table.columns[name].shape[1:]) for name in names)
+            info = DataInfo("", "step", (), "", phase=table.phase, columns=columns)
+            rows = np.zeros(len(positions), info.step_dtype())
+            rows["step"], rows["order"] = table.numbers[positions], table.order[positions]
+            for name in names:
+                rows[f"column:{name}"] = np.ma.getdata(table.columns[name])[positions]
+            of_pattern = np.zeros(len(positions), _ORDERED_MARK_ROW)
+            of_pattern["phase"], of_pattern["data"], of_pattern["ok"] = table.phase, first_number + len(data), 1
+            of_pattern["row"], of_pattern["order"] = np.arange(len(positions)), table.order[positions]
+            marks.append(of_pattern)
+            data.append(CopiedSteps(info, rows))
+    ordered = np.concatenate(marks)
+    ordered = ordered[np.argsort(ordered["order"], kind="stable")]
+    mark_rows = np.zeros(len(ordered), MARK_ROW)
     for name in MARK_ROW.names or ():
-        found[name] = together[name]
-    return sets, found
+        mark_rows[name] = ordered[name]
+    return data, mark_rows
 
 
-def _patterns(table: PhaseSteps) -> list[tuple[list[str], Integers]]:
+def _column_patterns(table: PhaseSteps) -> list[tuple[list[str], Integers]]:
     """Which marks were made with which columns."""
     names = list(table.columns)
-    given = np.ones((len(table.numbers), len(names)), np.bool_)
+    present = np.ones((len(table.numbers), len(names)), np.bool_)
     for i, name in enumerate(names):
         mask = np.ma.getmaskarray(table.columns[name])
-        given[:, i] = ~mask.reshape(len(mask), -1).all(1) if mask.size else True
-    patterns, inverse = np.unique(given, axis=0, return_inverse=True)
+        present[:, i] = ~mask.reshape(len(mask), -1).all(1) if mask.size else True
+    patterns, which = np.unique(present, axis=0, return_inverse=True)
     return [
-        ([name for name, there in zip(names, pattern, strict=True) if there], np.flatnonzero(inverse.reshape(-1) == i))
+        ([name for name, is_present in zip(names, pattern, strict=True) if is_present],
+         np.flatnonzero(which.reshape(-1) == i))
         for i, pattern in enumerate(patterns)
-    ]
+    ]  # fmt: skip
 
 
 def _bytes_of(values: Tensor) -> Bytes:
     flat: Bytes = values.contiguous().reshape(-1).view(torch.uint8).numpy()
     return flat
-
-
-def records_with_part(catalog: Catalog, records: npt.NDArray[Any], part: Part) -> npt.NDArray[np.int64]:
-    """The positions of the records that have an activation, or a transformed one."""
-    metas = np.unique(records["meta"]).tolist()
-    specs = {meta: catalog.specs[catalog.metas[meta].spec] for meta in metas}
-    kept = [k for k, spec in specs.items() if (spec.save_raw if part == "activation" else spec.transform is not None)]
-    return np.flatnonzero((records["row"] >= 0) & np.isin(records["meta"], kept))

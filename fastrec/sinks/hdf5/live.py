@@ -1,4 +1,13 @@
-"""Recordings that are read while they are written."""
+"""Recordings that are read while they are written.
+
+    live = fastrec.load("run.h5", live=True)
+    for new in live.follow():                # a recording of the passes that came, each time that some did
+        print(new.stack("tanh_1").mean())
+
+The reader and the writer do not talk to each other. The reader looks at the files again and again, and takes in the
+rows that came since. A segment that is finalized meanwhile has its rows elsewhere, in a file of another name: then
+everything is read again, once.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +25,11 @@ from fastrec.sinks.hdf5.source import HDF5Source
 
 State = Literal["growing", "finished", "killed"]
 
+MAX_POLL_ATTEMPTS = 40
+
+POLL_PAUSE_SECONDS = 0.05
+"""What is read while a file is finalized may make no sense; that takes less time than all attempts and pauses."""
+
 
 class LiveRecording(Recording):
     """A recording that another process writes at this moment, up to the last ``refresh``.
@@ -26,8 +40,8 @@ class LiveRecording(Recording):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.fspath(path)
-        self._growth = FileFollower(path)
-        self._tables = Tables.joined([])
+        self._follower = FileFollower(path)
+        self._tables = Tables.concatenate([])
         self._refresh()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -36,28 +50,28 @@ class LiveRecording(Recording):
     @property
     def state(self) -> State:
         """Whether the recording is being written, was finished, or was left by a process that was killed."""
-        return self._growth.state()
+        return self._follower.state()
 
     def refresh(self) -> int:
         """Take in what was flushed since the last time; how many passes came.
 
-        Only the tables are read, and only what is new of them: it takes time that grows with what came, but for the
-        moment when a file is finished.
+        Only the new rows of the tables are read, so it takes time that grows with what came. After a file was finished,
+        one refresh reads all rows again.
         """
-        before = self.n_passes
+        n_passes = self.n_passes
         self._refresh()
-        return self.n_passes - before
+        return self.n_passes - n_passes
 
     def follow(self, *, poll: float = 0.1, timeout: float | None = None) -> Iterator[Recording]:
         """Wait for passes that are not in this recording yet; a recording of the new ones each time that some come.
 
         Arguments:
-            poll: seconds between two looks. The writer flushes once a second, unless it was told otherwise.
-            timeout: stop when nothing came for so many seconds; by default only the recording's end does.
+            poll: seconds between two looks at the files. The writer flushes once a second by default.
+            timeout: seconds without anything new after which to stop; by default only the recording's end stops it.
 
         It ends when the recording is finished or its writer was killed, and everything flushed was handed out. This
-        recording itself does not change, and nothing is held of what was handed out. Steps are in the recordings in
-        which they were marked.
+        recording itself does not change, and what was handed out is not held. Steps are in the recordings in which they
+        were marked.
         """
         for name, value in (("poll", poll), ("timeout", timeout)):
             if not (value is None and name == "timeout") and not (isinstance(value, int | float) and value > 0):
@@ -65,89 +79,90 @@ class LiveRecording(Recording):
         return self._follow(poll, timeout)
 
     def _follow(self, poll: float, timeout: float | None) -> Iterator[Recording]:
-        growth, done = FileFollower(self._path), self._tables.counts
-        empty = self._source.n_passes() - done[0]
-        waited = time.monotonic()
+        follower, counts = FileFollower(self._path), self._tables.counts
+        n_empty = self._source.n_passes() - counts[0]
+        last_news = time.monotonic()
         state: State = "growing"
         while True:
-            found = growth.look()
-            new = found.tables.since(*done) if found.anew else found.tables.moved(done[1])
-            if any(new.counts) or growth.tail.n_empty > empty:
-                contents = Contents(growth.tail, new, start=done)
-                contents.n_empty -= empty
-                empty = growth.tail.n_empty
-                done = (done[0] + len(new.passes), done[1] + len(new.records), done[2] + len(new.marks))
-                yield Recording(HDF5Source.of(self._path, contents))
-                waited = time.monotonic()
-            elif state != "growing" or (timeout is not None and time.monotonic() - waited > timeout):
+            news = follower.poll()
+            new = news.tables.tail(*counts) if news.is_everything else news.tables.without_earlier(counts[1])
+            reader = follower.reader
+            if any(new.counts) or reader.n_empty > n_empty:
+                contents = Contents(reader, new, start=counts)
+                contents.n_empty -= n_empty
+                n_empty = reader.n_empty
+                counts = counts[0] + len(new.passes), counts[1] + len(new.records), counts[2] + len(new.marks)
+                yield Recording(HDF5Source(self._path, contents))
+                last_news = time.monotonic()
+            elif state != "growing" or (timeout is not None and time.monotonic() - last_news > timeout):
                 return
             else:
                 time.sleep(poll)
-            state = growth.state()  # before the look: what a finished recording has is all there then
+            # Asked before the files are read once more: what a finished recording has is then all there.
+            state = follower.state()
 
     def _refresh(self) -> None:
-        found = self._growth.look()
-        self._tables = found.tables if found.anew else Tables.joined([self._tables, found.tables])
-        self._source = HDF5Source.of(self._path, Contents(self._growth.tail, self._tables))
-        for made in ("_view", "_steps", "sites"):
-            self.__dict__.pop(made, None)
-
-
-ATTEMPTS, PAUSE = 40, 0.05
-"""A file makes no sense while it is being finished, which takes less than so many pauses of so many seconds."""
+        news = self._follower.poll()
+        self._tables = news.tables if news.is_everything else Tables.concatenate([self._tables, news.tables])
+        self._source = HDF5Source(self._path, Contents(self._follower.reader, self._tables))
+        for cached in ("_view", "_steps", "sites"):
+            self.__dict__.pop(cached, None)
 
 
 class Poll(NamedTuple):
-    """What one look found: rows behind those of the look before, or all of them ``anew`` where files changed."""
+    """What one look at the files gave: the rows that were added, or all of them where files changed."""
 
     tables: Tables
-    anew: bool
+    is_everything: bool
 
 
 class FileFollower:
-    """Looks at files again and again, and reads of their tables only what came since."""
+    """Looks at the files of a recording again and again, and reads of their tables only what came since."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.tail = IncrementalReader()
+        self.reader = IncrementalReader()
         self._paths = Paths(path)
         self._names: list[str] = []
         self._files: list[ReadFile] = []
-        self._pid: int | None = None  # a file is not locked in the moment in which the next one begins
+        self._writer_pid: int | None = None
 
-    def look(self) -> Poll:
+    def poll(self) -> Poll:
         """What came since the last look."""
-        for _ in range(ATTEMPTS):
+        for _ in range(MAX_POLL_ATTEMPTS):
             try:
-                return self._look()
+                return self._poll()
             except DamagedFileError as error:
-                self._files, damaged = [], error
+                self._files, damage = [], error
                 if self.state() != "growing":
                     break
-                time.sleep(PAUSE)
-        raise damaged
+                time.sleep(POLL_PAUSE_SECONDS)
+        raise damage
 
     def state(self) -> State:
         """Whether the recording is being written, was finished, or was left by a process that was killed."""
         names = self._paths.files()
-        # Between two files of a recording that goes on, all that there are may be finished.
+        # In the moment between two segments all files that exist may be finished, though the recording goes on.
         if not any(name.endswith(".tmp") for name in names) and (self._paths.path in names or not self._is_written()):
             return "finished"
         return "growing" if self._is_written() else "killed"
 
     def _is_written(self) -> bool:
-        return self._paths.writer() is not None or (self._pid is not None and _is_alive(self._pid))
+        # The process too, because a file is not locked yet in the moment in which it is made.
+        if self._paths.locked_file() is not None:
+            return True
+        return self._writer_pid is not None and is_alive(self._writer_pid)
 
-    def _look(self) -> Poll:
+    def _poll(self) -> Poll:
         names = self._paths.files()
-        anew = names != self._names or not self._files
-        if anew:
-            # Rows may lie elsewhere in a file that was finished, so nothing is kept of what was read before.
-            self._files, self.tail = self._found(), IncrementalReader()
+        changed = names != self._names or not self._files
+        if changed:
+            # Rows may lie elsewhere in a file that was finalized, so nothing is kept of what was read before.
+            self._files, self.reader = self._find(), IncrementalReader()
             self._names = names
-            self._pid = self._files[-1].map.identity.pid if self._files else self._pid
-        return Poll(self.tail.more(self._files), anew)
+            self._writer_pid = self._files[-1].index.identity.pid if self._files else self._writer_pid
+        return Poll(self.reader.read_new(self._files), changed)
 
-    def _found(self) -> list[ReadFile]:
+    def _find(self) -> list[ReadFile]:
         try:
             return find_files(self._paths.path)
         except RecordingNotFoundError:
@@ -156,13 +171,13 @@ class FileFollower:
             return []  # it has only begun
 
 
-def _is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs; one that ended and that its parent did not ask about does not."""
+def is_alive(pid: int) -> bool:
+    """Whether a process runs on this machine. A zombie, which ended and waits for its parent to notice, does not."""
     try:
         os.kill(pid, 0)
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):
+    except (OSError, OverflowError):  # of another user, or there is no /proc here
         return True

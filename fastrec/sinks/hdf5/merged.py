@@ -1,56 +1,68 @@
-"""Several recordings read as one: those of the ranks of a distributed run, or of workers."""
+"""Several recordings read as one: those of the ranks of a distributed run, or of workers.
+
+    merged = MergedSource([(source_of_rank_0, origin_0), (source_of_rank_1, origin_1)])
+    open_source("run.h5")       # such a source, where run.h5 is a file that only shows other recordings
+
+Each source numbers its sites, metas, phases and passes by itself. ``_MergedPart`` holds, for one of them, what its
+numbers become among those of all. A row of a record here is its position over all sources, so it leads back to the
+source and to the row there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastrec._errors import DamagedFileError, RecordingNotFoundError
 from fastrec.events.sites import Catalog, Origin, RecordMeta
-from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps, Source
-
-Integers = npt.NDArray[np.int64]
+from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
+from fastrec.sinks.hdf5.layout import MERGED, SOURCES, Integers, Rows, run_edges
+from fastrec.sinks.hdf5.paths import Paths
+from fastrec.sinks.hdf5.reader import segment_of
+from fastrec.sinks.hdf5.source import HDF5Source
+from fastrec.sinks.hdf5.structure import open_verified
 
 
 class MergedSource:
     """The passes of the first source, then those of the second, and so on; values are read from the sources.
 
     Sites, metas and entries that are alike in two sources are one. Phases stay apart even where they have the same
-    name, because each source counts the steps of its own.
+    name, because each source counts its own steps.
     """
 
-    def __init__(self, sources: Sequence[tuple[Source, Origin]]) -> None:
+    def __init__(self, sources: Sequence[tuple[HDF5Source, Origin]]) -> None:
         self.catalog = Catalog(sources[0][0].catalog.header)
-        self._parts: list[_Part] = []
         self.began = min(origin.began for _, origin in sources)
+        self._sources = sources
+        self._parts: list[_MergedPart] = []
         first_pass = first_record = first_mark = 0
         for source, origin in sources:
-            part = _Part(source, self.catalog, first_record, first_mark)
+            part = _MergedPart(source, self.catalog, first_record, first_mark)
             origin = msgspec.structs.replace(origin, first_pass=first_pass, phases=tuple(part.phases.tolist()))
-            part.take_over(self.catalog, origin, origin.began - self.began)
+            part.number_passes(self.catalog, origin, seconds_later=origin.began - self.began)
             self._parts.append(part)
             first_pass += origin.passes
             first_record += len(part.records)
             first_mark += part.n_marks
-        self._firsts = np.array([part.first_record for part in self._parts])
-        self._given = sources
+        self._first_records = np.array([part.first_record for part in self._parts])
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The sources open their files again elsewhere, and the tables are made of them as they were here.
-        return MergedSource, (self._given,)
+        return MergedSource, (self._sources,)
 
-    def sources(self) -> list[Any]:
+    def sources(self) -> list[HDF5Source]:
         """What was merged, in order."""
         return [part.source for part in self._parts]
 
     def facts(self) -> dict[str, Any]:
-        """What the recorder of the first source said of its session."""
+        """What the recorder of the first source wrote of its session."""
         return {**self.sources()[0].facts(), "began": self.began}
 
     def begun(self) -> int:
@@ -61,11 +73,11 @@ class MergedSource:
         """How many passes ended, those that kept nothing included."""
         return sum(part.source.n_passes() for part in self._parts)
 
-    def passes(self) -> npt.NDArray[Any]:
+    def passes(self) -> Rows:
         """One row per pass that kept something or ended badly, of ``PASS_DTYPE``, in order of (source, pass)."""
         return self._passes
 
-    def records(self) -> npt.NDArray[Any]:
+    def records(self) -> Rows:
         """One row per record, of ``RECORD_DTYPE``, in order of (source, pass, event)."""
         return self._records
 
@@ -84,78 +96,79 @@ class MergedSource:
         """One part of a record, None where it has no such part."""
         if row < 0:
             return None
-        own = self._parts[int(self._of(np.array([row]))[0])]
-        (own_variant, own_row), *_ = own.places(np.array([row])).tolist()
-        return own.source.value(own_variant, own_row, part)
+        merged_part = self._parts[int(self._parts_of(np.array([row]))[0])]
+        source_meta, source_row = merged_part.metas_and_rows(np.array([row]))[0].tolist()
+        return merged_part.source.value(source_meta, source_row, part)
 
     def values(self, metas: Integers, rows: Integers, part: Part) -> Sequence[Tensor]:
         """The values of many records in their order."""
-        found: list[Tensor] = []
-        for at, own in self._runs(rows):
-            places = own.places(rows[at])
+        values: list[Tensor] = []
+        for positions, merged_part in self._runs(rows):
+            in_source = merged_part.metas_and_rows(rows[positions])
             try:
-                found += own.source.values(places[:, 0], places[:, 1], part)
+                values += merged_part.source.values(in_source[:, 0], in_source[:, 1], part)
             except KeyError as missing:
-                raise KeyError(at.start + missing.args[0]) from None
-        return found
+                raise KeyError(positions.start + missing.args[0]) from None
+        return values
 
     def layouts(self, rows: Integers, part: Part) -> tuple[Integers, list[tuple[tuple[int, ...], torch.dtype]]]:
         """Which layout the values of records have, and the shape and dtype of each."""
         numbers: dict[tuple[tuple[int, ...], torch.dtype], int] = {}
         which = np.zeros(len(rows), np.int64)
-        for at, own in self._runs(rows):
+        for positions, merged_part in self._runs(rows):
             try:
-                found, layouts = own.source.layouts(own.places(rows[at])[:, 1], part)
+                in_source, layouts = merged_part.source.layouts(merged_part.metas_and_rows(rows[positions])[:, 1], part)
             except KeyError as missing:
-                raise KeyError(at.start + missing.args[0]) from None
-            which[at] = np.array([numbers.setdefault(layout, len(numbers)) for layout in layouts], np.int64)[found]
+                raise KeyError(positions.start + missing.args[0]) from None
+            of_source = [numbers.setdefault(layout, len(numbers)) for layout in layouts]
+            which[positions] = np.array(of_source, np.int64)[in_source]
         return which, list(numbers)
 
     def nbytes(self, metas: Integers, rows: Integers) -> Integers:
         """The bytes that each record's tensors take."""
         total = np.zeros(len(rows), np.int64)
-        for at, own in self._runs(rows):
-            places = own.places(rows[at])
-            total[at] = own.source.nbytes(places[:, 0], places[:, 1])
+        for positions, merged_part in self._runs(rows):
+            in_source = merged_part.metas_and_rows(rows[positions])
+            total[positions] = merged_part.source.nbytes(in_source[:, 0], in_source[:, 1])
         return total
 
     @cached_property
-    def _passes(self) -> npt.NDArray[Any]:
+    def _passes(self) -> Rows:
         return np.concatenate([part.passes for part in self._parts])
 
     @cached_property
-    def _records(self) -> npt.NDArray[Any]:
+    def _records(self) -> Rows:
         return np.concatenate([part.records for part in self._parts])
 
-    def _of(self, rows: Integers) -> Integers:
+    def _parts_of(self, rows: Integers) -> Integers:
         """Which source each row is of; one that has no value is of the first."""
-        return np.maximum(np.searchsorted(self._firsts, rows, side="right") - 1, 0)
+        return np.maximum(np.searchsorted(self._first_records, rows, side="right") - 1, 0)
 
-    def _runs(self, rows: Integers) -> list[tuple[slice, _Part]]:
+    def _runs(self, rows: Integers) -> list[tuple[slice, _MergedPart]]:
         """Stretches of rows that are of one source."""
-        which = self._of(rows)
-        edges = [0, *(np.flatnonzero(np.diff(which)) + 1).tolist(), len(rows)]
+        which = self._parts_of(rows)
+        edges = run_edges(which).tolist()
         return [(slice(a, b), self._parts[which[a]]) for a, b in zip(edges, edges[1:], strict=False) if b > a]
 
 
-class _Part:
+class _MergedPart:
     """One source, and what its numbers are among those of all."""
 
-    def __init__(self, source: Source, catalog: Catalog, first_record: int, first_mark: int) -> None:
-        own = source.catalog
+    def __init__(self, source: HDF5Source, catalog: Catalog, first_record: int, first_mark: int) -> None:
+        source_catalog = source.catalog
         self.source = source
         self.first_record = first_record
-        sites = _numbers(catalog.sites.add(site) for site in own.sites.items)
-        specs = _numbers(catalog.specs.add(spec) for spec in own.specs.items)
-        self.entries = _numbers(catalog.entries.add(entry) for entry in own.entries.items)
-        self.phases = _numbers(catalog.phases.append(phase) for phase in own.phases.items)
-        self._metas = _numbers(catalog.metas.add(_renumbered(meta, sites, specs)) for meta in own.metas.items)
+        sites = _numbers(catalog.sites.add(site) for site in source_catalog.sites.items)
+        specs = _numbers(catalog.specs.add(spec) for spec in source_catalog.specs.items)
+        metas = _numbers(catalog.metas.add(_renumbered(meta, sites, specs)) for meta in source_catalog.metas.items)
+        self.entries = _numbers(catalog.entries.add(entry) for entry in source_catalog.entries.items)
+        # Appended, not added: phases of the same name in two sources stay two.
+        self.phases = _numbers(catalog.phases.append(phase) for phase in source_catalog.phases.items)
         records = source.records()
-        self._own = np.stack([records["meta"].astype(np.int64), records["row"]], 1)
+        self._metas_and_rows = np.stack([records["meta"].astype(np.int64), records["row"]], 1)
         self.records = np.empty(len(records), RECORD_DTYPE)
-        self.records["meta"], self.records["time"] = self._metas[records["meta"]], records["time"]
-        at = first_record + np.arange(len(records))
-        self.records["row"] = np.where(records["row"] < 0, -1, at)
+        self.records["meta"], self.records["time"] = metas[records["meta"]], records["time"]
+        self.records["row"] = np.where(records["row"] < 0, -1, first_record + np.arange(len(records)))
         marked = source.steps()
         self.n_marks = sum(len(steps.numbers) for steps in marked)
         self.steps = [
@@ -163,32 +176,32 @@ class _Part:
             for steps in marked
         ]
 
-    def take_over(self, catalog: Catalog, origin: Origin, later: float) -> None:
-        """Number the passes among those of all; the session began so many seconds after the first one."""
+    def number_passes(self, catalog: Catalog, origin: Origin, *, seconds_later: float) -> None:
+        """Number the passes among those of all; ``seconds_later`` is when the session began, after the first one."""
         passes = self.source.passes().astype(PASS_DTYPE)
         passes["pass_index"] += origin.first_pass
         passes["entry"], passes["phase"] = self.entries[passes["entry"]], self.phases[passes["phase"]]
-        passes["started"] += later
+        passes["started"] += seconds_later
         passes["first"] += self.first_record
         self.passes = passes
         catalog.origins.append(origin)
-        own = self.source.catalog
-        catalog.halted.update({origin.first_pass + index: why for index, why in own.halted.items()})
-        catalog.failures += own.failures
+        source_catalog = self.source.catalog
+        catalog.halted.update({origin.first_pass + i: reason for i, reason in source_catalog.halted.items()})
+        catalog.failures += source_catalog.failures
 
-    def places(self, rows: Integers) -> Integers:
-        """The meta and row in the source of each of the rows that were given out for it."""
-        found: Integers = np.where(rows[:, None] < 0, -1, self._own[np.maximum(rows - self.first_record, 0)])
-        return found
+    def metas_and_rows(self, rows: Integers) -> Integers:
+        """The meta and the row in the source of rows that were given out for it."""
+        in_source = self._metas_and_rows[np.maximum(rows - self.first_record, 0)]
+        return np.where(rows[:, None] < 0, -1, in_source)
 
 
-def _numbers(found: Any) -> Integers:
-    return np.array(list(found), np.int64)
+def _numbers(numbers: Iterable[int]) -> Integers:
+    return np.array(list(numbers), np.int64)
 
 
 def _renumbered(meta: RecordMeta, sites: Integers, specs: Integers) -> RecordMeta:
-    def events(found: tuple[tuple[int, int, str], ...] | None) -> tuple[tuple[int, int, str], ...] | None:
-        return found and tuple((int(sites[site]), number, label) for site, number, label in found)
+    def events(triples: tuple[tuple[int, int, str], ...] | None) -> tuple[tuple[int, int, str], ...] | None:
+        return triples and tuple((int(sites[site]), number, label) for site, number, label in triples)
 
     return msgspec.structs.replace(
         meta,
@@ -197,3 +210,55 @@ def _renumbered(meta: RecordMeta, sites: Integers, specs: Integers) -> RecordMet
         recent_events=events(meta.recent_events),
         recent_ops=events(meta.recent_ops),
     )
+
+
+class ShownRecording(msgspec.Struct, frozen=True):
+    """A recording that another file shows: where it is, as seen from there, and what it was then."""
+
+    path: str
+    records: int
+    origin: Origin
+
+
+def open_source(path: str | os.PathLike[str]) -> HDF5Source | MergedSource:
+    """What was recorded."""
+    recordings = shown_recordings(path)
+    if recordings is None:
+        return HDF5Source(path)
+    return MergedSource([(_open_shown(os.fspath(path), shown), shown.origin) for shown in recordings])
+
+
+def shown_recordings(path: str | os.PathLike[str]) -> list[ShownRecording] | None:
+    """The recordings that a file shows as one; None where it is a recording itself."""
+    path = Paths(path).path
+    if not os.path.exists(path) or segment_of(path) != MERGED:
+        return None
+    try:
+        with open_verified(path) as file:
+            recordings = msgspec.json.decode(file[SOURCES][:].tobytes(), type=list[ShownRecording])
+    except (OSError, KeyError, RuntimeError, TypeError, AttributeError, ValueError, msgspec.DecodeError) as error:
+        raise DamagedFileError(f"{path!r} does not say what was merged: {error}") from error
+    if not recordings:
+        raise DamagedFileError(f"{path!r} shows no recordings")
+    return recordings
+
+
+def shown_path(path: str, shown: ShownRecording) -> str:
+    """Where a recording is that the file at ``path`` shows."""
+    return os.path.normpath(os.path.join(os.path.dirname(path), shown.path))
+
+
+def _open_shown(path: str, shown: ShownRecording) -> HDF5Source:
+    source_path = shown_path(path, shown)
+    try:
+        source = HDF5Source(source_path)
+    except RecordingNotFoundError as error:
+        raise RecordingNotFoundError(
+            f"{path!r} shows {source_path!r}, where there is no recording; put it back"
+        ) from error
+    if source.identity().run != shown.origin.run:
+        raise DamagedFileError(f"{path!r} shows {source_path!r}, and another recording took its place")
+    n_records = len(source.records())
+    if n_records < shown.records:
+        raise DamagedFileError(f"{path!r} shows {shown.records} records of {source_path!r}, but there are {n_records}")
+    return source

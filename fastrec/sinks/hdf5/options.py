@@ -1,18 +1,18 @@
-"""How a file is written."""
+"""The options of ``HDF5Sink``, declared once and checked."""
 
 from __future__ import annotations
 
-import resource
-from importlib.util import find_spec
 from typing import Any
 
 import msgspec
 import torch
 
-from fastrec._errors import MissingExtraError, OptionError
-from fastrec._version import DISTRIBUTION
+from fastrec._errors import OptionError
+from fastrec._optional import require
 
 COMPRESSIONS = ("gzip", "lzf", "zstd", "lz4")
+
+MIN_SEGMENT_BYTES = 1 << 20
 
 
 class HDF5Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,14 +31,14 @@ class HDF5Options(msgspec.Struct, frozen=True, kw_only=True):
     locking: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("block_bytes", 1), ("queue_bytes", 1), ("segment_bytes", 1 << 20)):
-            self._check(name, _is_whole(getattr(self, name), least), f"give a whole number of bytes from {least} up")
+        for name, least in (("block_bytes", 1), ("queue_bytes", 1), ("segment_bytes", MIN_SEGMENT_BYTES)):
+            self._check(name, _is_count(getattr(self, name), least), f"give a whole number of bytes from {least} up")
         for name in ("durable", "overwrite", "append", "locking"):
             self._check(name, isinstance(getattr(self, name), bool), "give True or False")
         self._check("flush_seconds", _is_duration(self.flush_seconds), "give a number of seconds above 0")
         self._check(
             "flush_rows",
-            self.flush_rows is None or _is_whole(self.flush_rows, 1),
+            self.flush_rows is None or _is_count(self.flush_rows, 1),
             "give a number of records from 1 up, or None",
         )
         self._check(
@@ -51,25 +51,27 @@ class HDF5Options(msgspec.Struct, frozen=True, kw_only=True):
             self.compression is None or _is_compression(self.compression),
             f"give {' or '.join(map(repr, COMPRESSIONS))}, with a level as in 'gzip:4' if you like, or None",
         )
-        if (self.compression or "").partition(":")[0] in ("zstd", "lz4") and find_spec("hdf5plugin") is None:
-            raise MissingExtraError(
-                f"HDF5Sink(compression={self.compression!r}) needs hdf5plugin, which is not installed; "
-                f"install it with pip install '{DISTRIBUTION}[zstd]'"
-            )
+        if (self.compression or "").partition(":")[0] in ("zstd", "lz4"):
+            require("hdf5plugin", extra="zstd", what=f"HDF5Sink(compression={self.compression!r})")
         if self.overwrite and self.append:
-            raise OptionError("HDF5Sink(overwrite=True, append=True): one removes what is there, one continues it")
+            raise OptionError(
+                "HDF5Sink(overwrite=True, append=True): overwrite removes an earlier recording and append continues "
+                "it; give one of them"
+            )
+
+    def segment_room(self) -> int:
+        """How many bytes of values one file has room for, within the limit that the process has for a file's size."""
+        import resource  # Windows has none, and can import this module all the same
+
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        return self.segment_bytes if limit < 0 else max(1 << 16, min(self.segment_bytes, limit // 4))
 
     def _check(self, name: str, fits: bool, allowed: str) -> None:
         if not fits:
             raise OptionError(f"HDF5Sink({name}={getattr(self, name)!r}): {allowed}")
 
-    def room(self) -> int:
-        """The bytes that one file has room for, within the limit that this process has for the size of a file."""
-        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        return self.segment_bytes if limit < 0 else max(1 << 16, min(self.segment_bytes, limit // 4))
 
-
-def _is_whole(value: Any, least: int) -> bool:
+def _is_count(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 

@@ -1,165 +1,211 @@
-"""The names of the files that one recording has while it grows and when it is finished."""
+"""The files of one recording: what they are called, which exist, and which are being written.
+
+    paths = Paths("run.h5")
+    paths.finalized(3), paths.in_progress(3), paths.map(3)
+    # 'run.00003.h5', 'run.00003.h5.tmp', 'run.00003.h5.tmp.map'
+
+A segment is written under its name in progress, with its index, the map, beside it. Once it is finalized it gets the
+finalized name; a recording that fits one segment gets the path that the user gave. ``.part`` names are those of files
+that are made whole before they are renamed into place, so nobody reads them.
+
+The process that writes a segment holds a shared lock on it (``flock``). HDF5 takes a shared lock to read and an
+exclusive one to change a file, so any program can read the segment, and none that locks files can change it.
+"""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import os
 import re
 import socket
 import string
+import sys
+import time
 
 from torch import distributed
 from torch.utils.data import get_worker_info
 
 from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError
 
+if sys.platform != "win32":
+    import fcntl
+
 SUFFIXES = (".h5", ".hdf5")
 
-FIELDS = ("rank", "pid", "worker", "host")
+PATTERN_FIELDS = ("rank", "pid", "worker", "host")
 
+MAX_LOCK_SECONDS = 2.0
+"""How long a lock is waited for. A reader that looks who writes takes it too, for less than a millisecond."""
 
-def os_message(error: OSError) -> str:
-    """What the system says of an error, without what HDF5 says around it."""
-    return os.strerror(error.errno) if error.errno else str(error)
+LOCK_PAUSE_SECONDS = 0.001
+
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""What a file system without locks answers."""
 
 
 class Paths:
-    """From the path that the user gave to those of the segments."""
+    """The paths of a recording's files, from the path that the user gave."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if sys.platform == "win32":
+            raise OptionError(
+                "recordings in files need os.pwrite and flock, which Windows lacks; record into RAM, or run under WSL"
+            )
         self.path = os.fspath(path)
         stem, self._suffix = os.path.splitext(self.path)
         if self._suffix not in SUFFIXES or not os.path.basename(stem):
             raise OptionError(f"the path {self.path!r} has to end in .h5 or .hdf5, such as 'run.h5'")
         self._stem = stem
 
-    def sealed(self, number: int) -> str:
+    def finalized(self, number: int) -> str:
         return f"{self._stem}.{number:05d}{self._suffix}"
 
-    def growing(self, number: int) -> str:
-        return self.sealed(number) + ".tmp"
+    def in_progress(self, number: int) -> str:
+        return self.finalized(number) + ".tmp"
 
     def map(self, number: int) -> str:
-        return self.growing(number) + ".map"
+        return self.in_progress(number) + ".map"
 
     def part(self, number: int) -> str:
-        return self.sealed(number) + ".part"
+        return self.finalized(number) + ".part"
 
     def segments(self) -> dict[int, list[str]]:
         """The files of segments that exist, by number."""
-        found: dict[int, list[str]] = {}
+        segments: dict[int, list[str]] = {}
         stem, suffix = re.escape(self._stem), re.escape(self._suffix)
-        named = re.compile(rf"{stem}\.(\d{{5}}){suffix}(\.tmp|\.tmp\.map|\.tmp\.map\.part|\.part)?", re.DOTALL)
+        pattern = re.compile(rf"{stem}\.(\d{{5}}){suffix}(\.tmp|\.tmp\.map|\.tmp\.map\.part|\.part)?", re.DOTALL)
         for path in sorted(glob.glob(glob.escape(self._stem) + ".*")):
-            match = named.fullmatch(path)
+            match = pattern.fullmatch(path)
             if match:
-                found.setdefault(int(match[1]), []).append(path)
-        return found
+                segments.setdefault(int(match[1]), []).append(path)
+        return segments
 
     def files(self) -> list[str]:
-        """All files that exist of this recording."""
-        there = [path for path in (self.path, self.path + ".part") if os.path.lexists(path)]
-        return there + [path for paths in self.segments().values() for path in paths]
+        """All files of this recording that exist."""
+        files = [path for path in (self.path, self.path + ".part") if os.path.lexists(path)]
+        return files + [path for paths in self.segments().values() for path in paths]
 
-    def forget(self, number: int) -> None:
-        """Remove what a segment only needed while it grew; the map last, which makes the rest readable."""
-        for path in (self.growing(number), self.part(number), self.map(number) + ".part", self.map(number)):
+    def remove_in_progress(self, number: int) -> None:
+        """Remove what a segment needed only until it was finalized; the map last, without which nothing else counts."""
+        for path in (self.in_progress(number), self.part(number), self.map(number) + ".part", self.map(number)):
             if os.path.exists(path):
                 os.unlink(path)
 
-    def writer(self) -> str | None:
-        """A file that some recorder, or another program, has open at this moment to write it."""
+    def locked_file(self) -> str | None:
+        """A file that a recorder writes at this moment, or that another program has open; None where there is none."""
         return next((path for path in self.files() if path.endswith(".tmp") and _is_locked(path)), None)
 
     def claim(self, number: int, *, locking: bool) -> int:
-        """Begin a segment that nobody else has begun, and lock it; the descriptor that holds the lock."""
-        path = self.growing(number)
+        """Create the file of a segment that nobody has begun, and lock it; the descriptor that holds the lock."""
+        path = self.in_progress(number)
+        # O_EXCL lets one of two recorders have it that begin at the same moment.
         try:
-            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
         except FileExistsError:
             raise RecordingExistsError(f"another recorder has just begun to write {self.path!r}") from None
         except OSError as error:
             raise RecordingFileError(f"{self.path!r} can't be written: {error.strerror}") from error
         if locking:
             try:
-                lock(file, path)
-            except BaseException:
-                os.close(file)
+                lock(descriptor, path)
+            except BaseException:  # an interrupt too must not leave a file that nobody writes
+                os.close(descriptor)
                 os.unlink(path)
                 raise
-        return file
+        return descriptor
 
 
-def lock(file: int, path: str) -> None:
-    """Let others know that a file is being written: HDF5 then opens it to be read, and not to be changed."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-            raise RecordingFileError(
-                f"{path!r} lies in a file system that has no locks; give HDF5Sink(..., locking=False), and see to it "
-                "yourself that no two processes write the same recording"
-            ) from error
-        raise RecordingExistsError(f"{path!r} is being changed by another program") from error
+def lock(descriptor: int, path: str) -> None:
+    """Take the shared lock of a file that is being written."""
+    give_up = time.monotonic() + MAX_LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                raise RecordingFileError(
+                    f"{path!r} lies in a file system that has no locks; give HDF5Sink(..., locking=False), and see to "
+                    "it yourself that no two processes write the same recording"
+                ) from error
+            # A reader that looks whether the file is locked (`_is_locked`) must never stop a recorder.
+            if time.monotonic() > give_up:
+                raise RecordingExistsError(f"{path!r} is being changed by another program") from error
+        time.sleep(LOCK_PAUSE_SECONDS)
 
 
 def _is_locked(path: str) -> bool:
+    """Whether a recorder or an HDF5 program has a file locked."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
+    give_up = time.monotonic() + MAX_LOCK_SECONDS
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        while time.monotonic() < give_up:
+            # There is no way to ask who holds a flock, other than to take it. For this moment others see a lock too.
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return False
+            except BlockingIOError:
+                pass
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return True  # shared with whoever writes or reads the file
+            except BlockingIOError:
+                time.sleep(LOCK_PAUSE_SECONDS)  # another reader looks, at this very moment
         return True
-    except OSError:  # no locks here
+    except OSError:  # the file system has no locks
         return False
     finally:
-        os.close(file)
-    return False
+        os.close(descriptor)
 
 
-def rank() -> int:
+def os_message(error: OSError) -> str:
+    """What the system says of an error, without what HDF5 adds."""
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+def process_rank() -> int:
     """The rank of this process, -1 where it has none."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank()
-    told = os.environ.get("RANK", "")
-    return int(told) if told.isdecimal() else -1
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdecimal() else -1
 
 
-def expanded(pattern: str | os.PathLike[str]) -> str:
-    """A path in which {rank}, {pid}, {worker} and {host} are those of this process."""
+def expand_path(pattern: str | os.PathLike[str]) -> str:
+    """A path with {rank}, {pid}, {worker} and {host} replaced by those of this process."""
     path = os.fspath(pattern)
-    if "{" not in path and "}" not in path:
-        return _checked(path)
-    try:
-        fields = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(path)]
-    except ValueError as error:
-        raise OptionError(f"the path {path!r} makes no sense as a pattern: {error}; write a brace as two") from None
-    for name, spec, conversion in fields:
-        if name is not None and (name not in FIELDS or spec or conversion):
-            raise OptionError(
-                f"the path {path!r} has the field {{{name}}}; there are {', '.join(f'{{{f}}}' for f in FIELDS)}, as "
-                "they are; write a brace as two"
-            )
-    worker = get_worker_info()
-    return _checked(
-        path.format(
-            rank=max(0, rank()),
+    if "{" in path or "}" in path:
+        _check_fields(path)
+        worker = get_worker_info()
+        path = path.format(
+            rank=max(0, process_rank()),
             pid=f"{os.getpid():07d}",  # five digits would look like the number of a segment
             worker=worker.id if worker is not None else 0,
             host=re.sub(r"[^\w-]", "-", socket.gethostname()),
         )
-    )
-
-
-def _checked(path: str) -> str:
     stem, suffix = os.path.splitext(path)
     if suffix in SUFFIXES and re.fullmatch(r".*\.\d{5}", stem, re.DOTALL):
         raise OptionError(
-            f"{path!r} is how a part of {stem[:-6] + suffix!r} would be called; give a name whose end is not a dot and "
-            "five digits"
+            f"{path!r} is what a segment of {stem[:-6] + suffix!r} would be called; give a name that does not end in a "
+            "dot and five digits"
         )
     return path
+
+
+def _check_fields(path: str) -> None:
+    try:
+        fields = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(path)]
+    except ValueError as error:
+        raise OptionError(
+            f"the path {path!r} makes no sense as a pattern: {error}; write a brace that is part of the name twice"
+        ) from None
+    for name, spec, conversion in fields:
+        if name is not None and (name not in PATTERN_FIELDS or spec or conversion):
+            allowed = ", ".join(f"{{{field}}}" for field in PATTERN_FIELDS)
+            raise OptionError(
+                f"the path {path!r} has the field {{{name}}}; the fields are {allowed}, without a format; write a "
+                "brace that is part of the name twice"
+            )

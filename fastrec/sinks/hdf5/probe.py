@@ -1,8 +1,8 @@
-"""Opens a damaged file in a process of its own first, because HDF5 may crash over it or never end.
+"""Opens a damaged file in a separate process first, because HDF5 may crash over it or never end.
 
     probe_in_subprocess("run.00000.h5")  # returns, or raises DamagedFileError
 
-HDF5 trusts what a file says of itself. A file that nothing vouches for (its trailer is gone, its map is damaged) may
+HDF5 believes what a file says of itself. A file that nothing vouches for (its trailer is gone, its map is damaged) may
 send it into a segmentation fault or an endless loop, which no ``except`` in this process could catch.
 """
 
@@ -39,11 +39,11 @@ def probe_in_subprocess(path: str) -> None:
     """Raise DamagedFileError where HDF5 would crash or never end over the structure of a file."""
     if not sys.executable or not os.path.isfile(path):
         return
-    paths = os.pathsep.join(entry for entry in sys.path if entry)
+    module_paths = os.pathsep.join(entry for entry in sys.path if entry)
     try:
-        done = subprocess.run(
+        child = subprocess.run(
             [sys.executable, "-c", _WALK, os.path.abspath(path)],
-            env={**os.environ, "PYTHONPATH": paths},
+            env={**os.environ, "PYTHONPATH": module_paths},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=MAX_SECONDS,
@@ -52,6 +52,6 @@ def probe_in_subprocess(path: str) -> None:
         raise DamagedFileError(f"{path!r} is damaged: HDF5 did not get through it in {MAX_SECONDS} s") from None
     except OSError:  # no process may be started here
         return
-    # What it raised is raised here too, with a better message.
-    if done.returncode < 0:
-        raise DamagedFileError(f"{path!r} is damaged: HDF5 crashed over it (signal {-done.returncode})")
+    # An exception of the child is not looked at: opening the file here raises it too, with a better message.
+    if child.returncode < 0:
+        raise DamagedFileError(f"{path!r} is damaged: HDF5 crashed over it (signal {-child.returncode})")

@@ -1,418 +1,469 @@
-"""One file of a recording while it is written: its room is made ahead, so its structure never changes."""
+"""One file of a recording while it is written, from the room that is planned for it to its finished form.
+
+    segment = Segment(paths, identity, infos, capacity, options)   # the file, with all its data sets
+    segment.publish()                                              # from here on readers look at it
+    block.placement = segment.place(block)
+    segment.put(number, block.placement.runs[0], 0, rows)
+    segment.finalize("run.h5", options)
+
+The structure of an HDF5 file must not change while it holds rows that only it holds. To add a data set or to extend
+one, HDF5 writes several pieces of the file, one after the other. A process that is killed in between leaves a file that
+does not open, and nobody else can open it meanwhile. So a segment gets its structure before its first row, with room
+for more than is expected: the more of some data was recorded lately, the more room it gets. The file is sparse, so room
+costs nothing until it is used.
+
+What was not planned for (a site that first runs now, one more shape) has no data set. It goes to the overflow set,
+which is plain bytes, and gets its own data set in the next segment. When some room is used up, the segment is finalized
+and the next one begins.
+
+A finalized file has no spare room. A small one is rewritten, without holes, compressed if that was asked for, and
+with the values of the overflow set moved to data sets of their own, so that other tools find them. A large one is only
+cut down where it is, because copying it would take as much disk and time again.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from fastrec.sinks.hdf5.catalog_log import line, signed, torch_dtype_of
-from fastrec.sinks.hdf5.checksums import check_row, checksum
+from fastrec.sinks.hdf5.catalog_log import log_line
+from fastrec.sinks.hdf5.checksums import add_checksum, check_row, checksum
 from fastrec.sinks.hdf5.layout import (
-    CHECKED,
+    CHECKED_TABLES,
     CHECKS,
     COUNTERS,
     COUNTERS_ROW,
-    LATE,
     LOG,
     MARKS,
+    OVERFLOW,
+    PART_PREFIXES,
     RECORDS,
     TABLES,
+    Addresses,
     Bytes,
     DataInfo,
+    FileAddress,
     Identity,
+    Integers,
+    RowRun,
+    Rows,
     read_rows,
     write_rows,
 )
 from fastrec.sinks.hdf5.options import HDF5Options
 from fastrec.sinks.hdf5.paths import Paths, lock
-from fastrec.sinks.hdf5.staging import BlockPlace, StagedBlock
-from fastrec.sinks.hdf5.structure import DatasetSpec, Read, Rewriting, attribute, create, dataset_name, rewrite, shrink
+from fastrec.sinks.hdf5.staging import BlockPlacement, StagedBlock
+from fastrec.sinks.hdf5.structure import (
+    MAX_DIMENSIONS,
+    DatasetSpec,
+    ReadRows,
+    Rewriting,
+    create,
+    dataset_name,
+    rewrite,
+    shrink,
+)
 
-MAX_REWRITTEN = 128 << 20
-"""A file of up to so many bytes is written anew when it is finished; a larger one keeps holes where it had room."""
+MAX_REWRITTEN_BYTES = 128 << 20
+"""A file of up to this many bytes is rewritten when it is finalized; a larger one keeps holes where it had room."""
+
+MAX_DATA_SETS = 512
+
+MAX_ROW_BYTES = 1 << 30
+"""Larger values go to the overflow set: a data set has chunks of whole rows, which in HDF5 are less than 4 GiB."""
+
+MIN_TABLE_ROWS = 1 << 16
+"""Rows that each table has room for, whatever is expected: values in the overflow set have rows of tables too."""
+
+MAX_LOG_LINE_BYTES = 2048
+"""The most that the log says of one data set."""
+
+OVERFLOW_ALIGNMENT = 64
+"""Blocks in the overflow set begin at multiples of this many bytes."""
 
 
 class Segment:
-    """Hands out places for blocks of rows, and puts bytes there."""
+    """Gives rows their places in a file, and writes them there.
+
+    ``used_rows`` counts the rows in use by data set; ``placed_data`` is the data that has a place here, by number.
+    """
 
     def __init__(
-        self, paths: Paths, identity: Identity, infos: Sequence[DataInfo], needs: Capacity, options: HDF5Options
+        self, paths: Paths, identity: Identity, infos: Sequence[DataInfo], capacity: Capacity, options: HDF5Options
     ) -> None:
         self.number = number = identity.segment
         self._paths = paths
-        self._infos = infos
-        self._wanted = planned(infos, needs, options.room())
-        self._names = {int(one.attributes["number"]): one.name for one in self._wanted if "number" in one.attributes}
-        self._path = paths.growing(number)
-        self._map = create(self._path, identity, self._wanted)
-        self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        self._infos = infos  # the writer's own list, which grows
+        self._specs = plan_datasets(infos, capacity, options.segment_room())
+        self._names = {int(spec.attributes["number"]): spec.name for spec in self._specs if spec.attributes}
+        self._path = paths.in_progress(number)
+        self._index = create(self._path, identity, self._specs)
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         if options.locking:
-            lock(self._file, self._path)
-        _write_map(paths.map(number), signed(msgspec.json.encode(self._map)))
-        self._reserved: dict[str, int] = {}
-        self.used = dict.fromkeys(self._map.sets, 0)
-        self.seen: dict[int, DataInfo] = {}  # the data that has a place here
-        self._told_later = 0  # bytes of the log that are kept for what it has to say of that data
-        self._checks: list[npt.NDArray[np.void]] = []
-        self._late = OverflowBlocks()
-        self._moves: Relocation | None = None
-        self._checked_later = 0  # rows of checksums that are kept for blocks that have places
+            lock(self._descriptor, self._path)
+        self.used_rows = dict.fromkeys(self._index.sets, 0)
+        self.placed_data: dict[int, DataInfo] = {}
+        self._reserved_rows: dict[str, int] = {}
+        self._reserved_log_bytes = 0  # for what the log has to say of the data that has a place
+        self._reserved_checks = 0  # for the last checksum of each block that has a place
+        self._new_checks: list[npt.NDArray[np.void]] = []
+        self._overflow = OverflowBlocks()
+        self._relocation: Relocation | None = None
 
-    def place(self, block: StagedBlock) -> BlockPlace | None:
-        """Room for the rows of a block that are not settled elsewhere; None where there is none."""
-        untold = sum(number not in self.seen for number in block.stage.data) * MAX_LOG_LINE_BYTES
-        if not self.has_room({LOG: self._told_later + untold, CHECKS: len(block.stage.data)}):
+    def publish(self) -> None:
+        """Put the index beside the file, whole: without it nothing in a file in progress counts."""
+        path = self._paths.map(self.number)
+        with open(path + ".part", "wb") as file:
+            file.write(add_checksum(msgspec.json.encode(self._index)))
+            file.flush()
+            os.fdatasync(file.fileno())  # or a power cut might leave the name and none of the content
+        os.replace(path + ".part", path)
+
+    def place(self, block: StagedBlock) -> BlockPlacement | None:
+        """Room for the rows of a block that are not in an earlier segment; None where there is not enough."""
+        data = block.stage.data
+        # What the log has to say of new data, and the block's last checksum, are written later: room is kept for both.
+        log_bytes = sum(number not in self.placed_data for number in data) * MAX_LOG_LINE_BYTES
+        if not self.has_room({LOG: self._reserved_log_bytes + log_bytes, CHECKS: len(data)}):
             return None
-        firsts = []
-        for number, maker in zip(block.stage.data, block.stage.makers, strict=True):
-            first = self._reserve(number, maker.nbytes, block.count - block.cut)
-            if first is None:
+        runs = []
+        for number, maker in zip(data, block.stage.makers, strict=True):
+            run = self._reserve(number, maker.nbytes, block.count - block.segment_start)
+            if run is None:
                 return None
-            start, stride = first
-            firsts.append((start - block.cut * stride, stride))
-        self._told_later += untold
-        self._checked_later += len(block.stage.data)
-        for number in block.stage.data:
-            if number not in self.seen:
-                self.seen[number] = msgspec.structs.replace(self._infos[number], name=self._names.get(number, LATE))
-        return BlockPlace(self.number, firsts)
+            runs.append(run._replace(first=run.first - block.segment_start * run.stride))
+        self._reserved_log_bytes += log_bytes
+        self._reserved_checks += len(data)
+        for number in data:
+            if number not in self.placed_data:
+                name = self._names.get(number, OVERFLOW)
+                self.placed_data[number] = msgspec.structs.replace(self._infos[number], name=name)
+        return BlockPlacement(self.number, runs)
 
-    def put(self, number: int, first: tuple[int, int], start: int, rows: Bytes) -> None:
-        """Write rows of a block, the first of them at its place ``start``."""
-        at = first[0] + start * first[1]
-        if not rows.size:
-            return
-        if at >= 0:
-            self._write(self._names[number], at, rows, len(rows))
-        else:
-            self._write(LATE, -1 - at, rows, rows.size)
-            self._late.put(number, -1 - at, rows.size)
-
-    def check(self, number: int, first: tuple[int, int], start: int, rows: Bytes, checksum: int) -> None:
-        """Note the checksum of rows of a block that were written."""
+    def put(self, number: int, run: RowRun, start: int, rows: Bytes) -> None:
+        """Write rows of a block, the first of them its row ``start``."""
         if rows.size:
-            at = first[0] + start * first[1]
-            self._checks.append(check_row(number, at, len(rows) if at >= 0 else rows.size, checksum))
+            address = run.address(start)
+            self._write(address.dataset, address.row, rows, len(rows) * run.stride)
+            if address.dataset == OVERFLOW:
+                self._overflow.note_written(number, address.row, rows.size)
 
-    def written(self, block: StagedBlock) -> None:
-        """A block that had a place was written whole, and its checksum noted."""
-        self._checked_later -= len(block.stage.data)
+    def note_checksum(self, number: int, run: RowRun, start: int, rows: Bytes, checksum: int) -> None:
+        """Keep the checksum of rows of a block that were written."""
+        if rows.size:
+            self._new_checks.append(check_row(number, run.address(start).encode(), len(rows) * run.stride, checksum))
+
+    def note_written(self, block: StagedBlock) -> None:
+        """Give up what was reserved for the checksums of a block, which was written whole."""
+        self._reserved_checks -= len(block.stage.data)
 
     def write_checks(self) -> None:
-        """Write the checksums that were noted."""
-        if self._checks:
-            self.append(CHECKS, np.concatenate(self._checks))
-            self._checks = []
+        """Write the checksums that were kept."""
+        if self._new_checks:
+            self.append(CHECKS, np.concatenate(self._new_checks))
+            self._new_checks = []
 
-    def count(self, row: Bytes, written: int) -> None:
-        """Write the counters, in the place of those before the last ones."""
+    def write_counters(self, row: Bytes, written: int) -> None:
+        """Write the counters over those before the last ones, which stay whole if this write is cut short."""
         self._write(COUNTERS, written % 2, row, 1)
 
-    def has_room(self, wanted: Mapping[str, int]) -> bool:
-        """Whether the tables can take so many rows more."""
-        kept = {CHECKS: len(self._checks) + self._checked_later}
+    def has_room(self, rows_by_table: Mapping[str, int]) -> bool:
+        """Whether each table has room for this many more rows."""
+        reserved = {CHECKS: len(self._new_checks) + self._reserved_checks}
         return all(
-            self.used[name] + kept.get(name, 0) + rows <= self._map.sets[name].rows for name, rows in wanted.items()
+            self.used_rows[table] + reserved.get(table, 0) + rows <= self._index.sets[table].rows
+            for table, rows in rows_by_table.items()
         )
 
     def append(self, table: str, rows: npt.NDArray[np.void] | bytes) -> int:
-        """Write rows behind those that a table has; the number of the first."""
+        """Append rows to a table; the number of the first."""
         data = np.frombuffer(rows if isinstance(rows, bytes) else rows.tobytes(), np.uint8)
-        first = self.used[table]
+        first = self.used_rows[table]
         if data.size:
             self._write(table, first, data, len(rows))
-            if table in CHECKED:
-                self._checks.append(check_row(CHECKED[table], first, len(rows), checksum(data)))
+            if table in CHECKED_TABLES:
+                self._new_checks.append(check_row(CHECKED_TABLES[table], first, len(rows), checksum(data)))
         return first
 
     def sync(self) -> None:
         """Wait until the disk has what was written."""
-        os.fdatasync(self._file)
+        os.fdatasync(self._descriptor)
 
-    def seal(self, path: str, options: HDF5Options) -> None:
-        """Make a finished file of it, of its real size, and give it its name."""
-        real = sum(self.used[name] * extent.row_bytes for name, extent in self._map.sets.items())
-        small = options.compression is not None or real <= MAX_REWRITTEN
-        if not small or not self._rewritten(path, Rewriting(options.durable, options.compression)):
-            shrink(self._path, self.used)
+    def finalize(self, path: str, options: HDF5Options) -> None:
+        """Make a finished file of it, without spare room, and give it its final name."""
+        nbytes = sum(self.used_rows[name] * extent.row_bytes for name, extent in self._index.sets.items())
+        rewrites = options.compression is not None or nbytes <= MAX_REWRITTEN_BYTES
+        if not rewrites or not self._rewrite(path, Rewriting(options.durable, options.compression)):
+            shrink(self._path, self.used_rows)
             if options.durable:
                 self.sync()
             os.replace(self._path, path)
-        self.leave()
-        self._paths.forget(self.number)
+        self._close()
+        self._paths.remove_in_progress(self.number)
 
-    def leave(self) -> None:
-        """Let go of the file as it is."""
-        file, self._file = self._file, -1
-        if file >= 0:
-            os.close(file)
+    def abandon(self) -> None:
+        """Leave the file as it is: what was flushed can be read, and ``fastrec.recover`` finalizes it."""
+        self._close()
 
-    def _rewritten(self, path: str, options: Rewriting) -> bool:
+    def relocated(self, placement: BlockPlacement, block: StagedBlock) -> BlockPlacement:
+        """Where the rows of a block are now that the file is finalized."""
+        if self._relocation is None:
+            return placement
+        runs = []
+        for number, run in zip(block.stage.data, placement.runs, strict=True):
+            dataset, row = self._relocation.address(number, run.address(block.segment_start))
+            moved = run.dataset != dataset
+            runs.append(RowRun(dataset, row - block.segment_start, 1) if moved else run)
+        return BlockPlacement(placement.segment, runs)
+
+    def _reserve(self, number: int, row_bytes: int, rows: int) -> RowRun | None:
+        """Room for rows one after another: in the data's own set, else in the overflow set."""
+        if not row_bytes:
+            return RowRun(OVERFLOW, 0, 0)  # values without elements take no room anywhere
+        name = self._names.get(number)
+        if name is not None:
+            first = self._reserved_rows.get(name, 0)
+            if first + rows <= self._index.sets[name].rows:
+                self._reserved_rows[name] = first + rows
+                return RowRun(name, first, 1)
+        reserved = self._reserved_rows.get(OVERFLOW, 0)
+        first = -(-reserved // OVERFLOW_ALIGNMENT) * OVERFLOW_ALIGNMENT
+        if first + rows * row_bytes > self._index.sets[OVERFLOW].rows:
+            return None
+        self._reserved_rows[OVERFLOW] = first + rows * row_bytes
+        self._overflow.reserve(number, first, row_bytes)
+        return RowRun(OVERFLOW, first, row_bytes)
+
+    def _write(self, name: str, first: int, data: Bytes, rows: int) -> None:
+        write_rows(self._descriptor, self._index.sets[name], first, data)
+        self.used_rows[name] = max(self.used_rows[name], first + rows)
+
+    def _read(self, name: str, first: int, count: int) -> Bytes:
+        return read_rows(self._descriptor, self._index.sets[name], first, count)
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _rewrite(self, path: str, options: Rewriting) -> bool:
+        """Rewrite the file under another name; False where there is no room for a second copy."""
         part = self._paths.part(self.number)
-        wanted, read, moves = self._without_late()
+        specs, read, relocation = self._without_overflow()
         try:
-            rewrite(read, self._map.identity, wanted, part, options=options)
-        except OSError:  # no room for a second copy, so the first is cut down in its place
+            rewrite(read, self._index.identity, specs, part, options=options)
+        except OSError:
             if os.path.exists(part):
                 os.unlink(part)
             return False
         os.replace(part, path)
-        self._moves = moves
+        self._relocation = relocation
         return True
 
-    def moved(self, place: BlockPlace, block: StagedBlock) -> BlockPlace:
-        """Where the rows of a block are, once the file is finished."""
-        if self._moves is None:
-            return place
-        firsts = []
-        for number, (first, stride) in zip(block.stage.data, place.firsts, strict=True):
-            row = self._moves.row(number, first + block.cut * stride)
-            firsts.append((first, stride) if row is None else (row - block.cut, 1))
-        return BlockPlace(place.segment, firsts)
-
-    def _without_late(self) -> tuple[list[DatasetSpec], Read, Relocation | None]:
-        """The data sets of the finished file, in which the late values have some of their own, if they can."""
-        wanted = {one.name: msgspec.structs.replace(one, rows=self.used[one.name]) for one in self._wanted}
-        rows = {number: self._late.rows(number) for number in self._late.blocks}
-        chosen = sorted(rows, key=lambda n: -rows[n] * self._late.row_bytes[n])[:MAX_DATA_SETS]
-        chosen = [n for n in chosen if rows[n] and self._late.row_bytes[n] <= MAX_ROW_BYTES and fits(self._infos[n])]
-        if not chosen:
-            return list(wanted.values()), self._read, None
-        names, bases, lines = {}, {}, b""
-        for number in sorted(chosen):
+    def _without_overflow(self) -> tuple[list[DatasetSpec], ReadRows, Relocation | None]:
+        """The data sets of the finished file, with sets for what is in the overflow set, where HDF5 can have some."""
+        specs = {spec.name: msgspec.structs.replace(spec, rows=self.used_rows[spec.name]) for spec in self._specs}
+        nbytes = {number: self._overflow.nbytes(number) for number in self._overflow.blocks}
+        largest = sorted(nbytes, key=lambda number: -nbytes[number])[:MAX_DATA_SETS]
+        moved = sorted(number for number in largest if nbytes[number] and _can_have_dataset(self._infos[number]))
+        if not moved:
+            return list(specs.values()), self._read, None
+        names, first_rows, lines = {}, {}, b""
+        for number in moved:
             info = self._infos[number]
-            folder, _, plain = info.name.partition("/")
-            name = self._names.get(number) or dataset_name(folder, plain, wanted)
-            names[number], bases[number] = name, wanted[name].rows if name in wanted else 0
-            total = bases[number] + rows[number]
-            wanted[name] = wanted_of(info, number, name, total)
-            lines += line("data", number, msgspec.structs.replace(info, name=name))
-        if len(chosen) == len(rows):
-            wanted[LATE].rows = 0
-        log = np.frombuffer(lines, np.uint8)
-        wanted[LOG].rows += log.size
-        moves = Relocation(self._late, self.number, names, bases)
+            name = self._names.get(number) or _name_for(info, specs)
+            names[number], first_rows[number] = name, specs[name].rows if name in specs else 0
+            specs[name] = _spec_for(info, number, name, first_rows[number] + self._overflow.rows(number))
+            lines += log_line("data", number, msgspec.structs.replace(info, name=name))
+        if len(moved) == len(nbytes):
+            specs[OVERFLOW].rows = 0
+        added_log = np.frombuffer(lines, np.uint8)  # a later line for the same number counts
+        specs[LOG].rows += added_log.size
+        relocation = Relocation(self._overflow, self.number, names, first_rows)
 
         def read(name: str, first: int, count: int) -> Bytes:
             if name != LOG:
                 return self._read(name, first, count)
-            known = max(0, min(count, self.used[LOG] - first))
-            after = max(0, first - self.used[LOG])
-            return np.concatenate([self._read(LOG, first, known), log[after : after + count - known]])
+            from_file = max(0, min(count, self.used_rows[LOG] - first))
+            start = max(0, first - self.used_rows[LOG])
+            return np.concatenate([self._read(LOG, first, from_file), added_log[start : start + count - from_file]])
 
-        return list(wanted.values()), moves.reading(read), moves
-
-    def _read(self, name: str, first: int, count: int) -> Bytes:
-        return read_rows(self._file, self._map.sets[name], first, count)
-
-    def _reserve(self, number: int, nbytes: int, rows: int) -> tuple[int, int] | None:
-        if not nbytes:
-            return -1, 0
-        name = self._names.get(number)
-        if name is not None:
-            start = self._reserved.get(name, 0)
-            if start + rows <= self._map.sets[name].rows:
-                self._reserved[name] = start + rows
-                return start, 1
-        start = -(-self._reserved.get(LATE, 0) // 64) * 64
-        if start + rows * nbytes > self._map.sets[LATE].rows:
-            return None
-        self._reserved[LATE] = start + rows * nbytes
-        self._late.reserve(number, start, nbytes)
-        return -1 - start, -nbytes
-
-    def _write(self, name: str, first: int, data: Bytes, rows: int) -> None:
-        write_rows(self._file, self._map.sets[name], first, data)
-        self.used[name] = max(self.used[name], first + rows)
+        return list(specs.values()), relocation.relocating(read), relocation
 
 
-def _write_map(path: str, data: bytes) -> None:
-    """Put the map in place whole: without it nothing in a growing file counts."""
-    with open(path + ".part", "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fdatasync(file.fileno())
-    os.replace(path + ".part", path)
+class Capacity(msgspec.Struct):
+    """What a new segment has to have room for.
+
+    ``rows`` of each data have places at once; ``recent_bytes`` of each were recorded since the segment before was
+    planned. ``table_rows`` are written to each table at once.
+    """
+
+    rows: Mapping[int, int]
+    recent_bytes: Mapping[int, int]
+    table_rows: Mapping[str, int]
 
 
-Integers = npt.NDArray[np.int64]
+def plan_datasets(infos: Sequence[DataInfo], capacity: Capacity, nbytes: int) -> list[DatasetSpec]:
+    """The data sets of a segment: of the data of which most was recorded lately, each with its share of the room."""
+    recent = capacity.recent_bytes
+    largest = sorted(recent, key=lambda number: -recent[number])[:MAX_DATA_SETS]
+    chosen = sorted(number for number in largest if 0 < recent[number] and _can_have_dataset(infos[number]))
+    total = sum(recent[number] for number in chosen)
+    specs: dict[str, DatasetSpec] = {}
+    for number in chosen:
+        info = infos[number]
+        # A share by what came lately, but enough for what comes rarely; and at least what is waiting, twice.
+        share = max(nbytes * recent[number] // total, nbytes // (8 * len(chosen)))
+        rows = max(min(share // info.row_bytes(), nbytes // 256), 2 * capacity.rows.get(number, 0), 1)
+        name = _name_for(info, specs)
+        specs[name] = _spec_for(info, number, name, rows)
+    n_rows = sum(spec.rows for spec in specs.values())
+    waiting = sum(
+        infos[number].row_bytes() * rows + OVERFLOW_ALIGNMENT
+        for number, rows in capacity.rows.items()
+        if number not in chosen
+    )
+    specs[OVERFLOW] = DatasetSpec(OVERFLOW, "uint8", (), max(nbytes // 16, 2 * waiting))
+    log_bytes = max(nbytes // 64, 4 * capacity.table_rows.get(LOG, 0)) + 2 * MAX_LOG_LINE_BYTES * len(infos)
+    specs[LOG] = DatasetSpec(LOG, "uint8", (), log_bytes)
+    for table, dtype in TABLES.items():
+        rows = min(nbytes // 256, MIN_TABLE_ROWS + 2 * n_rows)
+        rows = max(rows, 2 * capacity.table_rows.get(table, 0) + 4 * len(infos))
+        specs[table] = DatasetSpec(table, dtype, (), rows)
+    specs[COUNTERS] = DatasetSpec(COUNTERS, COUNTERS_ROW, (), 2)
+    return list(specs.values())
+
+
+def _can_have_dataset(info: DataInfo) -> bool:
+    return len(info.shape) <= MAX_DIMENSIONS and info.row_bytes() <= MAX_ROW_BYTES
+
+
+def _name_for(info: DataInfo, taken: Mapping[str, DatasetSpec]) -> str:
+    folder, _, text = info.name.partition("/")
+    return dataset_name(folder, text, taken)
+
+
+def _spec_for(info: DataInfo, number: int, name: str, rows: int) -> DatasetSpec:
+    return DatasetSpec.of_data(name, info, number, info.name.partition("/")[2], rows)
 
 
 class OverflowBlock(msgspec.Struct):
-    """Rows that lie together among the late values, from a byte on."""
+    """Rows that lie one after another in the overflow set, from a byte on."""
 
-    start: int
+    first_byte: int
     rows: int = 0
 
 
 class OverflowBlocks:
-    """What lies among the late values, by number of the data, in the order of the bytes."""
+    """What lies in the overflow set, by number of the data, in the order of the bytes."""
 
     def __init__(self) -> None:
         self.blocks: dict[int, list[OverflowBlock]] = {}
         self.row_bytes: dict[int, int] = {}
 
-    def reserve(self, number: int, start: int, row_bytes: int) -> None:
-        """A block begins at a byte."""
-        self.blocks.setdefault(number, []).append(OverflowBlock(start))
+    def reserve(self, number: int, first_byte: int, row_bytes: int) -> None:
+        """Note that a block will begin at a byte."""
+        self.blocks.setdefault(number, []).append(OverflowBlock(first_byte))
         self.row_bytes[number] = row_bytes
 
-    def put(self, number: int, start: int, nbytes: int) -> None:
-        """Bytes of a block were written."""
-        block = next(block for block in reversed(self.blocks[number]) if block.start <= start)
-        block.rows = max(block.rows, (start + nbytes - block.start) // self.row_bytes[number])
+    def note_written(self, number: int, first_byte: int, nbytes: int) -> None:
+        """Note that bytes of a block were written."""
+        block = next(block for block in reversed(self.blocks[number]) if block.first_byte <= first_byte)
+        block.rows = max(block.rows, (first_byte + nbytes - block.first_byte) // self.row_bytes[number])
 
     def rows(self, number: int) -> int:
         """How many rows of some data there are."""
         return sum(block.rows for block in self.blocks[number])
 
+    def nbytes(self, number: int) -> int:
+        """How many bytes they take."""
+        return self.rows(number) * self.row_bytes[number]
+
 
 class Relocation:
-    """Rows that go from the late values to data sets: ``names`` by number, ``bases`` the first row there."""
+    """Moves values from the overflow set to data sets, while a file is rewritten.
 
-    def __init__(self, late: OverflowBlocks, segment: int, names: Mapping[int, str], bases: Mapping[int, int]) -> None:
-        self._late = late
-        self._segment = segment
-        self._sets = {name: (number, bases[number]) for number, name in names.items()}
-        self._firsts: dict[int, tuple[Integers, Integers]] = {}
-        for number in names:
-            blocks = late.blocks[number]
-            counts = np.array([block.rows for block in blocks], np.int64)
-            starts = np.array([block.start for block in blocks], np.int64)
-            self._firsts[number] = starts, bases[number] + np.cumsum(counts) - counts
-
-    def row(self, number: int, row: int) -> int | None:
-        """Where a row of the late values went; None where it did not."""
-        if number not in self._firsts or row >= 0:
-            return None
-        return int(self._moved(number, np.array([row]))[0])
-
-    def reading(self, read: Callable[[str, int, int], Bytes]) -> Callable[[str, int, int], Bytes]:
-        """Read the file as if the rows had gone where they go."""
-
-        def moved(name: str, first: int, count: int) -> Bytes:
-            if name in self._sets:
-                return self._read(read, name, first, count)
-            data = read(name, first, count)
-            if name in (RECORDS, MARKS):
-                self._renumber(data.view(TABLES[name]))
-            elif name == CHECKS:
-                self._check(data.view(TABLES[name]), moved)
-            return data
-
-        return moved
-
-    def _moved(self, number: int, rows: Integers) -> Integers:
-        starts, firsts = self._firsts[number]
-        at = -1 - rows
-        block = np.searchsorted(starts, at, side="right") - 1
-        moved: Integers = firsts[block] + (at - starts[block]) // self._late.row_bytes[number]
-        return moved
-
-    def _renumber(self, table: npt.NDArray[Any]) -> None:
-        for prefix in ("", "transformed_") if "transformed_row" in (table.dtype.names or ()) else ("",):
-            here = (table[prefix + "segment"] == self._segment) & (table[prefix + "row"] < 0)
-            for number in self._firsts:
-                at = here & (table[prefix + "data"] == number)
-                table[prefix + "row"][at] = self._moved(number, table[prefix + "row"][at])
-
-    def _check(self, table: npt.NDArray[Any], read: Callable[[str, int, int], Bytes]) -> None:
-        for number in self._firsts:
-            at = (table["data"] == number) & (table["row"] < 0)
-            table["row"][at] = self._moved(number, table["row"][at])
-            table["count"][at] //= self._late.row_bytes[number]
-        for name in (RECORDS, MARKS):
-            for i in np.flatnonzero(table["data"] == CHECKED[name]).tolist():
-                table["checksum"][i] = checksum(read(name, int(table["row"][i]), int(table["count"][i])))
-
-    def _read(self, read: Callable[[str, int, int], Bytes], name: str, first: int, count: int) -> Bytes:
-        number, base = self._sets[name]
-        size = self._late.row_bytes[number]
-        parts: list[Bytes] = [read(name, first, min(first + count, base) - first)] if first < base else []
-        at = base
-        for block in self._late.blocks[number]:
-            start, stop = max(first, at), min(first + count, at + block.rows)
-            if start < stop:
-                parts.append(read(LATE, block.start + (start - at) * size, (stop - start) * size))
-            at += block.rows
-        return _joined(parts)
-
-
-def _joined(parts: Sequence[Bytes]) -> Bytes:
-    return parts[0] if len(parts) == 1 else np.concatenate([part.reshape(-1) for part in parts])
-
-
-MAX_DATA_SETS = 512
-
-MAX_ROW_BYTES = 1 << 30  # a chunk of HDF5 is less than 4 GiB; larger values lie among the late ones
-
-MAX_DIMENSIONS = 31
-
-MIN_TABLE_ROWS = 1 << 16
-"""Rows of a table that there is room for in any case; what is late needs some too."""
-
-MAX_LOG_LINE_BYTES = 2048
-"""What the log says of one data set takes less than so many bytes."""
-
-
-class Capacity(msgspec.Struct):
-    """What a new segment has to have room for: rows of its tables, and of each data set that is worth one.
-
-    ``rows`` are needed at once, ``weights`` the bytes that came of late, by number of the data.
+    ``names`` are those of the data sets, by number of the data; ``first_rows`` the rows of them to which the first
+    value goes, as a set may have had room for some.
     """
 
-    rows: Mapping[int, int]
-    weights: Mapping[int, int]
-    tables: Mapping[str, int]
+    def __init__(
+        self, overflow: OverflowBlocks, segment: int, names: Mapping[int, str], first_rows: Mapping[int, int]
+    ) -> None:
+        self._overflow = overflow
+        self._segment = segment
+        self._names = names
+        self._numbers = {name: number for number, name in names.items()}
+        self._first_rows = first_rows
+        self._blocks: dict[int, tuple[Integers, Integers]] = {}
+        for number in names:
+            blocks = overflow.blocks[number]
+            counts = np.array([block.rows for block in blocks], np.int64)
+            first_bytes = np.array([block.first_byte for block in blocks], np.int64)
+            self._blocks[number] = first_bytes, first_rows[number] + np.cumsum(counts) - counts
 
+    def address(self, number: int, address: FileAddress) -> FileAddress:
+        """Where a value goes, or stays."""
+        if number not in self._names or address.dataset != OVERFLOW:
+            return address
+        return FileAddress(self._names[number], int(self._new_rows(number, np.array([address.row]))[0]))
 
-def planned(infos: Sequence[DataInfo], needs: Capacity, nbytes: int) -> list[DatasetSpec]:
-    """The data sets of a segment: those that hold most of what came of late, each with its share of the room."""
-    chosen = sorted(needs.weights, key=lambda number: -needs.weights[number])[:MAX_DATA_SETS]
-    chosen = [n for n in chosen if 0 < needs.weights[n] and _row_bytes(infos[n]) <= MAX_ROW_BYTES]
-    chosen = sorted(n for n in chosen if fits(infos[n]))
-    total = sum(needs.weights[number] for number in chosen)
-    wanted: dict[str, DatasetSpec] = {}
-    for number in chosen:
-        info = infos[number]
-        share = max(nbytes * needs.weights[number] // total, nbytes // (8 * len(chosen)))
-        rows = max(min(share // _row_bytes(info), nbytes // 256), 2 * needs.rows.get(number, 0), 1)
-        folder, _, plain = info.name.partition("/")
-        name = dataset_name(folder, plain, wanted)
-        wanted[name] = wanted_of(info, number, name, rows)
-    late = sum(_row_bytes(infos[n]) * rows + 64 for n, rows in needs.rows.items() if n not in chosen)
-    wanted[LATE] = DatasetSpec(LATE, "uint8", (), max(nbytes // 16, 2 * late))
-    wanted[LOG] = DatasetSpec(
-        LOG, "uint8", (), max(nbytes // 64, 4 * needs.tables.get(LOG, 0)) + 2 * MAX_LOG_LINE_BYTES * len(infos)
-    )
-    records = sum(one.rows for name, one in wanted.items() if name != LATE and name != LOG)
-    for table, dtype in TABLES.items():
-        rows = min(nbytes // 256, MIN_TABLE_ROWS + 2 * records)
-        wanted[table] = DatasetSpec(table, dtype, (), max(rows, 2 * needs.tables.get(table, 0) + 4 * len(infos)))
-    wanted[COUNTERS] = DatasetSpec(COUNTERS, COUNTERS_ROW, (), 2)
-    return list(wanted.values())
+    def relocating(self, read: ReadRows) -> ReadRows:
+        """A function that reads the file as if the values lay where they go to."""
 
+        def read_relocated(name: str, first: int, count: int) -> Bytes:
+            if name in self._numbers:
+                return self._read_values(read, name, first, count)
+            data = read(name, first, count)
+            if name in (RECORDS, MARKS):
+                self._change_addresses(data.view(TABLES[name]))
+            elif name == CHECKS:
+                self._change_checks(data.view(TABLES[name]), read_relocated)
+            return data
 
-def fits(info: DataInfo) -> bool:
-    """Whether HDF5 has data sets of so many dimensions."""
-    return len(info.shape) <= MAX_DIMENSIONS
+        return read_relocated
 
+    def _new_rows(self, number: int, old_bytes: Integers) -> Integers:
+        first_bytes, first_rows = self._blocks[number]
+        block = np.searchsorted(first_bytes, old_bytes, side="right") - 1
+        rows: Integers = first_rows[block] + (old_bytes - first_bytes[block]) // self._overflow.row_bytes[number]
+        return rows
 
-def _row_bytes(info: DataInfo) -> int:
-    if info.part == "step":
-        return info.step_dtype().itemsize
-    return torch_dtype_of(info.dtype).itemsize * int(np.prod(info.shape, dtype=np.int64))
+    def _change_addresses(self, table: Rows) -> None:
+        for prefix in PART_PREFIXES.values():
+            if prefix + "row" not in (table.dtype.names or ()):
+                continue
+            addresses = Addresses(table[prefix + "row"])
+            in_this_segment = addresses.in_overflow & (table[prefix + "segment"] == self._segment)
+            for number in self._names:
+                moved = in_this_segment & (table[prefix + "data"] == number)
+                rows = self._new_rows(number, addresses[moved].overflow_bytes)
+                table[prefix + "row"][moved] = Addresses.of(rows).encoded
 
+    def _change_checks(self, table: Rows, read: ReadRows) -> None:
+        addresses = Addresses(table["row"])
+        for number in self._names:
+            moved = addresses.in_overflow & (table["data"] == number)
+            rows = self._new_rows(number, addresses[moved].overflow_bytes)
+            table["row"][moved] = Addresses.of(rows).encoded
+            table["count"][moved] //= self._overflow.row_bytes[number]
+        for name in (RECORDS, MARKS):  # their rows hold addresses, which changed
+            for i in np.flatnonzero(table["data"] == CHECKED_TABLES[name]).tolist():
+                table["checksum"][i] = checksum(read(name, int(table["row"][i]), int(table["count"][i])))
 
-def wanted_of(info: DataInfo, number: int, name: str, rows: int) -> DatasetSpec:
-    """The data set of some data."""
-    of = attribute(info.name.partition("/")[2])
-    attributes = {"number": str(number), "of": of, "part": info.part, "torch_dtype": info.dtype}
-    if info.part == "step":
-        return DatasetSpec(name, info.step_dtype(), (), rows, attributes)
-    return DatasetSpec(name, info.dtype, info.shape, rows, attributes)
+    def _read_values(self, read: ReadRows, name: str, first: int, count: int) -> Bytes:
+        """Rows of a data set: those that it had, then those of the blocks in the overflow set."""
+        number = self._numbers[name]
+        row_bytes, done = self._overflow.row_bytes[number], self._first_rows[number]
+        pieces: list[Bytes] = [read(name, first, min(first + count, done) - first)] if first < done else []
+        for block in self._overflow.blocks[number]:
+            start, stop = max(first, done), min(first + count, done + block.rows)
+            if start < stop:
+                first_byte = block.first_byte + (start - done) * row_bytes
+                pieces.append(read(OVERFLOW, first_byte, (stop - start) * row_bytes))
+            done += block.rows
+        return pieces[0] if len(pieces) == 1 else np.concatenate([piece.reshape(-1) for piece in pieces])

@@ -1,8 +1,20 @@
-"""What files hold up to a moment, to be read."""
+"""What the files of a recording held at one moment, as a recording reads it.
+
+    source = HDF5Source("run.h5")
+    source.passes(), source.records()               # tables, in order
+    source.values(metas, rows, "activation")        # tensors, read when they are asked for
+
+A record says in which segment its value lies, in which of its data and at which address. Records of one site most often
+lie together, in the order in which they were recorded, so many values are one read of the file. Where at least a
+quarter of a stretch is asked for, the stretch is read and the rows are picked from it; otherwise each row is read
+alone.
+
+Nothing here changes once it was made: rows that came later, and files that were finalized since, are another source's.
+A source that is pickled opens its files again, and counts off what it had.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,67 +22,64 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastrec._errors import DamagedFileError, RecordingNotFoundError
+from fastrec._errors import DamagedFileError
 from fastrec._torch.tensors import outside_torch_modes
-from fastrec.events.sites import Origin
 from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
 from fastrec.sinks._steps import StepTable
-from fastrec.sinks.hdf5.catalog_log import torch_dtype_of
 from fastrec.sinks.hdf5.contents import Contents, IncrementalReader, read_contents
-from fastrec.sinks.hdf5.layout import LATE, MERGED, SOURCES, Bytes, DataInfo, Identity
-from fastrec.sinks.hdf5.merged import MergedSource
-from fastrec.sinks.hdf5.paths import Paths
-from fastrec.sinks.hdf5.reader import find_files, segment_of
-from fastrec.sinks.hdf5.structure import opened_file
+from fastrec.sinks.hdf5.layout import (
+    OVERFLOW,
+    PART_PREFIXES,
+    Addresses,
+    Bytes,
+    DataInfo,
+    Identity,
+    Integers,
+    Rows,
+    dtype_named,
+    run_edges,
+)
+from fastrec.sinks.hdf5.reader import ReadFile, find_files
 
-Integers = npt.NDArray[np.int64]
+MAX_SPAN_BYTES = 16 << 20
+"""How many bytes are read at once, including rows that are not asked for."""
 
-PREFIX = {"activation": "", "transformed_activation": "transformed_"}
+DENSE = 4
+"""Rows are picked from a stretch that has at most this many times as many."""
 
-SPAN = 16 << 20
-"""So many bytes are read at once where some of the rows are not asked for."""
+DataKey = tuple[int, int]
+"""A segment, and the number of its data in the whole recording."""
 
 
 class HDF5Source:
     """The passes that were flushed when it was opened; values are read when they are asked for."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._set(os.fspath(path), read_contents(find_files(path)))
-
-    @classmethod
-    def of(cls, path: str, contents: Contents) -> HDF5Source:
-        """What was read before."""
-        source = cls.__new__(cls)
-        source._set(path, contents)
-        return source
-
-    def _set(self, path: str, contents: Contents) -> None:
-        self._path = path
+    def __init__(self, path: str | os.PathLike[str], contents: Contents | None = None) -> None:
+        contents = contents or read_contents(find_files(path))
+        self._path = os.fspath(path)
         self._contents = contents
         self._files = contents.files
         self._raw = contents.records
         self.catalog = contents.log.catalog
-        self._layouts: dict[tuple[int, int], tuple[tuple[int, ...], torch.dtype, int]] = {}
-        self._segments_and_data: dict[str, Integers] = {}
-        self._rows_in_data: dict[str, Integers] = {}
+        self._layouts: dict[DataKey, tuple[tuple[int, ...], torch.dtype, int]] = {}
+        self._segment_and_data: dict[str, Integers] = {}
+        self._encoded_addresses: dict[str, Integers] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Whoever reads it elsewhere opens the files again, and finds there what was read here.
         contents = self._contents
-        told = contents.start, contents.tables.counts, contents.n_empty
-        return _opened_again, (os.path.abspath(self._path), self._run, *told)
+        moment = contents.start, contents.tables.counts, contents.n_empty
+        return _reopen, (os.path.abspath(self._path), self._run, *moment)
 
     @property
     def _run(self) -> str:
         """Which recording it is, empty before its first file."""
-        return self._files[0].map.identity.run if self._files else ""
+        return self._files[0].index.identity.run if self._files else ""
 
     def facts(self) -> dict[str, Any]:
-        """What the recorder said of the session."""
+        """What the recorder wrote of its session."""
         return self._contents.log.facts
 
     def begun(self) -> int:
@@ -79,21 +88,21 @@ class HDF5Source:
 
     def identity(self) -> Identity:
         """What its last file is part of."""
-        return list(self._files.values())[-1].map.identity
+        return list(self._files.values())[-1].index.identity
 
     def paths(self) -> list[tuple[str, bool]]:
-        """The files, and whether each still grows or was left by a process that was killed."""
-        return [(file.path, file.growing) for file in self._files.values()]
+        """The files, and whether each is in progress: it still grows, or its process was killed."""
+        return [(file.path, file.in_progress) for file in self._files.values()]
 
     def n_passes(self) -> int:
         """How many passes ended, those that kept nothing included."""
         return len(self._contents.passes) + self._contents.n_empty
 
-    def passes(self) -> npt.NDArray[Any]:
+    def passes(self) -> Rows:
         """One row per pass that kept something or ended badly, of ``PASS_DTYPE``, in order of ``pass_index``."""
         return self._sorted[0]
 
-    def records(self) -> npt.NDArray[Any]:
+    def records(self) -> Rows:
         """One row per record, of ``RECORD_DTYPE``, in order of (pass, event)."""
         return self._sorted[1]
 
@@ -107,7 +116,7 @@ class HDF5Source:
 
     def value(self, meta: int, row: int, part: Part) -> Tensor | None:
         """One part of a record, None where it has no such part."""
-        prefix = PREFIX.get(part)
+        prefix = PART_PREFIXES.get(part)
         if row < 0 or prefix is None or self._raw[prefix + "data"][row] < 0:
             return None
         rows = np.array([row])
@@ -115,273 +124,228 @@ class HDF5Source:
 
     def values(self, metas: Integers, rows: Integers, part: Part) -> Sequence[Tensor]:
         """The values of many records in their order, each with its records in front; as few tensors as possible."""
-        keys, inverse = self._kept(rows, part)
+        keys, which = self._keys_of_part(rows, part)
+        prefix = PART_PREFIXES[part]
         if len({self._layout(key)[:2] for key in keys}) == 1:
-            return [self._read(rows, PREFIX[part], keys, inverse)]
+            return [self._read(rows, prefix, keys, which)]
         layouts, _ = self.layouts(rows, part)
-        edges = [0, *(np.flatnonzero(np.diff(layouts)) + 1).tolist(), len(rows)]
+        edges = run_edges(layouts).tolist()
         pieces = [rows[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
-        return [self._read(piece, PREFIX[part], *self._keys(piece, PREFIX[part])) for piece in pieces]
+        return [self._read(piece, prefix, *self._keys(piece, prefix)) for piece in pieces if len(piece)]
 
     def layouts(self, rows: Integers, part: Part) -> tuple[Integers, list[tuple[tuple[int, ...], torch.dtype]]]:
         """Which layout the values of records have, and the shape and dtype of each."""
-        keys, inverse = self._kept(rows, part)
+        keys, which = self._keys_of_part(rows, part)
         numbers: dict[tuple[tuple[int, ...], torch.dtype], int] = {}
-        which = [numbers.setdefault(self._layout(key)[:2], len(numbers)) for key in keys]
-        return np.array(which, np.int64)[inverse], list(numbers)
+        of_key = [numbers.setdefault(self._layout(key)[:2], len(numbers)) for key in keys]
+        return np.array(of_key, np.int64)[which], list(numbers)
 
     def nbytes(self, metas: Integers, rows: Integers) -> Integers:
         """The bytes that each record's tensors take."""
         total = np.zeros(len(rows), np.int64)
-        for prefix in PREFIX.values():
+        for prefix in PART_PREFIXES.values():
             kept = np.flatnonzero(rows >= 0)
             kept = kept[self._raw[prefix + "data"][rows[kept]] >= 0]
-            keys, inverse = self._keys(rows[kept], prefix)
-            total[kept] += np.array([self._layout(key)[2] for key in keys], np.int64)[inverse]
+            keys, which = self._keys(rows[kept], prefix)
+            total[kept] += np.array([self._layout(key)[2] for key in keys], np.int64)[which]
         return total
 
+    def data_info(self, key: DataKey) -> DataInfo:
+        """What some data is; a DamagedFileError where the files do not say."""
+        if key not in self._contents.log.data or key[0] not in self._files:
+            raise DamagedFileError(f"a record lies in data {key[1]} of segment {key[0]}, which does not exist")
+        return self._contents.log.data[key]
+
     @cached_property
-    def _sorted(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        raw = self._contents.passes
-        raw = raw[(raw["count"] > 0) | (raw["outcome"] != 0)]
-        order = np.argsort(raw["pass_index"], kind="stable")
-        passes = np.zeros(len(raw), PASS_DTYPE)
+    def _sorted(self) -> tuple[Rows, Rows]:
+        """Passes and records in order, as ``passes`` and ``records`` give them."""
+        raw_passes = self._contents.passes
+        raw_passes = raw_passes[(raw_passes["count"] > 0) | (raw_passes["outcome"] != 0)]
+        order = np.argsort(raw_passes["pass_index"], kind="stable")
+        passes = np.zeros(len(raw_passes), PASS_DTYPE)
         for name in PASS_DTYPE.names or ():
-            passes[name] = raw[name][order]
-        for numbers in self._contents.sessions.values():
-            numbers.before.leave_open(passes)
+            passes[name] = raw_passes[name][order]
+        for remap in self._contents.sessions.values():
+            remap.offset.clear_open_steps(passes)
         count = passes["count"]
         first = np.cumsum(count) - count
         total = int(count.sum())
         if total == len(self._raw) and np.array_equal(passes["first"], first):
-            at, raw = np.arange(total), self._raw  # they lie in their order, as they do where one thread records
+            # They lie in their order, as they do where one thread records.
+            raw_rows, raw_records = np.arange(total), self._raw
         else:
-            at = np.repeat(passes["first"] - first, count) + np.arange(total)
-            raw = self._raw[at]
+            raw_rows = np.repeat(passes["first"] - first, count) + np.arange(total)
+            raw_records = self._raw[raw_rows]
         passes["first"] = first
         records = np.empty(total, RECORD_DTYPE)
-        records["meta"], records["time"], records["row"] = raw["variant"], raw["time"], at
-        records["row"][(raw["data"] < 0) & (raw["transformed_data"] < 0)] = -1
+        records["meta"], records["time"], records["row"] = raw_records["variant"], raw_records["time"], raw_rows
+        records["row"][(raw_records["data"] < 0) & (raw_records["transformed_data"] < 0)] = -1
         return passes, records
 
     @cached_property
     def _steps(self) -> list[PhaseSteps]:
         marks = self._contents.marks
         rows, infos = self._step_rows()
-        found: list[PhaseSteps] = []
+        steps: list[PhaseSteps] = []
         for phase in dict.fromkeys(marks["phase"].tolist()):
-            here = np.flatnonzero(marks["phase"] == phase)
-            numbers = set(marks["data"][here].tolist())
+            numbers = set(marks["data"][marks["phase"] == phase].tolist())
             if len(numbers) > 1:
-                return self._steps_one_by_one(rows, infos)
+                return self._ragged_steps(rows, infos)
             number = numbers.pop()
-            own = np.concatenate([rows[key] for key in sorted(rows) if key[1] == number])
-            columns = {name: own[f"column:{name}"].copy() for name, _, _ in infos[number].columns}
-            found.append(PhaseSteps(phase, own["step"].copy(), own["order"].copy(), columns, {}, self._starts(phase)))
-        return found
+            of_phase = np.concatenate([rows[key] for key in sorted(rows) if key[1] == number])
+            columns = {name: of_phase[f"column:{name}"].copy() for name, _, _ in infos[number].columns}
+            step, order = of_phase["step"].copy(), of_phase["order"].copy()
+            steps.append(PhaseSteps(phase, step, order, columns, {}, self._session_starts(phase)))
+        return steps
 
-    def _starts(self, phase: int) -> tuple[int, ...]:
+    def _session_starts(self, phase: int) -> tuple[int, ...]:
         """With which steps of a phase a session began."""
         return tuple(sorted(self._contents.log.starts.get(phase, ())))
 
-    def _step_rows(self) -> tuple[dict[tuple[int, int], npt.NDArray[Any]], dict[int, DataInfo]]:
+    def _step_rows(self) -> tuple[dict[DataKey, Rows], dict[int, DataInfo]]:
         """The rows of all marks in order, by segment and data."""
         marks = self._contents.marks
-        rows: dict[tuple[int, int], npt.NDArray[Any]] = {}
+        rows: dict[DataKey, Rows] = {}
         infos: dict[int, DataInfo] = {}
         for segment, number in np.unique(marks[["segment", "data"]]).tolist():
             key = segment, number
-            infos[number] = info = self._info(key)
+            infos[number] = info = self.data_info(key)
             dtype = info.step_dtype()
-            at = marks["row"][(marks["segment"] == segment) & (marks["data"] == number)]
-            out = np.empty((len(at), dtype.itemsize), np.uint8)
-            self._fill(out, key, info, at)
+            addresses = Addresses(marks["row"][(marks["segment"] == segment) & (marks["data"] == number)])
+            out = np.empty((len(addresses), dtype.itemsize), np.uint8)
+            self._read_data(out, key, addresses)
             rows[key] = out.reshape(-1).view(dtype)
             self._contents.sessions[segment].steps(rows[key], info.phase)
         return rows, infos
 
-    def _steps_one_by_one(
-        self, rows: dict[tuple[int, int], npt.NDArray[Any]], infos: dict[int, DataInfo]
-    ) -> list[PhaseSteps]:
+    def _ragged_steps(self, rows: dict[DataKey, Rows], infos: dict[int, DataInfo]) -> list[PhaseSteps]:
         """Steps of which some have other columns than others."""
-        marks = [(int(row["order"]), key[1], row) for key, own in rows.items() for row in own]
+        marks = [(int(row["order"]), key[1], row) for key, of_key in rows.items() for row in of_key]
         table = StepTable()
         for _, number, row in sorted(marks, key=lambda mark: mark[0]):
             columns = {name: np.array(row[f"column:{name}"]) for name, _, _ in infos[number].columns}
             table.mark(infos[number].phase, int(row["step"]), columns)
-        found = table.read()
-        return [msgspec.structs.replace(steps, starts=self._starts(steps.phase)) for steps in found]
+        return [msgspec.structs.replace(steps, starts=self._session_starts(steps.phase)) for steps in table.read()]
 
-    def _keys(self, rows: Integers, prefix: str) -> tuple[list[tuple[int, int]], Integers]:
-        """The different (segment, data) of rows, and which of them each row has."""
-        together = self._places(prefix).take(rows)
+    def _keys(self, rows: Integers, prefix: str) -> tuple[list[DataKey], Integers]:
+        """The different segments and data of rows, and which of them each row has."""
+        together = self._segments_and_data(prefix).take(rows)
         if not len(together):
             return [], np.zeros(0, np.int64)
-        # Records of one site lie in few places, one after the other, most often in one.
-        changes = np.flatnonzero(together[1:] != together[:-1]) + 1
-        if not len(changes):
+        # Records of one site lie in few places, one after another, most often in one.
+        edges = run_edges(together)
+        if len(edges) == 2:
             key = int(together[0])
             return [(key >> 32, key & 0xFFFFFFFF)], np.broadcast_to(np.int64(0), len(together))
-        edges = np.concatenate(([0], changes, [len(together)]))
-        found, inverse = np.unique(together[edges[:-1]], return_inverse=True)
-        return [(key >> 32, key & 0xFFFFFFFF) for key in found.tolist()], np.repeat(inverse, np.diff(edges))
+        different, which = np.unique(together[edges[:-1]], return_inverse=True)
+        return [(key >> 32, key & 0xFFFFFFFF) for key in different.tolist()], np.repeat(which, np.diff(edges))
 
-    def _kept(self, rows: Integers, part: Part) -> tuple[list[tuple[int, int]], Integers]:
-        """The same of rows which all have this part; a KeyError tells the position of the first that has not."""
-        prefix = PREFIX.get(part)
+    def _keys_of_part(self, rows: Integers, part: Part) -> tuple[list[DataKey], Integers]:
+        """The same of rows which all have this part; a KeyError has the position of the first that has not."""
+        prefix = PART_PREFIXES.get(part)
         if prefix is None:
             raise KeyError(0)
-        keys, inverse = self._keys(rows, prefix) if not len(rows) or rows.min() >= 0 else ([(-1, 0)], rows)
+        keys, which = self._keys(rows, prefix) if not len(rows) or rows.min() >= 0 else ([(-1, 0)], rows)
         if keys and min(keys)[0] < 0:
-            raise KeyError(int(np.argmax((rows < 0) | (self._places(prefix)[rows] < 0))))
-        return keys, inverse
+            raise KeyError(int(np.argmax((rows < 0) | (self._segments_and_data(prefix)[rows] < 0))))
+        return keys, which
 
-    def _places(self, prefix: str) -> Integers:
-        """Segment and data of all records, together in one number each, below 0 where there is no value."""
-        found = self._segments_and_data.get(prefix)
-        if found is None:
-            found = self._raw[prefix + "segment"].astype(np.int64) << 32
-            found |= self._raw[prefix + "data"]
-            self._segments_and_data[prefix] = found
-        return found
+    def _segments_and_data(self, prefix: str) -> Integers:
+        """The segment and data of every record in one number, below 0 where it has no value."""
+        if prefix not in self._segment_and_data:
+            # One number in place of two, because this is compared for every record that is read.
+            together = self._raw[prefix + "segment"].astype(np.int64) << 32
+            together |= self._raw[prefix + "data"]  # -1 sets all bits
+            self._segment_and_data[prefix] = together
+        return self._segment_and_data[prefix]
 
-    def _rows(self, prefix: str) -> Integers:
-        """The row of each record in its data set."""
-        found = self._rows_in_data.get(prefix)
-        if found is None:
-            found = self._rows_in_data[prefix] = np.ascontiguousarray(self._raw[prefix + "row"])
-        return found
+    def _addresses(self, prefix: str, rows: Integers) -> Addresses:
+        """The addresses of records' values, each in its data."""
+        if prefix not in self._encoded_addresses:
+            # Copied once from between the other columns: every later read is the faster for it.
+            self._encoded_addresses[prefix] = np.ascontiguousarray(self._raw[prefix + "row"])
+        return Addresses(self._encoded_addresses[prefix].take(rows))
 
-    def _layout(self, key: tuple[int, int]) -> tuple[tuple[int, ...], torch.dtype, int]:
-        """The shape, dtype and bytes of the values in a data set."""
-        found = self._layouts.get(key)
-        if found is None:
-            info = self._info(key)
-            dtype = torch_dtype_of(info.dtype)
-            found = self._layouts[key] = info.shape, dtype, dtype.itemsize * math.prod(info.shape)
-        return found
+    def _layout(self, key: DataKey) -> tuple[tuple[int, ...], torch.dtype, int]:
+        """The shape, dtype and bytes of the values of some data."""
+        layout = self._layouts.get(key)
+        if layout is None:
+            info = self.data_info(key)
+            layout = self._layouts[key] = info.shape, dtype_named(info.dtype), info.row_bytes()
+        return layout
 
-    def _info(self, key: tuple[int, int]) -> DataInfo:
-        if key not in self._contents.log.data or key[0] not in self._files:
-            raise DamagedFileError(f"a record lies in data {key[1]} of segment {key[0]}, which is not here")
-        return self._contents.log.data[key]
-
-    def _read(self, rows: Integers, prefix: str, keys: list[tuple[int, int]], inverse: Integers) -> Tensor:
-        """Values of one layout as one tensor, from the places that they are in."""
-        shape, dtype, nbytes = self._layout(keys[0])
-        raw = self._rows(prefix).take(rows)
-        self._check_size(keys, raw, inverse, nbytes)
-        out = np.empty((len(rows), nbytes), np.uint8)
-        if nbytes:
-            changes = np.flatnonzero(np.diff(inverse)) + 1 if len(keys) > 1 else np.empty(0, np.int64)
-            edges = [0, *changes.tolist(), len(rows)]
+    def _read(self, rows: Integers, prefix: str, keys: list[DataKey], which: Integers) -> Tensor:
+        """Values of one layout as one tensor, from the data that they are in."""
+        shape, dtype, row_bytes = self._layout(keys[0])
+        addresses = self._addresses(prefix, rows)
+        self._check_size(keys, addresses, which, row_bytes)
+        out = np.empty((len(rows), row_bytes), np.uint8)
+        if row_bytes:
+            edges = run_edges(which).tolist() if len(keys) > 1 else [0, len(rows)]
             for start, stop in zip(edges, edges[1:], strict=False):
-                key = keys[inverse[start]]
-                self._fill(out[start:stop], key, self._info(key), raw[start:stop])
+                self._read_data(out[start:stop], keys[which[start]], addresses[start:stop])
         with outside_torch_modes():
-            if not nbytes:
+            if not row_bytes:
                 return torch.empty((len(rows), *shape), dtype=dtype)
             return torch.from_numpy(out.reshape(-1)).view(dtype).reshape(len(rows), *shape)
 
-    def _check_size(self, keys: list[tuple[int, int]], raw: Integers, inverse: Integers, nbytes: int) -> None:
-        """Before memory is taken for values: the file has to be as large as they are said to be."""
+    def _check_size(self, keys: list[DataKey], addresses: Addresses, which: Integers, row_bytes: int) -> None:
+        """Check that files are as large as the values are said to be, before memory is taken for them."""
         for i, key in enumerate(keys):
-            name = self._info(key).name
-            extent = self._files[key[0]].map.sets.get(name)
-            in_set = (raw if len(keys) == 1 else raw[inverse == i]) >= 0
-            if extent is None or (in_set.any() and extent.row_bytes != nbytes):
-                raise DamagedFileError(f"the data set {name!r} does not hold values of {nbytes} bytes")
-            late = self._files[key[0]].map.sets.get(LATE)
-            if not in_set.all() and nbytes and (late is None or late.rows < nbytes):
-                raise DamagedFileError(f"the data set {LATE!r} does not hold values of {nbytes} bytes")
+            name, sets = self.data_info(key).name, self._files[key[0]].index.sets
+            in_overflow = (addresses if len(keys) == 1 else addresses[which == i]).in_overflow
+            extent, overflow = sets.get(name), sets.get(OVERFLOW)
+            if extent is None or (not in_overflow.all() and extent.row_bytes != row_bytes):
+                raise DamagedFileError(f"the data set {name!r} does not hold values of {row_bytes} bytes")
+            if in_overflow.any() and row_bytes and (overflow is None or overflow.rows < row_bytes):
+                raise DamagedFileError(f"the data set {OVERFLOW!r} does not hold values of {row_bytes} bytes")
 
-    def _fill(self, out: Bytes, key: tuple[int, int], info: DataInfo, raw: Integers) -> None:
-        """Read rows of one data set; those before 0 are bytes of the late ones."""
-        file, nbytes = self._files[key[0]], out.shape[1]
-        most = max(1, SPAN // nbytes)
-        for start in range(0, len(raw), most):
-            part, into = raw[start : start + most], out[start : start + most]
-            low, high = int(part.min()), int(part.max())
-            flat = into.reshape(-1)
-            if low < 0:
-                if len(part) == 1 or (np.diff(part) == -nbytes).all():
-                    file.rows(LATE, -1 - int(part[0]), flat.size, flat)
-                    continue
-            elif high - low + 1 == len(part) and (part[1:] > part[:-1]).all():
-                file.rows(info.name, low, len(part), flat)
-                continue
-            elif high - low < 4 * len(part):
-                into[:] = file.rows(info.name, low, high - low + 1).reshape(-1, nbytes)[part - low]
-                continue
-            for row, one in zip(part.tolist(), into, strict=True):
-                if row < 0:
-                    file.rows(LATE, -1 - row, nbytes, one)
+    def _read_data(self, out: Bytes, key: DataKey, addresses: Addresses) -> None:
+        """Read values of one data; ``out`` has a row of bytes for each."""
+        file, name, row_bytes = self._files[key[0]], self.data_info(key).name, out.shape[1]
+        span = max(1, MAX_SPAN_BYTES // row_bytes)
+        for start in range(0, len(addresses), span):
+            part, into = addresses[start : start + span], out[start : start + span]
+            for run, in_overflow in part.runs():
+                if in_overflow:
+                    _read_overflow(file, part[run].overflow_bytes, into[run])
                 else:
-                    file.rows(info.name, row, 1, one)
+                    _read_rows(file, name, part[run].rows, into[run])
+
+
+def _read_rows(file: ReadFile, name: str, rows: Integers, out: Bytes) -> None:
+    """Read rows of a data set, in as few reads as is worth it."""
+    low, high = int(rows.min()), int(rows.max())
+    if high - low + 1 == len(rows) and (rows[1:] > rows[:-1]).all():
+        file.rows(name, low, len(rows), out.reshape(-1))
+    elif high - low < DENSE * len(rows):
+        out[:] = file.rows(name, low, high - low + 1).reshape(-1, out.shape[1])[rows - low]
+    else:
+        for row, into in zip(rows.tolist(), out, strict=True):
+            file.rows(name, row, 1, into)
+
+
+def _read_overflow(file: ReadFile, first_bytes: Integers, out: Bytes) -> None:
+    """Read values from the overflow set, at once where they lie one after another."""
+    row_bytes = out.shape[1]
+    if (np.diff(first_bytes) == row_bytes).all():
+        file.rows(OVERFLOW, int(first_bytes[0]), out.size, out.reshape(-1))
+    else:
+        for first_byte, into in zip(first_bytes.tolist(), out, strict=True):
+            file.rows(OVERFLOW, first_byte, row_bytes, into)
 
 
 Counts = tuple[int, int, int]
 
 
-def _opened_again(path: str, run: str, start: Counts, counts: Counts, n_empty: int) -> HDF5Source:
-    tail = IncrementalReader()
-    tables = tail.more(find_files(path) if run else [])
+def _reopen(path: str, run: str, start: Counts, counts: Counts, n_empty: int) -> HDF5Source:
+    """A source of the same moment, in the process that unpickles it."""
+    reader = IncrementalReader()
+    tables = reader.read_new(find_files(path) if run else [])
     stop = [before + count for before, count in zip(start, counts, strict=True)]
-    contents = Contents(tail, tables.first(*stop).since(*start), start)
+    contents = Contents(reader, tables.head(*stop).tail(*start), start)
     contents.n_empty = n_empty
-    source = HDF5Source.of(path, contents)
+    source = HDF5Source(path, contents)
     if source._run != run or contents.tables.counts != counts:
-        raise DamagedFileError(f"{path!r} does not hold any more what was read from it; was it written anew?")
+        raise DamagedFileError(f"{path!r} no longer holds what was read from it; was it written again?")
     return source
-
-
-class Named(msgspec.Struct, frozen=True):
-    """A recording that another file shows: where it is, as seen from there, and what it was then."""
-
-    path: str
-    records: int
-    origin: Origin
-
-
-def open_source(path: str | os.PathLike[str]) -> HDF5Source | MergedSource:
-    """What was recorded."""
-    named = merged_of(path)
-    if named is None:
-        return HDF5Source(path)
-    sources = [(_opened(os.fspath(path), one), one.origin) for one in named]
-    return MergedSource(sources)
-
-
-def merged_of(path: str | os.PathLike[str]) -> list[Named] | None:
-    """The recordings that a file shows as one; None where it is a recording itself."""
-    place = Paths(path).path
-    if not os.path.exists(place) or segment_of(place) != MERGED:
-        return None
-    try:
-        with opened_file(place) as file:
-            found = msgspec.json.decode(file[SOURCES][:].tobytes(), type=list[Named])
-    except (OSError, KeyError, RuntimeError, TypeError, AttributeError, ValueError, msgspec.DecodeError) as error:
-        raise DamagedFileError(f"{place!r} does not tell what was merged: {error}") from error
-    if not found:
-        raise DamagedFileError(f"{place!r} shows nothing")
-    return found
-
-
-def source_path(path: str, named: Named) -> str:
-    """Where a recording is that a file shows."""
-    return os.path.normpath(os.path.join(os.path.dirname(path), named.path))
-
-
-def _opened(path: str, named: Named) -> HDF5Source:
-    place = source_path(path, named)
-    try:
-        found = HDF5Source(place)
-    except RecordingNotFoundError as error:
-        raise RecordingNotFoundError(f"{path!r} shows {place!r}, and there is no recording; put it back") from error
-    if found.identity().run != named.origin.run:
-        raise DamagedFileError(f"{path!r} shows {place!r}, and another recording took its place")
-    if len(found.records()) < named.records:
-        raise DamagedFileError(
-            f"{path!r} shows {named.records} records of {place!r}, and there are {len(found.records())}"
-        )
-    return found

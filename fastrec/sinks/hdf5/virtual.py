@@ -1,4 +1,9 @@
-"""One file that shows the data of several segments as one, to tools that know HDF5 and not fastrec."""
+"""Files of virtual data sets, which show the data of several files as one, to tools that know HDF5 but not fastrec.
+
+    write_virtual_segments(paths, 3)     # run.h5 over run.00000.h5 to run.00002.h5
+
+fastrec itself reads the original files. HDF5 shows fill values where one of them is missing.
+"""
 
 from __future__ import annotations
 
@@ -13,67 +18,71 @@ import numpy as np
 from fastrec._errors import DamagedFileError, FastrecError
 from fastrec.sinks.hdf5.layout import FORMAT, SOURCES, VERSION, Identity, SegmentIndex
 from fastrec.sinks.hdf5.paths import Paths
-from fastrec.sinks.hdf5.structure import add_trailer, dataset_name, map_of, opened_file, set_identity
+from fastrec.sinks.hdf5.structure import add_trailer, dataset_name, open_verified, read_index, set_identity
 
 
-class _Alike(msgspec.Struct):
-    """Data sets of several segments that hold values of the same site, or steps of the same phase."""
+class _VirtualDataset(msgspec.Struct):
+    """Data sets of several files, of the values of one site or the steps of one phase, with (file, name, rows) each."""
 
     dtype: Any
     shape: tuple[int, ...]
     attributes: dict[str, str]
-    parts: list[tuple[str, str, int]]
+    pieces: list[tuple[str, str, int]]
 
 
-def write_together(paths: Paths, count: int) -> None:
-    """Make ``run.h5`` of virtual data sets over finished segments, in place of an earlier one of that kind."""
-    last = map_of(paths.sealed(count - 1)).identity
+def write_virtual_segments(paths: Paths, count: int) -> None:
+    """Make ``run.h5`` of virtual data sets over all finalized segments, in place of an earlier one of that kind."""
+    last = read_index(paths.finalized(count - 1)).identity
     part, identity = paths.path + ".part", msgspec.structs.replace(last, segment=-count)
-    show(part, identity, [paths.sealed(number) for number in range(count)])
+    write_virtual(part, identity, [paths.finalized(number) for number in range(count)])
     os.replace(part, paths.path)
 
 
-def show(part: str, identity: Identity, shown: Sequence[str], sources: bytes | None = None) -> None:
-    """Make a file of virtual data sets over finished files; ``sources`` tells what they are where they were merged."""
-    found: dict[Any, _Alike] = {}
-    for path in shown:
-        _collect(path, os.path.relpath(path, os.path.dirname(part) or "."), found)
-    with h5py.File(part, "w", libver=("earliest", "v110"), locking=False) as file:
+def write_virtual(path: str, identity: Identity, files: Sequence[str], sources: bytes | None = None) -> None:
+    """Make a file of virtual data sets over finished files; ``sources`` says what they are where they were merged."""
+    data_sets: dict[Any, _VirtualDataset] = {}
+    for file_path in files:
+        _collect(file_path, os.path.relpath(file_path, os.path.dirname(path) or "."), data_sets)
+    # Virtual data sets came with version 1.10 of HDF5.
+    with h5py.File(path, "w", libver=("earliest", "v110"), locking=False) as file:
         set_identity(file, identity)
         if sources is not None:
             file[SOURCES] = np.frombuffer(sources, np.uint8)
         for group in ("data", "steps"):
             file.create_group(group)
         taken: dict[str, None] = {}
-        for (group, *_), one in found.items():
-            name = dataset_name(group, one.attributes["of"], taken)
+        for (group, *_), data_set in data_sets.items():
+            name = dataset_name(group, data_set.attributes["of"], taken)
             taken[name] = None
-            _show(file, name, one)
-    add_trailer(part, SegmentIndex(FORMAT, VERSION, identity, {}))
+            _make(file, name, data_set)
+    add_trailer(path, SegmentIndex(FORMAT, VERSION, identity, {}))
 
 
-def _collect(path: str, name_in_file: str, found: dict[Any, _Alike]) -> None:
+def _collect(path: str, path_in_file: str, data_sets: dict[Any, _VirtualDataset]) -> None:
     try:
-        with opened_file(path) as file:
+        with open_verified(path) as file:
             for group in ("data", "steps"):
-                for name, made in file[group].items():
-                    attributes = {key: str(value) for key, value in made.attrs.items() if key != "number"}
-                    key = (group, *sorted(attributes.items()), str(made.dtype), made.shape[1:])
-                    one = found.setdefault(key, _Alike(made.dtype, made.shape[1:], attributes, []))
-                    one.parts.append((name_in_file, f"{group}/{name}", made.shape[0]))
+                for name, source in file[group].items():
+                    attributes = {key: str(value) for key, value in source.attrs.items() if key != "number"}
+                    key = (group, *sorted(attributes.items()), str(source.dtype), source.shape[1:])
+                    data_set = data_sets.setdefault(
+                        key, _VirtualDataset(source.dtype, source.shape[1:], attributes, [])
+                    )
+                    data_set.pieces.append((path_in_file, f"{group}/{name}", source.shape[0]))
     except (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
         if isinstance(error, FastrecError):
             raise
-        raise DamagedFileError(f"{path!r} can't be shown, as HDF5 does not read it: {error}") from error
+        raise DamagedFileError(f"{path!r} can't be shown, because HDF5 can't read it: {error}") from error
 
 
-def _show(file: Any, name: str, one: _Alike) -> None:
-    layout = h5py.VirtualLayout((sum(rows for _, _, rows in one.parts), *one.shape), one.dtype)
+def _make(file: Any, name: str, data_set: _VirtualDataset) -> None:
+    shape, dtype = data_set.shape, data_set.dtype
+    layout = h5py.VirtualLayout((sum(rows for _, _, rows in data_set.pieces), *shape), dtype)
     done = 0
-    for path, source, rows in one.parts:
+    for path, source, rows in data_set.pieces:
         if rows:
-            layout[done : done + rows] = h5py.VirtualSource(path, source, (rows, *one.shape), one.dtype)
+            layout[done : done + rows] = h5py.VirtualSource(path, source, (rows, *shape), dtype)
             done += rows
-    # What HDF5 shows for a segment that is missing must not look like a value.
-    made = file.create_virtual_dataset(name, layout, fillvalue=np.nan if one.dtype.kind == "f" else None)
-    made.attrs.update(one.attributes)
+    # What HDF5 shows for a file that is missing must not look like a value, where there is a way to tell.
+    virtual = file.create_virtual_dataset(name, layout, fillvalue=np.nan if dtype.kind == "f" else None)
+    virtual.attrs.update(data_set.attributes)

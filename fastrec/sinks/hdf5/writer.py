@@ -1,48 +1,69 @@
-"""The thread that puts on the disk what was staged: full blocks as they come, everything once in a while."""
+"""The writer: the thread that owns the files of a session, and puts in them what the recording loop staged.
+
+Full blocks are written as they come. Once in a while, by default once a second, a flush writes everything of the passes
+that ended: the rows of blocks that are not full yet, then the log, the records, the passes, the marked steps, the
+checksums and the counters.
+
+This order is what makes a growing file readable at any moment, and after a kill. Whatever a row names is in the file
+before the row is, and a row is whole where its last byte says so. A process that is killed between two writes leaves
+values that no record names, never a record of a value that is not there. The kernel keeps what was written when the
+process is gone; only for a power cut does ``durable`` wait for the disk.
+
+Nobody may wait for this thread for ever. Whatever stops it is kept in the pool, and raised by the user's next call.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from time import perf_counter, time
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastrec.events.sites import Catalog
 from fastrec.recording._source import OUTCOMES, PASS_DTYPE
 from fastrec.sinks._blocks import MAX_ROWS, ROW_BITS
 from fastrec.sinks._pass_table import MAX_ENDED, EndedPasses
-from fastrec.sinks.hdf5.append import begin
-from fastrec.sinks.hdf5.catalog_log import CatalogLog, line
-from fastrec.sinks.hdf5.checksums import Checker, Counters, checksum
+from fastrec.sinks.hdf5.append import claim_first_segment
+from fastrec.sinks.hdf5.catalog_log import CatalogLog, log_line
+from fastrec.sinks.hdf5.checksums import ChecksumWorker, Counters, checksum
 from fastrec.sinks.hdf5.layout import (
     CHECKS,
     LOG,
     MARK_ROW,
     MARKS,
+    OVERFLOW,
+    PART_PREFIXES,
     PASS_ROW,
     PASSES,
     RECORD_ROW,
     RECORDS,
+    Addresses,
     Bytes,
     DataInfo,
+    Integers,
+    Rows,
 )
 from fastrec.sinks.hdf5.options import HDF5Options
 from fastrec.sinks.hdf5.paths import Paths
 from fastrec.sinks.hdf5.segment import Capacity, Segment
 from fastrec.sinks.hdf5.staging import Pool, StagedBlock
-from fastrec.sinks.hdf5.virtual import write_together
+from fastrec.sinks.hdf5.virtual import write_virtual_segments
 
-EARLY = 0.8
-"""Of the time after which passes are to be safe: then a flush begins, so that it has some to end in."""
+FLUSH_EARLY = 0.8
+"""A flush begins after this share of ``flush_seconds``, so that it has time to end within them."""
+
+MAX_WAITING_PASSES = 8 * MAX_ENDED
+"""How many passes that ended may wait for the writer before the loop waits for it."""
+
+Mark = tuple[int, int]
+"""A phase, and the row in which the columns of the step were staged."""
 
 
 class Writer:
-    """Owns the files: everything else only stages."""
+    """Writes a session. The recording loop adds to ``ended``, ``marks``, ``infos`` and ``counters``."""
 
     def __init__(self, pool: Pool, paths: Paths, catalog: Catalog, options: HDF5Options) -> None:
         self.ended = EndedPasses()
@@ -56,38 +77,38 @@ class Writer:
         self._options = options
         self._began = time() - (perf_counter() - catalog.began)
         self._log = CatalogLog(catalog)
-        self._pending = b""
-        self._told: set[int] = set()
+        self._unwritten_log = b""
+        self._logged_data: set[int] = set()  # data of which the log of this segment says what it is
         self._segment: Segment | None = None
-        self._taken: dict[int, int] = {}
-        self._asked = self._begun = self._flushed = 0
-        self._passes = self._counted = self._highest = 0
-        self._is_closed = False
-        self._last = Counters()
-        self._closing = False
-        self._puts = BlockWriter()
-        start = begin(paths, options, catalog)
-        self._identity, self._lock, self.shapes_before = start.identity, start.lock, start.shapes
+        self._block_writer = BlockWriter()
+        self._taken_rows: dict[int, int] = {}  # of each data, when the segment was planned
+        # The number of the flush that is wanted, and of those that last began and ended.
+        self._flush_wanted = self._flush_begun = self._flush_done = 0
+        self._closing = self._closed = False
+        self._n_passes_written = self._n_empty_flushed = self._n_counters_written = self._highest_begun = 0
+        claim = claim_first_segment(paths, options, catalog)
+        self._identity, self._claim_descriptor, self.earlier_shapes = claim.identity, claim.descriptor, claim.shapes
+        # A daemon, so that a recorder which nobody closes does not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="fastrec-writer", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
-        """Write soon what waits, and do not let it become too much more."""
+        """Ask for a flush soon; wait only where far too much waits for it already."""
         pool = self._pool
         with pool.changed:
-            self._asked = self._begun + 1
+            self._flush_wanted = self._flush_begun + 1
             pool.changed.notify_all()
-            if len(self.ended) >= 8 * MAX_ENDED:
-                pool.wait_until(lambda: len(self.ended) < 8 * MAX_ENDED)
+            if len(self.ended) >= MAX_WAITING_PASSES:
+                pool.wait_until(lambda: len(self.ended) < MAX_WAITING_PASSES)
 
     def flush(self) -> None:
         """Return once everything of the passes that ended is in the file."""
         pool = self._pool
         with pool.changed:
-            # A flush that is under way may have begun before the last pass ended.
-            self._asked = want = self._begun + 1
+            # A flush that is under way may have begun before the last pass ended, so it takes the next one.
+            self._flush_wanted = number = self._flush_begun + 1
             pool.changed.notify_all()
-            pool.changed.wait_for(lambda: self._flushed >= want or pool.error is not None)
+            pool.changed.wait_for(lambda: self._flush_done >= number or pool.error is not None)
         pool.check()
 
     def close(self) -> None:
@@ -98,7 +119,7 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        # Whatever stops this thread has to reach the user, who would wait for ever otherwise.
+        # Whatever it is that stops this thread has to reach the user, who would wait for ever otherwise.
         try:
             self._work()
         except Exception as error:
@@ -106,22 +127,23 @@ class Writer:
                 self._pool.error = error
                 self._pool.changed.notify_all()
             if self._segment is not None:
-                self._segment.leave()
-        self._puts.close()
-        os.close(self._lock)
+                self._segment.abandon()
+        self._block_writer.close()
+        os.close(self._claim_descriptor)
 
     def _work(self) -> None:
-        pool, seconds = self._pool, EARLY * self._options.flush_seconds
+        pool, seconds = self._pool, FLUSH_EARLY * self._options.flush_seconds
         due = perf_counter() + seconds
         while True:
             with pool.changed:
                 pool.changed.wait_for(
-                    lambda: self._has_work() or self._asked > self._flushed or self._closing,
+                    lambda: self._has_blocks() or self._flush_wanted > self._flush_done or self._closing,
                     max(0.0, due - perf_counter()),
                 )
+                # Read once, under the lock: what is asked for from here on is for the next turn.
                 closing = self._closing
-                flushes = closing or self._asked > self._flushed or perf_counter() >= due
-                self._begun += flushes
+                flushes = closing or self._flush_wanted > self._flush_done or perf_counter() >= due
+                self._flush_begun += flushes
                 full = [pool.full.popleft() for _ in range(len(pool.full))]
             for block in full:
                 self._write_whole(block)
@@ -129,246 +151,265 @@ class Writer:
                 due = perf_counter() + seconds
                 self._write_batch(FlushBatch(self.ended, self.marks))
                 with pool.changed:
-                    self._flushed = self._begun
+                    self._flush_done = self._flush_begun
                     pool.changed.notify_all()
             if closing:
                 return self._finish()
 
-    def _has_work(self) -> bool:
-        """Whether full blocks are to be written; the first file waits until it is seen what comes how often."""
+    def _has_blocks(self) -> bool:
+        """Whether full blocks are to be written now.
+
+        Before the first segment there is a wait for more of them, as they show of what there will be how much.
+        """
         pool = self._pool
         enough = min(pool.queue_bytes, self._options.segment_bytes) // 8
         return bool(pool.full) and (self._segment is not None or pool.queued >= enough)
 
     def _write_whole(self, block: StagedBlock) -> None:
-        self._place(block)
-        assert self._segment is not None
-        self._puts.whole(self._segment, block)
-        self._pool.written(block)
+        segment = self._segment or self._next_segment()
+        while not self._place(segment, block):
+            segment = self._next_segment()
+        self._block_writer.write_whole(segment, block)
+        self._pool.reclaim(block)
 
     def _write_batch(self, batch: FlushBatch) -> None:
-        pool, counters, durable = self._pool, self.counters.copy(), self._options.durable
-        if not batch and (counters.empty == self._last.empty if self._segment is not None else not counters.begun):
+        """Write everything of the passes that ended, what is named before what names it."""
+        if not batch and not self._counters_changed():
             return
-        touched = [pool.blocks[number] for number in batch.numbers.tolist()]
-        live = [block for block in touched if block.memory]
-        segment = self._ready(live, batch)
+        pool, durable = self._pool, self._options.durable
+        touched = [pool.blocks[number] for number in batch.block_numbers.tolist()]
+        staged = [block for block in touched if block.memory]
+        segment = self._segment_with_room(staged, batch)
         self._settle(batch, touched)
-        for block, bottom in zip(touched, batch.bottoms.tolist(), strict=True):
+        for block, first in zip(touched, batch.first_rows.tolist(), strict=True):
             if block.memory:
-                self._puts.settled(segment, block, bottom)
-        segment.append(LOG, self._lines(batch))
-        first = segment.append(RECORDS, batch.records_at(touched))
+                self._block_writer.write_settled(segment, block, first)
+        segment.append(LOG, self._log_lines(batch))
+        first_record = segment.append(RECORDS, batch.records(touched))
         if durable:
             segment.sync()
-        segment.append(PASSES, batch.passes_from(first, self._catalog.began))
-        segment.append(MARKS, batch.marks_at(touched))
+        segment.append(PASSES, batch.passes(first_record, self._catalog.began))
+        segment.append(MARKS, batch.mark_rows(touched))
         segment.write_checks()
-        self._highest = max(self._highest, batch.begun)
-        self._count(segment, counters)
+        self._highest_begun = max(self._highest_begun, batch.begun)
+        counters = self._write_counters(segment)
         if durable:
             segment.sync()
-        self._pending = b""
-        self._told.update(segment.seen)
-        self._passes += len(batch.table)
-        self.passes_flushed = self._passes + counters.empty
+        self._unwritten_log = b""
+        self._logged_data.update(segment.placed_data)
+        self._n_passes_written += len(batch.table)
+        self._n_empty_flushed = counters.empty
+        self.passes_flushed = self._n_passes_written + counters.empty
         self.records_flushed += len(batch.rows)
         for block in touched:
-            pool.settle(block)
+            pool.forget_if_done(block)
 
     def _settle(self, batch: FlushBatch, touched: list[StagedBlock]) -> None:
-        """Note which rows will change no more: those of passes that ended or were dropped."""
-        for block, count, top in zip(touched, batch.counts.tolist(), batch.tops.tolist(), strict=True):
-            block.settled += count
-            block.top = max(block.top, top + 1)
+        """Note which rows will not change any more: those of passes that ended or were dropped."""
+        for block, count, last in zip(touched, batch.counts.tolist(), batch.last_rows.tolist(), strict=True):
+            block.settle(count, last + 1)
         discarded = self._pool.discarded
         for row in [discarded.popleft() for _ in range(len(discarded))]:
             block = self._pool.blocks[row >> ROW_BITS]
-            block.settled += 1
-            block.top = max(block.top, (row & (MAX_ROWS - 1)) + 1)
-            self._pool.settle(block)
+            block.settle(1, (row & (MAX_ROWS - 1)) + 1)
+            self._pool.forget_if_done(block)
 
-    def _count(self, segment: Segment, counters: Counters) -> None:
-        self._counted += 1
-        counters.begun, counters.closed = max(counters.begun, self._highest), self._is_closed
-        segment.count(counters.row(self._counted), self._counted)
-        self._last = counters
+    def _counters_changed(self) -> bool:
+        """Whether passes that kept nothing ended since the last flush, or the first ones of all."""
+        if self._segment is None:
+            return self.counters.begun > 0
+        return self.counters.empty != self._n_empty_flushed
 
-    def _ready(self, live: list[StagedBlock], batch: FlushBatch) -> Segment:
-        """A segment with room for all of a batch, in which all of its blocks have their places."""
-        while True:
-            segment = self._segment or self._roll(batch, live)
-            # From the first on each time: a new segment takes them all, and other tools see them as they lie.
-            if all(self._is_placed(segment, block) for block in live) and segment.has_room(self._sizes(batch, live)):
-                return segment
-            self._roll(batch, live)
+    def _write_counters(self, segment: Segment) -> Counters:
+        counters = self.counters.copy()
+        counters.begun, counters.closed = max(counters.begun, self._highest_begun), self._closed
+        self._n_counters_written += 1
+        segment.write_counters(counters.row(self._n_counters_written), self._n_counters_written)
+        return counters
 
-    def _sizes(self, batch: FlushBatch, live: list[StagedBlock]) -> dict[str, int]:
+    def _log_lines(self, batch: FlushBatch | None) -> bytes:
+        """What the log of this segment does not say yet."""
+        self._unwritten_log += b"".join(self._log.lines())
+        return self._unwritten_log + self._data_lines() + (b"" if batch is None else batch.log_lines(self._catalog))
+
+    def _data_lines(self) -> bytes:
+        placed = {} if self._segment is None else self._segment.placed_data
+        return b"".join(
+            log_line("data", number, info) for number, info in placed.items() if number not in self._logged_data
+        )
+
+    def _segment_with_room(self, blocks: list[StagedBlock], batch: FlushBatch) -> Segment:
+        """A segment that has room for all of a batch, and in which all of these blocks have their places."""
+        segment = self._segment or self._next_segment(batch, blocks)
+        # A new segment places all of the blocks, so that rows lie in their order there, as other tools see them.
+        while not (
+            all(self._place(segment, block) for block in blocks) and segment.has_room(self._table_rows(batch, blocks))
+        ):
+            segment = self._next_segment(batch, blocks)
+        return segment
+
+    def _place(self, segment: Segment, block: StagedBlock) -> bool:
+        """Give a block its place, if it has none; whether it has one then."""
+        if block.placement is None:
+            block.placement = segment.place(block)
+        return block.placement is not None
+
+    def _table_rows(self, batch: FlushBatch, blocks: Sequence[StagedBlock]) -> dict[str, int]:
+        """How many rows a flush writes to each table."""
         return {
-            LOG: len(self._lines(batch)),
+            LOG: len(self._log_lines(batch)),
             RECORDS: len(batch.rows),
             PASSES: len(batch.table),
             MARKS: len(batch.marks),
-            CHECKS: 3 + sum(len(block.stage.data) for block in live),
+            CHECKS: 3 + sum(len(block.stage.data) for block in blocks),
         }
 
-    def _lines(self, batch: FlushBatch | None) -> bytes:
-        self._pending += b"".join(self._log.lines())
-        return self._pending + self._data_lines() + (b"" if batch is None else batch.lines(self._catalog))
-
-    def _data_lines(self) -> bytes:
-        """What the log of this segment does not say yet of the data that has a place in it."""
-        new = {} if self._segment is None else self._segment.seen
-        return b"".join(line("data", number, info) for number, info in new.items() if number not in self._told)
-
-    def _place(self, block: StagedBlock) -> None:
-        while not self._is_placed(self._segment or self._roll(), block):
-            self._roll()
-
-    def _is_placed(self, segment: Segment, block: StagedBlock) -> bool:
-        if block.place is None:
-            block.place = segment.place(block)
-        return block.place is not None
-
-    def _roll(self, batch: FlushBatch | None = None, live: list[StagedBlock] | None = None) -> Segment:
-        """Finish the segment, and go on in a new one; blocks that are still filled go on there too."""
+    def _next_segment(self, batch: FlushBatch | None = None, blocks: Sequence[StagedBlock] = ()) -> Segment:
+        """Finalize the segment and go on in a new one; blocks that are still being filled go on there too."""
         number = self._identity.segment
         if self._segment is not None:
             number = self._segment.number + 1
-            self._complete(self._segment)
-            self._segment.seal(self._paths.sealed(number - 1), self._options)
-            sealed, self._segment = self._segment, None
-            for block in list(self._pool.blocks.values()):
-                if not block.memory and block.place is not None and block.place.segment == sealed.number:
-                    block.place = sealed.moved(block.place, block)
+            self._finalize(self._segment, self._paths.finalized(number - 1))
+        rows = self._free_blocks()
+        self._log.restart()
+        self._logged_data = set()
+        facts = {"header": self._catalog.header, "began": self._began, "flush_seconds": self._options.flush_seconds}
+        self._unwritten_log = log_line("session", self._identity.session, facts)
+        table_rows = {} if batch is None else self._table_rows(batch, blocks)
+        table_rows[LOG] = len(self._log_lines(batch))
+        capacity = Capacity(rows, self._recent_bytes(), table_rows)
+        identity = self._identity.of_segment(number)
+        segment = Segment(self._paths, identity, self.infos, capacity, self._options)
+        self._segment = segment
+        # What a session counts, its last file says: so this one must say it from the moment in which it is there.
+        self._write_counters(segment)
+        segment.publish()
+        return segment
+
+    def _finalize(self, segment: Segment, path: str) -> None:
+        """Write what later segments may name and the checksums that had to wait, and finalize a segment."""
+        lines = self._log_lines(None)
+        # Room is always left for what the log has to say of data; the next segment's log has all of the rest.
+        segment.append(LOG, lines if segment.has_room({LOG: len(lines)}) else self._data_lines())
+        for block in list(self._pool.blocks.values()):
+            if block.memory and block.placement is not None and block.settled_stop > block.checked_stop:
+                self._block_writer.write_copy(segment, block)
+        segment.write_checks()
+        self._write_counters(segment)
+        segment.finalize(path, self._options)
+        self._segment = None
+        for block in list(self._pool.blocks.values()):
+            placement = block.placement
+            if not block.memory and placement is not None and placement.segment == segment.number:
+                block.placement = segment.relocated(placement, block)
+
+    def _free_blocks(self) -> dict[int, int]:
+        """Take the places from all blocks that are not full; how many rows of each data need new ones."""
         rows: dict[int, int] = {}
+        # A list is made of them in one step; the loop adds blocks meanwhile, for which a dict would raise.
         for block in list(self._pool.blocks.values()):
             if not block.memory:
                 continue
-            if block.place is not None:
-                block.place = None
-                # With several threads a row before the last settled one may still be on its way.
-                block.cut = block.top if block.settled == block.top else 0
-                block.checked = block.cut
-            for data in block.stage.data:
-                rows[data] = rows.get(data, 0) + block.count - block.cut
-        self._log.restart()
-        self._told = set()
-        self._pending = line("session", self._identity.session, self._facts())
-        tables = {} if batch is None else self._sizes(batch, live or [])
-        tables[LOG] = len(self._lines(batch))
-        needs = Capacity(rows, self._weights(), tables)
-        identity = self._identity.of_segment(number)
-        self._segment = Segment(self._paths, identity, self.infos, needs, self._options)
-        return self._segment
+            if block.placement is not None:
+                block.placement = None
+                # Where several threads record, a row before the last settled one may still be on its way. Then the
+                # whole block goes on in the next segment.
+                block.segment_start = block.settled_stop if block.settled_count == block.settled_stop else 0
+                block.checked_stop = block.segment_start
+            for number in block.stage.data:
+                rows[number] = rows.get(number, 0) + block.count - block.segment_start
+        return rows
 
-    def _complete(self, segment: Segment) -> None:
-        """Write what later segments may speak of, and the checksums that had to wait."""
-        lines = self._lines(None)
-        segment.append(LOG, lines if segment.has_room({LOG: len(lines)}) else self._data_lines())
-        self._told.update(segment.seen)
-        for block in list(self._pool.blocks.values()):
-            if block.memory and block.place is not None and block.top > block.checked:
-                self._puts.copy(segment, block)
-        segment.write_checks()
-        self._count(segment, self.counters.copy())
-
-    def _weights(self) -> dict[int, int]:
-        """The bytes that came for each data set since the last time."""
-        weights: dict[int, int] = {}
+    def _recent_bytes(self) -> dict[int, int]:
+        """How many bytes of each data came since this was last asked."""
+        recent: dict[int, int] = {}
         for stage in list(self._pool.stages):
-            for data, maker in zip(stage.data, stage.makers, strict=True):
-                came = stage.taken + stage.next_count // 2 - self._taken.get(data, 0)
-                weights[data] = maker.nbytes * max(came, 1)
-                self._taken[data] = stage.taken
-        return weights
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "header": self._catalog.header,
-            "began": self._began,
-            "flush_seconds": self._options.flush_seconds,
-        }
+            for number, maker in zip(stage.data, stage.makers, strict=True):
+                # The block that is being filled counts half, as nobody knows how full it is.
+                rows = stage.n_taken + stage.next_count // 2 - self._taken_rows.get(number, 0)
+                recent[number] = maker.nbytes * max(rows, 1)
+                self._taken_rows[number] = stage.n_taken
+        return recent
 
     def _finish(self) -> None:
-        """Give the last segment the name that the recording has."""
-        segment = self._segment or self._roll()
-        self._is_closed = True
-        self._complete(segment)
-        final = self._paths.path if segment.number == 0 else self._paths.sealed(segment.number)
-        segment.seal(final, self._options)
-        self._segment = None
-        # A file that a killed session left has to be recovered first.
-        if segment.number and all(os.path.exists(self._paths.sealed(n)) for n in range(segment.number + 1)):
-            write_together(self._paths, segment.number + 1)
+        """Give the last segment the name that the recording has, or its own where there are others."""
+        segment = self._segment or self._next_segment()
+        self._closed = True
+        number = segment.number
+        self._finalize(segment, self._paths.finalized(number) if number else self._paths.path)
+        # Where a killed session left a file in progress, that has to be recovered first.
+        if number and all(os.path.exists(self._paths.finalized(n)) for n in range(number + 1)):
+            write_virtual_segments(self._paths, number + 1)
 
 
 class BlockWriter:
-    """Writes what is staged in blocks that have a place in a segment."""
+    """Writes rows of blocks that have their places in a segment, with checksums where the rows are settled."""
 
     def __init__(self) -> None:
-        self._checker = Checker()
+        self._checksums = ChecksumWorker()
 
-    def whole(self, segment: Segment, block: StagedBlock) -> None:
+    def write_whole(self, segment: Segment, block: StagedBlock) -> None:
         """Write a full block."""
-        _arrived(block)
-        self._checked(segment, block, block.count)
-        segment.written(block)
+        _wait_for_device(block)
+        self._write_checked(segment, block, block.count)
+        segment.note_written(block)
 
-    def settled(self, segment: Segment, block: StagedBlock, bottom: int) -> None:
-        """Write rows from one on; with a checksum where none before the last one can still change."""
-        _arrived(block)
-        if block.settled == block.top:
-            self._checked(segment, block, block.top)
+    def write_settled(self, segment: Segment, block: StagedBlock, first: int) -> None:
+        """Write the rows that a flush is about, the first of them given; with a checksum where none can still change.
+
+        Where several threads record, a row in between may belong to a pass that goes on, and be copied at this moment.
+        """
+        _wait_for_device(block)
+        if block.settled_count == block.settled_stop:
+            self._write_checked(segment, block, block.settled_stop)
         else:
-            _put(segment, block, bottom, [memory[bottom : block.top] for memory in block.memory])
+            _put(segment, block, first, [memory[first : block.settled_stop] for memory in block.memory])
 
-    def copy(self, segment: Segment, block: StagedBlock) -> None:
-        """Write rows of which some may be on their way at this moment, so that file and checksum agree."""
-        start, parts = block.checked, [memory[block.checked : block.top].copy() for memory in block.memory]
+    def write_copy(self, segment: Segment, block: StagedBlock) -> None:
+        """Write rows of which some may be changing at this moment: from a copy, so that file and checksum agree."""
+        start, stop = block.checked_stop, block.settled_stop
+        parts = [memory[start:stop].copy() for memory in block.memory]
         _put(segment, block, start, parts)
-        _note(segment, block, start, parts, [checksum(part) for part in parts])
+        _note_checksums(segment, block, start, parts, [checksum(part) for part in parts])
 
     def close(self) -> None:
-        """Nothing more is written."""
-        self._checker.close()
+        """End the thread that computes checksums."""
+        self._checksums.close()
 
-    def _checked(self, segment: Segment, block: StagedBlock, stop: int) -> None:
-        start, block.checked = block.checked, stop
+    def _write_checked(self, segment: Segment, block: StagedBlock, stop: int) -> None:
+        start, block.checked_stop = block.checked_stop, stop
         parts = [memory[start:stop] for memory in block.memory]
-        sums = self._checker.of(parts, lambda: _put(segment, block, start, parts))
-        _note(segment, block, start, parts, sums)
+        sums = self._checksums.checksums(parts, lambda: _put(segment, block, start, parts))
+        _note_checksums(segment, block, start, parts, sums)
 
 
 def _put(segment: Segment, block: StagedBlock, start: int, parts: Sequence[Bytes]) -> None:
-    assert block.place is not None
-    for number, first, rows in zip(block.stage.data, block.place.firsts, parts, strict=True):
-        segment.put(number, first, start, rows)
+    assert block.placement is not None
+    for number, run, rows in zip(block.stage.data, block.placement.runs, parts, strict=True):
+        segment.put(number, run, start, rows)
 
 
-def _note(segment: Segment, block: StagedBlock, start: int, parts: Sequence[Bytes], sums: Sequence[int]) -> None:
-    assert block.place is not None
-    for number, first, rows, one in zip(block.stage.data, block.place.firsts, parts, sums, strict=True):
-        segment.check(number, first, start, rows, one)
+def _note_checksums(
+    segment: Segment, block: StagedBlock, start: int, parts: Sequence[Bytes], sums: Sequence[int]
+) -> None:
+    assert block.placement is not None
+    for number, run, rows, value in zip(block.stage.data, block.placement.runs, parts, sums, strict=True):
+        segment.note_checksum(number, run, start, rows, value)
 
 
-def _arrived(block: StagedBlock) -> None:
+def _wait_for_device(block: StagedBlock) -> None:
     """Wait for copies from a device that are under way."""
     for maker, rows in zip(block.stage.makers, block.values, strict=True):
         if maker.pinned_for is not None:
             rows.read()
 
 
-Mark = tuple[int, int]
-"""A phase, and the row in which the columns of the step were staged."""
-
-Rows = npt.NDArray[np.void]
-
-Integers = npt.NDArray[np.int64]
-
-
 class FlushBatch:
-    """What ended since the last flush; ``numbers`` are its blocks, ``bottoms`` to ``tops`` its rows in them."""
+    """The passes and marks that ended since the last flush, as rows for the tables.
+
+    ``block_numbers`` are the blocks that hold their values, in order; ``first_rows`` and ``last_rows`` the places of
+    the first and the last of them in each block, ``counts`` how many there are.
+    """
 
     def __init__(self, ended: EndedPasses, marks: deque[Mark]) -> None:
         # Marks first: a step that is read here must not come before the passes that it closed.
@@ -376,13 +417,14 @@ class FlushBatch:
         self.table = ended.take()
         self._passes = self.table.read_passes()
         self.rows = np.array(self.table.rows, np.int64)
-        self.mark_rows = np.array([row for _, row in self.marks], np.int64)
-        both = np.concatenate([self.rows[self.rows >= 0], self.mark_rows])
-        self.numbers, inverse, self.counts = np.unique(both >> ROW_BITS, return_inverse=True, return_counts=True)
-        self.tops = np.zeros(len(self.numbers), np.int64)
-        np.maximum.at(self.tops, inverse, both & (MAX_ROWS - 1))
-        self.bottoms = np.full(len(self.numbers), MAX_ROWS)
-        np.minimum.at(self.bottoms, inverse, both & (MAX_ROWS - 1))
+        self._staged_marks = np.array([row for _, row in self.marks], np.int64)
+        staged = np.concatenate([self.rows[self.rows >= 0], self._staged_marks])
+        places = staged & (MAX_ROWS - 1)
+        self.block_numbers, which, self.counts = np.unique(staged >> ROW_BITS, return_inverse=True, return_counts=True)
+        self.last_rows = np.zeros(len(self.block_numbers), np.int64)
+        np.maximum.at(self.last_rows, which, places)
+        self.first_rows = np.full(len(self.block_numbers), MAX_ROWS)
+        np.minimum.at(self.first_rows, which, places)
 
     def __bool__(self) -> bool:
         return bool(len(self.table) or self.marks)
@@ -392,54 +434,54 @@ class FlushBatch:
         """One more than the highest index of its passes."""
         return int(self._passes["pass_index"].max(initial=-1)) + 1
 
-    def lines(self, catalog: Catalog) -> bytes:
+    def log_lines(self, catalog: Catalog) -> bytes:
         """What the log says of single passes."""
-        told = [line("sample", index, sample) for index, sample in self.table.samples.items()]
+        lines = [log_line("sample", index, sample) for index, sample in self.table.samples.items()]
         halted = self._passes["pass_index"][self._passes["outcome"] == OUTCOMES.index("halted")].tolist()
-        told += [line("halted", index, catalog.halted.get(index, "")) for index in halted]
-        return b"".join(told)
+        lines += [log_line("halted", index, catalog.halted.get(index, "")) for index in halted]
+        return b"".join(lines)
 
-    def records_at(self, blocks: list[StagedBlock]) -> Rows:
-        """The records, once each of the blocks has its place."""
+    def records(self, blocks: Sequence[StagedBlock]) -> Rows:
+        """The rows of records, once each of the blocks has its place."""
         records = np.zeros(len(self.rows), RECORD_ROW)
         records["variant"], records["time"] = self.table.metas, self.table.times
         records["data"] = records["transformed_data"] = -1
         kept = np.flatnonzero(self.rows >= 0)
-        for part, prefix in (("activation", ""), ("transformed_activation", "transformed_")):
-            found = self._located(blocks, self.rows[kept], part)
-            for name, values in zip(("segment", "data", "row"), found, strict=True):
+        for part, prefix in PART_PREFIXES.items():
+            columns = self._located(blocks, self.rows[kept], part)
+            for name, values in zip(("segment", "data", "row"), columns, strict=True):
                 records[prefix + name][kept] = values
         return records
 
-    def passes_from(self, first: int, began: float) -> Rows:
-        """The passes, if their records are written from row ``first`` on."""
+    def passes(self, first_record: int, began: float) -> Rows:
+        """The rows of passes, if their records are written from a row on; the session began at a time."""
         passes = np.zeros(len(self._passes), PASS_ROW)
         for name in PASS_DTYPE.names or ():
             passes[name] = self._passes[name]
         passes["started"] -= began
-        passes["first"] += first
+        passes["first"] += first_record
         passes["ok"] = 1
         return passes
 
-    def marks_at(self, blocks: list[StagedBlock]) -> Rows:
-        """The marked steps, once each of the blocks has its place."""
+    def mark_rows(self, blocks: Sequence[StagedBlock]) -> Rows:
+        """The rows of marked steps, once each of the blocks has its place."""
         marks = np.zeros(len(self.marks), MARK_ROW)
         marks["phase"], marks["ok"] = [phase for phase, _ in self.marks], 1
-        marks["segment"], marks["data"], marks["row"] = self._located(blocks, self.mark_rows, "step")
+        marks["segment"], marks["data"], marks["row"] = self._located(blocks, self._staged_marks, "step")
         return marks
 
-    def _located(
-        self, blocks: Iterable[StagedBlock], rows: Integers, part: str
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The segment, data and row in the file of one part of staged rows; data -1 where it was not kept."""
-        known: list[tuple[int, int, int, int]] = []
+    def _located(self, blocks: Sequence[StagedBlock], rows: Integers, part: str) -> tuple[Integers, Integers, Integers]:
+        """The segment, data and address of one part of staged rows; data -1 where it was not kept."""
+        facts: list[tuple[int, int, int, int, bool]] = []
         for block in blocks:
-            assert block.place is not None
+            assert block.placement is not None
             if part in block.stage.parts:
-                k = block.stage.parts.index(part)
-                known.append((block.place.segment, block.stage.data[k], *block.place.firsts[k]))
+                i = block.stage.parts.index(part)
+                dataset, first, stride = block.placement.runs[i]
+                facts.append((block.placement.segment, block.stage.data[i], first, stride, dataset == OVERFLOW))
             else:
-                known.append((0, -1, 0, 0))
-        at = np.searchsorted(self.numbers, rows >> ROW_BITS)
-        facts = np.array(known, np.int64).reshape(-1, 4)[at]
-        return facts[:, 0], facts[:, 1], facts[:, 2] + (rows & (MAX_ROWS - 1)) * facts[:, 3]
+                facts.append((0, -1, 0, 0, False))
+        block_of_row = np.searchsorted(self.block_numbers, rows >> ROW_BITS)
+        segment, data, first, stride, in_overflow = np.array(facts, np.int64).reshape(-1, 5)[block_of_row].T
+        addresses = Addresses.of(first + (rows & (MAX_ROWS - 1)) * stride, in_overflow.astype(np.bool_))
+        return segment, data, addresses.encoded

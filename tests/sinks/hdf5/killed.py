@@ -1,7 +1,7 @@
-"""Recordings that somebody kills: each tells in a file the last pass that was flushed, after each flush.
+"""Recordings that somebody kills. After each flush they write the number of the last pass that is safe into a file.
 
-As a program it forks a recording for each line (path, seed) that it reads and tells its process id, and after the next
-line how it ended; so torch is imported once. Each value tells which pass and site it is of, so that a reader can check
+As a program it forks a recording for each line (path, seed) that it reads and prints its process id, and after the next
+line how it ended; so torch is imported once. Each value says which pass and site it is of, so that a reader can check
 it without the writer.
 """
 
@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from fastrec import Recorder
 from fastrec.sinks import HDF5Sink, RAMSink
-from tests.sinks import learning
+from tests.sinks.hdf5 import learning
 
 SUFFIX = ".flushed"
 
@@ -66,7 +66,7 @@ class Moment:
 
 def record(path: str, seed: int) -> None:
     random, model = Random(seed), Late()
-    moment, told = Moment(random), os.open(path + SUFFIX, os.O_CREAT | os.O_WRONLY)
+    moment, message = Moment(random), os.open(path + SUFFIX, os.O_CREAT | os.O_WRONLY)
     sessions, passes = random.choice([1, 1, 3]), random.choice([60, 400, 3000])
     size, compression = random.choice([1 << 20, 1 << 21, 1 << 28]), random.choice([None, None, "gzip"])
     block, rows = random.choice([1 << 12, 1 << 16]), random.choice([None, 50])
@@ -88,13 +88,13 @@ def record(path: str, seed: int) -> None:
                 moment.passed(index)
                 if index % 7 == 0:
                     rec.flush()
-                    os.pwrite(told, b"%9d" % index, 0)
+                    os.pwrite(message, b"%9d" % index, 0)
                 elif index % 7 == 4:
                     flushed = first + int(sink.statistics()["passes_flushed"]) - 1
-                    os.pwrite(told, b"%9d" % max(flushed, first - 1), 0)
+                    os.pwrite(message, b"%9d" % max(flushed, first - 1), 0)
             if number == sessions - 1:
                 moment.closing()
-        os.pwrite(told, b"%9d" % (stop - 1), 0)
+        os.pwrite(message, b"%9d" % (stop - 1), 0)
 
 
 def is_rollout(seed: int) -> bool:
@@ -102,32 +102,32 @@ def is_rollout(seed: int) -> bool:
     return seed % 3 == 0
 
 
-class Telling(BaseCallback):
-    """Flushes after some steps of a training run, and tells what the sink has flushed after others."""
+class FlushReporter(BaseCallback):
+    """Flushes after some steps of a training run, and reports what the sink has flushed after others."""
 
-    def __init__(self, sink: HDF5Sink, told: int, moment: Moment) -> None:
+    def __init__(self, sink: HDF5Sink, message: int, moment: Moment) -> None:
         super().__init__()
-        self._sink, self._told, self._moment = sink, told, moment
+        self._sink, self._message, self._moment = sink, message, moment
 
     def _on_step(self) -> bool:
         self._moment.passed(self.n_calls * 4)
         if self.n_calls % 7 == 1:
             self._sink.flush()
         if self.n_calls % 7 in (1, 4):
-            os.pwrite(self._told, b"%9d" % (int(self._sink.statistics()["passes_flushed"]) - 1), 0)
+            os.pwrite(self._message, b"%9d" % (int(self._sink.statistics()["passes_flushed"]) - 1), 0)
         return True
 
 
 def record_rollout(path: str, seed: int) -> None:
     random = Random(seed)
-    moment, told = Moment(random), os.open(path + SUFFIX, os.O_CREAT | os.O_WRONLY)
+    moment, message = Moment(random), os.open(path + SUFFIX, os.O_CREAT | os.O_WRONLY)
     size, rows = random.choice([1 << 20, 1 << 28]), random.choice([None, 50])
     compression = random.choice([None, None, "gzip"])
     sink = HDF5Sink(path, segment_bytes=size, flush_seconds=0.02, flush_rows=rows, compression=compression)
-    rec = learning.learn(sink, Telling(sink, told, moment))
+    rec = learning.learn(sink, FlushReporter(sink, message, moment))
     moment.closing()
     rec.__exit__(None, None, None)
-    os.pwrite(told, b"%9d" % (int(sink.statistics()["passes_flushed"]) - 1), 0)
+    os.pwrite(message, b"%9d" % (int(sink.statistics()["passes_flushed"]) - 1), 0)
 
 
 def main() -> None:

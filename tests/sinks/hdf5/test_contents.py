@@ -33,7 +33,7 @@ def continued(path: Path, **options: Any) -> Path:
     return path
 
 
-def told(recording: Recording) -> list[tuple[int, int, int, bool]]:
+def describe_episodes(recording: Recording) -> list[tuple[int, int, int, bool]]:
     return [(e.env, e.start_step, e.stop_step, e.terminated) for e in recording.episodes()]
 
 
@@ -41,7 +41,7 @@ EXPECTED = [(0, 0, 2, True), (1, 0, 3, False), (0, 2, 3, False), (0, 3, 5, False
 
 
 def check(recording: Recording) -> None:
-    assert told(recording) == EXPECTED
+    assert describe_episodes(recording) == EXPECTED
     for episode in recording.episodes():
         steps = range(episode.start_step, episode.stop_step)
         assert episode["module:"][:, 0].tolist() == [10 * step + episode.env for step in steps]
@@ -51,7 +51,7 @@ def test_an_open_episode_ends_with_its_session(tmp_path: Path) -> None:
     recording = fastrec.load(continued(tmp_path / "run.h5"))
     check(recording)
     assert repr(recording.episodes()[1]) == "<Episode of env 1: steps 0 to 2, open>"
-    assert told(recording.select(steps=slice(1, 4))) == [
+    assert describe_episodes(recording.select(steps=slice(1, 4))) == [
         (0, 1, 2, True),
         (1, 1, 3, False),
         (0, 2, 3, False),
@@ -78,7 +78,7 @@ def test_a_session_begins_with_no_row_that_only_resets(tmp_path: Path) -> None:
     session(path, [[1], [0], [0]], 2, **options)
     recording = fastrec.load(path)
     assert recording.steps["reset_only"].tolist() == [[False], [False], [False], [True], [False]]
-    assert told(recording) == [(0, 0, 2, True), (0, 2, 3, True), (0, 4, 5, False)]
+    assert describe_episodes(recording) == [(0, 0, 2, True), (0, 2, 3, True), (0, 4, 5, False)]
 
 
 def test_sessions_stay_apart_in_what_is_made_of_them(tmp_path: Path) -> None:
@@ -89,13 +89,13 @@ def test_sessions_stay_apart_in_what_is_made_of_them(tmp_path: Path) -> None:
     for name in ("packed", "again", "recovered"):
         check(fastrec.load(tmp_path / f"{name}.h5"))
     session(tmp_path / "packed.h5", ENDED[0], 5)
-    found = told(fastrec.load(tmp_path / "packed.h5"))
-    assert found == [*EXPECTED, *((env, a + 5, b + 5, end) for env, a, b, end in EXPECTED[:3])]
+    episodes = describe_episodes(fastrec.load(tmp_path / "packed.h5"))
+    assert episodes == [*EXPECTED, *((env, a + 5, b + 5, end) for env, a, b, end in EXPECTED[:3])]
     for virtual in (False, True):
         merged = merge([path, other], tmp_path / f"merged{virtual}.h5", virtual=virtual).path
         for rank in fastrec.load(merged).ranks.values():
             check(rank)
-        assert told(fastrec.load(merged)) == EXPECTED * 2
+        assert describe_episodes(fastrec.load(merged)) == EXPECTED * 2
 
 
 def test_sessions_stay_apart_while_the_last_one_grows(tmp_path: Path) -> None:
@@ -106,9 +106,9 @@ def test_sessions_stay_apart_while_the_last_one_grows(tmp_path: Path) -> None:
         rec.step(terminated=[True, False], truncated=[False, False])
         rec.flush()
         assert live.refresh() == 1
-        assert told(live) == [*EXPECTED, (0, 5, 6, True), (1, 5, 6, False)]
-        assert told(fastrec.load(path)) == told(live)
-    assert told(fastrec.load(path)) == told(live)
+        assert describe_episodes(live) == [*EXPECTED, (0, 5, 6, True), (1, 5, 6, False)]
+        assert describe_episodes(fastrec.load(path)) == describe_episodes(live)
+    assert describe_episodes(fastrec.load(path)) == describe_episodes(live)
 
 
 def test_phases_count_the_steps_of_their_own(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 import fastrec
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 PRELUDE = """
 import os, sys, torch
@@ -57,7 +57,7 @@ with Recorder(model, keep_module=True, sink=sink) as rec:
     model.forks = True
     model(torch.ones(4, 64))
     if not model.child:
-        for use in (rec.flush, sink.flush, sink._ledger.close):
+        for use in (rec.flush, sink.flush, sink._pass_log.close):
             try:
                 use()
             except FastrecError as error:
@@ -73,9 +73,9 @@ with Recorder(model, keep_module=True, sink=sink) as rec:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_fork_inside_of_a_pass_leaves_the_file_to_the_parent(tmp_path: Path) -> None:
-    *told, path = run(FORKS, tmp_path / "run.h5", tmp_path / "run.{pid}.h5")
-    assert len(told) == 3 and all("open a recorder of its own in the child" in line for line in told)
-    assert "HDF5Sink('run.{pid}.h5')" in told[1]
+    *messages, path = run(FORKS, tmp_path / "run.h5", tmp_path / "run.{pid}.h5")
+    assert len(messages) == 3 and all("open a recorder of its own in the child" in line for line in messages)
+    assert "HDF5Sink('run.{pid}.h5')" in messages[1]
     recording = fastrec.load(tmp_path / "run.h5")
     assert (recording.n_passes, len(recording)) == (3, 9)
     once = torch.tanh(torch.ones(()))

@@ -70,7 +70,7 @@ def as_nobody(check: Callable[[], None]) -> None:
 
 
 @as_root
-def test_a_folder_that_may_not_be_written_is_told_at_once(folder: Path) -> None:
+def test_a_folder_that_may_not_be_written_is_an_error_at_once(folder: Path) -> None:
     before = sorted(os.listdir(folder))
 
     def check() -> None:
@@ -109,7 +109,7 @@ def test_a_folder_that_may_not_be_written_is_read_all_the_same(folder: Path) -> 
 
 
 @as_root
-def test_files_that_may_not_be_read_are_told(folder: Path) -> None:
+def test_files_that_may_not_be_read_are_an_error(folder: Path) -> None:
     files = {path: path.stat().st_mode for path in folder.iterdir()}
     for path in files:
         path.chmod(0)

@@ -117,7 +117,7 @@ def read_session(files: list[h5py.File], found: Found, before: int, marks_before
             marked[phase] = marked.get(phase, 0) + 1
     for phase, count in marked.items():
         marks_before[phase] = marks_before.get(phase, 0) + count
-    return before + begun_of(files[-1])
+    return before + begun_of(files)
 
 
 def log_of(file: h5py.File) -> Iterator[tuple[str, int, Any]]:
@@ -133,9 +133,14 @@ def whole(table: h5py.Dataset) -> Any:
     return rows[: int(np.argmin(rows["ok"] == 1))] if (rows["ok"] != 1).any() else rows
 
 
-def begun_of(file: h5py.File) -> int:
-    rows = [row for row in file["counters"][:] if row["written"] and zlib.crc32(row.tobytes()[:-4]) == row["checksum"]]
-    return int(max(rows, key=lambda row: row["written"])["begun"]) if rows else 0
+def begun_of(files: list[h5py.File]) -> int:
+    """What the session's last file says that has counters."""
+    for file in reversed(files):
+        rows = [row for row in file["counters"][:] if zlib.crc32(row.tobytes()[:-4]) == row["checksum"]]
+        written = [row for row in rows if row["written"]]
+        if written:
+            return int(max(written, key=lambda row: row["written"])["begun"])
+    return 0
 
 
 def step_dtype(own: dict[str, Any]) -> np.dtype[Any]:

@@ -30,36 +30,38 @@ class Agent(nn.Module):
         return {"out": self.actor(x * 2 if twice else x), "extra": (value, value > 0, torch.zeros(0, 2))}
 
 
-def assert_equal(found: Recording, expected: Recording) -> None:
+def assert_equal(recording: Recording, expected: Recording) -> None:
     """All that can be read of two recordings is the same."""
-    assert len(found) == len(expected) and found.n_passes == expected.n_passes
-    assert [found._view.info(i) for i in range(len(found._view.passes))] == [
+    assert len(recording) == len(expected) and recording.n_passes == expected.n_passes
+    assert [recording._view.info(i) for i in range(len(recording._view.passes))] == [
         expected._view.info(i) for i in range(len(expected._view.passes))
     ]
-    for one, other in zip(found, expected, strict=True):
-        assert one._time == other._time and one._info == other._info and one._step == other._step
+    for record, wanted in zip(recording, expected, strict=True):
+        assert record._time == wanted._time and record._info == wanted._info and record._step == wanted._step
         for part in ("activation", "transformed_activation"):
-            value = getattr(other, part)
+            value = getattr(wanted, part)
             if value is None:
-                assert getattr(one, part) is None
+                assert getattr(record, part) is None
             else:
-                assert_same(getattr(one, part), value)
-    for at in range(0, len(found), max(1, len(found) // 8)):
+                assert_same(getattr(record, part), value)
+    for i in range(0, len(recording), max(1, len(recording) // 8)):
         for field in FIELDS:
-            assert told(found[at].ctx, field) == told(expected[at].ctx, field), field
+            assert text_of(recording[i].ctx, field) == text_of(expected[i].ctx, field), field
     for name in expected.sites:
-        assert found.sites[name] == expected.sites[name]
-    assert list(found.steps) == list(expected.steps) and found.steps.step.tolist() == expected.steps.step.tolist()
+        assert recording.sites[name] == expected.sites[name]
+    assert (
+        list(recording.steps) == list(expected.steps) and recording.steps.step.tolist() == expected.steps.step.tolist()
+    )
     for name in expected.steps:
-        assert np.ma.allequal(found.steps[name], expected.steps[name])
-        assert np.array_equal(np.ma.getmaskarray(found.steps[name]), np.ma.getmaskarray(expected.steps[name]))
-        assert found.steps[name].dtype == expected.steps[name].dtype
-    pd.testing.assert_frame_equal(found.to_pandas().drop(columns="spec", errors="ignore"),
+        assert np.ma.allequal(recording.steps[name], expected.steps[name])
+        assert np.array_equal(np.ma.getmaskarray(recording.steps[name]), np.ma.getmaskarray(expected.steps[name]))
+        assert recording.steps[name].dtype == expected.steps[name].dtype
+    pd.testing.assert_frame_equal(recording.to_pandas().drop(columns="spec", errors="ignore"),
                                   expected.to_pandas().drop(columns="spec", errors="ignore"))  # fmt: skip
-    assert found.summary() == expected.summary() and found.halted == expected.halted
+    assert recording.summary() == expected.summary() and recording.halted == expected.halted
 
 
-def told(ctx: fastrec.RecordContext, field: str) -> str:
+def text_of(ctx: fastrec.RecordContext, field: str) -> str:
     return str(tried(lambda: getattr(ctx, field)))
 
 
@@ -104,21 +106,21 @@ def test_random_sessions_read_the_same(moves: list[tuple[str, int]], segments: b
                 if move == "flush":
                     rec.flush()
                     assert_equal(fastrec.load(file.path), rec.recording)
-        found, expected = fastrec.load(file.path), rec.recording
-        assert_equal(found, expected)
+        recording, expected = fastrec.load(file.path), rec.recording
+        assert_equal(recording, expected)
         for choice in ({"phase": "eval"}, {"batch": 2}, {"entry": "actor"}, {"steps": slice(0, 2)}, {"grad": True}):
             chosen = tried(lambda: expected.select(**choice))  # noqa: B023
             if isinstance(chosen, str):
-                assert tried(lambda: found.select(**choice)) == chosen  # noqa: B023
+                assert tried(lambda: recording.select(**choice)) == chosen  # noqa: B023
             else:
-                assert_equal(found.select(**choice), chosen)
+                assert_equal(recording.select(**choice), chosen)
         for key in ("actor", "tanh_1", "critic", "actor.0/linear", ":out.extra[2]"):
-            wanted, got = tried(lambda: expected.stack(key)), tried(lambda: found.stack(key))  # noqa: B023
+            wanted, got = tried(lambda: expected.stack(key)), tried(lambda: recording.stack(key))  # noqa: B023
             if isinstance(wanted, str):
                 assert got.replace(" ", "")[:40] == wanted.replace(" ", "")[:40]
             else:
                 assert_same(got, wanted)
-        episodes = tried(expected.episodes), tried(found.episodes)
+        episodes = tried(expected.episodes), tried(recording.episodes)
         assert str(episodes[0]) == str(episodes[1])
 
 

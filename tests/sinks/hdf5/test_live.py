@@ -44,14 +44,18 @@ def write(path: Path, end: str) -> None:
 def writing(path: Path, end: str) -> Iterator[multiprocessing.Process]:
     process = multiprocessing.get_context("fork").Process(target=write, args=(path, end))
     process.start()
-    while not list(path.parent.iterdir()):
-        assert process.is_alive()
-        time.sleep(0.01)
-    yield process
-    process.join()
+    try:
+        while not list(path.parent.iterdir()):
+            assert process.is_alive()
+            time.sleep(0.01)
+        yield process
+        process.join()
+    finally:
+        process.kill()
+        process.join()
 
 
-def tell_the_time(path: Path) -> None:
+def record_the_time(path: Path) -> None:
     """Record the time, with the options that are the default."""
     model, start = nn.Identity(), time.monotonic()
     with Recorder(model, keep_module=True, sink=path):
@@ -63,9 +67,9 @@ def tell_the_time(path: Path) -> None:
 
 def numbers(recording: Recording) -> list[int]:
     """What the values say that they are, each the number of its pass."""
-    found = [record.activation for record in recording]
-    assert all((value == value[0]).all() for value in found)
-    return [int(value[0]) for value in found]
+    values = [record.activation for record in recording]
+    assert all((value == value[0]).all() for value in values)
+    return [int(value[0]) for value in values]
 
 
 def session(path: Path) -> Recorder:
@@ -146,7 +150,7 @@ def test_a_look_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.Monke
         assert {first for name, first in asked if name in ("passes", "records")} == {3000}
 
 
-def test_what_can_not_be_followed_is_told(tmp_path: Path) -> None:
+def test_what_can_not_be_followed_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RecordingNotFoundError, match="there is no recording at"):
         fastrec.load(tmp_path / "run.h5", live=True)
     with session(tmp_path / "run.h5") as rec:
@@ -175,15 +179,16 @@ def test_copies_hold_what_the_recording_did(tmp_path: Path) -> None:
         rec.flush()
         recording = fastrec.load(tmp_path / "run.h5")
         live = fastrec.load(tmp_path / "run.h5", live=True)
-        made = [(one, pickle.dumps(one)) for one in (recording, live, recording.select(passes=slice(2, 5)))]
+        originals = (recording, live, recording.select(passes=slice(2, 5)))
+        pickled = [(original, pickle.dumps(original)) for original in originals]
         rec.log(torch.full((2,), 8.0))
-    for one, text in made:
-        for other in (pickle.loads(text), copy.deepcopy(one), copy.copy(one)):
-            assert type(other) is Recording or other is not live
-            assert numbers(other) == numbers(one) and other.n_passes == one.n_passes
-            assert other.steps["number"].tolist() == one.steps["number"].tolist()
-            assert repr(list(other)) == repr(list(one))
-    assert numbers(pickle.loads(made[2][1])) == [2, 3, 4]
+    for original, text in pickled:
+        for copied in (pickle.loads(text), copy.deepcopy(original), copy.copy(original)):
+            assert type(copied) is Recording or copied is not live
+            assert numbers(copied) == numbers(original) and copied.n_passes == original.n_passes
+            assert copied.steps["number"].tolist() == original.steps["number"].tolist()
+            assert repr(list(copied)) == repr(list(original))
+    assert numbers(pickle.loads(pickled[2][1])) == [2, 3, 4]
 
 
 def test_a_part_that_was_followed_can_be_pickled(tmp_path: Path) -> None:
@@ -206,11 +211,11 @@ def test_a_copy_is_small(tmp_path: Path) -> None:
     assert len(pickle.dumps(recorded(tmp_path / "run.h5", 500))) < 1000
 
 
-def test_a_copy_of_a_recording_that_was_replaced_is_told(tmp_path: Path) -> None:
+def test_a_copy_of_a_recording_that_was_replaced_is_an_error(tmp_path: Path) -> None:
     text = pickle.dumps(recorded(tmp_path / "run.h5"))
     (tmp_path / "run.h5").unlink()
     recorded(tmp_path / "run.h5")
-    with pytest.raises(DamagedFileError, match="does not hold any more what was read from it; was it written anew"):
+    with pytest.raises(DamagedFileError, match="no longer holds what was read from it; was it written again"):
         pickle.loads(text)
 
 
@@ -230,7 +235,7 @@ def test_workers_read_the_recording(tmp_path: Path, method: str, monkeypatch: py
 
 
 def test_another_process_sees_what_was_recorded_about_a_second_ago(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("fork").Process(target=tell_the_time, args=(tmp_path / "run.h5",))
+    process = multiprocessing.get_context("fork").Process(target=record_the_time, args=(tmp_path / "run.h5",))
     process.start()
     while not list(tmp_path.glob("*.map")):
         time.sleep(0.01)

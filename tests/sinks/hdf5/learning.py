@@ -36,14 +36,14 @@ class Reference:
 
     def check(self, recording: Recording, flushed: int) -> None:
         """All that is there is the beginning of the run, bit for bit, and the steps before what was flushed are."""
-        found, expected = recording._source, self._recording._source
-        passes = found.passes()
+        source, expected = recording._source, self._recording._source
+        passes = source.passes()
         whole = expected.passes()[: len(passes)]
         for name in FIELDS:
             assert passes[name].tolist() == whole[name].tolist(), name
-        assert len(found.records()) == whole["count"].sum()
-        for those, these in zip(_facts(found), self._facts, strict=True):
-            assert those == these[: len(those)]
+        assert len(source.records()) == whole["count"].sum()
+        for recorded, whole_facts in zip(_facts(source), self._facts, strict=True):
+            assert recorded == whole_facts[: len(recorded)]
         steps, all_steps = recording.steps, self._recording.steps
         for name in all_steps if len(steps) else ():
             assert steps[name].tolist() == all_steps[name][: len(steps)].tolist()

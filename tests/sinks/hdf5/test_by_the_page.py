@@ -11,7 +11,7 @@ import fastrec
 from fastrec import Recorder
 from fastrec.files import merge
 from fastrec.sinks import HDF5Sink
-from tests.sinks import by_the_page
+from tests.sinks.hdf5 import by_the_page
 
 
 @pytest.fixture(autouse=True)
@@ -44,20 +44,20 @@ def assert_page_is_right(path: str = "run.h5", checksums: int = 5) -> None:
     found, wanted = by_the_page.read(path), fastrec.load(path)
     assert len(found.records) == len(wanted)
     assert found.checksums >= checksums
-    for one, other in zip(found.records, wanted, strict=True):
-        ctx = other.ctx
-        assert (one.pass_index, one.label, one.site) == (ctx.pass_index, ctx.label, ctx.site)
-        assert (one.phase, one.step) == (ctx.phase, ctx.step)
-        assert other.activation is not None
-        assert one.shape == tuple(other.activation.shape)
-        assert one.value == other.activation.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    for record, wanted_record in zip(found.records, wanted, strict=True):
+        ctx = wanted_record.ctx
+        assert (record.pass_index, record.label, record.site) == (ctx.pass_index, ctx.label, ctx.site)
+        assert (record.phase, record.step) == (ctx.phase, ctx.step)
+        assert wanted_record.activation is not None
+        assert record.shape == tuple(wanted_record.activation.shape)
+        assert record.value == wanted_record.activation.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     steps = wanted.steps
     assert [(phase, step) for phase, step, _ in found.steps] == list(zip(steps.phase, steps.step, strict=True))
     for i, (_, _, columns) in enumerate(found.steps):
         for name in steps:
-            given = not np.ma.getmaskarray(steps[name])[i].all()
-            assert (name in columns) == given
-            if given:
+            is_given = not np.ma.getmaskarray(steps[name])[i].all()
+            assert (name in columns) == is_given
+            if is_given:
                 assert np.array_equal(columns[name], steps[name][i])
 
 

@@ -1,0 +1,155 @@
+"""What the files of a recording are called, and who may write them."""
+
+import errno
+import fcntl
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+
+import fastrec
+from fastrec import Recorder
+from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError
+from fastrec.sinks import HDF5Sink
+from fastrec.sinks.hdf5 import paths
+from fastrec.sinks.hdf5.paths import Paths
+
+MODEL = torch.nn.Identity()
+
+
+def record(sink: HDF5Sink, passes: int = 1) -> None:
+    with Recorder(MODEL, keep_module=True, sink=sink) as rec:
+        for i in range(passes):
+            MODEL(torch.full((40_000,), float(i)))
+            if i % 4 == 0:
+                rec.flush()
+
+
+def test_paths_are_those_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert HDF5Sink("run.{rank}.h5").path == "run.0.h5"
+    monkeypatch.setenv("RANK", "3")
+    sink = HDF5Sink(tmp_path / "run.{rank}.{pid}.{worker}.h5")
+    assert Path(sink.path).name == f"run.3.{os.getpid():07d}.0.h5"
+    monkeypatch.setenv("RANK", "4")
+    record(sink)
+    assert Path(sink.path).name == f"run.4.{os.getpid():07d}.0.h5"
+    with h5py.File(sink.path) as file:
+        assert (file.attrs["rank"], file.attrs["pid"], file.attrs["session"]) == (4, os.getpid(), 0)
+    assert HDF5Sink("a{{b}}.h5").path == "a{b}.h5"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("run.zip", "has to end in .h5 or .hdf5"),
+        ("run.{step}.h5", r"has the field {step}; the fields are {rank}, {pid}, {worker}, {host}"),
+        ("run.{rank:05d}.h5", r"has the field {rank}.*without a format"),
+        ("run.{.h5", "makes no sense as a pattern"),
+        ("run.00001.h5", "is what a segment of 'run.h5' would be called"),
+    ],
+)
+def test_paths_that_are_not_allowed(path: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        HDF5Sink(path)
+
+
+def test_a_file_system_without_locks_needs_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fastrec.sinks.hdf5.paths.fcntl.flock", refuse)
+    with pytest.raises(RecordingFileError, match="has no locks; give HDF5Sink\\(..., locking=False\\)"):
+        record(HDF5Sink(tmp_path / "run.h5"))
+    assert not list(tmp_path.iterdir())
+    record(HDF5Sink(tmp_path / "run.h5", locking=False))
+    assert fastrec.load(tmp_path / "run.h5").n_passes == 1
+
+
+@contextmanager
+def locked_exclusively(path: Path, seconds: float) -> Iterator[None]:
+    """For some seconds another descriptor has an exclusive lock, as a reader has it that looks who writes."""
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    timer = threading.Timer(seconds, fcntl.flock, (descriptor, fcntl.LOCK_UN))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        os.close(descriptor)
+
+
+def test_a_reader_that_looks_who_writes_does_not_stop_the_writer(tmp_path: Path) -> None:
+    path = tmp_path / "run.00000.h5.tmp"
+    with locked_exclusively(path, 0.1):
+        descriptor = os.open(path, os.O_RDWR)
+        paths.lock(descriptor, str(path))
+    assert Paths(tmp_path / "run.h5").locked_file() == str(path)
+    os.close(descriptor)
+    assert Paths(tmp_path / "run.h5").locked_file() is None
+
+
+def test_a_program_that_changes_the_file_stops_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "MAX_LOCK_SECONDS", 0.05)
+    path = tmp_path / "run.00000.h5.tmp"
+    with locked_exclusively(path, 60), open(path, "rb") as file:
+        with pytest.raises(RecordingExistsError, match="run.00000.h5.tmp' is being changed by another program"):
+            paths.lock(file.fileno(), str(path))
+
+
+def test_readers_that_look_who_writes_do_not_take_each_other_for_a_writer(tmp_path: Path) -> None:
+    with locked_exclusively(tmp_path / "run.00000.h5.tmp", 0.1):
+        assert Paths(tmp_path / "run.h5").locked_file() is None
+
+
+def look_all_the_time(path: Path) -> None:
+    while not path.exists():
+        Paths(path).locked_file()
+    os._exit(0)
+
+
+def test_a_session_of_many_segments_is_recorded_while_others_look_all_the_time(tmp_path: Path) -> None:
+    path, fork = tmp_path / "run.h5", multiprocessing.get_context("fork")
+    lookers = [fork.Process(target=look_all_the_time, args=(path,)) for _ in range(2)]
+    for looker in lookers:
+        looker.start()
+    try:
+        record(HDF5Sink(path, segment_bytes=1 << 20), passes=400)
+        assert len(list(tmp_path.glob("run.0*.h5"))) > 10
+        assert fastrec.load(path).stack("module:")[:, 0].tolist() == list(range(400))
+    finally:
+        for looker in lookers:
+            looker.kill()
+            looker.join()
+
+
+WITHOUT_UNIX = """
+import sys, torch
+sys.modules["fcntl"] = sys.modules["resource"] = None
+sys.platform = "win32"
+import fastrec
+from fastrec.sinks import HDF5Sink
+model = torch.nn.Identity()
+with fastrec.Recorder(model, keep_module=True) as rec:
+    model(torch.ones(2))
+print(len(rec.recording))
+try:
+    HDF5Sink("run.h5")
+except fastrec.FastrecError as error:
+    print(error)
+"""
+
+
+def test_without_unix_only_files_are_missing() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_UNIX], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "1"
+    assert "need os.pwrite and flock, which Windows lacks; record into RAM" in done.stdout
