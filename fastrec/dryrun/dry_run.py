@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from fastrec._errors import FastrecWarning, MissingExtraError, OptionError
 from fastrec._torch.state import random_state_restored, restored, seeded
 from fastrec.dryrun.decisions import Decider, Decision, Outcome
-from fastrec.dryrun.events import Event, Watch
+from fastrec.dryrun.events import DryPass, Event, Watch
 from fastrec.dryrun.report import SiteLine, counted, site_lines, summary, summary_rows, timeline, tree
 from fastrec.engines import EagerEngine
-from fastrec.engines._protocol import Region
+from fastrec.engines._protocol import Engine, WatchOptions
 from fastrec.events.context import RecordContext
 from fastrec.recording._arrays import OF_META_AND_SITE
 from fastrec.recording._records import format_bytes
@@ -88,7 +88,7 @@ def dry_run(
     watch = Watch(options, tell)
     engine: Any = options.engine
     if isinstance(engine, str):
-        engine = EagerEngine(ops=True, sources=True, parents=options.track_parents)
+        engine = EagerEngine(WatchOptions(sources=True, parents=options.track_parents))
     with restored(roots.values()), random_state_restored(), seeded(options.random_seed), _quiet_about_fusing():
         engine.open(roots, watch)
         try:
@@ -109,7 +109,7 @@ def _quiet_about_fusing() -> Iterator[None]:
         yield
 
 
-def _run_region(engine: Region, call: Callable[[], Any]) -> None:
+def _run_region(engine: Engine[DryPass], call: Callable[[], Any]) -> None:
     token = engine.enter_region("call")
     try:
         call()

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastrec._errors import FastrecError
 from fastrec._torch.internals import functorch_level, no_function_modes
 from fastrec._torch.tensors import check_copyable
-from fastrec.engines._protocol import Tap
+from fastrec.engines._protocol import BasicRun, Tap
 from fastrec.events.capture import CaptureSpec, check_gradients
 from fastrec.events.context import RecordContext, torch_dtype
 from fastrec.events.position import Position, RecordMetaMaker
@@ -62,14 +62,12 @@ class Event(NamedTuple):
         return torch_dtype(self.meta.dtype).itemsize * math.prod(self.meta.shape)
 
 
-class DryPass:
+class DryPass(BasicRun):
     """One pass while it runs."""
 
-    __slots__ = ("info", "parents")
-
     def __init__(self, info: PassInfo) -> None:
+        super().__init__()
         self.info = info
-        self.parents: tuple[str, ...] | None = None
 
 
 class Watch:
@@ -83,7 +81,7 @@ class Watch:
         self._history = _History() if not options.include_source_events else None
         self._entries: dict[str, Callable[[], int]] = {}
 
-    def tap(self, place: Position, site: Site) -> Tap | None:
+    def tap(self, place: Position, site: Site) -> Tap[DryPass] | None:
         """The tap of a place: there always is one."""
         if self._history is not None:
             place = self._history.without_sources(place)

@@ -20,6 +20,7 @@ from fastrec._torch.internals import (
     no_function_modes,
 )
 from fastrec._torch.trees import argument_leaves, leaves
+from fastrec.engines._protocol import BasicRun
 from fastrec.events.position import Position
 from fastrec.events.sites import Site
 from fastrec.graph.raw import (
@@ -52,12 +53,6 @@ _LOOKS: Mapping[Any, str] = {
 _GRADIENTS: frozenset[Any] = frozenset({vars(TensorBase)["grad"].__get__})
 
 _DATA_SETTERS: frozenset[Any] = frozenset({vars(TensorBase)["data"].__set__})
-
-
-class Pass:
-    """What the engine hands through a pass."""
-
-    parents: tuple[str, ...] | None = None
 
 
 class GraphListener:
@@ -94,17 +89,17 @@ class GraphListener:
         """All is to be seen."""
         return True
 
-    def begin(self, entry: str) -> Pass:
+    def begin(self, entry: str) -> BasicRun:
         """A call of a root begins."""
-        return Pass()
+        return BasicRun()
 
-    def end(self, run: Pass, error: BaseException | None) -> bool:
+    def end(self, run: BasicRun, error: BaseException | None) -> bool:
         """A call of a root ended."""
         return False
 
-    # What it tells a performer.
+    # What it tells one that runs the ops itself.
 
-    def perform(
+    def on_op(
         self, facts: OpFacts, label: str, site: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Run an op, and note it if it returns tensors."""
@@ -141,7 +136,7 @@ class GraphListener:
             self._returned(call, tuple(parents), value, args, kwargs)
         return out
 
-    def compose(
+    def on_composite(
         self, place: Position, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inside: Callable[[], Any]
     ) -> Any:
         """Run a composite; where nothing inside of it could be seen it is an op like any other."""
@@ -166,7 +161,7 @@ class GraphListener:
             self._returned(call, tuple(dict.fromkeys((*parents, *inner[-1:]))), unseen, args, kwargs)
         return out
 
-    def glance(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def on_other_function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a function that is no event; note if Python looks at a value, or gets a tensor by another name."""
         out = func(*args, **kwargs)
         how = _LOOKS.get(func)
@@ -190,7 +185,7 @@ class GraphListener:
                 self._bind(out, producer)
         return out
 
-    def enter(self, place: Position, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def on_enter(self, place: Position, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is called."""
         frame = sys._getframe(2)
         stack = self._stack(3)  # without the frame that stands for this call
@@ -212,14 +207,14 @@ class GraphListener:
         self._capture.module_calls.append(call)
         call.started = perf_counter()
 
-    def leave(self, place: Position, out: Any) -> None:
+    def on_leave(self, place: Position, out: Any) -> None:
         """A module returned."""
         call, _ = self._open.pop()
         self._close(call)
         call.exited_at = self._produced(out)
         self._capture.returns.append(call)
 
-    def hidden(self, place: Position, module: nn.Module, out: Any) -> None:
+    def on_opaque_module(self, place: Position, module: nn.Module, out: Any) -> None:
         """A module of whose inside nothing was seen is one op."""
         entered = self._open[-1][0]
         site = place.site
@@ -231,7 +226,7 @@ class GraphListener:
         with no_function_modes():
             self._returned(call, entered.entered, out, (), {})
 
-    def raised(self, place: Position) -> None:
+    def on_exception(self, place: Position) -> None:
         """An exception left a module, and those inside of it before."""
         address = place.site.frames[-1].module_address
         if any((call.address, call.number) == (address, place.number) for call, _ in self._open):

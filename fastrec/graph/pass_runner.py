@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from fastrec._errors import FastrecWarning, OptionError, UnsupportedModelError
+from fastrec._torch.dynamo import is_compiled_wrapper
 from fastrec._torch.state import seeded
-from fastrec._torch.wrappers import is_compiled_wrapper
 from fastrec.engines import EagerEngine
+from fastrec.engines._protocol import BasicRun
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph.capture import GraphListener
 from fastrec.graph.raw import Capture
@@ -69,7 +70,7 @@ class PassRunner:
         saver = Saver(keeping.which, keeping.spec, capture.gradients, keeping.stream)
         state = ModelState(self._roots, attributes=self.is_call)
         listener = GraphListener(state, capture, saver, takes_inputs=self.is_call)
-        engine = EagerEngine(performs=True)
+        engine = EagerEngine(op_runner=listener)
         with seeded(self._seed), _quiet_about_fusing():
             capture.seed = torch.initial_seed() if self._seed is None else self._seed
             engine.open(self._roots, listener)
@@ -85,7 +86,7 @@ class PassRunner:
         capture.seconds = perf_counter() - began
         return capture
 
-    def _run(self, engine: EagerEngine, listener: GraphListener) -> Any:
+    def _run(self, engine: EagerEngine[BasicRun], listener: GraphListener) -> Any:
         listener.outside = sys._getframe()
         if self._call is None:
             (name, root), *_ = self._roots.items()

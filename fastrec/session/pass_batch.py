@@ -94,7 +94,7 @@ class UncopiedBatch:
         run.times = times
 
 
-def pass_batch(sink: Any, taps: Sequence[Tap], versions: Sequence[int] | None) -> UncopiedBatch | None:
+def pass_batch(sink: Any, taps: Sequence[Tap[PassRun]], versions: Sequence[int] | None) -> UncopiedBatch | None:
     """A batch of some taps; None where one of them has to be fed at its event."""
     keepers = [tap for tap in taps if isinstance(tap, KeepTap) and tap.is_plain]
     if not 0 < len(keepers) <= MAX_VALUES or len(keepers) < len(taps) or not isinstance(sink, RAMSink):

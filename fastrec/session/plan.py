@@ -20,7 +20,7 @@ from fastrec.predicates._passes import Entry, Every, First, GradEnabled, Phase, 
 from fastrec.predicates._protocol import Context, Predicate
 from fastrec.session.failures import Failing
 from fastrec.session.options import RecorderOptions
-from fastrec.session.taps import NO_COMPILED_GRADIENTS, AskTap, KeepTap, ResidualPredicate, TapState
+from fastrec.session.taps import NO_COMPILED_GRADIENTS, AskTap, KeepTap, PassRun, ResidualPredicate, TapState
 
 OP_KINDS: tuple[Kind, ...] = ("op", "input", "buffer")
 
@@ -125,7 +125,7 @@ class Plan:
                 return True
         return False
 
-    def tap(self, state: TapState, place: Position, site: Site) -> PlannedTap | None:
+    def tap(self, state: TapState, place: Position, site: Site) -> PlannedTap[PassRun] | None:
         """The tap for a leaf of a place: none, one that keeps, or one that asks."""
         rest = self._settle(state, self.predicate(site.kind), place, site)
         halt = self._settle(state, self.halt_at(site.kind), place, site)
@@ -137,7 +137,7 @@ class Plan:
                 return None if spec is None else KeepTap(state, place, site, spec)
         return AskTap(state, place, site, self._question(rest), None if halt == NEVER else halt)
 
-    def wanted(self, catalog: Catalog) -> PassFilter | None:
+    def wanted(self, catalog: Catalog) -> PassFilter[PassRun] | None:
         """Whether something of a pass could be kept, by what is known of it before it runs; None: of each pass."""
         ask = self._ahead
         if isinstance(ask, bool):

@@ -66,7 +66,7 @@ class Session:
         catalog: Catalog,
         sink: Sink,
         ram: RAMSink | None,
-        engine: Engine,
+        engine: Engine[PassRun],
     ) -> None:
         self.catalog = catalog
         self.seen_layer_types: set[str] = set()
@@ -129,7 +129,7 @@ class Session:
         """The passes with attached graphs were handed over."""
         self._passes_attached = 0
 
-    def tap(self, place: Position, site: Site) -> PlannedTap | None:
+    def tap(self, place: Position, site: Site) -> PlannedTap[PassRun] | None:
         """The tap of a place; the engine asks once."""
         if site.kind == "op":
             self.seen_layer_types.add(site.layer_type)

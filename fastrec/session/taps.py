@@ -58,7 +58,7 @@ class TapState:
         options: RecorderOptions,
         catalog: Catalog,
         sink: Sink,
-        engine: Engine,
+        engine: Engine[PassRun],
         halt: Predicate,
         *,
         observes_ops: bool,
