@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fastrec import CaptureSpec
-from fastrec._errors import OptionError
+from fastrec._errors import GradientError, OptionError
+from fastrec.events.capture import check_gradients
 
 WRONG = [
     (dict(keep_grad=1), r"keep_grad=1\): give True or False"),
@@ -34,3 +35,35 @@ def test_only_what_differs_from_the_default_is_printed() -> None:
 def test_changes_leave_the_other_fields_as_they_are() -> None:
     spec = CaptureSpec(dtype=torch.float16).with_changes({"device": "cpu"})
     assert spec == CaptureSpec(dtype=torch.float16, device="cpu")
+
+
+KEEP_GRAD = CaptureSpec(keep_grad=True)
+SAVE_GRADIENT = CaptureSpec(save_gradient=True)
+
+
+@pytest.mark.parametrize("spec", [KEEP_GRAD, SAVE_GRADIENT], ids=["keep_grad", "save_gradient"])
+def test_gradients_are_refused_where_no_graph_is_built(spec: CaptureSpec) -> None:
+    name = "keep_grad" if spec.keep_grad else "save_gradient"
+    value = torch.randn(3, requires_grad=True) * 2
+    with torch.no_grad(), pytest.raises(GradientError, match=rf"{name}=True\) met .*torch.no_grad.*drop {name}"):
+        check_gradients(value, spec)
+    with torch.inference_mode(), pytest.raises(GradientError, match=rf"{name}=True\) met .*torch.inference_mode"):
+        check_gradients(value, spec)
+    with pytest.raises(GradientError, match=r"met a value of torch.int64, through which no gradient flows"):
+        check_gradients(torch.arange(3), spec)
+
+
+def test_a_value_made_in_inference_mode_can_not_be_attached() -> None:
+    with torch.inference_mode():
+        value = torch.randn(3)
+    with pytest.raises(GradientError, match="made under torch.inference_mode, which can't be part of a graph"):
+        check_gradients(value, KEEP_GRAD)
+
+
+def test_a_frozen_value_is_kept_but_gets_no_gradient() -> None:
+    frozen = torch.randn(3)
+    check_gradients(frozen, KEEP_GRAD)
+    with pytest.raises(GradientError, match="does not require a gradient, so none will ever reach it"):
+        check_gradients(frozen, SAVE_GRADIENT)
+    check_gradients(torch.randn(3, requires_grad=True), SAVE_GRADIENT)
+    check_gradients(torch.arange(3), CaptureSpec())

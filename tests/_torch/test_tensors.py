@@ -1,12 +1,23 @@
-"""One question tells whether a value may go where an earlier one went."""
+"""Tensors are told apart by a guard, and those that can't be copied are refused by name."""
 
+import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
-from fastrec._torch.tensors import never_matches, tensor_guard
+from fastrec._errors import UnsupportedTensorError
+from fastrec._torch.tensors import (
+    check_copyable,
+    clone_like,
+    have_sole_owner,
+    never_matches,
+    outside_torch_modes,
+    own_their_storage,
+    tensor_guard,
+)
 
 
 class Sub(Tensor):
@@ -90,3 +101,110 @@ def test_asking_is_no_op_to_a_mode() -> None:
 
 def test_nothing_is_alike_to_nothing() -> None:
     assert not never_matches(like())
+
+
+class Wrapper(Tensor):
+    @staticmethod
+    def __new__(cls) -> "Wrapper":
+        return Tensor._make_wrapper_subclass(cls, (3,), dtype=torch.float32)  # type: ignore[attr-defined]
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        raise NotImplementedError
+
+
+class Tagged(Tensor):
+    """A subclass that only adds to what a tensor is."""
+
+
+def uncopyable(make: str) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if make == "csr":
+            return torch.eye(3).to_sparse_csr()
+        if make == "nested":
+            return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+        if make == "jagged":
+            return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+        if make == "quantized":
+            return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8)
+        if make == "fake":
+            with FakeTensorMode():
+                return torch.ones(3)
+        if make == "mkldnn":
+            return torch.ones(3).to_mkldnn()
+        return {"coo": torch.eye(3).to_sparse, "meta": lambda: torch.empty(3, device="meta"), "own": Wrapper}[make]()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        ("coo", "layout torch.sparse_coo can't be recorded as it is; .*dense tensor"),
+        ("csr", "layout torch.sparse_csr"),
+        ("mkldnn", "layout torch._mkldnn"),
+        ("meta", "a meta tensor, which has no values, .*run the model on a device that computes"),
+        ("nested", "a nested tensor .*padded"),
+        ("jagged", "NestedTensor"),
+        ("quantized", r"a quantized tensor \(torch.quint8\) .*dequantized"),
+        ("fake", "FakeTensor"),
+        ("own", r"Wrapper can't be recorded as it is; .*full_tensor\(\)"),
+    ],
+)
+def test_tensors_of_which_no_right_copy_can_be_made_are_named(make: str, message: str) -> None:
+    with pytest.raises(UnsupportedTensorError, match=message):
+        check_copyable(uncopyable(make))
+
+
+@pytest.mark.skipif(not hasattr(torch, "int4"), reason="this torch has no narrow integers")
+def test_integers_narrower_than_a_byte_are_refused() -> None:
+    with pytest.raises(UnsupportedTensorError, match="torch.int4"):
+        check_copyable(torch.empty(3, dtype=torch.int4))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.zeros(3), nn.Parameter(torch.zeros(3)), nn.Buffer(torch.zeros(3)), torch.zeros(3).as_subclass(Tagged)],
+    ids=lambda value: type(value).__name__,
+)
+def test_tensors_with_ordinary_memory_are_fine(value: Tensor) -> None:
+    check_copyable(value)
+
+
+def test_a_value_that_only_a_list_has_is_told_from_one_that_others_have() -> None:
+    values = [torch.ones(3)]
+    assert have_sole_owner(values)
+    reference = values[0]
+    assert not have_sole_owner(values)
+    del reference
+    view = values[0][1:]
+    assert not have_sole_owner(values)
+    del view
+    assert have_sole_owner(values)
+    values = [torch.ones(3, requires_grad=True) * 2]
+    saved = values[0].square()  # autograd has it for the backward pass
+    assert not have_sole_owner(values)
+    del saved
+    assert have_sole_owner(values)
+
+
+def test_memory_that_another_library_has_seen_is_noticed() -> None:
+    assert own_their_storage([torch.ones(3)])
+    assert not own_their_storage([torch.from_numpy(torch.ones(3).numpy() + 1)])
+    value = torch.ones(3)
+    value.numpy()
+    assert not own_their_storage([value])
+
+
+def test_a_clone_requires_a_gradient_as_its_value_does() -> None:
+    value = torch.ones(3, requires_grad=True)
+    with torch.no_grad():
+        assert clone_like(value).requires_grad and not clone_like(value.detach()).requires_grad
+
+
+def test_tensors_made_outside_of_modes_are_normal_and_unseen() -> None:
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            raise AssertionError
+
+    with torch.inference_mode(), Mode(), outside_torch_modes():
+        assert not torch.ones(3).is_inference()

@@ -58,6 +58,8 @@ from fastrec.events.sites import Frame
 MAX_WARMUP_PASSES = 8
 """Passes that may run differently at first (caches are filled, lazy modules made) before the promise is broken."""
 
+_grad_is_on = torch.is_grad_enabled  # without the lookup in torch, in every pass
+
 
 class StaticEngine(Generic[RunT]):
     """Watches the first passes eagerly, then takes what is kept from the module calls where it appears.
@@ -115,7 +117,7 @@ class StaticEngine(Generic[RunT]):
         """Make what this thread runs from now on one pass; None where the listener does not record it."""
         if self._thread.replay is not None or self._passes.thread.mode is not None:
             raise SessionError(NESTED_REGION)
-        route = self._route("", name, training=False)
+        route = self._route(("region", name), name, False)
         if route.schedule is not None and route.replays_left > 0:
             return self._begin_replay(route, route.schedule, self._listener.begin(name))
         self._begin_eager_pass(route)
@@ -242,7 +244,7 @@ class StaticEngine(Generic[RunT]):
         module = tracked.module
         if graph_task_id() != -1:  # autograd is running a part of an earlier forward pass again
             return pass_on(call, module, args, kwargs)
-        route = self._route(id(module), tracked.name, training=module.training)
+        route = self._route(id(module), tracked.name, module.training)
         schedule = route.schedule
         if schedule is None or route.replays_left <= 0 or functorch_level() is not None or tracing_state() is not None:
             self._begin_eager_pass(route)
@@ -260,10 +262,10 @@ class StaticEngine(Generic[RunT]):
         self._end_replay(replay, None)
         return out
 
-    def _route(self, entry: Any, name: str, *, training: bool) -> Route:
+    def _route(self, entry: Any, name: str, training: bool) -> Route:
         """What is known of passes like the one that begins."""
         # Whether gradients are on and which modules may fuse decides what runs, and may change from pass to pass.
-        key: tuple[Any, ...] = (entry, name, training, torch.is_grad_enabled())
+        key: tuple[Any, ...] = (entry, training, _grad_is_on())
         if self._fusing:
             key = (*key, *map(may_fuse_now, self._fusing))
         return self._routes.get(key) or self._routes.setdefault(key, Route(name))

@@ -1,40 +1,90 @@
-"""Forked children, and models that are spread over processes."""
+"""Calls of modules are wrapped while a recorder is open, and in no forked child."""
 
 import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-
-TESTS = Path(__file__).parent.parent
-
-PRELUDE = """
-import os, sys, warnings
-import torch
 from torch import nn
-from fastrec import FastrecError, Recorder, record
-from fastrec.predicates import module_type
-torch.set_num_threads(1)
-model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
-x = torch.randn(2, 4)
-"""
+
+from fastrec.engines.eager.module_calls import MODULE_CALLS, Call, ModuleCalls, has_hooks, pass_on
+from tests.engines.programs import run
 
 
-def run(code: str) -> list[str]:
-    """What a program prints that is run by an interpreter of its own."""
-    script = PRELUDE + textwrap.dedent(code)
-    done = subprocess.run(
-        [sys.executable, "-W", "error::fastrec.FastrecWarning", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=TESTS,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+class Switch:
+    def run_unrecorded(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+
+def wrapper_that_notes(name: str, notes: list[str]) -> Callable[[Call | None], Call]:
+    def make_wrapper(call: Call | None) -> Call:
+        def __call__(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            notes.append(name)
+            return pass_on(call, module, args, kwargs)
+
+        return __call__
+
+    return make_wrapper
+
+
+def test_the_last_recorder_is_called_first_and_the_class_is_left_as_it_was() -> None:
+    module, original, notes = nn.Identity(), nn.Module.__call__, []
+    first, second = wrapper_that_notes("first", notes), wrapper_that_notes("second", notes)
+    MODULE_CALLS.add(first, Switch())
+    MODULE_CALLS.add(second, Switch())
+    assert module(3) == 3 and notes == ["second", "first"]
+    assert MODULE_CALLS.original(module, 4) == 4 and len(notes) == 2
+    MODULE_CALLS.remove(first)
+    assert module(5) == 5 and notes[2:] == ["second"]
+    MODULE_CALLS.remove(second)
+    MODULE_CALLS.remove(second)
+    assert nn.Module.__call__ is original and not MODULE_CALLS.switches()
+
+
+def test_a_call_that_somebody_else_has_put_in_place_is_called_next() -> None:
+    class Own(nn.Identity):
+        pass
+
+    notes: list[str] = []
+    Own.__call__ = lambda self, x: notes.append("own") or x  # type: ignore[method-assign]
+    calls = ModuleCalls(lambda: Own)
+    calls.add(wrapper := wrapper_that_notes("wrapper", notes), Switch())
+    assert Own()(3) == 3 and notes == ["wrapper", "own"]
+    calls.remove(wrapper)
+    assert Own()(3) == 3 and notes[2:] == ["own"]
+
+
+def hooked(register: str, hook: Any) -> nn.Module:
+    module = nn.Linear(2, 2)
+    getattr(module, register)(hook)
+    return module
+
+
+HOOKED: dict[str, Callable[[], nn.Module]] = {
+    "forward": lambda: hooked("register_forward_hook", lambda module, args, out: out + 1),
+    "before": lambda: hooked("register_forward_pre_hook", lambda module, args: args[0] + 1),
+    "backward": lambda: hooked("register_full_backward_hook", lambda module, grad, out: None),
+    "before backward": lambda: hooked("register_full_backward_pre_hook", lambda module, grad: None),
+}
+
+
+@pytest.mark.parametrize("name", HOOKED)
+def test_hooks_are_noticed_and_run(name: str) -> None:
+    module, x = HOOKED[name](), torch.ones(1, 2)
+    assert has_hooks(module) and not has_hooks(nn.Linear(2, 2))
+    assert torch.equal(pass_on(None, module, (x,), {}), module(x))
+
+
+def test_global_hooks_are_noticed_and_run() -> None:
+    module, x = nn.Linear(2, 2), torch.ones(1, 2)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, out: out + 1)
+    try:
+        assert has_hooks(module)
+        assert torch.equal(pass_on(None, module, (x,), {}), module.forward(x) + 1)
+    finally:
+        handle.remove()
+    assert not has_hooks(module)
 
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -130,96 +180,3 @@ def test_workers_of_a_data_loader_do_not_record() -> None:
         print(rec.recording.n_passes)
         """
     ) == ["2"]
-
-
-DISTRIBUTED = """
-import socket
-import torch.distributed as dist
-with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-warnings.simplefilter("ignore")
-dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
-"""
-
-
-def spread(code: str) -> list[str]:
-    """What a program prints that runs as the one process of a group."""
-    return run(DISTRIBUTED + textwrap.dedent(code) + "\ndist.destroy_process_group()\n")
-
-
-gloo = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
-
-
-@gloo
-def test_ddp_has_the_addresses_of_the_model_inside() -> None:
-    assert spread(
-        """
-        ddp = nn.parallel.DistributedDataParallel(model)
-        plain = record(model, x, keep_op=True, keep_module=True)
-        with Recorder(ddp, keep_op=True, keep_module=True) as rec:
-            loss = ddp(x).sum()
-            loss.backward()
-            ddp.module(x)
-        sites = [r.ctx.site for r in rec.recording]
-        assert sites == 2 * [r.ctx.site for r in plain], sites
-        assert all(torch.equal(a.activation, b.activation) for a, b in zip(rec.recording, plain))
-        print({r.ctx.entry for r in rec.recording}, model[0].weight.grad is not None)
-        nested = nn.ModuleDict({"actor": ddp})
-        with Recorder(nested, keep_op="tanh") as rec:
-            ddp(x)
-        print([r.ctx.site for r in rec.recording])
-        """
-    ) == ["{''} True", "['actor.1/tanh']"]
-
-
-@gloo
-def test_fsdp_has_the_addresses_of_the_model_inside() -> None:
-    assert spread(
-        """
-        from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
-        expected = model(x)
-        sharded = FSDP(nn.Sequential(FSDP(model[0], device_id=torch.device("cpu")), model[1]),
-                       device_id=torch.device("cpu"))
-        with Recorder(sharded, keep_op="tanh", keep_module=["0", "1", ""]) as rec:
-            out = sharded(x)
-            out.sum().backward()
-        print([r.ctx.site for r in rec.recording], torch.allclose(out, expected))
-        """
-    ) == ["['0', '1/tanh', '1', ':out'] True"]
-
-
-@gloo
-def test_fully_shard_has_the_addresses_of_the_model() -> None:
-    assert spread(
-        """
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-        expected = model(x)
-        mesh = init_device_mesh("cpu", (1,))
-        fully_shard(model[0], mesh=mesh)
-        fully_shard(model, mesh=mesh)
-        with Recorder(model, keep_op=["linear", "tanh"], keep_module=["0", ""]) as rec:
-            out = model(x)
-            out.sum().backward()
-        print([r.ctx.site for r in rec.recording], torch.allclose(out, expected), rec.recording["0"][0].ctx.module_type)
-        """
-    ) == ["['0/linear', '0', '1/tanh', ':out'] True FSDPLinear"]
-
-
-@gloo
-def test_sharded_values_are_refused_where_they_are_kept() -> None:
-    assert spread(
-        """
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.tensor import Shard, distribute_tensor
-        value = distribute_tensor(x, init_device_mesh("cpu", (1,)), [Shard(0)])
-        class Gives(nn.Module):
-            def forward(self, x):
-                return value
-        try:
-            record(Gives(), x, keep_module="")
-        except FastrecError as error:
-            print(type(error).__name__, "DTensor" in str(error))
-        """
-    ) == ["UnsupportedTensorError True"]
