@@ -1,8 +1,9 @@
 """The compiled engine: what ``torch.compile`` compiled goes on running compiled, and hands over what is kept.
 
-    model = torch.compile(policy) engine = CompiledEngine(make_batch=make_batch) engine.open({"": model}, listener)
-    model(x)    # compiled once more; the graph's kept values are further outputs, which are taken off before x's are
-    returned
+    model = torch.compile(policy)
+    engine = CompiledEngine(make_batch=make_batch)
+    engine.open({"": model}, listener)
+    model(x)  # compiled once more: kept values are further outputs of its graphs, which the caller does not see
 
 During the session a root runs through a ``torch.compile`` of ours, with the user's options. Its backend (``_backend``)
 has each graph aligned with a reference trace of the model, adds the kept values to the outputs, and hands the graph to
@@ -132,28 +133,28 @@ class CompiledEngine(Generic[RunT]):
             root = roots.get(id(module))
             if root is None:
                 return call(module, *args, **kwargs)
-            return record(root, root.own, (args, kwargs), ())
+            return record(root, root.own_code, (args, kwargs), ())
 
         return __call__
 
-    def _call(self, root: CompiledRoot, own: Code, arguments: Arguments, wanting: Roots) -> Any:
-        """A call of a root, which by itself would run ``own``; recorders that came later are ``wanting`` its values."""
+    def _call(self, root: CompiledRoot, own_code: Code, arguments: Arguments, wanting: Roots) -> Any:
+        """A call of a root, which by itself would run ``own_code``; later recorders are ``wanting`` its values."""
         state, listener, pass_filter = self._thread.state, self._listener, self._pass_filter
         if state.recording_disabled or graph_task_id() != -1 or functorch_level() is not None:
-            return self._call_unrecorded(root, own, arguments, wanting)
+            return self._call_unrecorded(root, own_code, arguments, wanting)
         run = listener.begin(root.entry)
         if run is None:
-            return self._thread.run_unrecorded(root.call, own, arguments, wanting)
+            return self._thread.run_unrecorded(root.call, own_code, arguments, wanting)
         current: _Pass | None = None
         state.recording_disabled = True  # what it calls is no pass of its own
         try:
             if pass_filter is None or pass_filter(run):
                 state.current = current = _Pass(run, root, arguments)
-                if wanting or root.before is not None:
-                    out = root.call(own, arguments, (*wanting, root))
+                if wanting or root.previous is not None:
+                    out = root.call(own_code, arguments, (*wanting, root))
                 else:
                     root.last_code = root.recorded if _grad_is_on() else None
-                    out = root.run(root.recorded, own, arguments)
+                    out = root.run(root.recorded, own_code, arguments)
                 values, current.values = current.values, None
                 if values is None:
                     self._finish(current)
@@ -161,7 +162,7 @@ class CompiledEngine(Generic[RunT]):
                     current.batch(run, values, [perf_counter()] * len(values))
             else:
                 root.last_code = None
-                out = root.call(own, arguments, wanting)
+                out = root.call(own_code, arguments, wanting)
         except BaseException as error:
             state.recording_disabled, state.current = False, None
             if not self._end_badly(run, current, error):
@@ -171,12 +172,12 @@ class CompiledEngine(Generic[RunT]):
         listener.end(run, None)
         return out
 
-    def _call_unrecorded(self, root: CompiledRoot, own: Code, arguments: Arguments, wanting: Roots) -> Any:
+    def _call_unrecorded(self, root: CompiledRoot, own_code: Code, arguments: Arguments, wanting: Roots) -> Any:
         """A call that is no pass: inside of another one, by autograd, or in a functorch transform."""
         if root.last_code is not None and graph_task_id() != -1:
             # What checkpointing runs again has to save the same tensors as before, so it has to be the same code.
-            return self._thread.run_unrecorded(root.run, root.last_code, own, arguments)
-        return self._thread.run_unrecorded(root.call, own, arguments, wanting)
+            return self._thread.run_unrecorded(root.run, root.last_code, own_code, arguments)
+        return self._thread.run_unrecorded(root.call, own_code, arguments, wanting)
 
     def _end_badly(self, run: RunT, current: _Pass | None, raised: BaseException) -> bool:
         """The end of a pass that an exception left; True: its caller gets None."""
@@ -228,10 +229,10 @@ class CompiledEngine(Generic[RunT]):
 
         def run_graph(*inputs: Any) -> Any:
             out = graph.compiled(*inputs) if graph.gradient_paths is None else graph.run(inputs)
-            own = out[:n_own]
+            own_outputs = out[:n_own]
             current = thread.state.current
             if current is None:
-                return own
+                return own_outputs
             transition = current.step.transitions.get(graph)
             if (
                 transition is not None
@@ -251,8 +252,8 @@ class CompiledEngine(Generic[RunT]):
                 current.graphs.append((graph, transition))
             else:
                 self._graph_ran(current, graph, inputs, out)
-            current.own_outputs = own
-            return own
+            current.own_outputs = own_outputs
+            return own_outputs
 
         return run_graph
 

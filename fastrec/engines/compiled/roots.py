@@ -7,7 +7,7 @@ gives the graph to the user's backend. The user's own compiled code is left as i
 - Calls of a compiled module are caught by the wrapper of module calls.
 - The user's loop holds a compiled function itself, so there the function's own code is exchanged for a catching one.
 
-Several recorders may be open on the same code. They form a chain (``before``), the last one that came catches the
+Several recorders may be open on the same code. They form a chain (``previous``), the last one that came catches the
 calls, and for each set of recorders that want something of a pass the code is compiled once, for all of them together:
 a compiled model must run only once in a pass.
 """
@@ -57,9 +57,10 @@ Backend = Callable[["CompiledRoot", CompileGraph, Any, Any], Any]
 class CompiledRoot:
     """A compiled module, function or method.
 
-    ``module`` is the module whose calls are passes, None where calls of the function are. ``own`` runs the user's own
-    code, ``recorded`` the code for this recorder alone. ``before`` is the same root in the recorder that came before,
-    if that is still open. ``last_code`` is what the last pass ran if it was recorded and may be run again in parts.
+    ``module`` is the module whose calls are passes, None where calls of the function are. ``own_code`` runs the user's
+    own code, ``recorded`` the code for this recorder alone. ``previous`` is the same root in the recorder that came
+    before, if that is still open. ``last_code`` is what the last pass ran if it was recorded and may be run again in
+    parts.
     """
 
     def __init__(self, name: str, root: Any, listener: PlanningListener[Any], watch: WatchOptions) -> None:
@@ -78,7 +79,7 @@ class CompiledRoot:
         # The attributes of a module that can be called by its code at once; a lazy module looks at its first input
         # before anything else.
         self._state = None if self.module is None or "_forward" in self.module.__dict__ else self.module.__dict__
-        self.before: CompiledRoot | None = None
+        self.previous: CompiledRoot | None = None
         self.last_code: Code | None = None
         self._shared_code: dict[Roots, Code] = {}
         self._swap: CompiledSwap | None = None
@@ -97,16 +98,16 @@ class CompiledRoot:
         self.backend = backend
         self.catch_call = catch_call
         if self._state is not None:
-            self.own: Code = self.code.compiled
+            self.own_code: Code = self.code.compiled
         elif self.module is not None:
-            self.own = partial(COMPILED_CALLS.original, self.module)
+            self.own_code = partial(COMPILED_CALLS.original, self.module)
         self.recorded = self._compiled_for((self,))
         OPEN_ROOTS.add(self)
 
     def close(self) -> None:
         """Let calls be as they were, and compiled code and graphs be freed."""
         OPEN_ROOTS.remove(self)
-        self.recorded = self.own = self.code.compiled  # for calls that still run
+        self.recorded = self.own_code = self.code.compiled  # for calls that still run
         if self._swap is not None:
             self._swap.leave(self)
             self._swap = None
@@ -117,26 +118,26 @@ class CompiledRoot:
             graph.forget()
         self.graphs.clear()
 
-    def put_behind(self, before: CompiledRoot | None) -> None:
+    def put_behind(self, previous: CompiledRoot | None) -> None:
         """Another recorder of the same code has come or gone."""
-        self.before = before
+        self.previous = previous
         self._shared_code.clear()
 
-    def call(self, own: Code, arguments: Arguments, wanting: Roots) -> Any:
+    def call(self, own_code: Code, arguments: Arguments, wanting: Roots) -> Any:
         """Call it for the recorders that want what it computes, after those that came before were asked."""
-        if self.before is not None:
-            return self.before.catch_call(self.before, own, arguments, wanting)
+        if self.previous is not None:
+            return self.previous.catch_call(self.previous, own_code, arguments, wanting)
         if not wanting:
-            return self.run(None, own, arguments)
+            return self.run(None, own_code, arguments)
         first = wanting[0]
         code = first.recorded
         if len(wanting) > 1:
             shared = first._shared_code
             code = shared.get(wanting) or shared.setdefault(wanting, first._compiled_for(wanting))
         first.last_code = code if torch.is_grad_enabled() else None
-        return self.run(code, own, arguments)
+        return self.run(code, own_code, arguments)
 
-    def run(self, code: Code | None, own: Code, arguments: Arguments) -> Any:
+    def run(self, code: Code | None, own_code: Code, arguments: Arguments) -> Any:
         """Call it, with other code in the place of its own if there is some."""
         (args, kwargs), state = arguments, self._state
         # Without hooks the code is all that a call of the module runs, so it is called directly: torch's way there
@@ -148,7 +149,7 @@ class CompiledRoot:
             or state["_backward_pre_hooks"]
             or any(GLOBAL_HOOKS)
         ):
-            return (code or own)(*args, **kwargs)
+            return (code or own_code)(*args, **kwargs)
         module = self.module
         assert module is not None
         if self._swap is None:
@@ -219,15 +220,15 @@ OPEN_ROOTS = OpenRoots()
 
 
 def _chain(roots: list[CompiledRoot]) -> None:
-    for root, before in zip(roots, [None, *roots], strict=False):
-        root.put_behind(before)
+    for root, previous in zip(roots, [None, *roots], strict=False):
+        root.put_behind(previous)
 
 
-def _call_last(roots: list[CompiledRoot], own: Code, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _call_last(roots: list[CompiledRoot], own_code: Code, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A call of a function goes to the recorder that came last."""
     if not roots:
-        return own(*args, **kwargs)
-    return roots[-1].catch_call(roots[-1], own, (args, kwargs), ())
+        return own_code(*args, **kwargs)
+    return roots[-1].catch_call(roots[-1], own_code, (args, kwargs), ())
 
 
 def compiled_roots(

@@ -157,27 +157,27 @@ class OpMode(TorchFunctionMode):
         self.follow(parent, node)
         return node
 
-    def leave(self, entered: TrieNode) -> TrieNode:
+    def leave(self, enter_node: TrieNode) -> TrieNode:
         """Grow the trie by the return of a module."""
-        assert entered.tracked is not None
+        assert enter_node.tracked is not None
         last = self.node
-        node = self._add_module(self.counters().leave(entered.tracked, last, entered))
+        node = self._add_module(self.counters().leave(enter_node.tracked, last, enter_node))
         if node.has_kept_leaves:
             node.tap = self.listener.tap(node, node.site)
         last.next_return = node
         self.follow(last, node)
-        if entered.tracked.runs_one_op and self.may_suspend and last.parent is entered and last.inside is None:
+        if enter_node.tracked.runs_one_op and self.may_suspend and last.parent is enter_node and last.inside is None:
             # Now it has been seen that there really was one op. From now on its value is taken from the module.
-            entered.only_op = last
-            entered.runs_no_ops = True
+            enter_node.only_op = last
+            enter_node.runs_no_ops = True
         return node
 
-    def returned_opaque(self, entered: TrieNode, out: Any) -> None:
+    def returned_opaque(self, enter_node: TrieNode, out: Any) -> None:
         """A module returned whose inside was not seen."""
 
-    def raised(self, entered: TrieNode) -> None:
+    def raised(self, enter_node: TrieNode) -> None:
         """An exception left a module: close its frame, because the user's code may catch it and go on."""
-        last, step = self.node, RaisedStep(entered.depth - 1)
+        last, step = self.node, RaisedStep(enter_node.depth - 1)
         node = last.edges.get(step)
         if node is None:
             node = self.counters().raised(last, step)

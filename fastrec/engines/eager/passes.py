@@ -122,15 +122,15 @@ class EagerPasses:
                 return pass_on(call, module, args, kwargs)
 
             # Find the node: that of the last pass that came here, or the long way.
-            entered = mode.node.next_module
-            if entered.module is not module:
+            enter_node = mode.node.next_module
+            if enter_node.module is not module:
                 other_node = enter(mode, module)
                 if other_node is None:
                     return call_untracked(mode, call, module, args, kwargs)
-                entered = other_node
-            mode.node = entered
-            if entered.has_kept_leaves:
-                mode.feed_arguments(entered, args, kwargs)
+                enter_node = other_node
+            mode.node = enter_node
+            if enter_node.has_kept_leaves:
+                mode.feed_arguments(enter_node, args, kwargs)
 
             # Does it run hooks? An attribute of a module is looked up in its class first, so its dict is read directly.
             state = module.__dict__
@@ -147,16 +147,16 @@ class EagerPasses:
 
             # The mode costs about 1 us per op, so it is taken off the stack around modules in which it has nothing to
             # see. What a hook runs, or a forward that the user has put in place, has to be seen.
-            tracked = entered.tracked
+            tracked = enter_node.tracked
             only_op: TrieNode | None = None
             toggled = False
             if (
-                entered.runs_no_ops
+                enter_node.runs_no_ops
                 and is_unhooked
                 and "forward" not in state
                 and module.__class__ is tracked.module_class  # type: ignore[union-attr]
             ):
-                only_op = entered.only_op
+                only_op = enter_node.only_op
                 if mode.on_stack:
                     toggled = mode.suspend()
                     if not toggled:
@@ -165,8 +165,8 @@ class EagerPasses:
                 toggled = mode.resume()
 
             try:
-                if entered.is_special or state.get("_compiled_call_impl") is not None:
-                    out = call_special(mode, entered, call, module, args, kwargs)
+                if enter_node.is_special or state.get("_compiled_call_impl") is not None:
+                    out = call_special(mode, enter_node, call, module, args, kwargs)
                 elif call is not None:
                     out = call(module, *args, **kwargs)
                 elif is_unhooked and tracked.calls_forward and tracing_state() is None:  # type: ignore[union-attr]
@@ -177,29 +177,29 @@ class EagerPasses:
             except BaseException:
                 if toggled:
                     mode.toggle()
-                mode.raised(entered)
+                mode.raised(enter_node)
                 raise
 
             if toggled:
                 mode.toggle()
             if only_op is not None:
                 mode.returned(only_op, out, args)
-            left = mode.node.next_return or mode.leave(entered)
-            mode.node = left
-            if left.has_kept_leaves:
-                mode.feed_value(left, out)
+            exit_node = mode.node.next_return or mode.leave(enter_node)
+            mode.node = exit_node
+            if exit_node.has_kept_leaves:
+                mode.feed_value(exit_node, out)
             return out
 
         self._wrappers[call] = __call__
         return __call__
 
     def _call_special(
-        self, mode: OpMode, entered: TrieNode, call: Call | None, module: nn.Module, args: Any, kwargs: Any
+        self, mode: OpMode, enter_node: TrieNode, call: Call | None, module: nn.Module, args: Any, kwargs: Any
     ) -> Any:
         """Call a module that can't be called as most are."""
-        if entered.is_opaque or module._compiled_call_impl is not None:
+        if enter_node.is_opaque or module._compiled_call_impl is not None:
             out = self._call_unseen(mode, call, module, args, kwargs)
-            mode.returned_opaque(entered, out)
+            mode.returned_opaque(enter_node, out)
             return out
         # Something inside is kept, so that the inside must be run module by module though no ops are seen.
         with PlainMode():
@@ -232,24 +232,24 @@ class EagerPasses:
         # Whether a fused path is taken can change from call to call, so it is part of the edge and asked each time:
         # such a node is never `next_module`.
         step: Any = (tracked, may_fuse_now(module)) if tracked.has_fused_path else tracked
-        entered = node.edges.get(step) or self._grow(mode, tracked, step)
-        if entered is not None and not tracked.has_fused_path:
-            if entered.module is not None and entered.module is not module and tracked.runs_one_op:
-                entered.runs_no_ops, entered.only_op = False, None  # another of its class may run more ops
-            entered.module = module
-            node.next_module = entered
-        return entered
+        enter_node = node.edges.get(step) or self._grow(mode, tracked, step)
+        if enter_node is not None and not tracked.has_fused_path:
+            if enter_node.module is not None and enter_node.module is not module and tracked.runs_one_op:
+                enter_node.runs_no_ops, enter_node.only_op = False, None  # another of its class may run more ops
+            enter_node.module = module
+            node.next_module = enter_node
+        return enter_node
 
     def _grow(self, mode: OpMode, tracked: TrackedModule, step: Any) -> TrieNode | None:
         may_fuse = step is not tracked and step[1]
         is_compiled = is_compiled_or_scripted(tracked.module)
-        entered = mode.enter(tracked, step, own_numbering=may_fuse or is_compiled)
+        enter_node = mode.enter(tracked, step, own_numbering=may_fuse or is_compiled)
         self._called.add(tracked.frame)
-        if entered is not None:
-            entered.runs_no_ops = tracked.runs_no_ops and mode.may_suspend
+        if enter_node is not None:
+            enter_node.runs_no_ops = tracked.runs_no_ops and mode.may_suspend
             if may_fuse or is_compiled:
-                self._special.decide(entered, is_compiled=is_compiled)
-        return entered
+                self._special.decide(enter_node, is_compiled=is_compiled)
+        return enter_node
 
     # Passes.
 

@@ -74,9 +74,9 @@ class TracingMode(OpMode):
         self.run.parents = self._labels_of(value for _, value in argument_leaves(args, kwargs))
         super().feed_arguments(node, args, kwargs)
 
-    def returned_opaque(self, entered: TrieNode, out: Any) -> None:
-        assert entered.tracked is not None
-        self._remember(entered.tracked.name, f":{entered.number}", out)
+    def returned_opaque(self, enter_node: TrieNode, out: Any) -> None:
+        assert enter_node.tracked is not None
+        self._remember(enter_node.tracked.name, f":{enter_node.number}", out)
 
     def _labels_of(self, values: Iterable[Tensor]) -> tuple[str, ...] | None:
         """The labels of the events that these values come from."""
@@ -167,19 +167,19 @@ class OpRunnerMode(OpMode):
         self._pass_counters.count_entry(node)
         return node
 
-    def leave(self, entered: TrieNode) -> TrieNode:
+    def leave(self, enter_node: TrieNode) -> TrieNode:
         self._pass_counters.count_return()
-        return self._back_outside(entered)
+        return self._back_outside(enter_node)
 
-    def raised(self, entered: TrieNode) -> None:
-        self._pass_counters.close_to(entered.depth - 1)
-        self.node = self._back_outside(entered)
-        self._runner.on_exception(entered)
+    def raised(self, enter_node: TrieNode) -> None:
+        self._pass_counters.close_to(enter_node.depth - 1)
+        self.node = self._back_outside(enter_node)
+        self._runner.on_exception(enter_node)
 
-    def _back_outside(self, entered: TrieNode) -> TrieNode:
+    def _back_outside(self, enter_node: TrieNode) -> TrieNode:
         """Where a module was entered from."""
-        assert entered.parent is not None
-        self._counters_node = node = entered.parent
+        assert enter_node.parent is not None
+        self._counters_node = node = enter_node.parent
         node.next_module = NO_NODE  # the next call of the same module is another one
         return node
 
@@ -189,9 +189,9 @@ class OpRunnerMode(OpMode):
     def feed_value(self, node: TrieNode, out: Any) -> None:
         self._runner.on_leave(node, out)
 
-    def returned_opaque(self, entered: TrieNode, out: Any) -> None:
-        assert entered.tracked is not None
-        self._runner.on_opaque_module(entered, entered.tracked.module, out)
+    def returned_opaque(self, enter_node: TrieNode, out: Any) -> None:
+        assert enter_node.tracked is not None
+        self._runner.on_opaque_module(enter_node, enter_node.tracked.module, out)
 
 
 def _is_event(facts: OpFacts, out: Any) -> bool:

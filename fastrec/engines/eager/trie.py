@@ -216,17 +216,17 @@ class PassCounters:
         node.label = f"{site.name}:{number}"
         return node
 
-    def leave(self, tracked: TrackedModule, parent: TrieNode, entered: TrieNode) -> TrieNode:
+    def leave(self, tracked: TrackedModule, parent: TrieNode, enter_node: TrieNode) -> TrieNode:
         """The node of a module that returns; its frame is still on the stack in the event's context."""
-        site = entered.site
+        site = enter_node.site
         site = Site(tracked.name, "module_exit", site.layer_type, site.func_name, site.frames)
-        node = self._node(site, parent, LEAVE, entered.stack_passes, entered.module_pass)
+        node = self._node(site, parent, LEAVE, enter_node.stack_passes, enter_node.module_pass)
         outside = self.frames[-1].outside
         if outside is not None:
             node.previous, node.event_index = outside.last_event, outside.events
         node.tracked = tracked
-        node.number = entered.number
-        node.depth = entered.depth - 1
+        node.number = enter_node.number
+        node.depth = enter_node.depth - 1
         node.label = f"{site.name}:{node.number}"
         return node
 

@@ -401,7 +401,7 @@ class StaticEngine(Generic[RunT]):
         replay.next_call = scheduled.next_call
         if scheduled.takes_arguments:
             replay.mode.run = replay.run
-            replay.mode.feed_arguments(scheduled.entered, args, kwargs)
+            replay.mode.feed_arguments(scheduled.enter_node, args, kwargs)
         if scheduled.is_opaque:
             out = self.run_unrecorded(pass_on, call, module, args, kwargs)
         else:
@@ -426,7 +426,7 @@ class StaticEngine(Generic[RunT]):
     ) -> Any:
         """Call one module as in an eager pass, with the calls inside of it."""
         scheduled, thread, eager_thread, mode = replay.next_call, self._thread, self._passes.thread, replay.mode
-        before_entry = scheduled.entered.parent
+        before_entry = scheduled.enter_node.parent
         assert before_entry is not None
         replay.next_call = scheduled.next_call
         mode.begin(replay.run, before_entry)
@@ -440,8 +440,8 @@ class StaticEngine(Generic[RunT]):
                 mode.pop_mode()
             thread.replay, eager_thread.mode = replay, None
             node = mode.node
-        if node is not scheduled.left:
-            self._fail(replay, first_difference(scheduled.left or scheduled.entered, node))
+        if node is not scheduled.exit_node:
+            self._fail(replay, first_difference(scheduled.exit_node or scheduled.enter_node, node))
         return out
 
     def _take_leaves(self, replay: Replay, scheduled: ScheduledCall, out: Any) -> None:
@@ -455,8 +455,8 @@ class StaticEngine(Generic[RunT]):
                 self._fail(replay, f"{scheduled.name!r} returned no tensor" + (f" at {path!r}" if path else ""))
         for tap, path in scheduled.op_taps:
             tap.tap(replay.run, tensors[path])
-        if scheduled.out_taps and scheduled.left is not None:
-            mode.feed(scheduled.left, tensors.items())
+        if scheduled.out_taps and scheduled.exit_node is not None:
+            mode.feed(scheduled.exit_node, tensors.items())
 
     # Broken promises.
 

@@ -87,16 +87,16 @@ class ScheduledCall:
     """
 
     __slots__ = (
-        *("module", "entered", "left", "next_call"),
+        *("module", "enter_node", "exit_node", "next_call"),
         *("op_taps", "out_taps", "taps", "are_lasting", "is_one_lasting"),
         *("takes_arguments", "is_watched", "is_inside_watched", "is_opaque", "is_plain"),
     )
 
-    def __init__(self, entered: TrieNode) -> None:
-        assert entered.tracked is not None
-        self.module: nn.Module = entered.tracked.module
-        self.entered = entered
-        self.left: TrieNode | None = None
+    def __init__(self, enter_node: TrieNode) -> None:
+        assert enter_node.tracked is not None
+        self.module: nn.Module = enter_node.tracked.module
+        self.enter_node = enter_node
+        self.exit_node: TrieNode | None = None
         self.next_call: ScheduledCall = self
         self.op_taps: Sequence[TapAtPath] = ()
         self.out_taps: Sequence[TapAtPath] = ()
@@ -106,7 +106,7 @@ class ScheduledCall:
         self.takes_arguments = False
         self.is_watched = False
         self.is_inside_watched = False
-        self.is_opaque = entered.is_opaque
+        self.is_opaque = enter_node.is_opaque
         self.is_plain = False
 
     @classmethod
@@ -120,8 +120,8 @@ class ScheduledCall:
 
     @property
     def name(self) -> str:
-        assert self.entered.tracked is not None
-        return self.entered.tracked.name
+        assert self.enter_node.tracked is not None
+        return self.enter_node.tracked.name
 
     @property
     def matters(self) -> bool:
@@ -161,7 +161,7 @@ class Schedule:
         self._calls = calls.calls
         self.look_again()
         self.first = self._chain()
-        self.runs_eagerly = calls.needs_eager_passes or (self.first.is_watched and self.first.entered is path[0])
+        self.runs_eagerly = calls.needs_eager_passes or (self.first.is_watched and self.first.enter_node is path[0])
         taps = [tap.tap for tap in calls.taps]
         self.skip_test = make_skip_test(taps)
         self.batch: PassBatch[Any] | None = None
@@ -175,8 +175,8 @@ class Schedule:
         ways: dict[int, int] = {}
         idle_ways: dict[int, int] = {}
         for call in self._calls:
-            assert call.entered.tracked is not None
-            call.module = call.entered.tracked.module  # held here, so that no other module can get its id
+            assert call.enter_node.tracked is not None
+            call.module = call.enter_node.tracked.module  # held here, so that no other module can get its id
             key = id(call.module)
             has_torchs_call = type(call.module)._call_impl is call_impl
             unscheduled = OPAQUE if call.is_opaque else UNHOOKED if has_torchs_call else CUSTOM
@@ -229,7 +229,7 @@ class _Calls:
             self.needs_eager_passes = True
         elif node.step is LEAVE:
             call = self._open.pop()
-            call.left, call.out_taps = node, taps
+            call.exit_node, call.out_taps = node, taps
             if taps:
                 self._watch_fused()
         elif node.site.kind == "module_enter":
@@ -265,8 +265,8 @@ class _Calls:
     def _watch_fused(self) -> None:
         """Something is kept inside of the open modules: those that would use a fused kernel have to be watched."""
         for call in self._open:
-            assert call.entered.tracked is not None
-            call.is_watched |= call.entered.tracked.has_fused_path
+            assert call.enter_node.tracked is not None
+            call.is_watched |= call.enter_node.tracked.has_fused_path
 
 
 def _taps_of(node: TrieNode) -> list[TapAtPath]:

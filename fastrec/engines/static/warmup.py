@@ -140,10 +140,10 @@ class WarmupPass:
             else:
                 self._op_is_unusual = True
 
-    def on_return(self, left: TrieNode, module: nn.Module, out: Any) -> None:
+    def on_return(self, exit_node: TrieNode, module: nn.Module, out: Any) -> None:
         """A module returned, which led to a node."""
-        op = left.parent
-        if left.tracked is not None and left.tracked.module is module and op is not None and op is self._op:
+        op = exit_node.parent
+        if exit_node.tracked is not None and exit_node.tracked.module is module and op is not None and op is self._op:
             paths = {id(value): path for path, value in reversed(list(leaves(out)))}
             is_output = all(
                 id(value) in paths and is_unchanged(value, snapshot) for _, value, snapshot in self._op_values
