@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrec import FastrecWarning, Recorder
-from fastrec.engines.eager import engine as eager
+from fastrec.engines.eager import passes
 from fastrec.predicates import every, first, kind, op, phase, shape, structural
 
 PASSES = 100_000
@@ -131,15 +131,15 @@ class Never(nn.Module):
 
 @pytest.mark.parametrize("keep", [{"keep_op": "relu"}, {"keep_op": lambda ctx: False}])
 def test_a_model_that_never_runs_twice_alike_is_bounded(keep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eager, "MAX_TRIE_NODES", 500)
+    monkeypatch.setattr(passes, "MAX_TRIE_NODES", 500)
     model, x = Never(), torch.ones(1)
     with torch.no_grad(), Recorder(model, **keep) as rec:
         most = 0
         for _ in range(1500):
             model(x)
-            most = max(most, rec._engine._grown)
+            most = max(most, rec._engine._passes.trie.size)
         assert most <= 500 + 13
-        assert _nodes(rec._engine._root) <= 500 + 13
+        assert _nodes(rec._engine._passes.trie.root) <= 500 + 13
         assert len(rec._catalog.sites) <= 30
 
 
@@ -148,7 +148,7 @@ def _nodes(node: Any) -> int:
 
 
 def test_a_pass_is_recorded_right_after_the_trie_began_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eager, "MAX_TRIE_NODES", 100)
+    monkeypatch.setattr(passes, "MAX_TRIE_NODES", 100)
     model = Never()
     with torch.no_grad(), Recorder(model, keep_op="sin") as rec:
         for _ in range(200):
@@ -176,7 +176,8 @@ def test_modules_that_are_made_anew_are_let_go() -> None:
         gc.collect()
         alive = sum(type(each) is nn.Linear and each.in_features == 100 for each in gc.get_objects())
         assert alive <= 3
-        assert len(rec._engine._table.known) == 2 and len(rec._engine._table._foreign) <= 2
+        registry = rec._engine._passes.registry
+        assert len(registry.by_id) == 2 and len(registry._strangers) <= 2
 
 
 def test_closed_recorders_leave_no_tensors_behind() -> None:

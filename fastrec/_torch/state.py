@@ -1,4 +1,11 @@
-"""Running a model so that it is afterwards as it was before."""
+"""Running a model so that afterwards everything is as it was before.
+
+    with restored([model]), random_state_restored():
+        model(x)  # buffers, flags, gradients and random numbers are put back
+
+A dry run and the reference run of the compiled engine call the user's model once more than the user does. That must not
+show: not in a batch norm's statistics, not in the numbers drawn next, not in a counter that the model keeps.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +25,7 @@ from torch.nn.parameter import is_lazy
 def restored(roots: Iterable[nn.Module]) -> Iterator[None]:
     """Put back what a pass may change: buffers, training and requires_grad flags, gradients.
 
-    Inside of the block parameters have no gradient, so what arrives there does not mix with what was there.
+    Inside of the block parameters have no gradient, so that a backward pass does not add to what was there.
     """
     modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
     training = [module.training for module in modules]
@@ -52,30 +59,32 @@ def _write_back(buffer: Tensor, content: Tensor) -> None:
     if not same_form:
         buffer.data = content
     elif buffer.layout != torch.strided or not torch.equal(buffer, content):
-        # The content is the one that a graph may have saved, so the version must not tell of a change.
+        # By .data, which leaves the version counter alone: the content is again the one that a graph may have saved for
+        # its backward pass, which would otherwise raise.
         buffer.data.copy_(content)
 
 
 @contextmanager
 def attributes_restored(objects: Iterable[Any]) -> Iterator[None]:
     """Put back the attributes of objects, and what was in those that are lists, dicts, sets or deques."""
-    before = [(each.__dict__, dict(each.__dict__), _contents(each.__dict__)) for each in objects]
+    snapshots = [(item.__dict__, dict(item.__dict__), _contents(item.__dict__)) for item in objects]
+    missing = object()
     try:
         yield
     finally:
-        for held, attributes, contents in before:
-            for name in held.keys() - attributes.keys():
-                del held[name]
-            for name, value in attributes.items():
-                if held.get(name, before) is not value:
-                    held[name] = value
+        for attributes, snapshot, contents in snapshots:
+            for name in attributes.keys() - snapshot.keys():
+                del attributes[name]
+            for name, value in snapshot.items():
+                if attributes.get(name, missing) is not value:
+                    attributes[name] = value
             for container, content in contents:
                 _refill(container, content)
 
 
-def _contents(held: dict[str, Any]) -> list[tuple[Any, Any]]:
+def _contents(attributes: dict[str, Any]) -> list[tuple[Any, Any]]:
     """The containers in an object's attributes, those of a module's own bookkeeping included, with their content."""
-    return [(value, value.copy()) for value in held.values() if type(value) in (list, dict, set, deque)]
+    return [(value, value.copy()) for value in attributes.values() if type(value) in (list, dict, set, deque)]
 
 
 def _refill(container: Any, content: Any) -> None:
@@ -86,14 +95,14 @@ def _refill(container: Any, content: Any) -> None:
 
 
 def _items(container: Any) -> Iterable[Any]:
-    return (each for pair in container.items() for each in pair) if isinstance(container, dict) else container
+    return (item for pair in container.items() for item in pair) if isinstance(container, dict) else container
 
 
 @contextmanager
 def random_state_restored() -> Iterator[None]:
     """Leave the random state of torch, numpy and Python after the block as it was before."""
     state, numpy_state = random.getstate(), np.random.get_state()
-    # By default it would start CUDA for a model on the CPU, and warn where there are several devices.
+    # By default fork_rng would start CUDA for a model on the CPU, and warn where there are several devices.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices):
         try:
@@ -105,7 +114,7 @@ def random_state_restored() -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Seed torch, numpy and Python's random inside of the block; None changes nothing."""
+    """Seed torch, numpy and Python's random inside of the block; with None nothing changes."""
     if seed is None:
         yield
         return

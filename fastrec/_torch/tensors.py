@@ -1,4 +1,14 @@
-"""Whether a value is like an earlier one, in one question: looking at each property in turn costs more than a copy."""
+"""What has to be known of a tensor before it is kept: is it like an earlier one, is it ours alone, can it be copied.
+
+    is_alike = tensor_guard(first)      # class, shape, strides, dtype, device, dispatch keys: one call into C++
+    if is_alike(value): ...             # what was worked out for the first holds for this one
+
+    have_sole_owner(values)             # nobody else can write to them, so they need no copy
+    check_copyable(value)               # raises UnsupportedTensorError, which says what to do instead
+
+These run for every value that is kept. Looking at the properties of a tensor one by one from Python would take longer
+than copying it.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +27,25 @@ TensorGuard = Callable[[Tensor], bool]
 
 TensorsGuard = Callable[..., bool]
 
+# --- Is it like an earlier one? -------------------------------------------------------------------------------------
+
 
 def tensor_guard(example: Tensor) -> TensorGuard:
-    """A test for values like this one: same class, shape, strides, dtype and device, and the same dispatch keys.
+    """A test for values like this one: the same class, shape, strides, dtype, device and dispatch keys.
 
     The keys tell whether a value is lazily negated or conjugated, a batched wrapper, or made in inference mode. What
-    is on in this thread (autocast, inference mode) counts too, so that the same value may be unlike itself elsewhere.
-    Whether it requires a gradient does not count where gradients are off.
+    is switched on in this thread (autocast, inference mode) is part of them, so a value may differ from itself
+    elsewhere. Whether it requires a gradient is not compared where gradients are off.
     """
     return tensors_guard([example])
 
 
 def tensors_guard(examples: Sequence[Tensor]) -> TensorsGuard:
-    """The same for several values in one question, which cost less so than one by one."""
-    guards: Any = TensorGuards  # torch's own stub for it tells another signature
+    """The same for several values at once, which costs less than one by one.
+
+    These are the guards that ``torch.compile`` puts before compiled code.
+    """
+    guards: Any = TensorGuards  # torch's stub declares another signature
     test: TensorsGuard = guards(
         *examples,
         dynamic_dims_sizes=[list(example.shape) for example in examples],
@@ -40,47 +55,53 @@ def tensors_guard(examples: Sequence[Tensor]) -> TensorsGuard:
 
 
 def never_matches(*values: Tensor) -> bool:
-    """The test that no value passes."""
+    """The guard that no value passes."""
     return False
 
 
+# --- Is it ours alone? ----------------------------------------------------------------------------------------------
+
+
 def have_sole_owner(values: list[Tensor]) -> bool:
-    """Whether no Python object but the list has these tensors or their memory, nor C++ (autograd, views)."""
+    """Whether nobody but the list has these tensors or their memory: no Python object, no view, not autograd."""
     for value in values:
         if (
             getrefcount(value) != _REFERENCES
-            or value._use_count() != _USES  # type: ignore[attr-defined]
-            or storage_use_count(storage_id(value)) != _USERS
+            or value._use_count() != _TENSOR_USES  # type: ignore[attr-defined]
+            or storage_use_count(storage_id(value)) != _STORAGE_USES
         ):
             return False
     return True
 
 
 def own_their_storage(values: list[Tensor]) -> bool:
-    """Whether no other library has seen the memory of these tensors, and may have written to it.
+    """Whether no other library has seen the memory of these tensors, and could have written to it.
 
-    What numpy or another library made or was given can't be resized, even after their view of it is gone.
+    Memory that numpy or another library made or was given can't be resized, even after its view of it is gone.
     """
-    for value in values:  # a generator would take longer than what it asks
+    # A loop, because `all(...)` would make a generator, which takes longer than the questions.
+    for value in values:
         if not value.untyped_storage().resizable():
             return False
     return True
 
 
-def _counts(values: list[Tensor]) -> tuple[int, int, int]:
-    for value in values:
+def _counts_of_sole_owner(values: list[Tensor]) -> tuple[int, int, int]:
+    for value in values:  # as in `have_sole_owner`, because the loop variable is one reference more
         uses: int = value._use_count()  # type: ignore[attr-defined]
         return getrefcount(value), uses, storage_use_count(storage_id(value))
     raise AssertionError
 
 
-# How much counts for a tensor that only a list has depends on Python and torch.
-_REFERENCES, _USES, _USERS = _counts([torch.empty(1)])
+# What is counted for a tensor that only a list has depends on Python and torch, so it is measured once.
+_REFERENCES, _TENSOR_USES, _STORAGE_USES = _counts_of_sole_owner([torch.empty(1)])
+
+# --- Can it be copied? ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def outside_torch_modes() -> Iterator[None]:
-    """Make tensors unseen by other recorders, and normal ones even where the user is in inference mode.
+    """Make tensors that other recorders do not see, and that are normal ones even in inference mode.
 
     A tensor made in inference mode could never be saved for a backward pass by whoever reads it.
     """
@@ -93,7 +114,7 @@ def outside_torch_modes() -> Iterator[None]:
 
 
 def clone_like(value: Tensor) -> Tensor:
-    """A copy of a value that tells the same of it."""
+    """A copy that requires a gradient if the value does."""
     with no_function_modes():
         copy = value.clone()
         # Where gradients are off a copy requires none, and a record says whether its value does.
@@ -101,17 +122,18 @@ def clone_like(value: Tensor) -> Tensor:
 
 
 def check_copyable(value: Tensor) -> None:
-    """Refuse a tensor of which no right copy can be made."""
-    reason = _reason_not_to_copy(value)
-    if reason is not None:
-        kind, remedy = reason
+    """Raise UnsupportedTensorError for a tensor that can't be copied as it is."""
+    obstacle = _obstacle_to_copying(value)
+    if obstacle is not None:
+        kind, remedy = obstacle
         raise UnsupportedTensorError(f"{kind} can't be recorded as it is; {remedy}")
 
 
-def _reason_not_to_copy(value: Tensor) -> tuple[str, str] | None:
+def _obstacle_to_copying(value: Tensor) -> tuple[str, str] | None:
+    """What kind of tensor it is, and what to do; None for one that can be copied."""
     dense = "leave it out with the predicate, or record a dense tensor made from it"
     cls = type(value)
-    # A subclass with a dispatch of its own decides what its memory means: a shard, a fake, a batch of shapes.
+    # A subclass with its own dispatch decides what its memory means: a shard, a fake, a batch of shapes.
     if cls.__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return f"a {cls.__module__}.{cls.__qualname__}", (
             "leave it out with the predicate, or record where it is a plain tensor (after full_tensor(), to_local())"
@@ -129,8 +151,9 @@ def _reason_not_to_copy(value: Tensor) -> tuple[str, str] | None:
     return None
 
 
+# Not every torch has all of them.
 _SUB_BYTE = frozenset(
-    found
+    dtype
     for name in (f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8))
-    if isinstance(found := getattr(torch, name, None), torch.dtype)
+    if isinstance(dtype := getattr(torch, name, None), torch.dtype)
 )

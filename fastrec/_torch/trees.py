@@ -1,4 +1,12 @@
-"""The tensors in a nested value, each with its path: ``[0]``, ``.logits``, ``[1][0]``."""
+"""The tensors in a nested value, each with its path.
+
+    dict(leaves((x, {"logits": y})))        # {"[0]": x, "[1].logits": y}
+    dict(argument_leaves((x,), {"mask": m}))  # {"[0]": x, ".mask": m}
+
+A path reads like the Python that reaches the tensor: it is the end of a site's name (``lstm[1][0]``, ``:out.logits``).
+torch's own pytrees are not used because they do not look into dataclasses and mappings of other libraries, such as the
+outputs of transformers, unless each class has been registered.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 MAX_DEPTH = 24
-"""A value nested deeper than this is taken for one that contains itself, and not followed further."""
+"""A value that is nested more deeply is taken for one that contains itself, and is not followed further."""
 
 
 def leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:

@@ -20,6 +20,7 @@ from fastrec.dryrun.decisions import Decider, Decision, Outcome
 from fastrec.dryrun.events import DryRunListener, Event
 from fastrec.dryrun.report import SiteLine, site_lines, summary, summary_rows, timeline, tree
 from fastrec.engines import EagerEngine
+from fastrec.engines._protocol import WatchOptions
 from fastrec.events.context import PredicateFailure, RecordContext
 from fastrec.recording._arrays import META_FIELDS
 from fastrec.recording._records import format_bytes, format_count
@@ -83,7 +84,7 @@ def dry_run(
     listener = DryRunListener(options, on_event)
     engine: Any = options.engine
     if isinstance(engine, str):
-        engine = EagerEngine(ops=True, sources=True, parents=options.track_parents)
+        engine = EagerEngine(WatchOptions(sources=True, parents=options.track_parents))
     with restored(roots.values()), random_state_restored(), seeded(options.random_seed):
         engine.open(roots, listener)
         try:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastrec._errors import FastrecError
 from fastrec._torch.internals import functorch_level, no_function_modes
 from fastrec._torch.tensors import check_copyable
-from fastrec.engines._protocol import Tap
+from fastrec.engines._protocol import BasicRun, Tap
 from fastrec.events.capture import CaptureSpec, check_gradients
 from fastrec.events.context import RecordContext, torch_dtype
 from fastrec.events.position import Position, RecordMetaMaker, TensorFacts
@@ -88,14 +88,12 @@ def _error_of(check: Callable[[], None]) -> str | None:
     return None
 
 
-class DryRunPass:
+class DryRunPass(BasicRun):
     """One pass while it runs."""
 
-    __slots__ = ("info", "parents")
-
     def __init__(self, info: PassInfo) -> None:
+        super().__init__()
         self.info = info
-        self.parents: tuple[str, ...] | None = None
 
 
 class DryRunListener:
@@ -109,7 +107,7 @@ class DryRunListener:
         self._entry_counters: dict[str, Callable[[], int]] = {}
         self._next_pass = count().__next__
 
-    def tap(self, position: Position, site: Site) -> Tap | None:
+    def tap(self, position: Position, site: Site) -> Tap[DryRunPass] | None:
         """The tap of a position: there always is one."""
         if self._source_filter is not None:
             position = self._source_filter.without_sources(position)

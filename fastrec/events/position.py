@@ -66,6 +66,10 @@ class TensorFacts(NamedTuple):
         return cls(shape, dtype_name(value.dtype), str(value.device), value.requires_grad)
 
 
+NO_TENSOR = TensorFacts((), "float32", "cpu", False)
+"""Stands in where a predicate is asked that reads none of these."""
+
+
 class RecordMetaMaker:
     """Makes the metas of a session.
 

@@ -39,6 +39,7 @@ from fastrec._torch.internals import (
     no_function_modes,
 )
 from fastrec._torch.trees import argument_leaves, leaves
+from fastrec.engines._protocol import BasicRun
 from fastrec.events.position import Position
 from fastrec.events.sites import Site
 from fastrec.graph.call_stack import StackReader
@@ -75,12 +76,6 @@ _VALUE_READS: Mapping[Any, str] = {
 _GET_GRADIENT: Any = vars(TensorBase)["grad"].__get__
 
 _SET_DATA: Any = vars(TensorBase)["data"].__set__
-
-
-class Pass:
-    """The run that the engine hands through a pass; a tracer needs nothing of it."""
-
-    parents: tuple[str, ...] | None = None
 
 
 class GraphTracer:
@@ -121,17 +116,17 @@ class GraphTracer:
         """Everything is traced."""
         return True
 
-    def begin(self, entry: str) -> Pass:
+    def begin(self, entry: str) -> BasicRun:
         """A call of a root begins."""
-        return Pass()
+        return BasicRun()
 
-    def end(self, run: Pass, error: BaseException | None) -> bool:
+    def end(self, run: BasicRun, error: BaseException | None) -> bool:
         """A call of a root ended."""
         return False
 
     # What an engine tells an OpRunner.
 
-    def perform(
+    def on_op(
         self, facts: OpFacts, label: str, site: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Run an op, and note it if it returns tensors."""
@@ -171,7 +166,7 @@ class GraphTracer:
             self._add_values(call, tuple(parents), value, args, kwargs)
         return out
 
-    def compose(
+    def on_composite(
         self, place: Position, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inside: Callable[[], Any]
     ) -> Any:
         """Run a composite. Its ops are noted one by one; if none of them returned its value, it is an op itself."""
@@ -197,7 +192,7 @@ class GraphTracer:
             self._add_values(call, tuple(dict.fromkeys((*parents, *inner[-1:]))), unseen, args, kwargs)
         return out
 
-    def glance(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def on_other_function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a function that is not an event; note if Python looks at a value, or gets it in another tensor."""
         out = func(*args, **kwargs)
         how = _VALUE_READS.get(func)
@@ -221,7 +216,7 @@ class GraphTracer:
                 self._bind(out, producer)
         return out
 
-    def enter(self, place: Position, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def on_enter(self, place: Position, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is called."""
         frame = sys._getframe(2)  # the engine's frame for this module call; the model's own frames are inside it
         stack = self._stack(3)
@@ -245,14 +240,14 @@ class GraphTracer:
         self._capture.module_calls.append(call)
         call.started = perf_counter()
 
-    def leave(self, place: Position, out: Any) -> None:
+    def on_leave(self, place: Position, out: Any) -> None:
         """A module returned."""
         call, _ = self._open_calls.pop()
         self._close(call)
         call.exited_at = self._produced(out)
         self._capture.returns.append(call)
 
-    def hidden(self, place: Position, module: nn.Module, out: Any) -> None:
+    def on_opaque_module(self, place: Position, module: nn.Module, out: Any) -> None:
         """A module whose inside could not be seen, such as a scripted one, is one op."""
         entered, _ = self._open_calls[-1]
         site = place.site
@@ -264,7 +259,7 @@ class GraphTracer:
         with no_function_modes():
             self._add_values(call, entered.entered, out, (), {})
 
-    def raised(self, place: Position) -> None:
+    def on_exception(self, place: Position) -> None:
         """An exception left a module, after those that were open inside it."""
         address, number = place.site.frames[-1].module_address, place.number
         if any((call.address, call.number) == (address, number) for call, _ in self._open_calls):

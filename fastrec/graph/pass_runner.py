@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from fastrec._errors import UnsupportedModelError
+from fastrec._torch.dynamo import is_compiled_wrapper
 from fastrec._torch.state import seeded
-from fastrec._torch.wrappers import is_compiled_wrapper
 from fastrec.engines import EagerEngine
 from fastrec.graph.capture import GraphTracer
 from fastrec.graph.raw import Capture
@@ -51,7 +51,7 @@ class PassRunner:
         saver = Saver(request, capture.gradients)
         state = ModelState(self._roots, attributes=self.is_call)
         tracer = GraphTracer(state, capture, saver, takes_inputs=self.is_call)
-        engine = EagerEngine(performs=True)
+        engine = EagerEngine(op_runner=tracer)
         with seeded(self._seed):
             capture.seed = torch.initial_seed() if self._seed is None else self._seed
             engine.open(self._roots, tracer)

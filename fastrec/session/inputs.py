@@ -18,7 +18,7 @@ from torch import nn
 
 from fastrec._errors import FusedKernelWarning, OptionError, UnsupportedModelError
 from fastrec.engines import is_compiled
-from fastrec.engines._protocol import Region
+from fastrec.engines._protocol import Engine, RunT
 
 NOT_GIVEN: Any = object()
 """The default for inputs, because None is a possible input."""
@@ -90,7 +90,7 @@ class ModelRun(msgspec.Struct, frozen=True):
         args = () if call is not None else args_of(input_args)
         return cls(next(iter(roots.values())), args, input_kwargs or {}, call)
 
-    def __call__(self, engine: Region) -> Any:
+    def __call__(self, engine: Engine[RunT]) -> Any:
         """Run the model under an open engine, and return its output.
 
         Modules are opened that would otherwise run a fused kernel. A recorder warns about that; here it is what the

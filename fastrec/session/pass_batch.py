@@ -53,7 +53,7 @@ MAX_SHARED_PASSES = 8
 _grad_is_on = torch.is_grad_enabled
 
 
-def pass_batch(sink: Sink | None, taps: Sequence[Tap], versions: Sequence[int] | None) -> UncopiedBatch | None:
+def pass_batch(sink: Sink | None, taps: Sequence[Tap[PassRun]], versions: Sequence[int] | None) -> UncopiedBatch | None:
     """A batch of some taps; None where one of them has to be fed at its event, or values do not go to RAM alone."""
     keep_taps = [tap for tap in taps if isinstance(tap, KeepTap) and tap.is_plain]
     if not 0 < len(keep_taps) <= MAX_UNCOPIED_VALUES or len(keep_taps) < len(taps) or not isinstance(sink, RAMSink):

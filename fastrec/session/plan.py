@@ -17,7 +17,7 @@ from fastrec._errors import OptionError
 from fastrec.engines._protocol import PassFilter
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
-from fastrec.events.position import Position, RecordMetaMaker, TensorFacts
+from fastrec.events.position import NO_TENSOR, Position, RecordMetaMaker
 from fastrec.events.sites import Catalog, Kind, PassInfo, RecordMeta, Site
 from fastrec.predicates import NEVER
 from fastrec.predicates._base import Opaque, PredicateBase, constant
@@ -26,13 +26,13 @@ from fastrec.predicates._normalise import normalise
 from fastrec.predicates._passes import Entry, Every, First, GradEnabled, Phase, any_of, pass_filter
 from fastrec.predicates._protocol import Context, Decision, Predicate
 from fastrec.session.options import NO_COMPILED_GRADIENTS, RecorderOptions
+from fastrec.session.taps import PassRun
 
 OP_KINDS: tuple[Kind, ...] = ("op", "input", "buffer")
 
 MODULE_KINDS: tuple[Kind, ...] = ("module_enter", "module_exit")
 
 # Stand in the places of a context that a predicate does not read at this point.
-NO_TENSOR = TensorFacts((), "float32", "cpu", False)
 
 _NO_SITE = Site("", "op", "", "")
 
@@ -133,7 +133,7 @@ class Plan:
             _narrow_at(self.halt_at(site.kind), position, site, meta_maker),
         )
 
-    def pass_filter(self, catalog: Catalog) -> PassFilter | None:
+    def pass_filter(self, catalog: Catalog) -> PassFilter[PassRun] | None:
         """Whether something of a pass could be kept, by what is known before it runs; None: always."""
         may_keep = self._any_pass_filter
         if isinstance(may_keep, bool):

@@ -21,7 +21,7 @@ from fastrec._errors import FastrecWarning, OptionError, SessionError, did_you_m
 from fastrec._torch.process import FORKS
 from fastrec._torch.state import seeded
 from fastrec.engines import EagerEngine, is_compiled
-from fastrec.engines._protocol import Engine
+from fastrec.engines._protocol import Engine, WatchOptions
 from fastrec.events.sites import Catalog
 from fastrec.predicates._base import Matched
 from fastrec.recording._recording import Recording
@@ -30,7 +30,7 @@ from fastrec.session.options import RecorderOptions, options_from
 from fastrec.session.pass_batch import pass_batch
 from fastrec.session.plan import Plan
 from fastrec.session.session import Session
-from fastrec.session.taps import skips_pass
+from fastrec.session.taps import PassRun, skips_pass
 from fastrec.sinks import HDF5Sink, RAMSink
 from fastrec.sinks._options import TeeSink, sinks_from_option
 from fastrec.sinks._steps import step_columns
@@ -245,26 +245,25 @@ class Recorder:
         engine = self.options.engine
         return engine == "compiled" or (engine == "auto" and any(map(is_compiled, self._roots.values())))
 
-    def _make_engine(self) -> Any:
-        if not isinstance(self.options.engine, str):
-            return self.options.engine
+    def _make_engine(self) -> Engine[PassRun]:
+        engine = self.options.engine
+        if not isinstance(engine, str):
+            return engine  # type: ignore[no-any-return]
         make_batch = partial(pass_batch, self._sinks[0] if len(self._sinks) == 1 else None)
         pass_filter = self._plan.pass_filter(self._catalog)
-        sources, parents = self.options.include_source_events, self.options.track_parents
+        watch = WatchOptions(self._plan.watches_ops, self.options.include_source_events, self.options.track_parents)
         if self._records_compiled():
             self._plan.check_compilable(self.options.default_capture)
-            return engines.CompiledEngine(batch=make_batch, sources=sources, parents=parents, ahead=pass_filter)
-        if self.options.engine == "static":
+            return engines.CompiledEngine(watch, make_batch=make_batch, pass_filter=pass_filter)
+        if engine == "static":
             return engines.StaticEngine(
-                idle=skips_pass,
-                batch=make_batch,
+                watch,
+                make_skip_test=skips_pass,
+                make_batch=make_batch,
                 check_every=self.options.check_every,
-                ops=self._plan.watches_ops,
-                sources=sources,
-                parents=parents,
-                ahead=pass_filter,
+                pass_filter=pass_filter,
             )
-        return EagerEngine(ops=self._plan.watches_ops, sources=sources, parents=parents, ahead=pass_filter)
+        return EagerEngine(watch, pass_filter=pass_filter)
 
     def _open(self) -> Session:
         if FORKS.count != self._forks:
@@ -309,13 +308,13 @@ def _signature() -> inspect.Signature:
 Recorder.__init__.__signature__ = _signature()  # type: ignore[attr-defined]
 
 
-def _warn_about_nothing(session: Session, plan: Plan, engine: Engine) -> None:
+def _warn_about_nothing(session: Session, plan: Plan, engine: Engine[PassRun]) -> None:
     """Warn where no pass ran, or where a glob matched nothing that did."""
     for message in _messages_about_nothing(session, plan, engine):
         warnings.warn(message, FastrecWarning, stacklevel=3)
 
 
-def _messages_about_nothing(session: Session, plan: Plan, engine: Engine) -> Iterator[str]:
+def _messages_about_nothing(session: Session, plan: Plan, engine: Engine[PassRun]) -> Iterator[str]:
     if not len(session.catalog.entries):
         yield (
             "no pass was recorded: the model was not called inside the block, or only in another process, inside "

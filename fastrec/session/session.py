@@ -66,7 +66,7 @@ class Session:
         catalog: Catalog,
         sink: Sink,
         ram: RAMSink | None,
-        engine: Engine,
+        engine: Engine[PassRun],
     ) -> None:
         self.catalog = catalog
         self.seen_layer_types: set[str] = set()
@@ -129,7 +129,7 @@ class Session:
         """The passes with attached graphs were popped, so the warning counts anew."""
         self._n_attached_passes = 0
 
-    def tap(self, position: Position, site: Site) -> PlannedTap | None:
+    def tap(self, position: Position, site: Site) -> PlannedTap[PassRun] | None:
         """The tap for a leaf of the value at a position; the engine asks once."""
         if site.kind == "op":
             self.seen_layer_types.add(site.layer_type)

@@ -34,7 +34,7 @@ from fastrec._torch.tensors import TensorGuard, check_copyable, never_matches, t
 from fastrec.engines._protocol import Engine, PlannedTap
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import PASS_FIELDS, RecordContext
-from fastrec.events.position import Position, RecordMetaMaker, TensorFacts
+from fastrec.events.position import NO_TENSOR, Position, RecordMetaMaker, TensorFacts
 from fastrec.events.sites import Catalog, PassInfo, RecordMeta, Site
 from fastrec.predicates import NEVER
 from fastrec.predicates._answers import spec_of
@@ -42,7 +42,6 @@ from fastrec.predicates._base import Constant, PredicateBase
 from fastrec.predicates._protocol import Predicate
 from fastrec.session.failures import Halt, PredicateFailures
 from fastrec.session.options import NO_COMPILED_GRADIENTS, RecorderOptions
-from fastrec.session.plan import NO_TENSOR
 from fastrec.sinks._protocol import ColumnWriter, Sink
 
 MAX_ENTRIES = 64
@@ -87,7 +86,7 @@ class TapState:
         options: RecorderOptions,
         catalog: Catalog,
         sink: Sink,
-        engine: Engine,
+        engine: Engine[PassRun],
         halt: Predicate,
         *,
         observes_ops: bool,
@@ -151,7 +150,9 @@ class ResidualPredicate:
         self.is_once_per_pass = predicate.reads <= PASS_FIELDS
 
 
-def make_tap(state: TapState, position: Position, site: Site, keep: Predicate, halt: Predicate) -> PlannedTap | None:
+def make_tap(
+    state: TapState, position: Position, site: Site, keep: Predicate, halt: Predicate
+) -> PlannedTap[PassRun] | None:
     """The tap for a leaf of the value at a position, by what is left of the predicates; None: nothing is kept."""
     if halt == NEVER:
         if keep == NEVER:

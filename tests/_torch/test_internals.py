@@ -110,3 +110,8 @@ def test_public_names_are_no_fault() -> None:
 
 def test_every_internal_name_says_what_it_is_for() -> None:
     assert all(internals.ATTRIBUTES.values())
+
+
+def test_a_name_that_torch_lacks_is_told_with_its_version() -> None:
+    with pytest.raises(ImportError, match=r"uses torch._C._nothing_of_the_kind, which torch 2\.\d+.* does not have"):
+        internals.find_private("_C._nothing_of_the_kind")

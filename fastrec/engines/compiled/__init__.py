@@ -1,1 +1,1 @@
-"""The compiled engine: kept values become extra outputs of the compiled graphs."""
+"""The compiled engine: a ``torch.compile`` backend that adds kept values to the outputs of compiled graphs."""

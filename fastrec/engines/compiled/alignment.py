@@ -1,8 +1,15 @@
-"""Which node of a compiled graph holds which value of a lesson.
+"""Which node of a compiled graph holds which value of a reference trace.
 
-Both tell of the same run, in the same order. A node is taken for an op of the lesson if they agree in the kind of op,
-the module, the shapes, the plain arguments and the tensors that are read; ops between two that agree are those that
-the graph does not hold (nobody uses their value, or they run outside of it).
+    graph:  linear    tanh                 linear_1
+    trace:  linear_1  tanh_1  relu_1       linear_2      relu_1 is not in the graph: nobody uses its value
+
+Both tell of the same pass, in the same order, so the graph's nodes are taken one by one, and each is given the first
+event that agrees with it, after the one that was given last. They agree if the kind of op, the innermost module, the
+shapes, the plain arguments and the tensors that are read do. Events that are passed over are those that the graph does
+not hold: nobody uses their value, or they run outside of it.
+
+Which tensors a node reads is known by the ids of the trace: an input of the graph has one where it is known, and so has
+what an aligned node gave. That tells apart two ops that look alike, such as the two branches of a network.
 """
 
 from __future__ import annotations
@@ -22,137 +29,141 @@ from fastrec.engines.eager.modules import TrackedModule
 from fastrec.ops.facts import OpFacts, op_facts
 from fastrec.ops.table import TENSOR_PROPERTIES
 
-_FRAME = re.compile(r'File "([^"]+)", line \d+, in (torch_dynamo_resume_in_)?(\S+?)(?(2)_at_\d+)$', re.MULTILINE)
-
 ADDED = "fastrec_added"
-"""In the meta of a node: a recorder has put it there."""
+"""In the meta of a node: a recorder has put it there, so it is no op of the model."""
 
 
 class Alignment:
-    """Where the events of a lesson, from one on, are in a graph.
+    """Where the events of a trace, from one on, are in a graph.
 
-    ``ops`` maps an event's index to its node; ``end`` is the index after the last of them. ``inputs`` are the tensors
-    of the lesson that the graph is given, as far as they are known.
+    ``ops`` maps the index of an event to its node, ``unmatched`` are nodes without an event, and ``end`` is the index
+    after the last event that has a node. ``input_ids`` are the ids of the tensors that the graph is given, where they
+    are known, and ``modules`` the tracked modules by the id of the module.
     """
 
     def __init__(
         self,
         nodes: Sequence[fx.Node],
-        inputs: Sequence[int | None],
-        lesson: ReferenceTrace,
+        input_ids: Sequence[int | None],
+        trace: ReferenceTrace,
         start: int,
-        known: Mapping[int, TrackedModule],
+        modules: Mapping[int, TrackedModule],
     ) -> None:
         self.ops: dict[int, fx.Node] = {}
         self.unmatched: list[fx.Node] = []
-        self.start = start
         self.end = start
-        self._lesson = lesson
-        self._known = known
-        self._tokens: dict[fx.Node, int] = {}
-        self._holders: dict[int, list[tuple[int, fx.Node]]] = {}
+        self._trace = trace
+        self._modules = modules
+        self._ids: dict[fx.Node, int] = {}
+        self._holders: dict[int, list[tuple[int, fx.Node]]] = {}  # by tensor id: from which event on, and which node
         placeholders = [node for node in nodes if node.op == "placeholder"]
-        for node, token in zip(placeholders, inputs, strict=False):
-            if token is not None:
-                self._bind(node, token, start)
+        for node, tensor_id in zip(placeholders, input_ids, strict=False):
+            if tensor_id is not None:
+                self._bind(node, tensor_id, start)
         for node in nodes:
-            self._find(node)
+            self._align(node)
+
+    # What it found.
 
     def holder(self, value: TraceValue, index: int) -> fx.Node | None:
-        """The node that holds the tensor object of a value, None where the graph has none."""
+        """The node that holds the tensor of a value as it was at an event, None where the graph has none."""
         node = self.ops.get(index)
         if node is not None and node.target is not operator.setitem:
             return leaf_node(node, value.leaf.site.output_address)
-        return self._held(value.token, index)
+        return self._holder_of(value.tensor_id, index)
 
-    def tokens(self, nodes: Iterable[Any]) -> list[int | None]:
-        """Which tensors of the lesson nodes hold, None where that is not known."""
-        return [self._tokens.get(node) if isinstance(node, fx.Node) else None for node in nodes]
+    def ids_of(self, nodes: Iterable[Any]) -> list[int | None]:
+        """The ids of the tensors that nodes hold, None where they are not known."""
+        return [self._ids.get(node) if isinstance(node, fx.Node) else None for node in nodes]
 
-    def after(self, index: int) -> fx.Node | None:
-        """The node of the last op before an event, or of the event itself; None: the graph has not begun."""
-        before = [i for i in self.ops if i <= index]
-        return self.ops[max(before)] if before else None
+    def last_node(self, index: int) -> fx.Node | None:
+        """The node of an event, or of the last op before it; None: the graph has not begun."""
+        indices = [i for i in self.ops if i <= index]
+        return self.ops[max(indices)] if indices else None
 
-    def modules(self, node: fx.Node) -> list[TrackedModule]:
+    def modules_of(self, node: fx.Node) -> list[TrackedModule]:
         """The modules that a node runs in, outermost first, as far as they are known."""
         stack = node.meta.get("nn_module_stack") or ()
-        found = (self._known.get(int(str(key).partition("@")[0])) for key in stack)
-        return [known for known in found if known is not None]
+        return [tracked for key in stack if (tracked := self._module(key)) is not None]
 
-    def _find(self, node: fx.Node) -> None:
+    # How it finds it.
+
+    def _align(self, node: fx.Node) -> None:
         facts = facts_of(node)
-        if facts is None or not _tensors(node):
+        if facts is None or not _tensors_of(node):
             return
-        events = self._lesson.events
-        agree = (i for i in range(self.end, len(events)) if events[i].is_op and self._agree(node, facts, events[i]))
-        first = next(agree, None)
+        events = self._trace.events
+        agreeing = (i for i in range(self.end, len(events)) if self._agree(node, facts, events[i]))
+        first = next(agreeing, None)
         if first is None:
             self.unmatched.append(node)
             return
-        caller = _caller(node)
-        # A function may be called by another one while the model is compiled, but not without need.
-        found = (i for i in (first, *agree) if events[i].caller == caller)
-        self._match(node, index := next(found, first), events[index])
+        # The caller decides only among events that agree otherwise: dynamo may have another function call an op than
+        # the one that does so without it.
+        caller = _caller_of(node)
+        same_caller = (i for i in (first, *agreeing) if events[i].caller == caller)
+        index = next(same_caller, first)
+        self._match(node, index, events[index])
 
     def _agree(self, node: fx.Node, facts: OpFacts, event: TraceEvent) -> bool:
-        site = event.place.site
-        if facts.layer_type != site.layer_type or not self._same_module(node, site.module_address):
-            return False
-        if not _same_values(node, event) or not _agree_in_constants(node, event):
-            return False
-        return self._read_the_same(node, event) is not None
+        site = event.position.site
+        return (
+            event.is_op
+            and facts.layer_type == site.layer_type
+            and self._same_module(node, site.module_address)
+            and _same_values(node, event)
+            and _same_constants(node, event)
+            and self._same_reads(node, event) is not None
+        )
 
     def _same_module(self, node: fx.Node, address: str) -> bool:
-        inside = node.meta.get("nn_module_stack")
-        if not inside:
-            return True
-        known = self._known.get(int(str(next(reversed(inside))).partition("@")[0]))
-        return known is None or known.address == address
+        stack = node.meta.get("nn_module_stack")
+        tracked = self._module(next(reversed(stack))) if stack else None
+        return tracked is None or tracked.address == address
 
-    def _read_the_same(self, node: fx.Node, event: TraceEvent) -> dict[fx.Node, int] | None:
-        """Which nodes have to be which tensors of the lesson, if the node reads what the event reads; else None."""
-        nodes = [given for given in _arguments(node)]
-        bound = [self._tokens.get(given) for given in nodes]
-        if any(token is not None and token not in event.reads for token in bound):
+    def _module(self, key: Any) -> TrackedModule | None:
+        return self._modules.get(int(str(key).partition("@")[0]))  # "139872@1" for the second call of a module
+
+    def _same_reads(self, node: fx.Node, event: TraceEvent) -> dict[fx.Node, int] | None:
+        """The ids that the node's arguments get if it is the event; None if it reads other tensors than the event."""
+        arguments = list(_arguments(node))
+        known_ids = [self._ids.get(argument) for argument in arguments]
+        if any(tensor_id is not None and tensor_id not in event.reads for tensor_id in known_ids):
             return None
-        if len(nodes) != len(event.reads):
+        if len(arguments) != len(event.reads):
             return {}
-        new: dict[fx.Node, int] = {}
-        for given, token, read in zip(nodes, bound, event.reads, strict=True):
-            if token is None:
-                holder = self._held(read, self.end)
-                if holder is not None and holder.op != "placeholder" and given.op != "placeholder":
+        new_ids: dict[fx.Node, int] = {}
+        for argument, known_id, read_id in zip(arguments, known_ids, event.reads, strict=True):
+            if known_id is None:
+                holder = self._holder_of(read_id, self.end)
+                if holder is not None and holder.op != "placeholder" and argument.op != "placeholder":
                     return None
-                new[given] = read
-        return new
+                new_ids[argument] = read_id
+        return new_ids
 
     def _match(self, node: fx.Node, index: int, event: TraceEvent) -> None:
-        for given, token in (self._read_the_same(node, event) or {}).items():
-            self._bind(given, token, index)
+        for argument, tensor_id in (self._same_reads(node, event) or {}).items():
+            self._bind(argument, tensor_id, index)
         self.ops[index] = node
         self.end = index + 1
         for value in event.values:
             holder = leaf_node(node, value.leaf.site.output_address, make=False)
             if holder is not None and node.target is not operator.setitem:
-                self._bind(holder, value.token, index)
+                self._bind(holder, value.tensor_id, index)
 
-    def _bind(self, node: fx.Node, token: int, index: int) -> None:
-        self._tokens[node] = token
-        self._holders.setdefault(token, []).append((index, node))
+    def _bind(self, node: fx.Node, tensor_id: int, index: int) -> None:
+        self._ids[node] = tensor_id
+        self._holders.setdefault(tensor_id, []).append((index, node))
 
-    def _held(self, token: int, index: int) -> fx.Node | None:
-        """The node that holds a tensor object at an event: an in-place op returns the same object by another node."""
-        held = self._holders.get(token)
-        if not held:
+    def _holder_of(self, tensor_id: int, index: int) -> fx.Node | None:
+        """The node that holds a tensor at an event: an in-place op returns the same tensor by another node."""
+        holders = self._holders.get(tensor_id)
+        if not holders:
             return None
-        return next((node for since, node in reversed(held) if since <= index), held[0][1])
+        return next((node for since, node in reversed(holders) if since <= index), holders[0][1])
 
 
-def _caller(node: fx.Node) -> Caller | None:
-    """The function in which a node was traced, but for those that stand for others in dynamo."""
-    found = _FRAME.findall(node.meta.get("stack_trace") or "")
-    return next(((file, name) for file, _, name in reversed(found) if DYNAMO_FOLDER not in file), None)
+# --- Nodes of graphs ------------------------------------------------------------------------------------------------
 
 
 def facts_of(node: fx.Node) -> OpFacts | None:
@@ -176,12 +187,12 @@ def facts_of(node: fx.Node) -> OpFacts | None:
 
 
 def example(node: Any) -> Any:
-    """What the value of a node looked like when it was traced."""
+    """What the value of a node looked like when it was traced: fake tensors, without memory."""
     return node.meta.get("example_value") if isinstance(node, fx.Node) else node
 
 
 def leaf_node(node: fx.Node, path: str, *, make: bool = True) -> fx.Node | None:
-    """The node of one tensor in the value of a node; it is made where nothing has asked for it so far."""
+    """The node of one tensor in the value of a node; it is made if nothing has asked for that tensor so far."""
     value = example(node)
     if isinstance(value, Tensor):
         return None if path else node
@@ -191,59 +202,70 @@ def leaf_node(node: fx.Node, path: str, *, make: bool = True) -> fx.Node | None:
     for index, item in enumerate(value):
         step = f".{names[index]}" if names else f"[{index}]"
         if path.startswith(step):
-            taken = _taken(node, index, item, make=make)
-            return taken and leaf_node(taken, path[len(step) :], make=make)
+            item_node = _item_node(node, index, item, make=make)
+            return item_node and leaf_node(item_node, path[len(step) :], make=make)
     return None
 
 
-def _taken(node: fx.Node, index: int, item: Any, *, make: bool) -> fx.Node | None:
+def _item_node(node: fx.Node, index: int, item: Any, *, make: bool) -> fx.Node | None:
     for user in node.users:
         if user.target is operator.getitem and user.args == (node, index):
             return user
     if not make:
         return None
     with node.graph.inserting_after(node):
-        taken = node.graph.call_function(operator.getitem, (node, index))
-    taken.meta["example_value"] = item
-    return taken
+        item_node = node.graph.call_function(operator.getitem, (node, index))
+    item_node.meta["example_value"] = item
+    return item_node
 
 
 def _arguments(node: fx.Node) -> Iterator[fx.Node]:
-    """The nodes of the tensors that a node is given, one that is given twice twice."""
-    found: list[fx.Node] = []
-    fx.node.map_arg((node.args, node.kwargs), found.append)
-    return (each for each in found if isinstance(example(each), Tensor))
+    """The nodes of the tensors that a node is given; one that is given twice comes twice."""
+    arguments: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), arguments.append)
+    return (argument for argument in arguments if isinstance(example(argument), Tensor))
+
+
+def _tensors_of(node: fx.Node) -> list[Tensor]:
+    """The tensors that a node gives; for a write the one that was written to."""
+    value = example(node.args[0] if node.target is operator.setitem else node)
+    return [tensor for _, tensor in leaves(value)]
+
+
+# The frames of a stack trace. Where a graph breaks, dynamo goes on in a function with a name of its own.
+_FRAME = re.compile(r'File "([^"]+)", line \d+, in (torch_dynamo_resume_in_)?(\S+?)(?(2)_at_\d+)$', re.MULTILINE)
+
+
+def _caller_of(node: fx.Node) -> Caller | None:
+    """The function in which a node was traced, except for those of dynamo that stand for others."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    return next(((file, name) for file, _, name in reversed(frames) if DYNAMO_FOLDER not in file), None)
+
+
+# --- Comparing a node with an event ---------------------------------------------------------------------------------
 
 
 def _same_values(node: fx.Node, event: TraceEvent) -> bool:
-    found = _tensors(node)
-    if len(found) != len(event.values):
-        return False
-    return all(
-        each.dtype == seen.dtype and _same_shape(each.shape, seen.shape)
-        for each, seen in zip(found, event.values, strict=True)
+    tensors = _tensors_of(node)
+    return len(tensors) == len(event.values) and all(
+        tensor.dtype == value.dtype and _same_shape(tensor.shape, value.shape)
+        for tensor, value in zip(tensors, event.values, strict=True)
     )
 
 
-def _tensors(node: fx.Node) -> list[Tensor]:
-    """The tensors that a node gives; for a write the one that was written."""
-    value = example(node.args[0] if node.target is operator.setitem else node)
-    return [each for _, each in leaves(value)]
-
-
-def _same_shape(shape: Sequence[Any], seen: tuple[int, ...]) -> bool:
-    """Whether shapes agree, as far as the one of the graph is known."""
-    return len(shape) == len(seen) and all(
-        size == other for size, other in zip(shape, seen, strict=True) if isinstance(size, int)
+def _same_shape(shape: Sequence[Any], other: tuple[int, ...]) -> bool:
+    """Whether shapes agree, as far as the first one, of a graph, is known: a dynamic size is a symbol."""
+    return len(shape) == len(other) and all(
+        size == other_size for size, other_size in zip(shape, other, strict=True) if isinstance(size, int)
     )
 
 
-def _agree_in_constants(node: fx.Node, event: TraceEvent) -> bool:
+def _same_constants(node: fx.Node, event: TraceEvent) -> bool:
     """Whether the event was given every plain value that the node is given."""
-    left = list(event.constants)
+    constants = list(event.constants)
     args = node.args[:1] if node.target is getattr else node.args
     for constant in constants_in((args, dict(node.kwargs))):
-        if constant not in left:
+        if constant not in constants:
             return False
-        left.remove(constant)
+        constants.remove(constant)
     return True

@@ -1,8 +1,17 @@
 """The compiled engine: what ``torch.compile`` compiled goes on running compiled, and hands over what is kept.
 
-During the session a root runs through a ``torch.compile`` of ours, with the user's options. Its backend adds the kept
-values to the outputs of each graph, gives the graph to the user's own backend, and takes the added outputs off each
-run. What the nodes of a graph are called is learned by one run of the model over copies, under the eager engine.
+    model = torch.compile(policy)
+    engine = CompiledEngine(make_batch=make_batch)
+    engine.open({"": model}, listener)
+    model(x)  # compiled once more: kept values are further outputs of its graphs, which the caller does not see
+
+During the session a root runs through a ``torch.compile`` of ours, with the user's options. Its backend (``_backend``)
+has each graph aligned with a reference trace of the model, adds the kept values to the outputs, and hands the graph to
+the user's own backend. What it gives to dynamo is ``run_graph``, which runs the compiled graph, feeds the taps, and
+returns the model's own outputs.
+
+In a pass, ``_call`` begins and ends, and ``run_graph`` runs in between, once per graph. Most compiled models have one
+graph, whose values are fed in one batch; the other ways are for graph breaks, and for what has not been seen before.
 """
 
 from __future__ import annotations
@@ -12,97 +21,110 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, Generic
 from weakref import ref
 
 import torch
 from torch import Tensor, fx, nn
 
 from fastrec._errors import FastrecError, FastrecWarning, SessionError, UnsupportedModelError
+from fastrec._torch.dynamo import keep_out_of_compiling
 from fastrec._torch.internals import functorch_level, graph_task_id
 from fastrec._torch.tensors import clone_like
-from fastrec._torch.wrappers import keep_out_of_compiling
-from fastrec.engines._protocol import MakePassBatch, PassBatch, PassFilter, PlanningListener
-from fastrec.engines.compiled.graphs import CapturedGraph, GraphRoute, GraphStep, GraphTransition, Links
-from fastrec.engines.compiled.roots import Arguments, CompiledRoot, CompileGraph, Roots, compiled_roots
+from fastrec.engines._protocol import (
+    WATCH_OPS,
+    MakePassBatch,
+    PassBatch,
+    PassFilter,
+    PlanningListener,
+    ResultT,
+    RunT,
+    WatchOptions,
+)
+from fastrec.engines.compiled.graphs import CapturedGraph
+from fastrec.engines.compiled.roots import Arguments, Code, CompiledRoot, CompileGraph, Roots, compiled_roots
+from fastrec.engines.compiled.routes import GraphRoute, GraphStep, GraphTransition, Links
 from fastrec.engines.eager.module_calls import COMPILED_CALLS, MODULE_CALLS, Call
 from fastrec.events.sites import Frame
 
 _grad_is_on = torch.is_grad_enabled
 
 
-class CompiledEngine:
+class CompiledEngine(Generic[RunT]):
     """Records roots that ``torch.compile`` compiled: modules, functions and methods.
 
     Arguments:
-        batch: makes taps that are fed together when a pass ends.
-        sources: inputs and buffers that are read become events.
-        parents: follow which event each value came from.
-        ahead: tells before a pass runs whether something of it could be kept; the others run the user's compiled code.
+        watch: what is an event; ops always are.
+        make_batch: makes taps that are fed together when a pass ends.
+        pass_filter: whether something of a pass that begins could be kept; the others run the user's compiled code.
     """
 
     is_compiled = True
 
     def __init__(
-        self, *, batch: MakePassBatch, sources: bool = False, parents: bool = False, ahead: PassFilter | None = None
+        self,
+        watch: WatchOptions = WATCH_OPS,
+        *,
+        make_batch: MakePassBatch[RunT],
+        pass_filter: PassFilter[RunT] | None = None,
     ) -> None:
-        self._batch = batch
-        self._ahead = ahead
-        self._sources = sources
-        self._parents = parents
+        self._watch = watch
+        self._make_batch = make_batch
+        self._pass_filter = pass_filter
         self._thread = _Thread()
-        self._warned: set[str] = set()
+        self._missing_sites: set[str] = set()
 
-    def open(self, roots: Mapping[str, Any], listener: PlanningListener) -> None:
-        """Begin to record the roots, in every thread."""
+    def open(self, roots: Mapping[str, Any], listener: PlanningListener[RunT]) -> None:
+        """Begin to record the roots, in all threads."""
         self._listener = listener
-        self._roots = compiled_roots(roots, listener, self._sources, self._parents)
+        self._roots = compiled_roots(roots, listener, self._watch)
         keep_out_of_compiling()
-        for opened, root in enumerate(self._roots):
+        for count, root in enumerate(self._roots):
             try:
                 root.open(self._backend, self._call)
             except BaseException:
-                for each in self._roots[:opened]:
-                    each.close()
+                for opened in self._roots[:count]:
+                    opened.close()
                 raise
         self._by_module = {id(root.module): root for root in self._roots if root.module is not None}
-        self._layer = self._make_layer
         if self._by_module:
-            COMPILED_CALLS.add(self._layer, self._thread)
+            COMPILED_CALLS.add(self._wrapper, self._thread)
 
     def close(self) -> None:
         """Stop; the user's own compiled code runs again."""
-        COMPILED_CALLS.remove(self._layer)
+        COMPILED_CALLS.remove(self._wrapper)
         for root in self._roots:
             root.close()
 
-    def frames(self) -> list[Frame]:
-        """The modules that it knows, for messages."""
-        return [frame for root in self._roots for frame in root.teacher.frames()]
-
-    def called(self) -> set[str]:
-        """The addresses of those that were called, for messages."""
-        return {address for root in self._roots for address in root.teacher.called()}
-
-    def unseen(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run a function in this thread of which nothing is recorded, by other recorders neither."""
-        call = partial(function, *args)
-        for thread in (self._thread, *COMPILED_CALLS.threads(), *MODULE_CALLS.threads()):
-            call = partial(thread.mute, call, (), {})
-        return call()
-
-    def enter_region(self, name: str) -> Any:
+    def enter_region(self, name: str) -> None:
         """Refused: what runs outside of compiled code is not seen."""
         raise SessionError(
             f"region({name!r}): the compiled engine only sees compiled code; give the compiled function itself as a "
             "root, Recorder({'act': agent.act}, ...), or record the model that was compiled with engine='eager'"
         )
 
-    def leave_region(self, token: Any, error: BaseException | None) -> bool:
+    def leave_region(self, region: object, error: BaseException | None) -> bool:
         """No region begins here."""
         return False
 
-    def _make_layer(self, call: Call | None) -> Call:
+    def unseen(self, function: Callable[..., ResultT], *args: object) -> ResultT:
+        """Run a function in this thread without recording anything that it calls, by other recorders neither."""
+        call = partial(function, *args)
+        for switch in (self._thread, *COMPILED_CALLS.switches(), *MODULE_CALLS.switches()):
+            call = partial(switch.run_unrecorded, call)
+        return call()
+
+    def frames(self) -> list[Frame]:
+        """The modules that it knows, for messages."""
+        return [frame for root in self._roots for frame in root.tracer.registry.frames()]
+
+    def called(self) -> set[str]:
+        """The addresses of the modules that were called, for messages."""
+        return {address for root in self._roots for address in root.tracer.called()}
+
+    # Passes.
+
+    def _wrapper(self, call: Call | None) -> Call:
         """The wrapper of calls of compiled modules; ``call`` is what comes next."""
         assert call is not None
         roots, record = self._by_module, self._call
@@ -111,53 +133,57 @@ class CompiledEngine:
             root = roots.get(id(module))
             if root is None:
                 return call(module, *args, **kwargs)
-            return record(root, root.own, (args, kwargs), ())
+            return record(root, root.own_code, (args, kwargs), ())
 
         return __call__
 
-    def _call(self, root: CompiledRoot, own: Callable[..., Any], arguments: Arguments, wanting: Roots) -> Any:
-        """A call of a root, which by itself would run ``own``; recorders that came later are ``wanting`` its values."""
-        state, listener, ahead = self._thread.state, self._listener, self._ahead
-        if state.muted or graph_task_id() != -1 or functorch_level() is not None:
-            if root.ran is not None and graph_task_id() != -1:
-                # What checkpointing runs again has to save the same tensors.
-                return self._thread.mute(root.run, (root.ran, own, arguments), {})
-            return self._thread.mute(root.call, (own, arguments, wanting), {})
+    def _call(self, root: CompiledRoot, own_code: Code, arguments: Arguments, wanting: Roots) -> Any:
+        """A call of a root, which by itself would run ``own_code``; later recorders are ``wanting`` its values."""
+        state, listener, pass_filter = self._thread.state, self._listener, self._pass_filter
+        if state.recording_disabled or graph_task_id() != -1 or functorch_level() is not None:
+            return self._call_unrecorded(root, own_code, arguments, wanting)
         run = listener.begin(root.entry)
         if run is None:
-            return self._thread.mute(root.call, (own, arguments, wanting), {})
+            return self._thread.run_unrecorded(root.call, own_code, arguments, wanting)
         current: _Pass | None = None
-        state.muted = True  # what it calls is no pass of its own
+        state.recording_disabled = True  # what it calls is no pass of its own
         try:
-            if ahead is None or ahead(run):
+            if pass_filter is None or pass_filter(run):
                 state.current = current = _Pass(run, root, arguments)
-                if wanting or root.before is not None:
-                    out = root.call(own, arguments, (*wanting, root))
+                if wanting or root.previous is not None:
+                    out = root.call(own_code, arguments, (*wanting, root))
                 else:
-                    root.ran = root.alone if _grad_is_on() else None
-                    out = root.run(root.alone, own, arguments)
-                held, current.held = current.held, None
-                if held is None:
+                    root.last_code = root.recorded if _grad_is_on() else None
+                    out = root.run(root.recorded, own_code, arguments)
+                values, current.values = current.values, None
+                if values is None:
                     self._finish(current)
-                else:  # such a pass has been seen to end here
-                    current.batch(run, held, [perf_counter()] * len(held))
+                else:  # a pass that runs this graph alone: the batch is all that there is to do
+                    current.batch(run, values, [perf_counter()] * len(values))
             else:
-                root.ran = None
-                out = root.call(own, arguments, wanting)
-        except BaseException as raised:
-            state.muted, state.current = False, None
-            if not self._end_badly(run, current, raised):
+                root.last_code = None
+                out = root.call(own_code, arguments, wanting)
+        except BaseException as error:
+            state.recording_disabled, state.current = False, None
+            if not self._end_badly(run, current, error):
                 raise
             return None
-        state.muted, state.current = False, None
+        state.recording_disabled, state.current = False, None
         listener.end(run, None)
         return out
 
-    def _end_badly(self, run: Any, current: _Pass | None, raised: BaseException) -> bool:
+    def _call_unrecorded(self, root: CompiledRoot, own_code: Code, arguments: Arguments, wanting: Roots) -> Any:
+        """A call that is no pass: inside of another one, by autograd, or in a functorch transform."""
+        if root.last_code is not None and graph_task_id() != -1:
+            # What checkpointing runs again has to save the same tensors as before, so it has to be the same code.
+            return self._thread.run_unrecorded(root.run, root.last_code, own_code, arguments)
+        return self._thread.run_unrecorded(root.call, own_code, arguments, wanting)
+
+    def _end_badly(self, run: RunT, current: _Pass | None, raised: BaseException) -> bool:
         """The end of a pass that an exception left; True: its caller gets None."""
-        error = (current and current.refused) or raised
+        error = (current and current.refusal) or raised
         try:
-            if current is not None and current.held is not None:
+            if current is not None and current.values is not None:
                 self._feed_held(current)
         finally:
             is_halted = self._listener.end(run, error)
@@ -165,192 +191,217 @@ class CompiledEngine:
             raise error from None
         return is_halted
 
-    def _backend(
-        self, root: CompiledRoot, compile_graph: CompileGraph, module: fx.GraphModule, inputs: Sequence[Any]
-    ) -> Callable[..., Any]:
-        """What compiles a graph: the user's backend, after the kept values were added to the outputs."""
-        current = self._thread.state.current
-        if current is None or current.root is not root:
-            return self._unseen_graph(root, compile_graph(module, inputs))
-        graph = CapturedGraph(module, inputs)
-        try:
-            current.step.following[graph] = self._way(current).go(graph, inputs, current.links(inputs))
-        except FastrecError as error:
-            current.refused = error  # dynamo wraps what a backend raises
-            raise
-        graph.finish(module)
-        graph.compiled = compile_graph(module, inputs)
-        n_own = graph.outputs.n_own
-        thread = self._thread
-        root.add(graph)
-
-        def run_graph(*given: Any) -> Any:
-            out = graph.compiled(*given) if graph.paths is None else graph.run(given)
-            now, own = thread.state.current, out[:n_own]
-            if now is None:
-                return own
-            edge = now.step.following.get(graph)
-            if edge is not None and edge.batch is not None and not now.ran and edge.batch.is_ready():
-                if edge.added is None:  # its own outputs belong to whoever called the model
-                    now.held = [out[at] if at >= n_own else clone_like(out[at]) for at in edge.batched]
-                else:
-                    now.held = [*out[edge.added]]
-                now.batch = edge.batch
-                now.step = edge.step
-                now.ran.append((graph, edge))
-            else:
-                self._ran(now, graph, given, out)
-            now.own = own
-            return own
-
-        return run_graph
-
-    def _unseen_graph(self, root: CompiledRoot, compiled: Callable[..., Any]) -> Callable[..., Any]:
-        """A graph that was compiled while nothing was recorded (autograd ran a part of a pass again)."""
-
-        def run_graph(*given: Any) -> Any:
-            now = self._thread.state.current
-            if now is not None and now.root is root:
-                now.refused = UnsupportedModelError(
-                    f"{root.called} runs code that was compiled while autograd ran a part of it again, whose values "
-                    "are not known; record the model that was compiled with engine='eager'"
-                )
-                raise now.refused
-            return compiled(*given)
-
-        return run_graph
-
-    def _ran(self, current: _Pass, graph: CapturedGraph, given: Sequence[Any], out: Sequence[Any]) -> None:
-        """A graph has run."""
-        if current.held is not None:  # this pass goes on where others ended
-            self._feed_held(current)
-        if current.ran:
-            current.let_go()
-        edge = current.step.following.get(graph)
-        if edge is None:
-            edge = current.step.following[graph] = self._way(current).go(graph, given, current.links(given))
-        run = current.run
-        for position in edge.marked:
-            out[position].requires_grad_()
-        for is_held, (tap, position) in edge.early:
-            tap(run, (current.out if is_held else out)[position])
-        for tap, position in edge.feeds:
-            tap(run, out[position])
-        current.step = edge.step
-        current.out = out
-        current.ran.append((graph, edge))
-
     def _finish(self, current: _Pass) -> None:
         """The call returned."""
         step = current.step
-        if step.end is None:
-            way = self._way(current)
-            step.end = way.end()
-            self._tell_missing(way.missing(), ran=bool(current.ran))
-        for tap, position in step.end:
+        if step.end_feeds is None:
+            route = self._route(current)
+            step.end_feeds = route.end()
+            self._warn_missing(route.missing(), has_run=bool(current.graphs))
+        for tap, position in step.end_feeds:
             tap(current.run, current.out[position])
-        if len(current.ran) == 1 and not self._parents:
-            ((graph, edge),) = current.ran
-            if not edge.batch_asked:
-                edge.make_batch(graph.outputs.n_own, self._batch)
+        if len(current.graphs) == 1 and not self._watch.parents:
+            ((graph, transition),) = current.graphs
+            if not transition.has_asked_for_batch:
+                transition.ask_for_batch(graph.outputs.n_own, self._make_batch)
+
+    # Graphs.
+
+    def _backend(
+        self, root: CompiledRoot, compile_graph: CompileGraph, module: fx.GraphModule, inputs: Sequence[Any]
+    ) -> Callable[..., Any]:
+        """Compiles a graph: by the user's backend, after the kept values were added to the outputs."""
+        thread = self._thread
+        current = thread.state.current
+        if current is None or current.root is not root:
+            return self._unknown_graph(root, compile_graph(module, inputs))
+        graph = CapturedGraph(module, inputs)
+        try:
+            transition = self._route(current).advance(graph, inputs, current.links(inputs))
+        except FastrecError as error:
+            current.refusal = error  # dynamo wraps what a backend raises
+            raise
+        current.step.transitions[graph] = transition
+        graph.finish(module)
+        graph.compile(compile_graph, module, inputs)
+        root.graphs.append(graph)
+        n_own = graph.outputs.n_own
+
+        def run_graph(*inputs: Any) -> Any:
+            out = graph.compiled(*inputs) if graph.gradient_paths is None else graph.run(inputs)
+            own_outputs = out[:n_own]
+            current = thread.state.current
+            if current is None:
+                return own_outputs
+            transition = current.step.transitions.get(graph)
+            if (
+                transition is not None
+                and transition.batch is not None
+                and not current.graphs
+                and transition.batch.is_ready()
+            ):
+                # The values are held until the pass ends. The model's own outputs belong to whoever called it by then,
+                # so of those a copy is held.
+                if transition.batch_slice is not None:
+                    current.values = [*out[transition.batch_slice]]
+                else:
+                    positions = transition.batch_positions
+                    current.values = [out[i] if i >= n_own else clone_like(out[i]) for i in positions]
+                current.batch = transition.batch
+                current.step = transition.next_step
+                current.graphs.append((graph, transition))
+            else:
+                self._graph_ran(current, graph, inputs, out)
+            current.own_outputs = own_outputs
+            return own_outputs
+
+        return run_graph
+
+    def _unknown_graph(self, root: CompiledRoot, compiled: Callable[..., Any]) -> Callable[..., Any]:
+        """A graph that was compiled outside of a pass, when autograd ran a part of one again: it has no names."""
+
+        def run_graph(*inputs: Any) -> Any:
+            current = self._thread.state.current
+            if current is not None and current.root is root:
+                current.refusal = UnsupportedModelError(
+                    f"{root.description} runs code that was compiled while autograd ran a part of it again, whose "
+                    "values are not known; record the model that was compiled with engine='eager'"
+                )
+                raise current.refusal
+            return compiled(*inputs)
+
+        return run_graph
+
+    def _graph_ran(self, current: _Pass, graph: CapturedGraph, inputs: Sequence[Any], out: Sequence[Any]) -> None:
+        """A graph has run whose values are not held for a batch."""
+        if current.values is not None:  # this pass goes on where others ended
+            self._feed_held(current)
+        if current.graphs:
+            current.release_outputs()
+        transition = current.step.transitions.get(graph)
+        if transition is None:
+            transition = self._route(current).advance(graph, inputs, current.links(inputs))
+            current.step.transitions[graph] = transition
+        run = current.run
+        for position in transition.differentiable:
+            out[position].requires_grad_()
+        for is_from_graph_before, (tap, position) in transition.early_feeds:
+            tap(run, (current.out if is_from_graph_before else out)[position])
+        for tap, position in transition.feeds:
+            tap(run, out[position])
+        current.step = transition.next_step
+        current.out = out
+        current.graphs.append((graph, transition))
 
     def _feed_held(self, current: _Pass) -> None:
         """Feed one by one what was held for the end of the pass."""
-        held, current.held = current.held or [], None
-        ((_, edge),) = current.ran
-        values = dict(zip(edge.batched, held, strict=True))
-        for _, (tap, position) in edge.early:
-            tap(current.run, values[position])
-        for tap, position in edge.feeds:
-            tap(current.run, values[position])
-        current.out = values
+        values, current.values = current.values or [], None
+        ((_, transition),) = current.graphs
+        out = dict(zip(transition.batch_positions, values, strict=True))
+        for _, (tap, position) in transition.early_feeds:
+            tap(current.run, out[position])
+        for tap, position in transition.feeds:
+            tap(current.run, out[position])
+        current.out = out
 
-    def _way(self, current: _Pass) -> GraphRoute:
-        """How far the pass has come in its lesson, which is learned now if it was not."""
-        root, way = current.root, current.way
-        # Torch may give a graph up after its backend has seen it, and compile it otherwise.
-        if way is None or way.gone != len(current.ran):
-            lesson = root.learn(*current.arguments) if way is None else way.lesson
-            way = current.way = GraphRoute(lesson, self._listener, root.teacher.table.known)
-            for graph, edge in current.ran:
-                if not way.go(graph, graph.inputs, edge.links).feeds_as(edge):
+    def _route(self, current: _Pass) -> GraphRoute:
+        """How far the pass has come in its reference trace, which is made now if there is none."""
+        root, route = current.root, current.route
+        # Torch may give a graph up after its backend has seen it, and compile it anew; then the route has gone too far.
+        if route is None or route.n_graphs != len(current.graphs):
+            trace = root.trace(*current.arguments) if route is None else route.trace
+            route = current.route = GraphRoute(trace, self._listener, root.tracer.registry.by_id)
+            for graph, transition in current.graphs:
+                if not route.advance(graph, graph.inputs, transition.links).feeds_as(transition):
                     raise UnsupportedModelError(
-                        f"{root.called} took another way through its compiled code than a run of it without compiled "
-                        "code, so its records could be named wrong; record the model that was compiled with "
+                        f"{root.description} took another way through its compiled code than a run of it without "
+                        "compiled code, so its records could be named wrong; record the model that was compiled with "
                         "engine='eager'"
                     )
-        return way
+        return route
 
-    def _tell_missing(self, sites: list[str], *, ran: bool) -> None:
-        fresh = [site for site in sites if site not in self._warned]
-        if fresh:
-            self._warned.update(fresh)
-            shown = ", ".join(map(repr, fresh[:5])) + (f" and {len(fresh) - 5} more" if len(fresh) > 5 else "")
-            where = "it falls between the compiled graphs, or nobody uses its value" if ran else "no compiled graph ran"
+    def _warn_missing(self, sites: list[str], *, has_run: bool) -> None:
+        new_sites = [site for site in sites if site not in self._missing_sites]
+        if new_sites:
+            self._missing_sites.update(new_sites)
+            names = ", ".join(map(repr, new_sites[:5]))
+            names += f" and {len(new_sites) - 5} more" if len(new_sites) > 5 else ""
+            reason = "it falls between the compiled graphs, or nobody uses its value"
             warnings.warn(
-                f"{shown}: not recorded, because {where}; record the model that was compiled with engine='eager' "
-                "to see it",
+                f"{names}: not recorded, because {reason if has_run else 'no compiled graph ran'}; record the model "
+                "that was compiled with engine='eager' to see it",
                 FastrecWarning,
                 stacklevel=5,
             )
 
 
 class _Pass:
-    """A pass while it runs."""
+    """A pass while it runs.
 
-    out: Any = ()  # of the last graph, by position
-    held: list[Tensor] | None = None  # for the end of the pass
-    batch: PassBatch  # that takes what is held
-    own: Sequence[Any] = ()  # what the last graph returned
-    returned: Sequence[list[Any]] = ()  # by the graphs before the last one, held weakly
-    way: GraphRoute | None = None
-    refused: FastrecError | None = None
+    ``graphs`` are those that have run, ``out`` is what the last one gave by position (its own outputs and the added
+    ones), ``own_outputs`` what it returned to the model. ``values`` are held for the ``batch`` until the pass ends;
+    None where taps are fed at once. ``refusal`` is what a backend raised.
+    """
+
+    # Defaults in the class, because an object is made in every pass and most of these stay as they are.
+    out: Any = ()
+    own_outputs: Sequence[Any] = ()
+    earlier_outputs: Sequence[list[Any]] = ()
+    values: list[Tensor] | None = None
+    batch: PassBatch[Any]
+    route: GraphRoute | None = None
+    refusal: FastrecError | None = None
 
     def __init__(self, run: Any, root: CompiledRoot, arguments: Arguments) -> None:
         self.run = run
         self.root = root
         self.arguments = arguments
         self.step: GraphStep = root.start
-        self.ran: list[tuple[CapturedGraph, GraphTransition]] = []
+        self.graphs: list[tuple[CapturedGraph, GraphTransition]] = []
 
-    def let_go(self) -> None:
-        """Hold what the last graph returned only as long as the model does: another one has run."""
-        self.returned = [*self.returned, [ref(each) if isinstance(each, Tensor) else None for each in self.own]]
-        self.own = ()
+    def release_outputs(self) -> None:
+        """Another graph has run: from now on hold what the last one returned only as long as the model does."""
+        references = [ref(value) if isinstance(value, Tensor) else None for value in self.own_outputs]
+        self.earlier_outputs = [*self.earlier_outputs, references]
+        self.own_outputs = ()
 
-    def links(self, given: Sequence[Any]) -> Links:
-        """Which of the tensors that a graph is given come from which outputs of the graphs before."""
-        known = {id(each): (len(self.ran) - 1, position) for position, each in enumerate(self.own)}
-        for number, outputs in enumerate(self.returned):
-            for position, held in enumerate(outputs):
-                value = held and held()
+    def links(self, inputs: Sequence[Any]) -> Links:
+        """Which of the tensors that a graph is given are which outputs of the graphs before."""
+        sources = {id(value): (len(self.graphs) - 1, position) for position, value in enumerate(self.own_outputs)}
+        for number, references in enumerate(self.earlier_outputs):
+            for position, reference in enumerate(references):
+                value = reference and reference()
                 if value is not None:
-                    known.setdefault(id(value), (number, position))
-        return {i: known[id(each)] for i, each in enumerate(given) if isinstance(each, Tensor) and id(each) in known}
+                    sources.setdefault(id(value), (number, position))
+        return {
+            i: sources[id(value)]
+            for i, value in enumerate(inputs)
+            if isinstance(value, Tensor) and id(value) in sources
+        }
 
 
-class _ThreadPass:
-    """What a thread is doing: a pass, or a call that is not to be recorded."""
+class _ThreadState:
+    """What a thread is doing: a pass, or a call that is not recorded."""
 
-    __slots__ = ("current", "muted")
+    __slots__ = ("current", "recording_disabled")
 
     def __init__(self) -> None:
         self.current: _Pass | None = None
-        self.muted = False
+        self.recording_disabled = False
 
 
 class _Thread(threading.local):
-    """The state of each thread."""
+    """The state of each thread; an object of its own, because a thread-local is slower to read than an attribute."""
 
     def __init__(self) -> None:
-        self.state = _ThreadPass()
+        self.state = _ThreadState()
 
-    def mute(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a function of which nothing is recorded."""
+    def run_unrecorded(self, function: Callable[..., ResultT], /, *args: Any, **kwargs: Any) -> ResultT:
+        """Run a function without recording anything that it calls."""
         state = self.state
-        current, muted = state.current, state.muted
-        state.current, state.muted = None, True
+        current, recording_disabled = state.current, state.recording_disabled
+        state.current, state.recording_disabled = None, True
         try:
             return function(*args, **kwargs)
         finally:
-            state.current, state.muted = current, muted
+            state.current, state.recording_disabled = current, recording_disabled

@@ -1,1 +1,1 @@
-"""The eager engine: a function mode for ops, and one wrapper of module calls."""
+"""The eager engine: a wrapper of module calls, a function mode for ops, and a trie that names what they see."""

@@ -1,10 +1,20 @@
-"""The function mode that sees every op of a pass and walks the trie with it."""
+"""The function mode that sees every op of a pass, and walks the trie with it.
+
+    mode.begin(run, trie.root)
+    mode.push_mode()
+    model(x)        # torch calls the mode for each function, and the wrapper of module calls tells it of each module
+    mode.pop_mode()
+
+``__torch_function__`` is called for each op of a recorded model, so it does as little as possible: if the function is
+the one that came next last time, the tap of that node is fed, and that is all. What is new takes the long way through
+``_look_up`` and ``_grow``, once.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -22,141 +32,189 @@ from fastrec._torch.internals import (
 from fastrec._torch.modes import current_modes, set_modes, unseen_by_dynamo
 from fastrec._torch.trees import argument_leaves, leaves
 from fastrec.engines._protocol import Listener, Tap
-from fastrec.engines.eager.trie import PassCounters, RaisedStep, SourceStep, TrieNode
+from fastrec.engines.eager.modules import TrackedModule
+from fastrec.engines.eager.trie import NO_NODE, PassCounters, RaisedStep, SourceStep, TrieNode
 from fastrec.events.sites import Site
 from fastrec.ops.composites import inner_layer_types
-from fastrec.ops.facts import OpFacts, op_facts, opened
+from fastrec.ops.facts import op_facts, opened
 
-if TYPE_CHECKING:
-    from fastrec.engines.eager.modules import TrackedModule
-
-
-_ORDINARY = Site("", "op", "", "")
-
-_START = TrieNode(_ORDINARY, None, None, None)
+ResultT = TypeVar("ResultT")
 
 RUN_AUTOGRAD = frozenset({Tensor.backward, torch.autograd.backward, torch.autograd.grad})
 
 
 class ThreadState(threading.local):
-    """What a thread is doing: the mode of its pass, or a call that is not to be recorded."""
+    """What a thread is doing: the pass that it is in, if any, and whether recording is switched off.
+
+    ``spare`` is the mode of the pass that ended last, still at its last event. The next pass takes it, because making a
+    mode takes longer than a small op.
+    """
 
     mode: OpMode | None = None
-    muted: bool = False
+    recording_disabled: bool = False
     spare: OpMode | None = None
 
-    def mute(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a function of which nothing is recorded, calls inside of it included."""
-        mode, muted = self.mode, self.muted
-        self.mode, self.muted = None, True
+    def run_unrecorded(self, function: Callable[..., ResultT], /, *args: Any, **kwargs: Any) -> ResultT:
+        """Run a function without recording anything that it calls."""
+        mode, recording_disabled = self.mode, self.recording_disabled
+        self.mode, self.recording_disabled = None, True
         try:
             return function(*args, **kwargs)
         finally:
-            self.mode, self.muted = mode, muted
+            self.mode, self.recording_disabled = mode, recording_disabled
 
 
 @unseen_by_dynamo
 class OpMode(TorchFunctionMode):
-    """Where one thread is in one pass."""
+    """Where one thread is in one pass.
 
-    def __init__(self, listener: Listener, thread: ThreadState, *, may_rest: bool) -> None:
+    ``node`` is the last event; ``run`` is what the listener made of the pass.
+    """
+
+    def __init__(self, listener: Listener[Any], thread: ThreadState, *, may_suspend: bool) -> None:
         super().__init__()
         self.listener = listener
         self.thread = thread
-        self.node = _START
-        self._skipped: set[Any] = set()  # functions that are no event
+        self.may_suspend = may_suspend
+        self.node: TrieNode = NO_NODE
         self.run: Any = None
-        self.grown = 0
-        self.on = False  # on the stack of modes
-        self.may_rest = may_rest
+        self.new_nodes = 0  # since somebody counted them
+        self.on_stack = False
+        self._no_events: set[Any] = set()  # functions that are no event, such as getters
         self._opening: Any = None  # the composite whose inside is about to run
-        self._tally: PassCounters | None = None
-        self._tally_at: TrieNode | None = None
+        self._counters: PassCounters | None = None
+        self._counters_node: TrieNode | None = None  # up to which the counters have counted
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        following = self.node.following
-        if func is following.step:
+        next_op = self.node.next_op
+        if func is next_op.step:
+            # Most ops have no keyword arguments, and a call with an empty dict is slower.
             out = func(*args, **kwargs) if kwargs else func(*args)
             if type(out) is Tensor:
-                self.node = following
-                tap = following.tap
+                self.node = next_op
+                tap = next_op.tap
                 if tap is not None:
                     tap(self.run, out)
             else:
-                self.spread(following, out, args)
+                self.feed_op_leaves(next_op, out, args)
             return out
-        if func in self._skipped:
+        if func in self._no_events:
             return func(*args, **kwargs) if kwargs else func(*args)
         return self._look_up(func, args, kwargs or {})
 
-    def _look_up(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func is self._opening:
-            return self._run_opened(func, args, kwargs)
-        node = self.node
-        following = node.edges.get(func)
-        if following is None:
-            return self._grow(func, args, kwargs)
-        if following.opens is not None:
-            return self._open(following, func, args, kwargs)
-        node.following = following
-        out = func(*args, **kwargs)
-        self.arrive(following, out, args)
-        return out
+    # On and off.
 
-    def watch(self) -> None:
-        """Be asked about every op of this thread."""
+    def push_mode(self) -> None:
+        """Be called for every op of this thread."""
         push_function_mode(self)
-        self.on = True
+        self.on_stack = True
 
-    def unwatch(self) -> None:
-        """Be asked no more."""
+    def pop_mode(self) -> None:
+        """Be called no more."""
         pop_function_mode()
-        self.on = False
+        self.on_stack = False
 
-    def rest(self) -> bool:
-        """Be asked no more for a while; False where that can't be, because a later mode stands before this one."""
+    def suspend(self) -> bool:
+        """Be called no more for a while; False where that can't be, because a later mode stands before this one."""
         count = function_mode_count()
         if not count or function_mode_at(count - 1) is not self:
             return False
         pop_function_mode()
-        self.on = False
+        self.on_stack = False
         return True
 
+    def resume(self) -> bool:
+        """End a suspension; False if there was none."""
+        if self.on_stack:
+            return False
+        self.push_mode()
+        return True
+
+    def toggle(self) -> None:
+        """End a suspension, or go back to it."""
+        if self.on_stack:
+            self.pop_mode()
+        else:
+            self.push_mode()
+
+    # Passes, modules and sources.
+
     def begin(self, run: Any, root: TrieNode) -> None:
-        """A pass begins at a root of the trie."""
+        """A pass begins at a root of the trie, or a part of one at any node."""
         self.run = run
         self.node = root
-        self._tally_at = None
+        self._counters_node = None
 
-    def spread(self, node: TrieNode, out: Any, args: tuple[Any, ...]) -> None:
-        """Feed the leaves of an op's value that is no plain tensor; one without tensors is no event."""
-        if out is None and node.site.layer_type == "setitem":
-            out = args[0]  # what was written to is the value of `x[i] = y`, which returns nothing
-        found = list(leaves(out))
-        if found:
-            self.node = node
-            self.feed(node, found)
-
-    def feed(self, node: TrieNode, found: Iterable[tuple[str, Tensor]]) -> None:
-        """Feed the taps of the leaves of one value."""
-        run = self.run
-        for index, (path, value) in enumerate(found):
-            tap = self._leaf_tap(node, path, index) if path else node.tap
-            if tap is not None:
-                _feed(tap, run, value)
-
-    def _leaf_tap(self, node: TrieNode, path: str, index: int) -> Tap | None:
-        if node.spread is None:
-            node.spread = self.listener.may_keep(node.site)
-        if not node.spread:
+    def enter(self, tracked: TrackedModule, step: Any, *, own_numbering: bool) -> TrieNode | None:
+        """Grow the trie by a module that is entered; None while autograd runs a forward pass again."""
+        if graph_task_id() != -1:
             return None
-        if node.leaf_taps is None:
-            node.leaf_taps = {}
-        if path not in node.leaf_taps:
-            node.leaf_taps[path] = self.listener.tap(node, _leaf_site(node.site, path, index))
-        return node.leaf_taps[path]
+        parent = self.node
+        node = self.counters().enter(tracked, parent, step, own_numbering=own_numbering)
+        self._add_module(node)
+        self.follow(parent, node)
+        return node
+
+    def leave(self, enter_node: TrieNode) -> TrieNode:
+        """Grow the trie by the return of a module."""
+        assert enter_node.tracked is not None
+        last = self.node
+        node = self._add_module(self.counters().leave(enter_node.tracked, last, enter_node))
+        if node.has_kept_leaves:
+            node.tap = self.listener.tap(node, node.site)
+        last.next_return = node
+        self.follow(last, node)
+        if enter_node.tracked.runs_one_op and self.may_suspend and last.parent is enter_node and last.inside is None:
+            # Now it has been seen that there really was one op. From now on its value is taken from the module.
+            enter_node.only_op = last
+            enter_node.runs_no_ops = True
+        return node
+
+    def returned_opaque(self, enter_node: TrieNode, out: Any) -> None:
+        """A module returned whose inside was not seen."""
+
+    def raised(self, enter_node: TrieNode) -> None:
+        """An exception left a module: close its frame, because the user's code may catch it and go on."""
+        last, step = self.node, RaisedStep(enter_node.depth - 1)
+        node = last.edges.get(step)
+        if node is None:
+            node = self.counters().raised(last, step)
+            last.add_edge(step, node)
+            self.follow(last, node)
+        self.node = node
+
+    def source(self, step: SourceStep, name: str, func_name: str, value: Tensor) -> None:
+        """An input or a buffer is read."""
+        parent = self.node
+        node = parent.edges.get(step)
+        if node is None:
+            node = self._add_tapped(self.counters().source(step, name, func_name, parent))
+            self.follow(parent, node)
+        self.node = node
+        if node.tap is not None:
+            node.tap(self.run, value)
+
+    # Feeding taps.
+
+    def returned(self, node: TrieNode, out: Any, args: tuple[Any, ...]) -> None:
+        """An op returned."""
+        if type(out) is Tensor:
+            self.node = node
+            if node.tap is not None:
+                node.tap(self.run, out)
+        else:
+            self.feed_op_leaves(node, out, args)
+
+    def feed_op_leaves(self, node: TrieNode, out: Any, args: tuple[Any, ...]) -> None:
+        """Feed the leaves of an op's value that is not a plain tensor; one without tensors is no event."""
+        if out is None and node.site.layer_type == "setitem":
+            out = args[0]  # `x[i] = y` returns nothing; its value is what was written to
+        tensors = list(leaves(out))
+        if tensors:
+            self.node = node
+            self.feed(node, tensors)
 
     def feed_value(self, node: TrieNode, out: Any) -> None:
         """Feed the value of a module that returned."""
@@ -170,84 +228,81 @@ class OpMode(TorchFunctionMode):
         """Feed the arguments of a module that is entered."""
         self.feed(node, argument_leaves(args, kwargs))
 
-    def tally(self) -> PassCounters:
-        """What has been counted up to the current node."""
-        if self._tally is None or self._tally_at is not self.node:
-            self._tally = PassCounters.at(self.node)
-            self._tally_at = self.node
-        return self._tally
+    def feed(self, node: TrieNode, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Feed the taps of the leaves of one value."""
+        for index, (path, value) in enumerate(tensors):
+            tap = self._leaf_tap(node, path, index) if path else node.tap
+            if tap is not None:
+                _feed(tap, self.run, value)
 
-    def follow(self, before: TrieNode, node: TrieNode) -> None:
-        """Count a new node, where the tally stood at the node before; else it is counted when needed."""
-        if self._tally is not None and self._tally_at is before:
-            self._tally.advance(node)
-            self._tally_at = node
+    def _leaf_tap(self, node: TrieNode, path: str, index: int) -> Tap[Any] | None:
+        if node.has_kept_leaves is None:
+            node.has_kept_leaves = self.listener.may_keep(node.site)
+        if not node.has_kept_leaves:
+            return None
+        if node.leaf_taps is None:
+            node.leaf_taps = {}
+        if path not in node.leaf_taps:
+            node.leaf_taps[path] = self.listener.tap(node, _leaf_site(node.site, path, index))
+        return node.leaf_taps[path]
 
-    def _add(self, node: TrieNode) -> TrieNode:
-        """Put a new node in its place."""
-        assert node.parent is not None
-        self.grown += 1
-        node.parent.put(node.step, node)
-        return node
+    # Ops that are not the ones that came next last time.
 
-    def _add_module(self, node: TrieNode) -> TrieNode:
-        # Here it is asked at once, so that modules of which nothing is kept cost one comparison.
-        node.spread = self.listener.may_keep(node.site)
-        return self._add(node)
-
-    def _add_tapped(self, node: TrieNode) -> TrieNode:
-        node.tap = self.listener.tap(node, node.site)
-        return self._add(node)
-
-    def _grow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if graph_task_id() != -1:  # autograd runs a part of the forward pass again
-            return func(*args, **kwargs)
-        before = self.node
-        node = self.make(func)
+    def _look_up(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is self._opening:
+            return self._run_opened(func, args, kwargs)
+        node = self.node.edges.get(func)
         if node is None:
-            if func in RUN_AUTOGRAD:  # what it calls again (checkpointing) is no event either
-                return self.thread.mute(func, args, kwargs)
-            self._skipped.add(func)
-            return func(*args, **kwargs)
-        out = self._look_up(func, args, kwargs)
-        if self.node is node:
-            self.follow(before, node)
+            return self._grow(func, args, kwargs)
+        if node.inside is not None:
+            return self._open(node, func, args, kwargs)
+        self.node.next_op = node
+        out = func(*args, **kwargs)
+        self.returned(node, out, args)
         return out
 
-    def make(self, func: Any) -> TrieNode | None:
-        """Grow the trie by an op that runs now; None for a function that is no event."""
-        before = self.node
+    def _grow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if graph_task_id() != -1:  # autograd is running a part of the forward pass again
+            return func(*args, **kwargs)
+        parent = self.node
         facts = op_facts(func)
         if facts is None:
-            return None
-        tally = self.tally()
-        node = tally.op(facts, before, func)
-        if facts.composite and self._may_open(node, facts, func):
-            node.opens = tally.inside(before, facts)
-        return self._add_tapped(node)
+            if func in RUN_AUTOGRAD:  # what it runs again (checkpointing) is no event either
+                return self.thread.run_unrecorded(func, *args, **kwargs)
+            self._no_events.add(func)
+            return func(*args, **kwargs)
+        counters = self.counters()
+        node = counters.op(facts, parent, func)
+        if facts.composite and self._may_keep_inside(node, func):
+            node.inside = counters.inside(parent, facts)
+        self._add_tapped(node)
+        out = self._look_up(func, args, kwargs)
+        if self.node is node:  # its value has tensors, so that it is an event
+            self.follow(parent, node)
+        return out
 
-    def _may_open(self, node: TrieNode, facts: OpFacts, func: Any) -> bool:
+    def _may_keep_inside(self, node: TrieNode, func: Any) -> bool:
         prefix = node.site.name
         return any(
-            self.listener.may_keep(Site(f"{prefix}/{kind}", "op", kind, kind, node.site.frames))
-            for kind in inner_layer_types(func)
+            self.listener.may_keep(Site(f"{prefix}/{layer_type}", "op", layer_type, layer_type, node.site.frames))
+            for layer_type in inner_layer_types(func)
         )
 
     def _open(self, node: TrieNode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a composite with its inside in view."""
-        before, inside, parents = self.node, node.opens, self.run.parents
+        outer, inside, parents = self.node, node.inside, self.run.parents
         assert inside is not None
-        self.follow(before, inside)
+        self.follow(outer, inside)
         self.node = inside
         try:
             out = self._run_under(func, args, kwargs) if function_mode_count() else self._run_opened(func, args, kwargs)
         finally:
-            if self._tally is not None and self._tally_at is self.node:
-                self._tally.close_to(before.depth)
-                self._tally_at = before
-            self.node = before
+            if self._counters is not None and self._counters_node is self.node:
+                self._counters.close_to(outer.depth)
+                self._counters_node = outer
+            self.node = outer
             self.run.parents = parents
-        self.arrive(node, out, args)
+        self.returned(node, out, args)
         return out
 
     def _run_opened(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -256,77 +311,53 @@ class OpMode(TorchFunctionMode):
             return opened(func)(*args, **kwargs)
 
     def _run_under(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a composite under the other modes of this thread, each of which sees it as one op too."""
-        before = current_modes()
+        """Run a composite under the other modes of this thread, each of which sees it as one op, as without a recorder.
+
+        While torch calls a mode, that mode and the later ones are off the stack. So this one goes below the others and
+        ``func`` is called once more: when it has come through all of them, ``_opening`` says that it is to be opened.
+        """
+        modes = current_modes()
         self._opening = func
-        set_modes([self, *before])
+        set_modes([self, *modes])
         try:
             return func(*args, **kwargs)
         finally:
             self._opening = None
-            set_modes(before)
+            set_modes(modes)
 
-    def arrive(self, node: TrieNode, out: Any, args: tuple[Any, ...]) -> None:
-        """An op returned."""
-        if type(out) is Tensor:
-            self.node = node
-            if node.tap is not None:
-                node.tap(self.run, out)
-        else:
-            self.spread(node, out, args)
+    # Growing the trie.
 
-    def enter(self, known: TrackedModule, step: Any, *, sealed: bool) -> TrieNode | None:
-        """Grow the trie by a module that is entered; None while autograd runs a forward again."""
-        if graph_task_id() != -1:
-            return None
-        before = self.node
-        node = self.tally().enter(known, before, sealed)
-        node.step = step
-        self._add_module(node)
-        self.follow(before, node)
+    def counters(self) -> PassCounters:
+        """What has been counted up to the current node."""
+        if self._counters is None or self._counters_node is not self.node:
+            self._counters = PassCounters.at(self.node)
+            self._counters_node = self.node
+        return self._counters
+
+    def follow(self, parent: TrieNode, node: TrieNode) -> None:
+        """Count a new node if the counters stand at its parent; otherwise it is counted when it is needed."""
+        if self._counters is not None and self._counters_node is parent:
+            self._counters.advance(node)
+            self._counters_node = node
+
+    def _add(self, node: TrieNode) -> TrieNode:
+        assert node.parent is not None
+        self.new_nodes += 1
+        node.parent.add_edge(node.step, node)
         return node
 
-    def leave(self, entered: TrieNode) -> TrieNode:
-        """Grow the trie by the return of a module."""
-        assert entered.known is not None
-        before = self.node
-        node = self._add_module(self.tally().leave(entered.known, before, entered))
-        if node.spread:
-            node.tap = self.listener.tap(node, node.site)
-        before.left = node
-        self.follow(before, node)
-        if entered.known.runs_one_op and self.may_rest and before.parent is entered and before.opens is None:
-            entered.straight = before
-            entered.quiet = True
-        return node
+    def _add_tapped(self, node: TrieNode) -> TrieNode:
+        node.tap = self.listener.tap(node, node.site)
+        return self._add(node)
 
-    def returned_hidden(self, entered: TrieNode, out: Any) -> None:
-        """A module returned of whose inside nothing was seen."""
-
-    def raised(self, entered: TrieNode) -> None:
-        """An exception left a module: close its frame, for the user's code may catch it and go on."""
-        before, step = self.node, RaisedStep(entered.depth - 1)
-        after = before.edges.get(step)
-        if after is None:
-            after = self.tally().raised(before, step)
-            before.put(step, after)
-            self.follow(before, after)
-        self.node = after
-
-    def source(self, step: SourceStep, name: str, func_name: str, value: Tensor) -> None:
-        """An input or a buffer is read."""
-        before = self.node
-        node = before.edges.get(step)
-        if node is None:
-            node = self._add_tapped(self.tally().source(step, name, func_name, before))
-            self.follow(before, node)
-        self.node = node
-        if node.tap is not None:
-            node.tap(self.run, value)
+    def _add_module(self, node: TrieNode) -> TrieNode:
+        # Asked at once, unlike for ops, so that modules of which nothing is kept cost one comparison per call.
+        node.has_kept_leaves = self.listener.may_keep(node.site)
+        return self._add(node)
 
 
-def _feed(tap: Tap, run: Any, value: Tensor) -> None:
-    """Feed a tap, of whose own operations the class of the value must see nothing."""
+def _feed(tap: Tap[Any], run: Any, value: Tensor) -> None:
+    """Feed a tap so that the class of the value does not see the tap's own operations."""
     if type(value) is Tensor:
         tap(run, value)
     else:

@@ -1,91 +1,135 @@
-"""The one wrapper of a class's ``__call__``, in place only while a recorder is open."""
+"""Seeing all calls of modules: one wrapper of ``nn.Module.__call__``, in place only while a recorder is open.
+
+    MODULE_CALLS.add(make_wrapper, thread_switch)   # make_wrapper(next_call) returns what stands before next_call
+    module(x)                                       # runs the wrapper
+    MODULE_CALLS.remove(make_wrapper)               # nn.Module.__call__ is what it was
+
+A wrapper of the class sees every module without putting anything on the user's modules, so these can be copied, pickled
+and saved while they are recorded. A forward hook costs five times as much per call. The class belongs to the whole
+process, which makes this the one piece of state that is shared between recorders: they stand before each other in a
+chain, the last one that was opened first.
+"""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
 from fastrec._torch.dynamo import compile_as, compiled_module_class
-from fastrec._torch.internals import wrapped_call_impl
+from fastrec._torch.internals import GLOBAL_HOOKS, call_impl, tracing_state, wrapped_call_impl
+from fastrec._torch.process import FORKS
+
+ResultT = TypeVar("ResultT")
 
 Call = Callable[..., Any]
 
-Layer = Callable[[Call | None], Call]
-"""Makes the wrapper of one recorder around what is called next; None stands for the module's own call."""
+MakeWrapper = Callable[[Call | None], Call]
+"""Makes the wrapper of one recorder around the call that comes next; None stands for the module's own call."""
 
 
-class Muting(Protocol):
-    """What a recorder knows of the current thread."""
+class ThreadSwitch(Protocol):
+    """Where a recorder can be told to record nothing in the current thread."""
 
-    def mute(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a function of which nothing is recorded."""
+    def run_unrecorded(self, function: Callable[..., ResultT], /, *args: Any, **kwargs: Any) -> ResultT:
+        """Run a function without recording anything that it calls."""
 
 
 class ModuleCalls:
-    """Who watches the calls of a class of modules in this process; the last one to come is the outermost.
+    """The recorders that wrap the calls of one class of modules."""
 
-    The patch is on a class that the whole process shares, so this is the one thing here that is process-wide.
-    """
-
-    def __init__(self, patched: Callable[[], type[nn.Module]]) -> None:
-        self._patched = patched
-        self.shared: dict[int, list[Any]] = {}  # who records a compiled function, by its identity, in order of coming
+    def __init__(self, get_class: Callable[[], type[nn.Module]]) -> None:
+        self._get_class = get_class
         self._lock = threading.RLock()
-        self._layers: dict[Layer, Muting] = {}
+        self._recorders: dict[MakeWrapper, ThreadSwitch] = {}
         self._original: Call | None = None
-        self._fork_watched = False
+        FORKS.call_in_child(self._forget_recorders)
 
-    def add(self, layer: Layer, thread: Muting) -> None:
-        """Wrap module calls in one more layer, that can be told to record nothing in a thread."""
+    def add(self, make_wrapper: MakeWrapper, switch: ThreadSwitch) -> None:
+        """Put a recorder's wrapper before those that are in place."""
         with self._lock:
-            if not self._layers:
-                self._original = self._patched().__call__
-                if not self._fork_watched:
-                    os.register_at_fork(after_in_child=self._clear)
-                    self._fork_watched = True
-            self._layers[layer] = thread
+            if not self._recorders:
+                self._original = self._get_class().__call__
+            self._recorders[make_wrapper] = switch
             self._install()
 
-    def remove(self, layer: Layer) -> None:
-        """Take a layer away again; the last one leaves the class as it was."""
+    def remove(self, make_wrapper: MakeWrapper) -> None:
+        """Take a recorder's wrapper away; the last one leaves the class as it was."""
         with self._lock:
-            if layer in self._layers:
-                del self._layers[layer]
+            if make_wrapper in self._recorders:
+                del self._recorders[make_wrapper]
                 self._install()
 
     def original(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Call a module as if nobody watched."""
+        """Call a module as if no recorder were open."""
         assert self._original is not None
         return self._original(module, *args, **kwargs)
 
-    def threads(self) -> list[Muting]:
-        """What all recorders know of the current thread."""
+    def switches(self) -> list[ThreadSwitch]:
+        """Those of all open recorders."""
         with self._lock:
-            return list(self._layers.values())
+            return list(self._recorders.values())
 
     def _install(self) -> None:
         original = self._original
         assert original is not None
-        # Torch's own __call__ only chooses between the module's plain and its compiled call: a layer does that itself
-        # and saves a Python frame per module. Somebody else's patch is called like any other layer.
+        # Torch's own __call__ only chooses between the plain and the compiled call of a module. A wrapper does that
+        # itself, which saves a Python frame per call. Somebody else's __call__ is called as the next wrapper would be.
         call = None if original is wrapped_call_impl else original
-        for layer in self._layers:
-            call = layer(call)
+        for make_wrapper in self._recorders:
+            call = make_wrapper(call)
             compile_as(call, original)
-        self._patched().__call__ = call if self._layers and call else original  # type: ignore[method-assign]
+        self._get_class().__call__ = call if self._recorders and call else original  # type: ignore[method-assign]
 
-    def _clear(self) -> None:
-        # A forked child shares no sink with its parent, so nothing may be recorded there.
+    def _forget_recorders(self) -> None:
+        # A forked child must not write to its parent's sinks. Its lock may have been held by a thread of the parent.
         self._lock = threading.RLock()
-        if self._layers:
-            self._layers.clear()
+        if self._recorders:
+            self._recorders.clear()
             self._install()
+
+
+def pass_on(call: Call | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a module that this recorder does not watch: by the next wrapper, or as torch would."""
+    if call is not None:
+        return call(module, *args, **kwargs)
+    # What wrapped_call_impl and call_impl do for a module without hooks, in one frame instead of two. It makes up for
+    # the wrapper itself: all modules of the process come through here while a recorder is open.
+    state = module.__dict__
+    if (
+        module.__class__._call_impl is not call_impl
+        # A module whose __init__ was never called has no hooks; torch says what is wrong with it.
+        or state.get("_forward_hooks", True)
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or any(GLOBAL_HOOKS)
+        or state.get("_compiled_call_impl") is not None
+        or tracing_state() is not None
+    ):
+        return wrapped_call_impl(module, *args, **kwargs)
+    return module.forward(*args, **kwargs)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module runs hooks.
+
+    The wrappers of module calls ask the same in place, because a call of this function would cost as much as the rest
+    of a wrapper.
+    """
+    state = module.__dict__
+    return bool(
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or any(GLOBAL_HOOKS)
+    )
 
 
 MODULE_CALLS = ModuleCalls(lambda: nn.Module)
 
 COMPILED_CALLS = ModuleCalls(compiled_module_class)
+"""Calls of what ``torch.compile`` made of a module: a call of it is a pass of the compiled engine."""

@@ -1,4 +1,8 @@
-"""The function mode that also follows where values come from."""
+"""Function modes that also follow where values come from: ``TracingMode``, and one that lets the listener run the ops.
+
+A value is known by the identity of its tensor object, as long as it lives. So the parents of an op are the events that
+gave the very tensors that it reads; what was written in place still has the event that made it.
+"""
 
 from __future__ import annotations
 
@@ -21,92 +25,89 @@ from fastrec.ops.facts import OpFacts, op_facts
 
 @unseen_by_dynamo
 class TracingMode(OpMode):
-    """A mode that also tells which buffers an op reads, and from which events its inputs came."""
+    """A mode that also tells which buffers an op reads, and from which events its inputs came.
 
-    def __init__(self, listener: Listener, thread: ThreadState, *, parents: bool) -> None:
-        super().__init__(listener, thread, may_rest=False)
-        self._parents = parents
+    It looks at the arguments of every op, so it is never suspended.
+    """
+
+    def __init__(self, listener: Listener[Any], thread: ThreadState, *, parents: bool) -> None:
+        super().__init__(listener, thread, may_suspend=False)
+        self._follows_parents = parents
         self._labels: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._buffers: dict[int, tuple[Tensor, str]] = {}
+
+    def watch_buffers(self, buffers: dict[int, tuple[Tensor, str]]) -> None:
+        """Which tensors are buffers, by their id, with their addresses."""
+        self._buffers = buffers
 
     def begin(self, run: Any, root: TrieNode) -> None:
         super().begin(run, root)
         self._labels.clear()
 
-    def watch_buffers(self, buffers: dict[int, tuple[Tensor, str]]) -> None:
-        """Which tensors are buffers now, with their addresses."""
-        self._buffers = buffers
-
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is self._opening or func in self._skipped or op_facts(func) is None or graph_task_id() != -1:
+        if func is self._opening or func in self._no_events or op_facts(func) is None or graph_task_id() != -1:
             return super().__torch_function__(func, types, args, kwargs)
-        read = [value for _, value in leaves((args, kwargs or {}))]
-        for value in read:
-            held = self._buffers.get(id(value))
-            if held is not None:
-                address = held[1]
+        inputs = [value for _, value in leaves((args, kwargs or {}))]
+        for value in inputs:
+            if id(value) in self._buffers:
+                _, address = self._buffers[id(value)]
                 self.source(SourceStep("buffer", address), f"{address}:buffer", address.rpartition(".")[2], value)
-        parents = self.labels(read)
-        before = self.node
-        self.run.parents = parents
+        last = self.node
+        self.run.parents = self._labels_of(inputs)
         out = super().__torch_function__(func, types, args, kwargs)
-        if self._parents and self.node is not before:
-            self.produced(self.node, out if out is not None else args[:1])
+        if self.node is not last:
+            self._remember(self.node.label, "", out if out is not None else args[:1])  # `x[i] = y` gives None
         return out
 
     def source(self, step: SourceStep, name: str, func_name: str, value: Tensor) -> None:
         self.run.parents = ()
         super().source(step, name, func_name, value)
-        if self._parents:
-            self.produced(self.node, value)
+        self._remember(self.node.label, "", value)
 
     def feed_value(self, node: TrieNode, out: Any) -> None:
-        self.run.parents = self.labels(value for _, value in leaves(out))
+        self.run.parents = self._labels_of(value for _, value in leaves(out))
         super().feed_value(node, out)
 
     def feed_arguments(self, node: TrieNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.run.parents = self.labels(value for _, value in argument_leaves(args, kwargs))
+        self.run.parents = self._labels_of(value for _, value in argument_leaves(args, kwargs))
         super().feed_arguments(node, args, kwargs)
 
-    def labels(self, read: Iterable[Tensor]) -> tuple[str, ...] | None:
+    def returned_opaque(self, enter_node: TrieNode, out: Any) -> None:
+        assert enter_node.tracked is not None
+        self._remember(enter_node.tracked.name, f":{enter_node.number}", out)
+
+    def _labels_of(self, values: Iterable[Tensor]) -> tuple[str, ...] | None:
         """The labels of the events that these values come from."""
-        if not self._parents:
+        if not self._follows_parents:
             return None
-        found = []
-        for value in read:
-            held = self._labels.get(id(value))
-            if held is not None and held[0]() is value and held[1] not in found:
-                found.append(held[1])
-        return tuple(found)
-
-    def returned_hidden(self, entered: TrieNode, out: Any) -> None:
-        assert entered.known is not None
-        self._remember(entered.known.name, f":{entered.number}", out)
-
-    def produced(self, node: TrieNode, out: Any) -> None:
-        """Remember which event a value came from."""
-        self._remember(node.label, "", out)
+        labels: dict[str, None] = {}
+        for value in values:
+            reference, label = self._labels.get(id(value), (None, ""))
+            if reference is not None and reference() is value:  # and not another object that got the same id
+                labels[label] = None
+        return tuple(labels)
 
     def _remember(self, name: str, ending: str, out: Any) -> None:
-        if self._parents:
+        """Remember which event the tensors in a value came from."""
+        if self._follows_parents:
             for path, value in leaves(out):
                 self._labels[id(value)] = (weakref.ref(value), f"{name}{path}{ending}")
 
 
 @unseen_by_dynamo
-class PerformingMode(OpMode):
-    """Names each call, and hands it to the listener.
+class OpRunnerMode(OpMode):
+    """Names each call, and lets the listener run it.
 
-    Each pass is its own: only open modules and composites have nodes, which form a chain and no trie, and the tally is
-    never worked out again.
+    It is for one pass that is looked at in full, of which nothing is found again. So there is no trie: only open
+    modules and composites have nodes, which form a chain, and the counters go along.
     """
 
-    def __init__(self, listener: OpRunner, thread: ThreadState) -> None:
-        super().__init__(listener, thread, may_rest=False)
-        self._performer = listener
-        self._counted = PassCounters("")
+    def __init__(self, runner: OpRunner[Any], thread: ThreadState) -> None:
+        super().__init__(runner, thread, may_suspend=False)
+        self._runner = runner
+        self._pass_counters = PassCounters("")
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -114,85 +115,85 @@ class PerformingMode(OpMode):
         kwargs = kwargs or {}
         if func is self._opening:
             return self._run_opened(func, args, kwargs)
-        if graph_task_id() != -1:  # autograd runs a part of the forward pass again
-            return self.thread.mute(func, args, kwargs)
-        if func in self._skipped:
-            return self._performer.glance(func, args, kwargs)
+        if graph_task_id() != -1:  # autograd is running a part of the forward pass again
+            return self.thread.run_unrecorded(func, *args, **kwargs)
+        if func in self._no_events:
+            return self._runner.on_other_function(func, args, kwargs)
         facts = op_facts(func)
         if facts is None:
             if func in RUN_AUTOGRAD:
-                return self.thread.mute(func, args, kwargs)
-            self._skipped.add(func)
-            return self._performer.glance(func, args, kwargs)
+                return self.thread.run_unrecorded(func, *args, **kwargs)
+            self._no_events.add(func)
+            return self._runner.on_other_function(func, args, kwargs)
         if facts.composite:
-            return self._compose(facts, func, args, kwargs)
-        tally = self._counted
-        label, site = tally.upcoming(facts)
-        out = self._performer.perform(facts, label, site, func, args, kwargs)
+            return self._run_composite(facts, func, args, kwargs)
+        label, site = self._pass_counters.next_names(facts)
+        out = self._runner.on_op(facts, label, site, func, args, kwargs)
         if type(out) is Tensor or _is_event(facts, out):
-            tally.count(facts)
+            self._pass_counters.count_op(facts)
         return out
 
-    def _compose(self, facts: OpFacts, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a Python function that is made of ops."""
-        before = self.node
-        node = self._counted.op(facts, before, func)
-        node.opens = self._counted.inside(before, facts)
-        node.spread = node.opens.spread = True
-        inside = partial(self._open, node, func, args, kwargs)
-        out = self._performer.compose(node, func, args, kwargs, inside)
+    def _run_composite(self, facts: OpFacts, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a Python function that is made of ops, with these in view."""
+        parent = self.node
+        node = self._pass_counters.op(facts, parent, func)
+        node.inside = self._pass_counters.inside(parent, facts)
+        node.has_kept_leaves = node.inside.has_kept_leaves = True
+        run_inside = partial(self._open, node, func, args, kwargs)
+        out = self._runner.on_composite(node, func, args, kwargs, run_inside)
         if self.node is node:
-            self.follow(before, node)
+            self.follow(parent, node)
         return out
 
     def begin(self, run: Any, root: TrieNode) -> None:
         super().begin(run, TrieNode(root.site, None, None, None))
-        self.node.spread = True
-        self._tally = self._counted = PassCounters(root.site.name)
-        self._tally_at = self.node
+        self.node.has_kept_leaves = True
+        self._counters = self._pass_counters = PassCounters(root.site.name)
+        self._counters_node = self.node
 
-    def tally(self) -> PassCounters:
-        return self._counted
+    def counters(self) -> PassCounters:
+        return self._pass_counters
 
-    def follow(self, before: TrieNode, node: TrieNode) -> None:
-        self._counted.advance(node)
-        self._tally_at = node
+    def follow(self, parent: TrieNode, node: TrieNode) -> None:
+        self._pass_counters.advance(node)
+        self._counters_node = node
 
-    def enter(self, known: TrackedModule, step: Any, *, sealed: bool) -> TrieNode | None:
+    def enter(self, tracked: TrackedModule, step: Any, *, own_numbering: bool) -> TrieNode | None:
         if graph_task_id() != -1:
             return None
-        self._tally_at = node = self._counted.enter(known, self.node, sealed)
-        node.spread = True
-        self._counted.entered(node)
+        node = self._pass_counters.enter(tracked, self.node, step, own_numbering=own_numbering)
+        self._counters_node = node
+        node.has_kept_leaves = True
+        self._pass_counters.count_entry(node)
         return node
 
-    def leave(self, entered: TrieNode) -> TrieNode:
-        self._counted.left()
-        return self._outside(entered)
+    def leave(self, enter_node: TrieNode) -> TrieNode:
+        self._pass_counters.count_return()
+        return self._back_outside(enter_node)
 
-    def _outside(self, entered: TrieNode) -> TrieNode:
-        """Back to where a module was entered from."""
-        assert entered.parent is not None
-        self._tally_at = node = entered.parent
-        node.entered = NO_NODE  # the next call of it is another one
+    def raised(self, enter_node: TrieNode) -> None:
+        self._pass_counters.close_to(enter_node.depth - 1)
+        self.node = self._back_outside(enter_node)
+        self._runner.on_exception(enter_node)
+
+    def _back_outside(self, enter_node: TrieNode) -> TrieNode:
+        """Where a module was entered from."""
+        assert enter_node.parent is not None
+        self._counters_node = node = enter_node.parent
+        node.next_module = NO_NODE  # the next call of the same module is another one
         return node
 
     def feed_arguments(self, node: TrieNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._performer.enter(node, args, kwargs)
+        self._runner.on_enter(node, args, kwargs)
 
     def feed_value(self, node: TrieNode, out: Any) -> None:
-        self._performer.leave(node, out)
+        self._runner.on_leave(node, out)
 
-    def returned_hidden(self, entered: TrieNode, out: Any) -> None:
-        assert entered.known is not None
-        self._performer.hidden(entered, entered.known.module, out)
-
-    def raised(self, entered: TrieNode) -> None:
-        self._counted.close_to(entered.depth - 1)
-        self.node = self._outside(entered)
-        self._performer.raised(entered)
+    def returned_opaque(self, enter_node: TrieNode, out: Any) -> None:
+        assert enter_node.tracked is not None
+        self._runner.on_opaque_module(enter_node, enter_node.tracked.module, out)
 
 
 def _is_event(facts: OpFacts, out: Any) -> bool:
-    # What was written to is the value of `x[i] = y`, which returns nothing.
+    # `x[i] = y` returns nothing; its value is what was written to.
     return (out is None and facts.layer_type == "setitem") or next(leaves(out), None) is not None

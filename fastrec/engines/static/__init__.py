@@ -1,1 +1,1 @@
-"""The static engine: the first passes are watched, later ones only where something is kept."""
+"""The static engine: the first passes run eagerly, later ones only touch the module calls where something is kept."""

@@ -1,8 +1,16 @@
-"""What there is to do in a pass of which it is known how it runs: one step for each module call that matters."""
+"""What there is to do in a pass that runs as earlier ones did: a ``ScheduledCall`` for each module call that matters.
+
+    warm-up pass:  Linear entered, linear, Linear returned, Tanh entered, tanh (kept), Tanh returned
+    schedule:      Tanh: feed the tap of `tanh` with what the call returns
+
+The words are those of CUDA graphs in torch: a few passes of *warm-up*, then *replays*. A ``Route`` is what is known of
+the passes that begin in the same circumstances, a ``Schedule`` is made of its path through the trie, and a ``Replay``
+is where a thread stands in it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,101 +19,268 @@ from fastrec._torch.internals import call_impl
 from fastrec.engines._protocol import MakePassBatch, MakeSkipTest, PassBatch, Tap
 from fastrec.engines.eager.mode import OpMode
 from fastrec.engines.eager.trie import LEAVE, RaisedStep, SourceStep, TrieNode
-from fastrec.engines.static.warmup import Fed, Warmup, WarmupTap
+from fastrec.engines.static.warmup import TapAtPath, Warmup, WarmupTap, WarmupThread
 
-UNHOOKED, STEP, PLAIN, HIDDEN = range(4)
-"""How a module is called: as torch calls one without hooks, as a step, by a ``_call_impl`` of its own, or muted."""
+UNHOOKED, SCHEDULED, CUSTOM, OPAQUE = range(4)
+"""How a module is called: as torch calls one without hooks, as its scheduled call says, by the ``_call_impl`` of its
+own class, or unrecorded. Plain numbers, because this is looked up for every module call."""
+
+
+class StaticThread(WarmupThread):
+    """What a thread is doing: a replay, or an eager pass of a route."""
+
+    replay: Replay | None = None
+    spare_replay: Replay | None = None
+    route: Route | None = None
+
+
+class Route:
+    """What is known of the passes of one entry that run in the same circumstances.
+
+    ``final`` is the last event of the last eager pass, ``attempts`` counts the eager passes that ran differently, and
+    ``replays_left`` the replays until an eager pass is made again.
+    """
+
+    __slots__ = ("attempts", "entry", "final", "replays_left", "schedule", "warmup")
+
+    def __init__(self, entry: str) -> None:
+        self.entry = entry
+        self.forget()
+
+    def forget(self) -> None:
+        """Learn anew."""
+        self.schedule: Schedule | None = None
+        self.final: TrieNode | None = None
+        self.warmup = Warmup()
+        self.attempts = 0
+        self.replays_left = 0
+
+
+class Replay:
+    """Where a thread is in a pass that runs by a schedule.
+
+    ``ways`` says for each module how it is called. ``values`` and ``times`` are held for the ``batch`` until the pass
+    ends; None where taps are fed at once. ``mode`` is for what is done as in an eager pass.
+    """
+
+    __slots__ = ("batch", "mode", "next_call", "route", "run", "schedule", "times", "values", "ways")
+
+    route: Route
+    schedule: Schedule
+    ways: Mapping[int, int]
+    next_call: ScheduledCall
+    run: Any
+    values: list[Tensor] | None
+    times: list[float]
+    batch: PassBatch[Any]
+    mode: OpMode
 
 
 class ScheduledCall:
     """One call of a module, and what is taken from it.
 
-    ``ops`` are fed with what the last op gave, by the path under which the module returned it, ``outs`` with what it
-    returned. Where it returns a single tensor, ``taps`` are those of both, and ``lasting`` tells for each whether its
-    value lasts until the pass ends; it ``is_held`` until then where that is all. A ``watched`` step runs as the eager
-    engine runs it; a ``plain`` one has nothing but ``taps``.
+    ``op_taps`` are fed with what the last op inside gave, by the path at which the module returned it; ``out_taps``
+    with what it returned. Where it returns a single tensor, ``taps`` are those of both, and ``are_lasting`` tells for
+    each whether its value lasts until the pass ends; ``is_one_lasting`` where there is one, and it does. An
+    ``is_watched`` call runs as in an eager pass, with the calls inside of it. An ``is_plain`` one has nothing but
+    ``taps``.
     """
 
     __slots__ = (
-        *("after", "entered", "hidden", "inside", "is_held", "lasting", "left", "module", "ops", "outs", "plain"),
-        *("takes_in", "taps", "watched"),
+        *("module", "enter_node", "exit_node", "next_call"),
+        *("op_taps", "out_taps", "taps", "are_lasting", "is_one_lasting"),
+        *("takes_arguments", "is_watched", "is_inside_watched", "is_opaque", "is_plain"),
     )
 
-    def __init__(self, entered: TrieNode) -> None:
-        assert entered.known is not None
-        self.module: nn.Module = entered.known.module
-        self.entered = entered
-        self.left: TrieNode | None = None
-        self.ops: Sequence[Fed] = ()
-        self.outs: Sequence[Fed] = ()
-        self.taps: tuple[Tap, ...] = ()
-        self.lasting: tuple[bool, ...] = ()
-        self.is_held = False
-        self.takes_in = False
-        self.watched = False
-        self.inside = False  # of a watched step, which sees to it
-        self.hidden = entered.hidden
-        self.plain = False
-        self.after: ScheduledCall = self
+    def __init__(self, enter_node: TrieNode) -> None:
+        assert enter_node.tracked is not None
+        self.module: nn.Module = enter_node.tracked.module
+        self.enter_node = enter_node
+        self.exit_node: TrieNode | None = None
+        self.next_call: ScheduledCall = self
+        self.op_taps: Sequence[TapAtPath] = ()
+        self.out_taps: Sequence[TapAtPath] = ()
+        self.taps: tuple[Tap[Any], ...] = ()
+        self.are_lasting: tuple[bool, ...] = ()
+        self.is_one_lasting = False
+        self.takes_arguments = False
+        self.is_watched = False
+        self.is_inside_watched = False
+        self.is_opaque = enter_node.is_opaque
+        self.is_plain = False
+
+    @classmethod
+    def end(cls) -> ScheduledCall:
+        """What stands behind the last call: a call of a module that nobody calls."""
+        call = cls.__new__(cls)
+        call.module = nn.Module()
+        call.next_call = call
+        call.is_watched = False
+        return call
+
+    @property
+    def name(self) -> str:
+        assert self.enter_node.tracked is not None
+        return self.enter_node.tracked.name
 
     @property
     def matters(self) -> bool:
         """Whether there is anything to take."""
-        return bool(self.takes_in or self.watched or self.ops or self.outs)
-
-    def settle(self, lasting: Container[WarmupTap]) -> None:
-        """Work out the quick way."""
-        self.plain = not (self.takes_in or self.watched or self.hidden)
-        watches = [watch for watch, path in (*self.ops, *self.outs) if not path]
-        self.taps = tuple(watch.inner for watch in watches)
-        self.lasting = tuple(watch in lasting for watch in watches)
-        self.is_held = self.lasting == (True,)
+        return bool(self.takes_arguments or self.is_watched or self.op_taps or self.out_taps)
 
     @property
-    def is_simple(self) -> bool:
+    def takes_single_tensors(self) -> bool:
         """Whether nothing is taken but single tensors that the module returns."""
-        return self.plain and not any(path for _, path in (*self.ops, *self.outs))
+        return self.is_plain and not any(path for _, path in (*self.op_taps, *self.out_taps))
+
+    def settle(self, lasting: Mapping[WarmupTap, int]) -> None:
+        """All is known: work out what makes a replay quick."""
+        self.is_plain = not (self.takes_arguments or self.is_watched or self.is_opaque)
+        taps = [tap for tap, path in (*self.op_taps, *self.out_taps) if not path]
+        self.taps = tuple(tap.tap for tap in taps)
+        self.are_lasting = tuple(tap in lasting for tap in taps)
+        self.is_one_lasting = self.are_lasting == (True,)
 
 
 class Schedule:
-    """The steps of all passes that run alike, which end at the node ``final`` of the trie.
+    """The calls of all passes that run alike, which end at the node ``final`` of the trie.
 
-    ``whole`` passes run eagerly from beginning to end, because something is kept outside of any step. ``idle`` tells
-    of a run that begins whether nothing can be kept in it; None where that can't be told. ``batch`` is fed when a pass
-    ends; None where taps have to be fed at their events.
+    ``runs_eagerly``: something is kept outside of any scheduled call, so every pass runs eagerly. ``skip_test`` tells
+    of a run that begins whether nothing will be kept in it; None where that can't be told. ``idle_ways`` are the ways
+    for such a pass. ``batch`` is fed when a pass ends; None where taps have to be fed at their events.
     """
 
-    def __init__(self, final: TrieNode, lessons: Warmup, idle: MakeSkipTest, batch: MakePassBatch) -> None:
+    def __init__(
+        self, final: TrieNode, warmup: Warmup, make_skip_test: MakeSkipTest[Any], make_batch: MakePassBatch[Any]
+    ) -> None:
         path = path_to(final)
-        calls = _Calls(path, lessons)
-        self.final = final
-        self.end = _end()
-        self.modules: dict[int, int] = {}
-        self.idle_modules: dict[int, int] = {}
-        self._steps = calls.steps
+        calls = _Calls(path, warmup)
+        self.end = ScheduledCall.end()
+        self.ways: Mapping[int, int] = {}
+        self.idle_ways: Mapping[int, int] = {}
+        self._calls = calls.calls
         self.look_again()
-        self.first = calls.chain(self.modules, self.end)
-        self.whole = calls.whole or (self.first.watched and self.first.entered is path[0])
-        self.idle = idle([watch.inner for watch in calls.watches])
-        self.batch: PassBatch | None = None
-        can_hold = calls.are_simple and lessons.strange.isdisjoint(calls.watches)
-        if can_hold and not lessons.lasting.keys().isdisjoint(calls.watches):
-            taps = [watch.inner for watch in calls.watches]
-            self.batch = batch(taps, [lessons.lasting.get(watch, 0) for watch in calls.watches])  # 0: of a copy
+        self.first = self._chain()
+        self.runs_eagerly = calls.needs_eager_passes or (self.first.is_watched and self.first.enter_node is path[0])
+        taps = [tap.tap for tap in calls.taps]
+        self.skip_test = make_skip_test(taps)
+        self.batch: PassBatch[Any] | None = None
+        can_hold = calls.takes_single_tensors and warmup.unusual.isdisjoint(calls.taps)
+        if can_hold and not warmup.lasting.keys().isdisjoint(calls.taps):
+            # A value that does not last is held as a copy, whose version is 0.
+            self.batch = make_batch(taps, [warmup.lasting.get(tap, 0) for tap in calls.taps])
 
     def look_again(self) -> None:
         """Take in modules that others of their class have replaced."""
-        kinds: dict[int, int] = {}
-        idle: dict[int, int] = {}
-        for step in self._steps:
-            assert step.entered.known is not None
-            step.module = step.entered.known.module  # held here, so that nothing else gets its id
-            key = id(step.module)
-            calm = HIDDEN if step.hidden else UNHOOKED if type(step.module)._call_impl is call_impl else PLAIN
-            idle[key] = calm
-            if not step.inside:
-                kinds[key] = STEP if step.matters or kinds.get(key) == STEP else calm
-        self.modules, self.idle_modules = kinds, idle
+        ways: dict[int, int] = {}
+        idle_ways: dict[int, int] = {}
+        for call in self._calls:
+            assert call.enter_node.tracked is not None
+            call.module = call.enter_node.tracked.module  # held here, so that no other module can get its id
+            key = id(call.module)
+            has_torchs_call = type(call.module)._call_impl is call_impl
+            unscheduled = OPAQUE if call.is_opaque else UNHOOKED if has_torchs_call else CUSTOM
+            idle_ways[key] = unscheduled
+            if not call.is_inside_watched:
+                ways[key] = SCHEDULED if call.matters or ways.get(key) == SCHEDULED else unscheduled
+        self.ways, self.idle_ways = ways, idle_ways
+
+    def _chain(self) -> ScheduledCall:
+        """The first call, which leads to the others: all calls of each module that is called by schedule."""
+        first = self.end
+        for call in reversed(self._calls):
+            if not call.is_inside_watched and self.ways[id(call.module)] == SCHEDULED:
+                call.next_call, first = first, call
+        return first
+
+
+class _Calls:
+    """The module calls on a path through the trie, and all taps on it."""
+
+    def __init__(self, path: Sequence[TrieNode], warmup: Warmup) -> None:
+        self.calls: list[ScheduledCall] = []
+        self.taps: list[WarmupTap] = []
+        self.needs_eager_passes = False  # something is kept outside of any module call
+        self._warmup = warmup
+        self._open: list[ScheduledCall] = []
+        self._inside: dict[ScheduledCall, list[ScheduledCall]] = {}
+        following: list[TrieNode | None] = [*path[1:], None]
+        for node, next_node in zip(path, following, strict=True):
+            self._add(node, next_node)
+        for call in self.calls:
+            call.settle(warmup.lasting)
+            for inner in self._inside[call] if call.is_watched else ():
+                inner.is_inside_watched = True
+
+    @property
+    def takes_single_tensors(self) -> bool:
+        """Whether all that is taken are single tensors that modules return."""
+        if self.needs_eager_passes:
+            return False
+        return all(call.takes_single_tensors or not call.matters for call in self.calls)
+
+    def _add(self, node: TrieNode, next_node: TrieNode | None) -> None:
+        taps = [(tap, path) for tap, path in _taps_of(node) if tap in self._warmup.fed]
+        self.taps += [tap for tap, _ in taps]
+        if isinstance(node.step, RaisedStep):
+            while len(self._open) + 1 > node.step.depth:
+                self._open.pop()
+        elif isinstance(node.step, SourceStep):
+            self.needs_eager_passes = True
+        elif node.step is LEAVE:
+            call = self._open.pop()
+            call.exit_node, call.out_taps = node, taps
+            if taps:
+                self._watch_fused()
+        elif node.site.kind == "module_enter":
+            self._enter(ScheduledCall(node), takes_arguments=bool(taps))
+        elif taps or node.inside is not None:
+            self._op(node, next_node)
+
+    def _enter(self, call: ScheduledCall, *, takes_arguments: bool) -> None:
+        call.takes_arguments = takes_arguments
+        if takes_arguments:
+            self._watch_fused()
+        for around in self._open:
+            self._inside[around].append(call)
+        self.calls.append(call)
+        self._inside[call] = []
+        self._open.append(call)
+
+    def _op(self, node: TrieNode, next_node: TrieNode | None) -> None:
+        """An op with something kept: taken from the call of its module if that returns it, else watched there."""
+        self._watch_fused()
+        if not self._open:
+            self.needs_eager_passes = True
+            return
+        call = self._open[-1]
+        is_last = next_node is not None and next_node.step is LEAVE
+        if is_last and node.inside is None and node in self._warmup.outputs:
+            call.op_taps = self._warmup.outputs[node]
+        else:
+            call.is_watched = True
+        if node.inside is not None:
+            self.taps += _taps_inside(node.inside)
+
+    def _watch_fused(self) -> None:
+        """Something is kept inside of the open modules: those that would use a fused kernel have to be watched."""
+        for call in self._open:
+            assert call.enter_node.tracked is not None
+            call.is_watched |= call.enter_node.tracked.has_fused_path
+
+
+def _taps_of(node: TrieNode) -> list[TapAtPath]:
+    """The taps of a value and of its leaves, with their paths."""
+    taps = {"": node.tap, **(node.leaf_taps or {})}
+    return [(tap, path) for path, tap in taps.items() if isinstance(tap, WarmupTap)]
+
+
+def _taps_inside(node: TrieNode) -> list[WarmupTap]:
+    """Those from a node on, on whatever path."""
+    taps = [tap for tap, _ in _taps_of(node)]
+    for below in (*node.edges.values(), *([node.inside] if node.inside else [])):
+        taps += _taps_inside(below)
+    return taps
 
 
 def path_to(final: TrieNode) -> list[TrieNode]:
@@ -118,169 +293,19 @@ def path_to(final: TrieNode) -> list[TrieNode]:
     return path[::-1]
 
 
-def _taps_of(node: TrieNode) -> list[Fed]:
-    """The taps of a value and of its leaves, with their paths."""
-    found = {"": node.tap, **(node.leaf_taps or {})}
-    return [(tap, path) for path, tap in found.items() if isinstance(tap, WarmupTap)]
+def first_difference(expected: TrieNode, actual: TrieNode) -> str:
+    """The first event in which two passes differ, in words."""
+    expected_path, actual_path = path_to(expected), path_to(actual)
+    for expected_node, node in zip(expected_path, actual_path, strict=False):
+        if expected_node is not node:
+            return f"{_name(node)!r} came where {_name(expected_node)!r} was expected"
+    if len(actual_path) > len(expected_path):
+        return f"{_name(actual_path[len(expected_path)])!r} came after the last event that was expected"
+    return f"{_name(expected_path[len(actual_path)])!r} did not come"
 
 
-def _taps_inside(node: TrieNode) -> list[WarmupTap]:
-    """Those of a composite's inside, on whatever path."""
-    found = [watch for watch, _ in _taps_of(node)]
-    for below in (*node.edges.values(), *([node.opens] if node.opens else [])):
-        found += _taps_inside(below)
-    return found
-
-
-def _end() -> ScheduledCall:
-    step = ScheduledCall.__new__(ScheduledCall)
-    step.module = nn.Module()  # which nobody calls
-    step.after = step
-    step.watched = False
-    return step
-
-
-class _Calls:
-    """The module calls of a path as steps, and all taps on it."""
-
-    def __init__(self, path: Sequence[TrieNode], lessons: Warmup) -> None:
-        self.whole = False
-        self.steps: list[ScheduledCall] = []
-        self.watches: list[WarmupTap] = []
-        self._lessons = lessons
-        self._open: list[ScheduledCall] = []
-        self._inside: dict[ScheduledCall, list[ScheduledCall]] = {}
-        following: list[TrieNode | None] = [*path[1:], None]
-        for node, after in zip(path, following, strict=True):
-            self._add(node, after)
-        for step in self.steps:
-            step.settle(lessons.lasting)
-            for inner in self._inside[step] if step.watched else ():
-                inner.inside = True
-
-    @property
-    def are_simple(self) -> bool:
-        """Whether all that is taken are single tensors that modules return."""
-        return not self.whole and all(step.is_simple or not step.matters for step in self.steps)
-
-    def chain(self, kinds: Mapping[int, int], end: ScheduledCall) -> ScheduledCall:
-        """The first of the steps, each of which leads to the next: all calls of the modules that matter somewhere."""
-        chained = [step for step in self.steps if not step.inside and kinds[id(step.module)] == STEP]
-        after = end
-        for step in reversed(chained):
-            step.after = after
-            after = step
-        return after
-
-    def _add(self, node: TrieNode, after: TrieNode | None) -> None:
-        fed = [(watch, path) for watch, path in _taps_of(node) if watch in self._lessons.fed]
-        self.watches += [watch for watch, _ in fed]
-        if isinstance(node.step, RaisedStep):
-            while len(self._open) + 1 > node.step.depth:
-                self._open.pop()
-        elif isinstance(node.step, SourceStep):
-            self.whole = True
-        elif node.step is LEAVE:
-            step = self._open.pop()
-            step.left, step.outs = node, fed
-            if fed:
-                self._unfuse()
-        elif node.site.kind == "module_enter":
-            self._enter(ScheduledCall(node), takes_in=bool(fed))
-        elif fed or node.opens is not None:
-            self._op(node, after)
-
-    def _enter(self, step: ScheduledCall, *, takes_in: bool) -> None:
-        step.takes_in = takes_in
-        if takes_in:
-            self._unfuse()
-        for around in self._open:
-            self._inside[around].append(step)
-        self.steps.append(step)
-        self._inside[step] = []
-        self._open.append(step)
-
-    def _op(self, node: TrieNode, after: TrieNode | None) -> None:
-        self._unfuse()
-        if not self._open:
-            self.whole = True
-            return
-        step = self._open[-1]
-        is_output = node.opens is None and after is not None and after.step is LEAVE and node in self._lessons.outputs
-        if is_output:
-            step.ops = self._lessons.outputs[node]
-        else:
-            step.watched = True
-        if node.opens is not None:
-            self.watches += _taps_inside(node.opens)
-
-    def _unfuse(self) -> None:
-        """Something is kept inside of the open modules: where it would compute with a fused kernel, one is watched."""
-        for step in self._open:
-            assert step.entered.known is not None
-            step.watched |= step.entered.known.may_fuse
-
-
-class Replay:
-    """Where a thread is in a pass that runs by a plan."""
-
-    __slots__ = ("batch", "course", "held", "mode", "modules", "plan", "run", "step", "times")
-
-    batch: PassBatch
-    course: Route
-    held: list[Tensor] | None
-    mode: OpMode
-    modules: Mapping[int, int]
-    plan: Schedule
-    run: Any
-    step: ScheduledCall
-    times: list[float]
-
-
-class Route:
-    """What is known of the passes of one entry that run in the same circumstances."""
-
-    __slots__ = ("called", "last", "left", "lessons", "plan", "tries")
-
-    def __init__(self, called: str) -> None:
-        self.called = called
-        self.forget()
-
-    def forget(self) -> None:
-        """Learn anew."""
-        self.plan: Schedule | None = None
-        self.last: TrieNode | None = None
-        self.lessons = Warmup()
-        self.tries = 0
-        self.left = 0
-
-
-def call_name(step: ScheduledCall) -> str:
-    """The module call that a step is."""
-    assert step.entered.known is not None
-    return step.entered.known.name
-
-
-def _site(node: TrieNode) -> str:
-    known = node.known
-    if known is None:
+def _name(node: TrieNode) -> str:
+    tracked = node.tracked
+    if tracked is None:
         return node.site.name
-    return known.name if node.site.kind == "module_exit" else f"{known.address}:in"
-
-
-def start_of(node: TrieNode) -> TrieNode:
-    """The root of the trie that a node is in."""
-    while node.parent is not None:
-        node = node.parent
-    return node
-
-
-def first_difference(expected: TrieNode, found: TrieNode) -> str:
-    """The first event in which two passes differ."""
-    was, now = path_to(expected), path_to(found)
-    for one, other in zip(was, now, strict=False):
-        if one is not other:
-            return f"{_site(other)!r} came where {_site(one)!r} was expected"
-    if len(now) > len(was):
-        return f"{_site(now[len(was)])!r} came after the last event that was expected"
-    return f"{_site(was[len(now)])!r} did not come"
+    return tracked.name if node.site.kind == "module_exit" else tracked.input_prefix

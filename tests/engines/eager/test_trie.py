@@ -214,7 +214,7 @@ def test_a_module_that_is_replaced_keeps_the_address() -> None:
         *("/sum", "/gt", "head/linear", "head")
     ]
     assert all(same_bits(a.activation, b) for a, b in zip(rec.recording["head"], outputs, strict=True))
-    assert len(rec._engine._table.known) == 2
+    assert len(rec._engine._passes.registry.by_id) == 2
 
 
 def test_swapped_modules_swap_their_addresses_with_the_next_scan() -> None:

@@ -605,9 +605,9 @@ def test_only_modules_that_matter_are_watched() -> None:
     with Recorder(model, keep_op="linear", engine="static") as rec:
         for _ in range(3):
             model(x)
-        plan = next(iter(rec._engine._courses.values())).plan
-        kept = {key for key, how in plan.modules.items() if how == 1}
-    assert kept == {id(model.lin)} and not plan.whole
+        schedule = next(iter(rec._engine._routes.values())).schedule
+        scheduled = {key for key, way in schedule.ways.items() if way == 1}
+    assert scheduled == {id(model.lin)} and not schedule.runs_eagerly
 
 
 def test_options() -> None:

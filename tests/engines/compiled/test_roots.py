@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from fastrec import CaptureSpec, FastrecWarning, Recorder
-from fastrec._errors import SessionError
+from fastrec._errors import SessionError, UnsupportedModelError
+from fastrec.engines.compiled import roots
 from fastrec.predicates import every, kind, op, phase
+from tests.engines.compiled.guards import Does, cosine
 from tests.helpers.compiling import fresh_dynamo as fresh_dynamo
 from tests.helpers.models import MODELS, mlp
 from tests.helpers.same_recordings import assert_same_recordings
@@ -286,3 +288,16 @@ def test_a_compiled_model_is_recorded_beside_one_that_is_not(engine: str, compil
         expected = [compiled(x * i) for i in range(3)], [other(x * i) for i in range(3, 5)]
     for recorder, values in zip(recorders, expected, strict=True):
         assert torch.equal(recorder.recording.stack("1/tanh"), torch.stack(values))
+
+
+def test_compiled_methods_that_are_no_roots_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make() -> Any:
+        model = Does(cosine)
+        model.act = torch.compile(model.does, backend="eager")
+        return torch.compile(model, backend="eager")
+
+    with pytest.raises(UnsupportedModelError, match="has a compiled method"), Recorder(make(), keep_op="cos"):
+        raise AssertionError("the block must not begin")
+    monkeypatch.setattr(roots, "check_methods", lambda *_: None)
+    with pytest.warns(FastrecWarning, match="no pass was recorded"), Recorder(make(), keep_op="cos"):
+        pass

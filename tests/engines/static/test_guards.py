@@ -10,10 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastrec import Recorder
 from fastrec._errors import FastrecError
-from fastrec.engines.static import engine as static
-from fastrec.engines.static import warmup as _static_lesson
-from fastrec.engines.static.engine import StaticEngine
-from fastrec.engines.static.schedule import _Calls
+from fastrec.engines import StaticEngine
 from fastrec.predicates import inside, op
 from fastrec.session.pass_batch import UncopiedBatch
 from fastrec.sinks.ram.pool import UncopiedPass
@@ -143,7 +140,7 @@ def test_values_are_compared_with_copies_in_the_first_passes(where: str, monkeyp
         return Model(**{where: write})
 
     assert not differ(make, popping, keep_op="tanh")
-    monkeypatch.setattr(_static_lesson, "_is_as_it_was", lambda *_: True)
+    monkeypatch.setattr("fastrec.engines.static.warmup.is_unchanged", lambda *_: True)
     assert differ(make, popping, keep_op="tanh")
 
 
@@ -165,7 +162,7 @@ def test_parts_that_autograd_runs_again_are_told_from_calls(monkeypatch: pytest.
             model(torch.randn(3, 4))
 
     assert not differ(Checkpoints, drive, keep_op="tanh")
-    monkeypatch.setattr(static, "graph_task_id", lambda: -1)
+    monkeypatch.setattr("fastrec.engines.static.engine.graph_task_id", lambda: -1)
     assert differ(Checkpoints, drive, keep_op="tanh")
 
 
@@ -177,7 +174,7 @@ def test_fused_modules_are_watched_where_something_inside_is_kept(monkeypatch: p
 
     with pytest.warns(match="without its fused kernel"):
         assert not differ(encoder, drive, keep_module="0.layers.0.linear1")
-    monkeypatch.setattr(_Calls, "_unfuse", lambda self: None)
+    monkeypatch.setattr("fastrec.engines.static.schedule._Calls._watch_fused", lambda self: None)
     with pytest.warns(match="without its fused kernel"):
         assert differ(encoder, drive, keep_module="0.layers.0.linear1")
 
@@ -192,7 +189,7 @@ def test_passes_that_fuse_and_those_that_do_not_have_plans_of_their_own(monkeypa
 
     kept = op("linear") & inside("1")  # its label counts what ran before it, but for what is inside of fused modules
     assert not differ(encoder, drive, keep_op=kept)
-    monkeypatch.setattr(static, "is_fused_now", lambda module: False)
+    monkeypatch.setattr("fastrec.engines.static.engine.may_fuse_now", lambda module: False)
     assert differ(encoder, drive, keep_op=kept)
 
 
@@ -207,13 +204,10 @@ def test_an_op_is_not_taken_from_a_module_with_hooks(monkeypatch: pytest.MonkeyP
 
     assert not differ(Model, drive, keep_op="tanh")
 
-    def take_anyway(self: Any, now: Any, eager: Any, module: Any, args: Any, kwargs: Any) -> Any:
-        step, now.step = now.step, now.step.after
-        out = module._call_impl(*args, **kwargs)
-        self._take(now, step, out)
-        return out
+    def take_anyway(self: Any, replay: Any, eager_call: Any, module: Any, args: Any, kwargs: Any) -> Any:
+        return self._call_scheduled(replay, None, module, args, kwargs)
 
-    monkeypatch.setattr(StaticEngine, "_watch", take_anyway)
+    monkeypatch.setattr(StaticEngine, "_call_watched", take_anyway)
     assert differ(Model, drive, keep_op="tanh")
 
 
@@ -321,14 +315,16 @@ def test_calls_come_in_their_order_and_number(order: str, monkeypatch: pytest.Mo
         return True
 
     assert noticed()
-    aside = StaticEngine._step_aside
+    call_otherwise = StaticEngine._call_otherwise
 
-    def go_on(self: Any, now: Any, *call: Any) -> Any:
+    def go_on(self: Any, replay: Any, *call: Any) -> Any:
         _, _, module, args, kwargs = call
-        return module._call_impl(*args, **kwargs) if now.step.module is not module else aside(self, now, *call)
+        if replay.next_call.module is not module:
+            return module._call_impl(*args, **kwargs)
+        return call_otherwise(self, replay, *call)
 
-    monkeypatch.setattr(StaticEngine, "_step_aside", go_on)
-    monkeypatch.setattr(StaticEngine, "_broken", lambda self, course, what: None)
+    monkeypatch.setattr(StaticEngine, "_call_otherwise", go_on)
+    monkeypatch.setattr(StaticEngine, "_broken", lambda self, route, difference: None)
     monkeypatch.setattr("fastrec.session.taps.PassRun.fail", lambda self, error: None)
     assert not noticed()
 
@@ -354,9 +350,9 @@ def test_a_full_pass_is_made_as_often_as_was_asked_for(monkeypatch: pytest.Monke
     assert passes() < 9
     learn = StaticEngine._learn
 
-    def never_again(self: Any, course: Any, lesson: Any, mode: Any) -> None:
-        learn(self, course, lesson, mode)
-        course.left = 1000 if course.plan is not None else 0
+    def never_again(self: Any, route: Any, *eager_pass: Any) -> None:
+        learn(self, route, *eager_pass)
+        route.replays_left = 1000 if route.schedule is not None else 0
 
     monkeypatch.setattr(StaticEngine, "_learn", never_again)
     assert passes() == 12
@@ -386,8 +382,8 @@ def test_a_module_that_returns_no_tensor_breaks_the_promise(monkeypatch: pytest.
 
     assert drive() == 5
 
-    monkeypatch.setattr(StaticEngine, "_fail", lambda self, now, what: None)
-    monkeypatch.setattr(StaticEngine, "_take", lambda self, now, step, out: None)
+    monkeypatch.setattr(StaticEngine, "_fail", lambda self, replay, difference: None)
+    monkeypatch.setattr(StaticEngine, "_take_leaves", lambda self, replay, scheduled, out: None)
     assert drive() == 6  # one of them without its record
 
 
