@@ -24,7 +24,7 @@ from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import PredicateFailure, RecordContext
 from fastrec.events.sites import Catalog, Interned, Origin, PassInfo, RecordMeta, Site
 from fastrec.sinks.hdf5.checksums import add_checksum, strip_checksum
-from fastrec.sinks.hdf5.layout import Bytes, DataInfo, Rows, dtype_name, dtype_named
+from fastrec.sinks.hdf5.layout import DataInfo, Rows, dtype_name, dtype_named
 
 META = "variant"
 """What a RecordMeta is called in the log."""
@@ -159,10 +159,10 @@ class Log:
                 self.data[segment, number + self.remap.offset.data] = renumbered
         self._unresolved = unresolved
 
-    def read(self, segment: int, data: Bytes) -> int:
+    def read(self, segment: int, data: bytes) -> int:
         """Take in the log of a segment up to its first line that is not whole; how many bytes were taken in."""
         end = 0
-        for line in data.tobytes().split(b"\n"):
+        for line in data.split(b"\n")[:-1]:
             entry = strip_checksum(line)
             if entry is None:
                 break

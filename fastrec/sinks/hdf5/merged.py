@@ -15,19 +15,20 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
+import h5py
 import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastrec._errors import DamagedFileError, RecordingNotFoundError
+from fastrec._errors import DamagedFileError, FastrecError, RecordingNotFoundError
 from fastrec.events.sites import Catalog, Origin, RecordMeta
 from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
 from fastrec.sinks.hdf5.layout import MERGED, SOURCES, Integers, Rows, run_edges
 from fastrec.sinks.hdf5.paths import Paths
 from fastrec.sinks.hdf5.reader import segment_of
 from fastrec.sinks.hdf5.source import HDF5Source
-from fastrec.sinks.hdf5.structure import open_verified
+from fastrec.sinks.hdf5.structure import MAX_INDEX_BYTES, open_verified, plain_dataset
 
 
 class MergedSource:
@@ -231,21 +232,50 @@ def open_source(path: str | os.PathLike[str]) -> HDF5Source | MergedSource:
 def shown_recordings(path: str | os.PathLike[str]) -> list[ShownRecording] | None:
     """The recordings that a file shows as one; None where it is a recording itself."""
     path = Paths(path).path
-    if not os.path.exists(path) or segment_of(path) != MERGED:
+    try:
+        if segment_of(path) != MERGED:
+            return None
+    except FileNotFoundError:
         return None
     try:
         with open_verified(path) as file:
-            recordings = msgspec.json.decode(file[SOURCES][:].tobytes(), type=list[ShownRecording])
+            sources = plain_dataset(file, SOURCES, 1)
+            if sources.get_space().get_simple_extent_npoints() > MAX_INDEX_BYTES:
+                raise DamagedFileError(f"{path!r} does not say what was merged: {SOURCES!r} is too long")
+            content = h5py.Dataset(sources)[:].tobytes()
+        recordings = msgspec.json.decode(content, type=list[ShownRecording])
+    except FastrecError:
+        raise
     except (OSError, KeyError, RuntimeError, TypeError, AttributeError, ValueError, msgspec.DecodeError) as error:
         raise DamagedFileError(f"{path!r} does not say what was merged: {error}") from error
     if not recordings:
         raise DamagedFileError(f"{path!r} shows no recordings")
+    for recording in recordings:
+        if not is_near(recording.path):
+            raise DamagedFileError(
+                f"{path!r} names {recording.path!r} as a recording that it shows; a merged file only shows recordings "
+                "in its own folder, below it or in a folder beside it"
+            )
     return recordings
+
+
+def is_near(relative_path: str) -> bool:
+    """Whether a path, as seen from a file, leads to its folder, below it, or to a folder beside it.
+
+    A file that shows others may come from anywhere, and must not reach whatever the reader has elsewhere.
+    """
+    parts = os.path.normpath(relative_path).split(os.sep)
+    is_relative = not os.path.isabs(relative_path) and "\0" not in relative_path
+    return is_relative and parts[1:2] != [os.pardir] and parts[-1] != os.pardir
 
 
 def shown_path(path: str, shown: ShownRecording) -> str:
     """Where a recording is that the file at ``path`` shows."""
-    return os.path.normpath(os.path.join(os.path.dirname(path), shown.path))
+    folder = os.path.dirname(path)
+    given = os.path.normpath(os.path.join(folder, shown.path))
+    if os.path.islink(path) and not os.path.lexists(given):  # a link to the merged file from somewhere else
+        return os.path.normpath(os.path.join(os.path.dirname(os.path.realpath(path)), shown.path))
+    return given
 
 
 def _open_shown(path: str, shown: ShownRecording) -> HDF5Source:

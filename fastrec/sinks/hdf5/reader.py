@@ -15,16 +15,14 @@ separate process first (see ``probe``).
 from __future__ import annotations
 
 import os
-import stat
 import threading
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from h5py import h5s
 
-from fastrec._errors import DamagedFileError, RecordingFileError, RecordingNotFoundError
+from fastrec._errors import DamagedFileError, FastrecError, RecordingFileError, RecordingNotFoundError
 from fastrec._torch.process import FORKS
 from fastrec.sinks.hdf5.catalog_log import Log
 from fastrec.sinks.hdf5.checksums import Counters, read_counters, strip_checksum
@@ -40,12 +38,24 @@ from fastrec.sinks.hdf5.layout import (
     SegmentIndex,
     read_rows,
 )
-from fastrec.sinks.hdf5.paths import Paths
+from fastrec.sinks.hdf5.open_files import OPEN_FILES
+from fastrec.sinks.hdf5.paths import SUFFIXES, Paths, open_regular
 from fastrec.sinks.hdf5.probe import probe_in_subprocess
-from fastrec.sinks.hdf5.structure import decode_index, load_plugins, open_verified, read_index, read_trailer
+from fastrec.sinks.hdf5.structure import (
+    MAX_INDEX_BYTES,
+    decode_index,
+    load_plugins,
+    open_verified,
+    plain_dataset,
+    read_index,
+    read_trailer,
+)
 
 MIN_READ_ROWS, MAX_READ_ROWS = 1 << 10, 1 << 16
 """How many rows of a table, or bytes of the log, are read at first and at most: it may end at any of them."""
+
+MAX_LINE_BYTES = 64 << 20
+"""No line of a log is longer. A file of holes may claim any length, and reading it would take memory."""
 
 MAX_FIND_ATTEMPTS = 8
 """A segment that is finalized between looking for it and opening it has another name, so it is looked for again."""
@@ -57,29 +67,19 @@ class ReadFile:
     def __init__(self, path: str, *, map_path: str | None = None) -> None:
         self.path = path
         self.in_progress = map_path is not None
-        self._descriptor = -1
         # Opened before the index is read: if the segment is finalized meanwhile, this is still the file that the index
-        # is of.
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except PermissionError as error:
-            raise RecordingFileError(f"{path!r} can't be read: {error.strerror}") from error
-        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-            raise RecordingFileError(f"{path!r} can't be read: it is not a regular file")
-        if map_path is not None:
-            self.index = _index_beside(path, map_path)
-        else:
-            self.index = read_trailer(self._descriptor) or _index_by_hdf5(path)
+        # is of. It stays open, as its name will be gone; a finished one only where there are not too many.
+        self._descriptor = OPEN_FILES.open(path, stays_open=self.in_progress)
+        with self._descriptor as descriptor:
+            if map_path is not None:
+                self.index = _index_beside(path, map_path)
+            else:
+                self.index = read_trailer(descriptor) or _index_by_hdf5(path)
+            self._check_index(os.fstat(descriptor).st_size)
         self._compressed = CompressedFile(path)
-        self._check_index()
 
     def __reduce__(self) -> Any:
         raise TypeError("an open file can't be copied to another process; the recording opens its files again")
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        # As an argument, because at the end of the interpreter the module `os` may be gone before this file.
-        if self._descriptor >= 0:
-            close(self._descriptor)
 
     @property
     def number(self) -> int:
@@ -93,7 +93,10 @@ class ReadFile:
         if extent.compressed:
             return self._compressed.rows(name, first, count, extent.row_bytes, out)
         try:
-            return read_rows(self._descriptor, extent, first, count, out)
+            with self._descriptor as descriptor:
+                return read_rows(descriptor, extent, first, count, out)
+        except RecordingFileError:
+            raise
         except DamagedFileError as error:
             raise DamagedFileError(f"{self.path!r}, {name!r}: {error}") from None
         except OSError as error:
@@ -120,25 +123,27 @@ class ReadFile:
 
     def log(self, into: Log, first: int = 0) -> int:
         """Take in the log from a byte on; where its last whole line ends."""
-        total = self.index.sets[LOG].rows
-        data = self.rows(LOG, first, min(MIN_READ_ROWS if self.in_progress else total, total - first))
-        # Nothing says how long the log is so far: it goes on as long as the bytes are not zero.
-        while self.in_progress and first + data.size < total and data[-1]:
-            more = min(4 * data.size, total - first - data.size)
-            data = np.concatenate([data, self.rows(LOG, first + data.size, more)])
-        end = first + into.read(self.number, data)
+        total, step = self.index.sets[LOG].rows, MIN_READ_ROWS
+        end, rest = first, b""
+        # In pieces: nothing says how long a growing one is so far, and a file of holes may say anything.
+        while end + len(rest) < total:
+            data = rest + self.rows(LOG, end + len(rest), min(step, total - end - len(rest))).tobytes()
+            n_read = into.read(self.number, data)
+            end, rest = end + n_read, data[n_read:]
+            if b"\n" in rest or rest.endswith(b"\0") or len(rest) > MAX_LINE_BYTES:  # no whole line will come of it
+                break
+            step = min(max(MAX_READ_ROWS, 4 * len(rest)), MAX_LINE_BYTES)
         if not self.in_progress and end < total:
             raise DamagedFileError(f"{self.path!r}: the log is damaged after {end} of {total} bytes")
         return end
 
-    def _check_index(self) -> None:
+    def _check_index(self, size: int) -> None:
         """Check that the data sets which every segment has are there, and that all of them lie inside of the file."""
         row_bytes = {name: dtype.itemsize for name, dtype in (*TABLES.items(), (COUNTERS, COUNTERS_ROW))}
         row_bytes |= {LOG: 1, OVERFLOW: 1}
         for name in row_bytes:
             if name not in self.index.sets:
                 raise DamagedFileError(f"{self.path!r} lacks the data set {name!r}")
-        size = os.fstat(self._descriptor).st_size
         for name, extent in self.index.sets.items():
             if extent.row_bytes != row_bytes.get(name, extent.row_bytes):
                 raise DamagedFileError(f"{self.path!r}: the rows of {name!r} have {extent.row_bytes} bytes")
@@ -162,15 +167,17 @@ class CompressedFile:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._absolute_path = os.path.abspath(path)  # the process may be in another folder by then
         self._lock = threading.Lock()
         self._file: Any = None
+        self._data_sets: dict[str, Any] = {}
         self._forks = FORKS.count
 
     def rows(self, name: str, first: int, count: int, row_bytes: int, out: Bytes | None) -> Bytes:
         """Rows of a data set, as the bytes of its type on the disk."""
         with self._lock:
             try:
-                data_set = self._opened()[name].id
+                data_set = self._data_set(name, row_bytes)
                 space = data_set.get_space()
                 shape = space.get_simple_extent_dims()
                 if first < 0 or count < 0 or first + count > shape[0]:
@@ -179,25 +186,41 @@ class CompressedFile:
                 if data.size:
                     space.select_hyperslab((first, *(0 for _ in shape[1:])), (count, *shape[1:]))
                     data_set.read(h5s.create_simple((count, *shape[1:])), space, data, data_set.get_type())
-            except DamagedFileError:
+            except FastrecError:
                 raise
+            except MemoryError as error:
+                raise RecordingFileError(f"{self._path!r}, {name!r}: there is no memory for {count} rows") from error
             except (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
                 load_plugins(f"{self._path!r} ({error})")
                 raise DamagedFileError(f"{self._path!r}, {name!r} can't be read: {error}") from error
         return data
 
-    def _opened(self) -> Any:
+    def _data_set(self, name: str, row_bytes: int) -> Any:
         if self._file is None or self._forks != FORKS.count:  # a forked child shares HDF5's handle, and its position
             if find_spec("hdf5plugin") is not None:
                 load_plugins("reading")
-            self._file = open_verified(self._path, rdcc_nbytes=self.CACHE_BYTES)
+            self._file = open_verified(self._absolute_path, rdcc_nbytes=self.CACHE_BYTES)
             self._forks = FORKS.count
-        return self._file
+            self._data_sets = {}
+        if name not in self._data_sets:
+            # HDF5 writes as many bytes into the buffer as the data set's own type says, whatever the index says.
+            self._data_sets[name] = plain_dataset(self._file, name, row_bytes)
+        return self._data_sets[name]
+
+
+def paths_of(path: str | os.PathLike[str]) -> Paths:
+    """The paths of a recording's files; where only a link to it has this path, those of the recording itself."""
+    paths = Paths(path)
+    if os.path.islink(paths.path) and not paths.segments():
+        target = os.path.realpath(paths.path)
+        if os.path.splitext(target)[1] in SUFFIXES:  # else a store of files has names of its own for their content
+            return Paths(target)
+    return paths
 
 
 def find_files(path: str | os.PathLike[str]) -> list[ReadFile]:
     """The segments of a recording, in order."""
-    paths = Paths(path)
+    paths = paths_of(path)
     for _ in range(MAX_FIND_ATTEMPTS):
         try:
             files = _open_segments(paths)
@@ -213,7 +236,7 @@ def find_files(path: str | os.PathLike[str]) -> list[ReadFile]:
 
 def _open_segments(paths: Paths) -> list[ReadFile]:
     n_shown = 0
-    if os.path.exists(paths.path):
+    if os.path.lexists(paths.path):
         n_shown = -segment_of(paths.path)
         if n_shown <= 0:
             return [ReadFile(paths.path)]
@@ -233,13 +256,8 @@ def _open_segments(paths: Paths) -> list[ReadFile]:
 
 def segment_of(path: str) -> int:
     """The number of a file among the segments; -n where it has no rows but shows n others."""
+    descriptor = open_regular(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except PermissionError as error:
-        raise RecordingFileError(f"{path!r} can't be read: {error.strerror}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise RecordingFileError(f"{path!r} can't be read: it is not a regular file")
         index = read_trailer(descriptor)
     finally:
         os.close(descriptor)
@@ -247,8 +265,8 @@ def segment_of(path: str) -> int:
 
 
 def _index_beside(path: str, map_path: str) -> SegmentIndex:
-    with open(map_path, "rb") as file:
-        line = file.read()
+    with open(open_regular(map_path), "rb") as file:
+        line = file.read(MAX_INDEX_BYTES)
     text = strip_checksum(line.rstrip(b"\n"))
     if text is None:  # damaged; the file itself may well be whole
         return _index_by_hdf5(path)

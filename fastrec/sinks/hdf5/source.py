@@ -59,7 +59,7 @@ class HDF5Source:
 
     def __init__(self, path: str | os.PathLike[str], contents: Contents | None = None) -> None:
         contents = contents or read_contents(find_files(path))
-        self._path = os.fspath(path)
+        self._path = os.path.abspath(path)  # the process may be in another folder when it is pickled
         self._contents = contents
         self._files = contents.files
         self._raw = contents.records
@@ -71,7 +71,7 @@ class HDF5Source:
     def __reduce__(self) -> tuple[Any, ...]:
         contents = self._contents
         moment = contents.start, contents.tables.counts, contents.n_empty
-        return _reopen, (os.path.abspath(self._path), self._run, *moment)
+        return _reopen, (self._path, self._run, *moment)
 
     @property
     def _run(self) -> str:

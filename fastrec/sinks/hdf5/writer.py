@@ -87,7 +87,8 @@ class Writer:
         self._closing = self._closed = False
         self._n_passes_written = self._n_empty_flushed = self._n_counters_written = self._highest_begun = 0
         claim = claim_first_segment(paths, options, catalog)
-        self._identity, self._claim_descriptor, self.earlier_shapes = claim.identity, claim.descriptor, claim.shapes
+        self._identity, self.earlier_shapes = claim.identity, claim.shapes
+        self._claimed: int | None = claim.descriptor  # of the file that the next segment is written to
         # A daemon, so that a recorder which nobody closes does not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="fastrec-writer", daemon=True)
         self._thread.start()
@@ -129,7 +130,8 @@ class Writer:
             if self._segment is not None:
                 self._segment.abandon()
         self._block_writer.close()
-        os.close(self._claim_descriptor)
+        if self._claimed is not None:
+            os.close(self._claimed)
 
     def _work(self) -> None:
         pool, seconds = self._pool, FLUSH_EARLY * self._options.flush_seconds
@@ -195,6 +197,7 @@ class Writer:
         counters = self._write_counters(segment)
         if durable:
             segment.sync()
+        segment.check_path()
         self._unwritten_log = b""
         self._logged_data.update(segment.placed_data)
         self._n_passes_written += len(batch.table)
@@ -269,6 +272,8 @@ class Writer:
         number = self._identity.segment
         if self._segment is not None:
             number = self._segment.number + 1
+            # Claimed first: at each moment there is a locked file, which says that somebody writes here.
+            self._claimed = self._paths.claim(number, locking=self._options.locking)
             self._finalize(self._segment, self._paths.finalized(number - 1))
         rows = self._free_blocks()
         self._log.restart()
@@ -279,8 +284,9 @@ class Writer:
         table_rows[LOG] = len(self._log_lines(batch))
         capacity = Capacity(rows, self._recent_bytes(), table_rows)
         identity = self._identity.of_segment(number)
-        segment = Segment(self._paths, identity, self.infos, capacity, self._options)
-        self._segment = segment
+        assert self._claimed is not None
+        segment = Segment(self._paths, identity, self.infos, capacity, self._options, self._claimed)
+        self._segment, self._claimed = segment, None
         # What a session counts, its last file says: so this one must say it from the moment in which it is there.
         self._write_counters(segment)
         segment.publish()
