@@ -12,7 +12,7 @@ from fastrec._errors import OptionError, RecordingFileError
 from fastrec.events.sites import Origin
 from fastrec.sinks.hdf5.copy_file import CopyOptions, Progress, check_free, make_whole, write_source
 from fastrec.sinks.hdf5.layout import MERGED, Identity
-from fastrec.sinks.hdf5.merged import MergedSource, ShownRecording, shown_recordings
+from fastrec.sinks.hdf5.merged import MergedSource, ShownRecording, is_near, shown_recordings
 from fastrec.sinks.hdf5.source import HDF5Source
 from fastrec.sinks.hdf5.virtual import write_virtual
 
@@ -133,6 +133,12 @@ def _write_shown(target: str, identity: Identity, recordings: list[_Recording]) 
         ShownRecording(os.path.relpath(recording.path, folder), len(recording.source.records()), recording.origin)
         for recording in recordings
     ]
+    far = next((recording for recording in shown if not is_near(recording.path)), None)
+    if far is not None:
+        raise OptionError(
+            f"{target!r} can only show recordings in its own folder, below it or in a folder beside it, and "
+            f"{far.path!r} is none of these; write it nearer to them, or copy them with virtual=False"
+        )
     files = [file for recording in recordings for file, _ in recording.source.paths()]
     sources = msgspec.json.encode(shown, enc_hook=repr)
     make_whole(target, lambda part: write_virtual(part, identity, files, sources))

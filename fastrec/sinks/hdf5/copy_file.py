@@ -78,17 +78,22 @@ class CopyOptions(msgspec.Struct, frozen=True):
     progress: Progress | None = None
 
 
-def check_free(path: str | os.PathLike[str]) -> str:
-    """A path at which there is nothing yet."""
-    existing = Paths(path).files()
+def check_free(path: str | os.PathLike[str], allowed: Sequence[str] = ()) -> str:
+    """A path at which there is nothing yet, but for some files that may be there."""
+    existing = [file for file in Paths(path).files() if file not in allowed]
     if existing:
         raise RecordingExistsError(f"{existing[0]!r} exists; give another path")
     return Paths(path).path
 
 
-def write_source(source: Source, path: str | os.PathLike[str], options: CopyOptions) -> None:
-    """Write one file, at a path at which there is nothing yet; it appears there once it is whole."""
-    target = check_free(path)
+def write_source(
+    source: Source, path: str | os.PathLike[str], options: CopyOptions, *, replaces: Sequence[str] = ()
+) -> None:
+    """Write one file, at a path at which there is nothing yet; it appears there once it is whole.
+
+    ``replaces`` are the files of the same recording that may be there.
+    """
+    target = check_free(path, replaces)
     copied, rewriting = _CopiedFile(source, options), Rewriting(durable=True, compression=options.compression)
     make_whole(target, lambda part: rewrite(copied.read, options.identity, copied.specs, part, options=rewriting))
 

@@ -11,7 +11,7 @@ source and to the row there.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
 from fastrec.sinks.hdf5.layout import MERGED, SOURCES, Integers, Rows, run_edges
 from fastrec.sinks.hdf5.paths import Paths
 from fastrec.sinks.hdf5.reader import segment_of
+from fastrec.sinks.hdf5.salvage import salvage_contents
 from fastrec.sinks.hdf5.source import HDF5Source
 from fastrec.sinks.hdf5.structure import MAX_INDEX_BYTES, open_verified, plain_dataset
 
@@ -65,6 +66,10 @@ class MergedSource:
     def facts(self) -> dict[str, Any]:
         """What the recorder of the first source wrote of its session."""
         return {**self.sources()[0].facts(), "began": self.began}
+
+    def losses(self) -> list[str]:
+        """What is damaged in the sources, and not in this one or not certain."""
+        return [loss for source in self.sources() for loss in source.losses()]
 
     def begun(self) -> int:
         """One more than the highest index of a pass that ended, those that kept nothing included."""
@@ -221,12 +226,19 @@ class ShownRecording(msgspec.Struct, frozen=True):
     origin: Origin
 
 
-def open_source(path: str | os.PathLike[str]) -> HDF5Source | MergedSource:
-    """What was recorded."""
+def open_source(
+    path: str | os.PathLike[str], *, verify: bool = False, salvage: bool = False
+) -> HDF5Source | MergedSource:
+    """What was recorded, or what is left of it; ``verify``: values are compared with their checksums."""
+
+    def open_one(path: str | os.PathLike[str]) -> HDF5Source:
+        return HDF5Source(path, salvage_contents(path) if salvage else None, verify=verify and not salvage)
+
     recordings = shown_recordings(path)
     if recordings is None:
-        return HDF5Source(path)
-    return MergedSource([(_open_shown(os.fspath(path), shown), shown.origin) for shown in recordings])
+        return open_one(path)
+    path = os.fspath(path)
+    return MergedSource([(_open_shown(path, shown, open_one, salvage), shown.origin) for shown in recordings])
 
 
 def shown_recordings(path: str | os.PathLike[str]) -> list[ShownRecording] | None:
@@ -278,10 +290,10 @@ def shown_path(path: str, shown: ShownRecording) -> str:
     return given
 
 
-def _open_shown(path: str, shown: ShownRecording) -> HDF5Source:
+def _open_shown(path: str, shown: ShownRecording, open_one: Callable[[str], HDF5Source], salvage: bool) -> HDF5Source:
     source_path = shown_path(path, shown)
     try:
-        source = HDF5Source(source_path)
+        source = open_one(source_path)
     except RecordingNotFoundError as error:
         raise RecordingNotFoundError(
             f"{path!r} shows {source_path!r}, where there is no recording; put it back"
@@ -289,6 +301,6 @@ def _open_shown(path: str, shown: ShownRecording) -> HDF5Source:
     if source.identity().run != shown.origin.run:
         raise DamagedFileError(f"{path!r} shows {source_path!r}, and another recording took its place")
     n_records = len(source.records())
-    if n_records < shown.records:
+    if n_records < shown.records and not salvage:
         raise DamagedFileError(f"{path!r} shows {shown.records} records of {source_path!r}, but there are {n_records}")
     return source

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import msgspec
 import numpy as np
 from h5py import h5s
 
@@ -30,6 +32,7 @@ from fastrec.sinks.hdf5.layout import (
     COUNTERS,
     COUNTERS_ROW,
     LOG,
+    MERGED,
     OVERFLOW,
     TABLES,
     VERSION,
@@ -57,8 +60,22 @@ MIN_READ_ROWS, MAX_READ_ROWS = 1 << 10, 1 << 16
 MAX_LINE_BYTES = 64 << 20
 """No line of a log is longer. A file of holes may claim any length, and reading it would take memory."""
 
+MAX_SEGMENTS = 100_000
+"""Their names have five digits."""
+
 MAX_FIND_ATTEMPTS = 8
 """A segment that is finalized between looking for it and opening it has another name, so it is looked for again."""
+
+
+class Loss(msgspec.Struct, frozen=True):
+    """Damage to a file, in which data set if it is one."""
+
+    file: str
+    data_set: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file!r} is damaged{f' in {self.data_set!r}' if self.data_set else ''}: {self.what}"
 
 
 class ReadFile:
@@ -102,23 +119,33 @@ class ReadFile:
         except OSError as error:
             raise RecordingFileError(f"{self.path!r} can't be read: {error.strerror}") from error
 
-    def table(self, name: str, first: int = 0) -> Rows:
-        """The rows of a table from one on, up to the first that was not written to its end."""
+    def table(self, name: str, first: int = 0, promised: int = 0) -> Rows:
+        """The rows of a table from one on, up to the last that was written.
+
+        Rows before it of which ``ok`` is not 1 are damaged. Of a growing file it is not known how many rows were
+        written; a checksum may promise that there are some up to a row.
+        """
         pieces, total, step = [np.empty(0, TABLES[name])], self.index.sets[name].rows, MIN_READ_ROWS
-        while first < total:
-            piece = self.rows(name, first, min(step, total - first)).view(TABLES[name])
-            written = piece["ok"] == 1
-            if not written.all():
-                if not self.in_progress:
-                    raise DamagedFileError(f"{self.path!r}: a row of {name!r} was not written to its end")
-                pieces.append(piece[: int(np.argmin(written))])
-                break
-            pieces.append(piece)
-            first, step = first + len(piece), min(4 * step, MAX_READ_ROWS)
+        start, promised = first, min(promised, total)
+        while start < total:
+            piece = self.rows(name, start, min(step, total - start)).view(TABLES[name])
+            is_written = piece["ok"] == 1
+            if self.in_progress and not is_written.all():
+                n_written = int(np.flatnonzero(is_written)[-1]) + 1 if is_written.any() else 0
+                n_written = min(len(piece), max(n_written, promised - start))
+                if not is_written[:n_written].all():
+                    # Read again: a row that was written meanwhile is no damage, even if a later one was seen before.
+                    piece = self.rows(name, start, n_written).view(TABLES[name])
+                pieces.append(piece[:n_written])
+                if n_written < len(is_written):
+                    break
+            else:
+                pieces.append(piece)
+            start, step = start + len(piece), min(4 * step, MAX_READ_ROWS)
         return np.concatenate(pieces)
 
     def counters(self) -> Counters | None:
-        """What its session had counted when it was written last; None where nothing was."""
+        """What its session had counted when it was written last; None where that is damaged."""
         return read_counters(self.rows(COUNTERS, 0, self.index.sets[COUNTERS].rows))
 
     def log(self, into: Log, first: int = 0) -> int:
@@ -130,11 +157,16 @@ class ReadFile:
             data = rest + self.rows(LOG, end + len(rest), min(step, total - end - len(rest))).tobytes()
             n_read = into.read(self.number, data)
             end, rest = end + n_read, data[n_read:]
-            if b"\n" in rest or rest.endswith(b"\0") or len(rest) > MAX_LINE_BYTES:  # no whole line will come of it
+            if b"\n" in rest:
+                # Read again: what was written meanwhile is no damage.
+                rest = self.rows(LOG, end, len(rest)).tobytes()
+                n_read = into.read(self.number, rest, skips_damage=True)
+                end, rest = end + n_read, rest[n_read:]
+            if rest.endswith(b"\0") or len(rest) > MAX_LINE_BYTES:  # no whole line will come of it
                 break
             step = min(max(MAX_READ_ROWS, 4 * len(rest)), MAX_LINE_BYTES)
         if not self.in_progress and end < total:
-            raise DamagedFileError(f"{self.path!r}: the log is damaged after {end} of {total} bytes")
+            into.note_damage(self.number, total - end)
         return end
 
     def _check_index(self, size: int) -> None:
@@ -218,12 +250,12 @@ def paths_of(path: str | os.PathLike[str]) -> Paths:
     return paths
 
 
-def find_files(path: str | os.PathLike[str]) -> list[ReadFile]:
-    """The segments of a recording, in order."""
+def find_files(path: str | os.PathLike[str], *, losses: list[Loss] | None = None) -> list[ReadFile]:
+    """The segments of a recording, in order; with ``losses``, to which damaged ones are added, only the others."""
     paths = paths_of(path)
     for _ in range(MAX_FIND_ATTEMPTS):
         try:
-            files = _open_segments(paths)
+            files = _open_segments(paths) if losses is None else _open_undamaged(paths, losses)
         except FileNotFoundError:  # finalized just now
             continue
         if files:
@@ -240,18 +272,72 @@ def _open_segments(paths: Paths) -> list[ReadFile]:
         n_shown = -segment_of(paths.path)
         if n_shown <= 0:
             return [ReadFile(paths.path)]
-    existing = paths.segments()
+    _check_no_merge(paths, n_shown)
     files: list[ReadFile] = []
-    for number in sorted(existing):
-        if paths.finalized(number) in existing[number]:
-            files.append(ReadFile(paths.finalized(number)))
-        elif paths.map(number) in existing[number]:
-            files.append(ReadFile(paths.in_progress(number), map_path=paths.map(number)))
+    for path, map_path in _segment_paths(paths):
+        files.append(ReadFile(path, map_path=map_path))
         if files and [file.number for file in files] != list(range(len(files))):
             raise DamagedFileError(f"segment {len(files) - 1} of {paths.path!r} is missing, or another took its place")
     if len(files) < n_shown:
         raise DamagedFileError(f"{paths.path!r} shows {n_shown} segments, but there are {len(files)}")
     return files
+
+
+def _open_undamaged(paths: Paths, losses: list[Loss]) -> list[ReadFile]:
+    losses.clear()
+    try:
+        n_shown = -segment_of(paths.path)
+    except FileNotFoundError:
+        n_shown = 0
+    except DamagedFileError as error:
+        if not paths.segments():
+            raise
+        losses.append(Loss(paths.path, "", f"it does not say what it shows: {error}"))
+        n_shown = 1
+    if n_shown <= 0 and os.path.lexists(paths.path):
+        return [ReadFile(paths.path)]
+    _check_no_merge(paths, n_shown)
+    files: dict[int, ReadFile] = {}
+    segments = _segment_paths(paths)
+    for path, map_path in segments:
+        try:
+            file = ReadFile(path, map_path=map_path)
+        except (DamagedFileError, RecordingFileError) as error:
+            losses.append(Loss(path, "", f"nothing in it can be read: {error}"))
+        else:
+            files.setdefault(file.number, file)
+    if segments and not files:
+        raise DamagedFileError(str(losses[-1]))
+    losses += _missing(paths, max(n_shown, max(files, default=-1) + 1), files, segments)
+    return [files[number] for number in sorted(files)]
+
+
+def _missing(
+    paths: Paths, count: int, files: Mapping[int, ReadFile], segments: Sequence[tuple[str, str | None]]
+) -> list[Loss]:
+    """The segments of which nothing is there."""
+    existing = {path for path, _ in segments}
+    missing = [paths.finalized(number) for number in range(min(count, MAX_SEGMENTS)) if number not in files]
+    return [Loss(path, "", "it is missing") for path in missing if path not in existing]
+
+
+def _segment_paths(paths: Paths) -> list[tuple[str, str | None]]:
+    """The segments that count, in order, each with its map where it is in progress."""
+    existing, found = paths.segments(), list[tuple[str, str | None]]()
+    for number in sorted(existing):
+        if paths.finalized(number) in existing[number]:
+            found.append((paths.finalized(number), None))
+        elif paths.map(number) in existing[number]:
+            found.append((paths.in_progress(number), paths.map(number)))
+    return found
+
+
+def _check_no_merge(paths: Paths, n_shown: int) -> None:
+    if n_shown == -MERGED:
+        raise DamagedFileError(
+            f"{paths.path!r} shows other recordings, which is not possible here; name one of those, or copy all of "
+            "them to one file with fastrec.files.repack"
+        )
 
 
 def segment_of(path: str) -> int:
