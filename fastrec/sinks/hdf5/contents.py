@@ -11,6 +11,7 @@ they are asked for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -33,6 +34,9 @@ from fastrec.sinks.hdf5.layout import (
     dtype_named,
 )
 from fastrec.sinks.hdf5.reader import Loss, ReadFile
+
+MAX_ELEMENTS = 1 << 59
+"""No tensor has as many, whatever its dtype: torch counts bytes in 63 bits."""
 
 MAX_NAMED = 8
 """How many damaged rows are listed."""
@@ -258,7 +262,8 @@ class IncrementalReader:
                 raise DamagedFileError(f"the record meta {meta.label!r} has other modules on its stack than its site")
         self._n_checked_metas = len(catalog.metas)
         for key, info in self.log.data.items():
-            if min(info.shape, default=0) < 0:
+            # Also a shape that has no elements has to be one that a tensor can have.
+            if min(info.shape, default=0) < 0 or math.prod(max(1, size) for size in info.shape) >= MAX_ELEMENTS:
                 raise DamagedFileError(f"the data {key} has the shape {info.shape}")
 
 

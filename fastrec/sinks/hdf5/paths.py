@@ -98,8 +98,7 @@ class Paths:
     def remove_in_progress(self, number: int) -> None:
         """Remove what a segment needed only until it was finalized; the map last, without which nothing else counts."""
         for path in (self.in_progress(number), self.part(number), self.map(number) + ".part", self.map(number)):
-            if os.path.exists(path):
-                os.unlink(path)
+            remove_part(path)
 
     def locked_file(self) -> str | None:
         """A file that a recorder writes at this moment, or that another program has open; None where there is none.
@@ -141,7 +140,7 @@ def create_file(path: str) -> int:
 
 
 def remove_part(path: str) -> None:
-    """Remove what an earlier process left under the name of a temporary file; a link, not what it leads to."""
+    """Remove what is under the name of a temporary file, if anything is; a link, not what it leads to."""
     try:
         os.unlink(path)
     except FileNotFoundError:

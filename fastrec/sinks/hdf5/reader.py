@@ -37,6 +37,7 @@ from fastrec.sinks.hdf5.layout import (
     TABLES,
     VERSION,
     Bytes,
+    Identity,
     Rows,
     SegmentIndex,
     read_rows,
@@ -342,12 +343,17 @@ def _check_no_merge(paths: Paths, n_shown: int) -> None:
 
 def segment_of(path: str) -> int:
     """The number of a file among the segments; -n where it has no rows but shows n others."""
+    return identity_of(path).segment
+
+
+def identity_of(path: str) -> Identity:
+    """Which recording a finished file is part of."""
     descriptor = open_regular(path)
     try:
         index = read_trailer(descriptor)
     finally:
         os.close(descriptor)
-    return (index or _index_by_hdf5(path)).segment
+    return (index or _index_by_hdf5(path)).identity
 
 
 def _index_beside(path: str, map_path: str) -> SegmentIndex:

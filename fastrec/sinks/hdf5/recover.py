@@ -155,7 +155,7 @@ def _write_rest(
             )
     rest = HDF5Source(source.path, contents)
     identity = msgspec.structs.replace(rest.identity(), session=0, segment=0)
-    facts = {**rest.facts(), "losses": list(losses)}
+    facts = {"header": {}, "began": 0.0, **rest.facts(), "losses": list(losses)}
     write_source(rest, target.path, CopyOptions(identity, facts, rest.begun()), replaces=source.files())
     if target.path == source.path:
         _set_aside(source, files, discard=options.discard)

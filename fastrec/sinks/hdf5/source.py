@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrec._errors import DamagedFileError
+from fastrec._errors import DamagedFileError, RecordingFileError
 from fastrec._torch.tensors import outside_torch_modes
 from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
 from fastrec.sinks._steps import StepTable
@@ -289,7 +289,13 @@ class HDF5Source:
         shape, dtype, row_bytes = self._layout(keys[0])
         addresses = self._addresses(prefix, rows)
         self._check_size(keys, addresses, which, row_bytes)
-        out = np.empty((len(rows), row_bytes), np.uint8)
+        try:
+            out = np.empty((len(rows), row_bytes), np.uint8)
+        except MemoryError as error:
+            raise RecordingFileError(
+                f"there is no memory for {len(rows)} values of {row_bytes} bytes; read fewer at a time, as "
+                "Recording.rows and iter_batches do"
+            ) from error
         if row_bytes:
             edges = run_edges(which).tolist() if len(keys) > 1 else [0, len(rows)]
             for start, stop in zip(edges, edges[1:], strict=False):

@@ -18,12 +18,12 @@ import numpy as np
 from fastrec._errors import DamagedFileError, FastrecError, RecordingExistsError
 from fastrec.sinks.hdf5.layout import FORMAT, SOURCES, VERSION, Identity, SegmentIndex
 from fastrec.sinks.hdf5.paths import Paths, remove_part
+from fastrec.sinks.hdf5.reader import identity_of
 from fastrec.sinks.hdf5.structure import (
     add_trailer,
     dataset_name,
     open_verified,
     plain_dataset,
-    read_index,
     set_identity,
 )
 
@@ -39,12 +39,12 @@ class _VirtualDataset(msgspec.Struct):
 
 def write_virtual_segments(paths: Paths, count: int) -> None:
     """Make ``run.h5`` of virtual data sets over all finalized segments, in place of an earlier one of that kind."""
-    last = read_index(paths.finalized(count - 1)).identity
+    last = identity_of(paths.finalized(count - 1))
     part, identity = paths.path + ".part", msgspec.structs.replace(last, segment=-count)
     remove_part(part)
     write_virtual(part, identity, [paths.finalized(number) for number in range(count)])
     if os.path.lexists(paths.path):
-        earlier = read_index(paths.path).identity
+        earlier = identity_of(paths.path)
         if earlier.run != last.run or earlier.segment >= 0:
             os.unlink(part)
             raise RecordingExistsError(

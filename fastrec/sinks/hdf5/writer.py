@@ -14,14 +14,18 @@ Nobody may wait for this thread for ever. Whatever stops it is kept in the pool,
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
+import warnings
 from collections import deque
 from collections.abc import Sequence
+from multiprocessing.util import Finalize
 from time import perf_counter, time
 
 import numpy as np
 
+from fastrec._errors import FastrecError, FastrecWarning
 from fastrec.events.sites import Catalog
 from fastrec.recording._source import OUTCOMES, PASS_DTYPE
 from fastrec.sinks._blocks import MAX_ROWS, ROW_BITS
@@ -54,6 +58,9 @@ from fastrec.sinks.hdf5.virtual import write_virtual_segments
 
 FLUSH_EARLY = 0.8
 """A flush begins after this share of ``flush_seconds``, so that it has time to end within them."""
+
+EXIT_PRIORITY = 10
+"""At the end of a process, before multiprocessing ends its own children (0)."""
 
 MAX_WAITING_PASSES = 8 * MAX_ENDED
 """How many passes that ended may wait for the writer before the loop waits for it."""
@@ -92,6 +99,10 @@ class Writer:
         # A daemon, so that a recorder which nobody closes does not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="fastrec-writer", daemon=True)
         self._thread.start()
+        # Both: a process that multiprocessing started ends without atexit, and elsewhere a Finalize runs so late that
+        # h5py has cleaned up already (what was registered last runs first).
+        atexit.register(self._flush_at_exit)
+        self._at_exit = Finalize(None, self._flush_at_exit, exitpriority=EXIT_PRIORITY)
 
     def wake(self) -> None:
         """Ask for a flush soon; wait only where far too much waits for it already."""
@@ -114,16 +125,39 @@ class Writer:
 
     def close(self) -> None:
         """Write all that is left and finish the file."""
+        self._ignore_exit()
         with self._pool.changed:
             self._closing = True
             self._pool.changed.notify_all()
         self._thread.join()
 
+    def _ignore_exit(self) -> None:
+        self._at_exit.cancel()
+        atexit.unregister(self._flush_at_exit)
+
+    def _flush_at_exit(self) -> None:
+        """Write what is left of a recorder that nobody closed, and say so."""
+        if self._pool.is_forked or not self._thread.is_alive():
+            return
+        self._ignore_exit()
+        try:
+            self.flush()
+            state = "everything was flushed"
+        except FastrecError as error:
+            state = f"what was not flushed yet is lost ({error})"
+        warnings.warn(
+            f"the recorder that writes {self._paths.path!r} was never closed; {state}. Use it in a `with` block; "
+            f"fastrec.recover({self._paths.path!r}) finishes the file now",
+            FastrecWarning,
+            stacklevel=1,
+        )
+
     def _run(self) -> None:
-        # Whatever it is that stops this thread has to reach the user, who would wait for ever otherwise.
+        # Whatever it is that stops this thread has to reach the user, who would wait for ever otherwise: a
+        # KeyboardInterrupt or SystemExit too, which a signal handler or a tool may raise in any thread.
         try:
             self._work()
-        except Exception as error:
+        except BaseException as error:
             with self._pool.changed:
                 self._pool.error = error
                 self._pool.changed.notify_all()
