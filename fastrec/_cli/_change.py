@@ -45,6 +45,8 @@ def _run_verify(args: argparse.Namespace, output: Output) -> int:
 
 def _format_damage(damage: Damage) -> str:
     owner = f" ({damage.of})" if damage.of else ""
+    if not damage.count:  # what is damaged is not a block
+        return f"{damage.file}: {f'{damage.data_set}, ' if damage.data_set else ''}{damage.why}"
     unit = "bytes" if damage.data_set == "late" else "rows"
     last = damage.first + damage.count - 1
     return f"{damage.file}: {damage.data_set}{owner}, {unit} {damage.first} to {last}: {damage.why}"
@@ -66,10 +68,12 @@ VERIFY = Command(
 def _add_recover_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="the recording, by the path that the recorder was given")
     parser.add_argument("--to", metavar="PATH", help="write finished copies there, and leave the files as they are")
+    parser.add_argument("--force", action="store_true", help="even if nobody can know whether it is still written")
+    parser.add_argument("--discard", action="store_true", help="remove the unfinished file even if it is damaged")
 
 
 def _run_recover(args: argparse.Namespace, output: Output) -> int:
-    recovered = recover(args.path, args.to)
+    recovered = recover(args.path, args.to, force=args.force, discard=args.discard)
     output.document(msgspec.to_builtins(recovered))
     output.line(_format_counts(recovered.path, recovered.records, recovered.passes, recovered.steps))
     output.line(f"lost: {recovered.lost}")

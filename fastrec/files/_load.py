@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from os import PathLike
 from typing import Literal, overload
 
+from fastrec._errors import FastrecWarning, OptionError
 from fastrec.recording._recording import Recording
 from fastrec.sinks.hdf5.live import LiveRecording
 from fastrec.sinks.hdf5.merged import open_source
-from fastrec.sinks.hdf5.recover import Recovered, recover_files
+from fastrec.sinks.hdf5.recover import Recovered, RecoverOptions, recover_files
 
 
 @overload
-def load(path: str | PathLike[str], *, live: Literal[True]) -> LiveRecording: ...
+def load(
+    path: str | PathLike[str], *, live: Literal[True], verify: bool = False, salvage: bool = False
+) -> LiveRecording: ...
 
 
 @overload
-def load(path: str | PathLike[str], *, live: bool = False) -> Recording: ...
+def load(
+    path: str | PathLike[str], *, live: bool = False, verify: bool = False, salvage: bool = False
+) -> Recording: ...
 
 
-def load(path: str | PathLike[str], *, live: bool = False) -> Recording:
+def load(path: str | PathLike[str], *, live: bool = False, verify: bool = False, salvage: bool = False) -> Recording:
     """Read a recording from its file, finished or not: everything that was flushed so far.
 
     >>> import torch, fastrec
@@ -27,7 +33,7 @@ def load(path: str | PathLike[str], *, live: bool = False) -> Recording:
     >>> with fastrec.Recorder(model, keep_op="tanh", sink="run.h5") as rec:
     ...     for _ in range(3):
     ...         out = model(torch.ones(5, 4))
-    >>> fastrec.load("run.h5").stack("tanh_1").shape
+    >>> fastrec.load("run.h5", verify=True).stack("tanh_1").shape
     torch.Size([3, 5, 8])
 
     Arguments:
@@ -35,16 +41,33 @@ def load(path: str | PathLike[str], *, live: bool = False) -> Recording:
             was left by a process that was killed.
         live: follow a recording that is being written: the result also has ``refresh()``, which takes in what was
             flushed since, ``follow()``, which waits for it, and ``state``.
+        verify: compare the tables with their checksums now, and each block of values when the first of it is read;
+            DamagedFileError where they are not what was written.
+        salvage: read what is left of a damaged recording; a warning says what is lost, and which values may be wrong.
 
     Values are read when they are asked for, onto the CPU. Raises RecordingNotFoundError where there is no recording,
-    DamagedFileError where a file is not a recording or not all of one.
+    DamagedFileError where a file is not a recording or not all of one. A recording that was not finished and is damaged
+    is read as far as it is whole, with a warning.
     """
     if live:
+        if verify or salvage:
+            raise OptionError("load(live=True) can't verify or salvage a recording that grows; load it without live=")
         return LiveRecording(path)
-    return Recording(open_source(path))
+    source = open_source(path, verify=verify, salvage=salvage)
+    losses = source.losses()
+    if losses:
+        more = f", and {len(losses) - 1} more; fastrec.files.verify lists all" if len(losses) > 1 else ""
+        warnings.warn(f"{losses[0]}{more}", FastrecWarning, stacklevel=2)
+    return Recording(source)
 
 
-def recover(path: str | PathLike[str], to: str | PathLike[str] | None = None) -> Recovered:
+def recover(
+    path: str | PathLike[str],
+    to: str | PathLike[str] | None = None,
+    *,
+    force: bool = False,
+    discard: bool = False,
+) -> Recovered:
     """Finish the file of a recording whose process was killed, and say what is not in it.
 
     >>> import torch, fastrec
@@ -57,9 +80,14 @@ def recover(path: str | PathLike[str], to: str | PathLike[str] | None = None) ->
     Arguments:
         path: the path that the recorder was given.
         to: where to write finished files, without a change to the others; by default they are finished in place.
+        force: finish a recording in place although it can't be known whether a recorder still writes it, because its
+            file system has no locks or it was recorded with ``locking=False``.
+        discard: remove the file of the killed process even if something in it is damaged. By default it is kept then,
+            as run.00000.h5.tmp.damaged.
 
+    All values are compared with their checksums. What is damaged is named in ``lost``, and the rest is written.
     ``load`` reads such a recording as it is; other tools need a finished one. Raises what ``load`` does,
     RecordingExistsError where there is something at ``to``, and RecordingFileError where a recording that is still
     being written would be finished in place.
     """
-    return recover_files(path, to)
+    return recover_files(path, to, RecoverOptions(force=force, discard=discard))

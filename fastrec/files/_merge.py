@@ -10,10 +10,9 @@ import msgspec
 
 from fastrec._errors import OptionError, RecordingFileError
 from fastrec.events.sites import Origin
-from fastrec.sinks.hdf5.copy_file import CopyOptions, Progress, check_free, write_source
+from fastrec.sinks.hdf5.copy_file import CopyOptions, Progress, check_free, make_whole, write_source
 from fastrec.sinks.hdf5.layout import MERGED, Identity
-from fastrec.sinks.hdf5.merged import MergedSource, ShownRecording, shown_recordings
-from fastrec.sinks.hdf5.paths import os_message
+from fastrec.sinks.hdf5.merged import MergedSource, ShownRecording, is_near, shown_recordings
 from fastrec.sinks.hdf5.source import HDF5Source
 from fastrec.sinks.hdf5.virtual import write_virtual
 
@@ -129,17 +128,17 @@ def _check_together(recordings: list[_Recording]) -> None:
 
 def _write_shown(target: str, identity: Identity, recordings: list[_Recording]) -> None:
     """Write a file that shows the recordings where they are."""
-    folder, part = os.path.dirname(target) or ".", target + ".part"
+    folder = os.path.dirname(target) or "."
     shown = [
         ShownRecording(os.path.relpath(recording.path, folder), len(recording.source.records()), recording.origin)
         for recording in recordings
     ]
+    far = next((recording for recording in shown if not is_near(recording.path)), None)
+    if far is not None:
+        raise OptionError(
+            f"{target!r} can only show recordings in its own folder, below it or in a folder beside it, and "
+            f"{far.path!r} is none of these; write it nearer to them, or copy them with virtual=False"
+        )
     files = [file for recording in recordings for file, _ in recording.source.paths()]
-    try:
-        write_virtual(part, identity, files, msgspec.json.encode(shown, enc_hook=repr))
-        os.replace(part, target)
-    except OSError as error:
-        raise RecordingFileError(f"{target!r} can't be written: {os_message(error)}") from error
-    finally:
-        if os.path.exists(part):
-            os.unlink(part)
+    sources = msgspec.json.encode(shown, enc_hook=repr)
+    make_whole(target, lambda part: write_virtual(part, identity, files, sources))

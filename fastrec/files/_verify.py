@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import msgspec
 import numpy as np
 
 from fastrec._errors import DamagedFileError
-from fastrec.sinks.hdf5.checksums import checksum
+from fastrec.sinks.hdf5.blocks import Block, blocks_of
 from fastrec.sinks.hdf5.contents import Contents, read_contents
 from fastrec.sinks.hdf5.copy_file import Progress
 from fastrec.sinks.hdf5.layout import (
-    CHECKED_TABLES,
-    CHECKS,
     OVERFLOW,
     PART_PREFIXES,
     Addresses,
-    FileAddress,
     Integers,
 )
 from fastrec.sinks.hdf5.merged import shown_path, shown_recordings
-from fastrec.sinks.hdf5.reader import ReadFile, find_files
-
-TABLE_NAMES = {number: name for name, number in CHECKED_TABLES.items()}
-
-MAX_ROW = 1 << 62
+from fastrec.sinks.hdf5.reader import Loss, ReadFile, find_files
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -78,7 +70,7 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Ve
     recordings = [_Recording(recording_path) for recording_path in paths]
     blocks = [block for recording in recordings for block in recording.blocks]
     total, done = sum(block.nbytes for block in blocks), 0
-    damage = []
+    damage = [Damage(loss.file, loss.data_set, 0, 0, "", loss.what) for loss in _losses(recordings)]
     for block in blocks:
         why = block.damage()
         if why:
@@ -96,56 +88,19 @@ class _Recording:
 
     def __init__(self, path: str) -> None:
         self.files = find_files(path)
-        self.contents = read_contents(self.files)
-        self.blocks = [block for file in self.files for block in _blocks_of(file, self.contents)]
+        self.contents = read_contents(self.files, salvage=True)
+        self.blocks = [block for file in self.files for block in blocks_of(file, self.contents)]
 
     def count_unchecked(self) -> int:
         """How many values that records name are in no block."""
         return sum(_count_unchecked(file, self.contents, self.blocks) for file in self.files)
 
 
-class _Block(msgspec.Struct, frozen=True):
-    """Rows of a data set that one checksum is of, and the number of their data."""
-
-    file: ReadFile
-    data: int
-    data_set: str
-    of: str
-    first: int
-    count: int
-    expected: int
-
-    @property
-    def nbytes(self) -> int:
-        extent = self.file.index.sets.get(self.data_set)
-        return self.count * extent.row_bytes if extent is not None else 0
-
-    def damage(self) -> str:
-        """Why the rows are not what was written, or nothing."""
-        try:
-            actual = checksum(self.file.rows(self.data_set, self.first, self.count))
-        except DamagedFileError as error:
-            return str(error)
-        return "" if actual == self.expected else "other bytes than were written"
+def _losses(recordings: list[_Recording]) -> list[Loss]:
+    return [loss for recording in recordings for loss in recording.contents.losses]
 
 
-def _blocks_of(file: ReadFile, contents: Contents) -> Iterator[_Block]:
-    offset = contents.sessions[file.number].offset.data
-    for number, row, count, expected, _ in file.table(CHECKS).tolist():
-        if number < 0:
-            name, of = TABLE_NAMES.get(number, ""), ""
-        else:
-            info = contents.log.data.get((file.number, number + offset))
-            name, of = (info.name, info.site_or_phase(contents.log.catalog)) if info is not None else ("", "")
-        if not name:
-            raise DamagedFileError(f"{file.path!r}: a checksum is of the data {number}, which is not in the log")
-        address = FileAddress.decode(row, name)
-        if address.row + count >= MAX_ROW or count < 0:
-            raise DamagedFileError(f"{file.path!r}: a checksum is of {count} rows from {address.row} on")
-        yield _Block(file, number + offset, address.dataset, of, address.row, count, expected)
-
-
-def _count_unchecked(file: ReadFile, contents: Contents, blocks: list[_Block]) -> int:
+def _count_unchecked(file: ReadFile, contents: Contents, blocks: list[Block]) -> int:
     """How many values in a file that records name are in no block."""
     n_unchecked = 0
     for prefix in PART_PREFIXES.values():
@@ -164,7 +119,7 @@ def _count_unchecked(file: ReadFile, contents: Contents, blocks: list[_Block]) -
     return n_unchecked
 
 
-def _count_outside(rows: Integers, blocks: list[_Block]) -> int:
+def _count_outside(rows: Integers, blocks: list[Block]) -> int:
     """How many of these rows are in none of the blocks."""
     spans = sorted((block.first, block.first + block.count) for block in blocks) or [(0, 0)]
     starts = np.array([start for start, _ in spans], np.int64)

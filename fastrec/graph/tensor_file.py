@@ -10,16 +10,19 @@ nothing behind that looks like a history. Reading opens the file anew for each t
 as a notebook lives, and an open HDF5 file can neither be replaced on Windows nor written by another process.
 
 A file may come from an untrusted source. So only data sets inside the file itself are read: an external link, external
-storage or a virtual data set would make HDF5 open any other file that the user can read.
+storage or a virtual data set would make HDF5 open any other file that the user can read. Each data set has a checksum
+of its bytes as an attribute, which is compared whenever it is read. Files of earlier versions have none.
 """
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,6 +34,10 @@ _NATIVE_DTYPES = frozenset(
     (torch.float64, torch.float32, torch.float16, torch.complex64, torch.complex128, torch.bool)
     + (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 )
+
+
+CHECKSUM = "crc32"
+"""The attribute of a data set that has the checksum of its bytes; of the file, where all of its data sets have one."""
 
 
 class LazyTensor:
@@ -84,7 +91,9 @@ class TensorFile:
         if self.path.exists() and not overwrite:
             raise RecordingExistsError(f"{self.path} exists; give another path, or overwrite=True")
         try:
-            self._writing = h5py.File(self._partial, "w")
+            self._partial.unlink(missing_ok=True)  # a link there would lead to another file
+            self._writing = h5py.File(self._partial, "x")
+            self._writing.attrs[CHECKSUM] = 0  # all data sets have one
         except OSError as error:
             raise RecordingFileError(f"{self.path} can't be written: {error}") from error
         return self
@@ -100,7 +109,7 @@ class TensorFile:
             plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
             array = (plain if value.dtype in _NATIVE_DTYPES else plain.reshape(-1).view(torch.uint8)).numpy()
         try:
-            self._writing.create_dataset(name, data=array)
+            self._put_array(name, array)
         except OSError as error:
             raise RecordingFileError(f"{self.path} can't be written: {error}") from error
         self.names.add(name)
@@ -109,7 +118,12 @@ class TensorFile:
     def put_bytes(self, name: str, content: bytes) -> None:
         """Write plain bytes."""
         assert self._writing is not None
-        self._writing.create_dataset(name, data=np.frombuffer(content, np.uint8))
+        self._put_array(name, np.frombuffer(content, np.uint8))
+
+    def _put_array(self, name: str, array: npt.NDArray[Any]) -> None:
+        assert self._writing is not None
+        data_set = self._writing.create_dataset(name, data=array)
+        data_set.attrs[CHECKSUM] = _checksum(array)
 
     def finish(self) -> None:
         """Close the file and give it its name."""
@@ -132,12 +146,23 @@ class TensorFile:
         if not self.path.exists():
             gone = f"the file {self.path} is gone" if self.names else f"there is no file {self.path}"
             raise RecordingNotFoundError(gone)
+        if not self.path.is_file():  # a FIFO would be waited for
+            raise DamagedFileError(f"{self.path} is not a history, because it is not a regular file")
         try:
             with h5py.File(self.path, "r") as file:
-                return _dataset_inside(file, name)[()]
+                data_set = _dataset_inside(file, name)
+                array, expected = data_set[()], data_set.attrs.get(CHECKSUM)
+                has_checksums = CHECKSUM in file.attrs
         # h5py raises any of these when HDF5 can't make sense of the bytes.
         except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DamagedFileError(f"{self.path} is not a history, or not a complete one: {error}") from error
+        if (has_checksums or expected is not None) and expected != _checksum(array):
+            raise DamagedFileError(f"{self.path} is damaged: {name} is not what was written")
+        return array
+
+
+def _checksum(array: npt.NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data) if array.size else 0
 
 
 def _dataset_inside(file: h5py.File, name: str) -> h5py.Dataset:

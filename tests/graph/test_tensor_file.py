@@ -1,5 +1,6 @@
 """Tensors in files are read when somebody asks, and from this very file alone."""
 
+import os
 from pathlib import Path
 
 import h5py
@@ -109,3 +110,40 @@ def test_a_virtual_data_set_is_refused(tmp_path: Path) -> None:
         file.create_virtual_dataset("value", layout)
     with pytest.raises(DamagedFileError, match="it does not contain value"):
         TensorFile(tmp_path / "t.h5").array("value")
+
+
+def test_any_changed_byte_of_a_tensor_is_an_error(tmp_path: Path) -> None:
+    file = TensorFile(tmp_path / "pass.h5").create(overwrite=False)
+    lazy = {
+        dtype: file.put(f"values/{i}", torch.arange(6).to(dtype).reshape(2, 3))
+        for i, dtype in enumerate((torch.float32, torch.bfloat16, torch.bool, torch.complex64))
+    }
+    file.finish()
+    with h5py.File(tmp_path / "pass.h5") as stored:
+        offsets = {tensor.name: stored[tensor.name].id.get_offset() for tensor in lazy.values()}
+    for dtype, tensor in lazy.items():
+        assert torch.equal(tensor.read(), torch.arange(6).to(dtype).reshape(2, 3))
+        data = bytearray((tmp_path / "pass.h5").read_bytes())
+        data[offsets[tensor.name] + 1] ^= 1
+        (tmp_path / "pass.h5").write_bytes(data)
+        with pytest.raises(DamagedFileError, match=f"is damaged: {tensor.name} is not what was written"):
+            tensor.read()
+
+
+def test_a_file_of_an_earlier_version_has_no_checksums(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "pass.h5", "w") as file:
+        file["values/0"] = np.arange(3.0)
+    assert TensorFile(tmp_path / "pass.h5").array("values/0").tolist() == [0, 1, 2]
+
+
+def test_a_fifo_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pass.h5")
+    with pytest.raises(DamagedFileError, match="not a regular file"):
+        TensorFile(tmp_path / "pass.h5").array("structure")
+
+
+def test_a_link_under_the_name_of_an_unfinished_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "pass.h5.partial").symlink_to("precious")
+    TensorFile(tmp_path / "pass.h5").create(overwrite=False).abandon()
+    assert (tmp_path / "precious").read_text() == "precious"

@@ -28,7 +28,7 @@ from fastrec.events.sites import Catalog
 from fastrec.sinks.hdf5.catalog_log import Log, SessionOffset
 from fastrec.sinks.hdf5.layout import MERGED, Identity
 from fastrec.sinks.hdf5.options import HDF5Options
-from fastrec.sinks.hdf5.paths import Paths, os_message, process_rank
+from fastrec.sinks.hdf5.paths import Paths, os_message, process_rank, rename_to_free
 from fastrec.sinks.hdf5.reader import ReadFile, find_files, segment_of
 
 Shapes = Mapping[tuple[str, str], tuple[int, ...]]
@@ -93,7 +93,7 @@ def _continue(paths: Paths, identity: Identity, catalog: Catalog) -> tuple[Ident
                 raise DamagedFileError(f"{paths.finalized(number)!r} is not part of the recording {paths.path!r}")
             paths.remove_in_progress(number)
     if len(files) == 1 and files[0].path == paths.path:
-        os.rename(paths.path, paths.finalized(last.segment))
+        rename_to_free(paths.path, paths.finalized(last.segment))
     identity = msgspec.structs.replace(identity, run=last.run, session=last.session + 1, segment=last.segment + 1)
     return identity, shapes
 

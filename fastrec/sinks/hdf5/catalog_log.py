@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fastrec._errors import DamagedFileError, SessionError
@@ -24,10 +25,13 @@ from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import PredicateFailure, RecordContext
 from fastrec.events.sites import Catalog, Interned, Origin, PassInfo, RecordMeta, Site
 from fastrec.sinks.hdf5.checksums import add_checksum, strip_checksum
-from fastrec.sinks.hdf5.layout import Bytes, DataInfo, Rows, dtype_name, dtype_named
+from fastrec.sinks.hdf5.layout import DataInfo, Rows, dtype_name, dtype_named
 
 META = "variant"
 """What a RecordMeta is called in the log."""
+
+MISSING = -1
+"""The number of what a damaged log does not say any more."""
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
@@ -132,19 +136,21 @@ class Log:
     which another session began.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, salvage: bool = False) -> None:
         self.catalog = Catalog()
         self.facts: dict[str, Any] = {}
         self.samples: dict[int, str | int] = {}
         self.data: dict[tuple[int, int], DataInfo] = {}
-        self.remap = SessionRemap(SessionOffset())
+        self.remap = SessionRemap(SessionOffset(), salvage=salvage)
         self.starts: dict[int, set[int]] = {}
+        self.damage: list[tuple[int, str]] = []
+        self._salvage = salvage
         self._n_failures = 0
         self._unresolved: dict[tuple[int, int], DataInfo] = {}
 
     def begin_session(self, offset: SessionOffset) -> None:
         """Read what follows as another session's."""
-        self.remap, self._n_failures, self._unresolved = SessionRemap(offset), 0, {}
+        self.remap, self._n_failures, self._unresolved = SessionRemap(offset, salvage=self._salvage), 0, {}
         for phase, steps in offset.steps.items():
             self.starts.setdefault(phase, set()).add(steps)
 
@@ -152,27 +158,47 @@ class Log:
         """Note what data is, once all logs were read: one may name a site that only the next segment's log has."""
         unresolved = {}
         for (segment, number), info in self._unresolved.items():
-            renumbered = self.remap.data(info)
+            try:
+                renumbered = self.remap.data(info)
+            except DamagedFileError:
+                if not self._salvage:
+                    raise
+                continue  # of a site that the log does not name any more
             if renumbered is None:
                 unresolved[segment, number] = info
             else:
                 self.data[segment, number + self.remap.offset.data] = renumbered
         self._unresolved = unresolved
 
-    def read(self, segment: int, data: Bytes) -> int:
-        """Take in the log of a segment up to its first line that is not whole; how many bytes were taken in."""
+    def read(self, segment: int, data: bytes, *, skips_damage: bool = False) -> int:
+        """Take in the log of a segment up to its first line that is not whole; how many bytes were taken in.
+
+        With ``skips_damage`` up to its last line that is whole; what is lost is noted in ``damage``.
+        """
+        lines = data.split(b"\n")[:-1]
+        entries = [strip_checksum(line) for line in lines]
+        is_whole = [entry is not None for entry in entries]
+        n_lines = is_whole.index(False) if False in is_whole else len(lines)
+        if skips_damage:
+            n_lines = max((i + 1 for i, whole in enumerate(is_whole) if whole), default=0)
         end = 0
-        for line in data.tobytes().split(b"\n"):
-            entry = strip_checksum(line)
-            if entry is None:
-                break
+        for line, entry in zip(lines[:n_lines], entries, strict=False):
             end += len(line) + 1
+            if entry is None:
+                self.note_damage(segment, len(line) + 1)
+                continue
             try:
                 kind, number, content = msgspec.json.decode(entry, type=tuple[str, int, msgspec.Raw])
                 self._add(segment, kind, number, content)
             except (msgspec.DecodeError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-                raise DamagedFileError(f"the log has an entry that makes no sense: {error}") from error
+                if not self._salvage:
+                    raise DamagedFileError(f"the log has an entry that makes no sense: {error}") from error
+                self.note_damage(segment, len(line) + 1)
         return end
+
+    def note_damage(self, segment: int, nbytes: int) -> None:
+        """Note that some bytes of the log of a segment say nothing."""
+        self.damage.append((segment, f"a line of {nbytes} bytes can't be read"))
 
     def _add(self, segment: int, kind: str, number: int, content: msgspec.Raw) -> None:
         catalog, remap = self.catalog, self.remap
@@ -245,10 +271,14 @@ class SessionOffset(msgspec.Struct):
 
 
 class SessionRemap:
-    """From the numbers of a session to those of the whole recording."""
+    """From the numbers of a session to those of the whole recording.
 
-    def __init__(self, offset: SessionOffset) -> None:
+    To ``salvage`` what is left of a log, a number may be missing, until another segment's log has it.
+    """
+
+    def __init__(self, offset: SessionOffset, *, salvage: bool = False) -> None:
         self.offset = offset
+        self._salvage = salvage
         self.began = 0.0
         self._numbers: dict[str, list[int]] = {kind: [] for kind in ("entry", "phase", "site", "spec", META)}
 
@@ -259,8 +289,13 @@ class SessionRemap:
     def add(self, kind: str, number: int, table: Interned[Any], item: Any) -> None:
         """Note what a number stands for. Every segment says all of it again, so most of it is known."""
         numbers = self._numbers[kind]
-        if number < len(numbers) and table[numbers[number]] == item:
+        if number < len(numbers) and numbers[number] >= 0 and table[numbers[number]] == item:
             return
+        if self._salvage and number < 1 << 20:
+            numbers += [MISSING] * (number + 1 - len(numbers))
+            if numbers[number] == MISSING:
+                numbers[number] = table.add(item)
+                return
         if number != len(numbers):
             raise DamagedFileError(f"entry {number} of the log, {item!r:.80}, is out of order")
         recorded = table.add(item)
@@ -270,9 +305,17 @@ class SessionRemap:
     def number(self, kind: str, number: int) -> int:
         """The number in the recording of what has a number in the session."""
         numbers = self._numbers[kind]
-        if not 0 <= number < len(numbers):
+        if not 0 <= number < len(numbers) or numbers[number] == MISSING:
             raise DamagedFileError(f"the log names the {kind} {number}, but there are {len(numbers)}")
         return numbers[number]
+
+    def is_known(self, rows: Rows, kind: str) -> npt.NDArray[np.bool_]:
+        """Of which rows the log says what the number of this kind stands for."""
+        numbers = np.array([*self._numbers[kind], MISSING])
+        column = rows[kind]
+        is_number = (column >= 0) & (column < len(numbers) - 1)
+        known: npt.NDArray[np.bool_] = is_number & (numbers[np.where(is_number, column, -1)] != MISSING)
+        return known
 
     def meta(self, meta: RecordMeta) -> RecordMeta:
         """A meta with the numbers of the recording."""

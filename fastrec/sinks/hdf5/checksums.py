@@ -34,6 +34,10 @@ def checksum(data: Bytes) -> int:
     A CRC of the bytes themselves would take a third of the time that writing them takes; sums take a tenth.
     """
     flat = data.reshape(-1)
+    if 0 < flat.size <= PAGE_BYTES:  # rows of tables, most often: the same, in a fifth of the time
+        page = flat.tobytes().ljust(PAGE_BYTES, b"\0")
+        total = int(np.frombuffer(page, "<u8").sum(dtype="<u8"))
+        return zlib.crc32(total.to_bytes(8, "little"), zlib.crc32(page))
     whole = flat.size // PAGE_BYTES * PAGE_BYTES
     tail = np.zeros(-(-(flat.size - whole) // PAGE_BYTES) * PAGE_BYTES, np.uint8)
     tail[: flat.size - whole] = flat[whole:]

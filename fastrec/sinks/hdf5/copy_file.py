@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError
+from fastrec._errors import FastrecError, OptionError, RecordingExistsError, RecordingFileError
 from fastrec.events.capture import kept_dtype
 from fastrec.events.context import torch_dtype
 from fastrec.events.sites import Catalog
@@ -50,7 +50,7 @@ from fastrec.sinks.hdf5.layout import (
     Rows,
     dtype_name,
 )
-from fastrec.sinks.hdf5.paths import Paths, os_message
+from fastrec.sinks.hdf5.paths import Paths, os_message, remove_part, rename_to_free
 from fastrec.sinks.hdf5.structure import (
     MAX_DIMENSIONS,
     DatasetSpec,
@@ -78,28 +78,41 @@ class CopyOptions(msgspec.Struct, frozen=True):
     progress: Progress | None = None
 
 
-def check_free(path: str | os.PathLike[str]) -> str:
-    """A path at which there is nothing yet."""
-    existing = Paths(path).files()
+def check_free(path: str | os.PathLike[str], allowed: Sequence[str] = ()) -> str:
+    """A path at which there is nothing yet, but for some files that may be there."""
+    existing = [file for file in Paths(path).files() if file not in allowed]
     if existing:
         raise RecordingExistsError(f"{existing[0]!r} exists; give another path")
     return Paths(path).path
 
 
-def write_source(source: Source, path: str | os.PathLike[str], options: CopyOptions) -> None:
-    """Write one file, at a path at which there is nothing yet; it appears there once it is whole."""
-    target = check_free(path)
-    copied, part = _CopiedFile(source, options), target + ".part"
+def write_source(
+    source: Source, path: str | os.PathLike[str], options: CopyOptions, *, replaces: Sequence[str] = ()
+) -> None:
+    """Write one file, at a path at which there is nothing yet; it appears there once it is whole.
+
+    ``replaces`` are the files of the same recording that may be there.
+    """
+    target = check_free(path, replaces)
+    copied, rewriting = _CopiedFile(source, options), Rewriting(durable=True, compression=options.compression)
+    make_whole(target, lambda part: rewrite(copied.read, options.identity, copied.specs, part, options=rewriting))
+
+
+def make_whole(target: str, make: Callable[[str], None]) -> None:
+    """Let ``make`` write a file under another name; it appears at its path, where nothing may be, once it is whole."""
+    part = target + ".part"
+    remove_part(part)
     try:
-        rewriting = Rewriting(durable=True, compression=options.compression)
-        rewrite(copied.read, options.identity, copied.specs, part, options=rewriting)
-        os.replace(part, target)
+        make(part)
+        rename_to_free(part, target)
+    except FileExistsError as error:
+        raise RecordingExistsError(f"{target!r} appeared meanwhile; give another path") from error
+    except FastrecError:
+        raise
     except OSError as error:
-        if isinstance(error, RecordingFileError):
-            raise
         raise RecordingFileError(f"{target!r} can't be written: {os_message(error)}") from error
     finally:
-        if os.path.exists(part):
+        if os.path.lexists(part):
             os.unlink(part)
 
 

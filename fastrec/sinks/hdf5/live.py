@@ -19,8 +19,7 @@ from typing import Any, Literal, NamedTuple
 from fastrec._errors import DamagedFileError, OptionError, RecordingNotFoundError
 from fastrec.recording._recording import Recording
 from fastrec.sinks.hdf5.contents import Contents, IncrementalReader, Tables
-from fastrec.sinks.hdf5.paths import Paths
-from fastrec.sinks.hdf5.reader import ReadFile, find_files
+from fastrec.sinks.hdf5.reader import ReadFile, find_files, paths_of
 from fastrec.sinks.hdf5.source import HDF5Source
 
 State = Literal["growing", "finished", "killed"]
@@ -39,8 +38,8 @@ class LiveRecording(Recording):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = os.fspath(path)
-        self._follower = FileFollower(path)
+        self._path = os.path.abspath(path)
+        self._follower = FileFollower(self._path)
         self._tables = Tables.concatenate([])
         self._refresh()
 
@@ -121,7 +120,7 @@ class FileFollower:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.reader = IncrementalReader()
-        self._paths = Paths(path)
+        self._paths = paths_of(path)
         self._names: list[str] = []
         self._files: list[ReadFile] = []
         self._writer_pid: int | None = None

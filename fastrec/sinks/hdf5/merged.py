@@ -11,23 +11,25 @@ source and to the row there.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
+import h5py
 import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastrec._errors import DamagedFileError, RecordingNotFoundError
+from fastrec._errors import DamagedFileError, FastrecError, RecordingNotFoundError
 from fastrec.events.sites import Catalog, Origin, RecordMeta
 from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
 from fastrec.sinks.hdf5.layout import MERGED, SOURCES, Integers, Rows, run_edges
 from fastrec.sinks.hdf5.paths import Paths
 from fastrec.sinks.hdf5.reader import segment_of
+from fastrec.sinks.hdf5.salvage import salvage_contents
 from fastrec.sinks.hdf5.source import HDF5Source
-from fastrec.sinks.hdf5.structure import open_verified
+from fastrec.sinks.hdf5.structure import MAX_INDEX_BYTES, open_verified, plain_dataset
 
 
 class MergedSource:
@@ -64,6 +66,10 @@ class MergedSource:
     def facts(self) -> dict[str, Any]:
         """What the recorder of the first source wrote of its session."""
         return {**self.sources()[0].facts(), "began": self.began}
+
+    def losses(self) -> list[str]:
+        """What is damaged in the sources, and not in this one or not certain."""
+        return [loss for source in self.sources() for loss in source.losses()]
 
     def begun(self) -> int:
         """One more than the highest index of a pass that ended, those that kept nothing included."""
@@ -220,38 +226,74 @@ class ShownRecording(msgspec.Struct, frozen=True):
     origin: Origin
 
 
-def open_source(path: str | os.PathLike[str]) -> HDF5Source | MergedSource:
-    """What was recorded."""
+def open_source(
+    path: str | os.PathLike[str], *, verify: bool = False, salvage: bool = False
+) -> HDF5Source | MergedSource:
+    """What was recorded, or what is left of it; ``verify``: values are compared with their checksums."""
+
+    def open_one(path: str | os.PathLike[str]) -> HDF5Source:
+        return HDF5Source(path, salvage_contents(path) if salvage else None, verify=verify and not salvage)
+
     recordings = shown_recordings(path)
     if recordings is None:
-        return HDF5Source(path)
-    return MergedSource([(_open_shown(os.fspath(path), shown), shown.origin) for shown in recordings])
+        return open_one(path)
+    path = os.fspath(path)
+    return MergedSource([(_open_shown(path, shown, open_one, salvage), shown.origin) for shown in recordings])
 
 
 def shown_recordings(path: str | os.PathLike[str]) -> list[ShownRecording] | None:
     """The recordings that a file shows as one; None where it is a recording itself."""
     path = Paths(path).path
-    if not os.path.exists(path) or segment_of(path) != MERGED:
+    try:
+        if segment_of(path) != MERGED:
+            return None
+    except FileNotFoundError:
         return None
     try:
         with open_verified(path) as file:
-            recordings = msgspec.json.decode(file[SOURCES][:].tobytes(), type=list[ShownRecording])
+            sources = plain_dataset(file, SOURCES, 1)
+            if sources.get_space().get_simple_extent_npoints() > MAX_INDEX_BYTES:
+                raise DamagedFileError(f"{path!r} does not say what was merged: {SOURCES!r} is too long")
+            content = h5py.Dataset(sources)[:].tobytes()
+        recordings = msgspec.json.decode(content, type=list[ShownRecording])
+    except FastrecError:
+        raise
     except (OSError, KeyError, RuntimeError, TypeError, AttributeError, ValueError, msgspec.DecodeError) as error:
         raise DamagedFileError(f"{path!r} does not say what was merged: {error}") from error
     if not recordings:
         raise DamagedFileError(f"{path!r} shows no recordings")
+    for recording in recordings:
+        if not is_near(recording.path):
+            raise DamagedFileError(
+                f"{path!r} names {recording.path!r} as a recording that it shows; a merged file only shows recordings "
+                "in its own folder, below it or in a folder beside it"
+            )
     return recordings
+
+
+def is_near(relative_path: str) -> bool:
+    """Whether a path, as seen from a file, leads to its folder, below it, or to a folder beside it.
+
+    A file that shows others may come from anywhere, and must not reach whatever the reader has elsewhere.
+    """
+    parts = os.path.normpath(relative_path).split(os.sep)
+    is_relative = not os.path.isabs(relative_path) and "\0" not in relative_path
+    return is_relative and parts[1:2] != [os.pardir] and parts[-1] != os.pardir
 
 
 def shown_path(path: str, shown: ShownRecording) -> str:
     """Where a recording is that the file at ``path`` shows."""
-    return os.path.normpath(os.path.join(os.path.dirname(path), shown.path))
+    folder = os.path.dirname(path)
+    given = os.path.normpath(os.path.join(folder, shown.path))
+    if os.path.islink(path) and not os.path.lexists(given):  # a link to the merged file from somewhere else
+        return os.path.normpath(os.path.join(os.path.dirname(os.path.realpath(path)), shown.path))
+    return given
 
 
-def _open_shown(path: str, shown: ShownRecording) -> HDF5Source:
+def _open_shown(path: str, shown: ShownRecording, open_one: Callable[[str], HDF5Source], salvage: bool) -> HDF5Source:
     source_path = shown_path(path, shown)
     try:
-        source = HDF5Source(source_path)
+        source = open_one(source_path)
     except RecordingNotFoundError as error:
         raise RecordingNotFoundError(
             f"{path!r} shows {source_path!r}, where there is no recording; put it back"
@@ -259,6 +301,6 @@ def _open_shown(path: str, shown: ShownRecording) -> HDF5Source:
     if source.identity().run != shown.origin.run:
         raise DamagedFileError(f"{path!r} shows {source_path!r}, and another recording took its place")
     n_records = len(source.records())
-    if n_records < shown.records:
+    if n_records < shown.records and not salvage:
         raise DamagedFileError(f"{path!r} shows {shown.records} records of {source_path!r}, but there are {n_records}")
     return source

@@ -9,7 +9,13 @@ finalized name; a recording that fits one segment gets the path that the user ga
 that are made whole before they are renamed into place, so nobody reads them.
 
 The process that writes a segment holds a shared lock on it (``flock``). HDF5 takes a shared lock to read and an
-exclusive one to change a file, so any program can read the segment, and none that locks files can change it.
+exclusive one to change a file, so any program can read the segment, and none that locks files can change it. The lock
+is there before the file has its name, so no look at it can come between the two, and a recorder never waits for a
+reader. From the first segment on there is at each moment one that is locked: the next one gets its name before the one
+before it is finalized.
+
+Names may be taken by something else: another recording, a link, a FIFO. So files are made under names that nobody
+uses, and nothing is written over by the rename that follows (``rename_to_free``).
 """
 
 from __future__ import annotations
@@ -19,9 +25,11 @@ import glob
 import os
 import re
 import socket
+import stat
 import string
 import sys
 import time
+import uuid
 
 from torch import distributed
 from torch.utils.data import get_worker_info
@@ -36,7 +44,7 @@ SUFFIXES = (".h5", ".hdf5")
 PATTERN_FIELDS = ("rank", "pid", "worker", "host")
 
 MAX_LOCK_SECONDS = 2.0
-"""How long a lock is waited for. A reader that looks who writes takes it too, for less than a millisecond."""
+"""How long a look at a lock waits for other looks, each of which takes less than a millisecond."""
 
 LOCK_PAUSE_SECONDS = 0.001
 
@@ -74,7 +82,8 @@ class Paths:
         """The files of segments that exist, by number."""
         segments: dict[int, list[str]] = {}
         stem, suffix = re.escape(self._stem), re.escape(self._suffix)
-        pattern = re.compile(rf"{stem}\.(\d{{5}}){suffix}(\.tmp|\.tmp\.map|\.tmp\.map\.part|\.part)?", re.DOTALL)
+        ends = r"\.tmp|\.tmp\.map|\.tmp\.map\.part|\.part|\.tmp\.[0-9a-f]{8}\.part"
+        pattern = re.compile(rf"{stem}\.(\d{{5}}){suffix}({ends})?", re.DOTALL)
         for path in sorted(glob.glob(glob.escape(self._stem) + ".*")):
             match = pattern.fullmatch(path)
             if match:
@@ -89,76 +98,158 @@ class Paths:
     def remove_in_progress(self, number: int) -> None:
         """Remove what a segment needed only until it was finalized; the map last, without which nothing else counts."""
         for path in (self.in_progress(number), self.part(number), self.map(number) + ".part", self.map(number)):
-            if os.path.exists(path):
-                os.unlink(path)
+            remove_part(path)
 
     def locked_file(self) -> str | None:
-        """A file that a recorder writes at this moment, or that another program has open; None where there is none."""
+        """A file that a recorder writes at this moment, or that another program has open; None where there is none.
+
+        Where the file system has no locks nobody knows, and this is None too.
+        """
         return next((path for path in self.files() if path.endswith(".tmp") and _is_locked(path)), None)
 
     def claim(self, number: int, *, locking: bool) -> int:
-        """Create the file of a segment that nobody has begun, and lock it; the descriptor that holds the lock."""
+        """Create the file of a segment that nobody has begun, locked already; the descriptor that holds the lock."""
         path = self.in_progress(number)
-        # O_EXCL lets one of two recorders have it that begin at the same moment.
+        part = f"{path}.{uuid.uuid4().hex[:8]}.part"
+        descriptor = create_file(part)
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
-        except FileExistsError:
-            raise RecordingExistsError(f"another recorder has just begun to write {self.path!r}") from None
-        except OSError as error:
-            raise RecordingFileError(f"{self.path!r} can't be written: {error.strerror}") from error
-        if locking:
-            try:
-                lock(descriptor, path)
-            except BaseException:  # an interrupt too must not leave a file that nobody writes
-                os.close(descriptor)
-                os.unlink(path)
-                raise
+            if locking:
+                _lock_new(descriptor, path)
+            # Only one of two recorders that begin at the same moment gets the name.
+            rename_to_free(part, path)
+        except BaseException as error:  # an interrupt too must not leave a file that nobody writes
+            os.close(descriptor)
+            os.unlink(part)
+            if isinstance(error, FileExistsError):
+                raise RecordingExistsError(f"another recorder has just begun to write {self.path!r}") from None
+            raise
         return descriptor
 
 
-def lock(descriptor: int, path: str) -> None:
-    """Take the shared lock of a file that is being written."""
-    give_up = time.monotonic() + MAX_LOCK_SECONDS
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                raise RecordingFileError(
-                    f"{path!r} lies in a file system that has no locks; give HDF5Sink(..., locking=False), and see to "
-                    "it yourself that no two processes write the same recording"
-                ) from error
-            # A reader that looks whether the file is locked (`_is_locked`) must never stop a recorder.
-            if time.monotonic() > give_up:
-                raise RecordingExistsError(f"{path!r} is being changed by another program") from error
-        time.sleep(LOCK_PAUSE_SECONDS)
+def create_file(path: str) -> int:
+    """Make a file where there is nothing, for reading and writing; its descriptor.
+
+    Unlike a plain open it does not follow a link that somebody put there.
+    """
+    try:
+        return os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    except FileExistsError:
+        raise RecordingExistsError(f"{path!r} exists, and was not there a moment ago; remove it") from None
+    except OSError as error:
+        raise RecordingFileError(f"{path!r} can't be written: {error.strerror}") from error
+
+
+def remove_part(path: str) -> None:
+    """Remove what is under the name of a temporary file, if anything is; a link, not what it leads to."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise RecordingFileError(f"{path!r} is in the way and can't be removed: {error.strerror}") from error
+
+
+def rename_to_free(path: str, target: str) -> None:
+    """Rename a file to a name that nothing has; else a FileExistsError, and nothing is changed."""
+    try:
+        os.link(path, target, follow_symlinks=False)  # a rename would replace what has the name
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+        os.rename(path, target)
+    else:
+        os.unlink(path)
+
+
+def open_regular(path: str) -> int:
+    """Open a regular file for reading; a RecordingFileError for anything else, such as a FIFO, which might never end.
+
+    Raises FileNotFoundError where there is nothing.
+    """
+    try:
+        # Without O_NONBLOCK the opening of a FIFO waits until somebody writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RecordingFileError(f"{path!r} can't be read: {_read_advice(error)}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise RecordingFileError(f"{path!r} can't be read: it is not a regular file")
+    return descriptor
+
+
+def _read_advice(error: OSError) -> str:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "this process has as many files open as it may; close some, or raise the limit (ulimit -n)"
+    return str(error.strerror)
+
+
+def _lock_new(descriptor: int, path: str) -> None:
+    """Take the shared lock of a file that is about to get its name."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            raise RecordingFileError(
+                f"{path!r} lies in a file system that has no locks; give HDF5Sink(..., locking=False), and see to "
+                "it yourself that no two processes write the same recording"
+            ) from error
+        raise RecordingFileError(f"{path!r} can't be locked: {error.strerror}") from error
+
+
+def lock_unwritten(path: str) -> int | None:
+    """Take the exclusive lock of a file in progress that nobody writes; its descriptor, or None without locks.
+
+    Raises RecordingFileError where somebody writes it, or has it open in another program.
+    """
+    descriptor = open_regular(path)
+    try:
+        if not _try_exclusive(descriptor):
+            raise RecordingFileError(
+                f"{path!r} is being written by another process, or open in another program; let that end, or make a "
+                "copy elsewhere with recover(..., to=...)"
+            )
+    except BaseException as error:
+        os.close(descriptor)
+        if isinstance(error, OSError) and error.errno in NO_LOCKS:
+            return None
+        raise
+    return descriptor
 
 
 def _is_locked(path: str) -> bool:
     """Whether a recorder or an HDF5 program has a file locked."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_regular(path)
     except OSError:
         return False
-    give_up = time.monotonic() + MAX_LOCK_SECONDS
     try:
-        while time.monotonic() < give_up:
-            # There is no way to ask who holds a flock, other than to take it. For this moment others see a lock too.
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return False
-            except BlockingIOError:
-                pass
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return True  # shared with whoever writes or reads the file
-            except BlockingIOError:
-                time.sleep(LOCK_PAUSE_SECONDS)  # another reader looks, at this very moment
-        return True
+        # There is no way to ask who holds a flock, other than to take it. For this moment others see a lock too.
+        return not _try_exclusive(descriptor)
     except OSError:  # the file system has no locks
         return False
     finally:
         os.close(descriptor)
+
+
+def _try_exclusive(descriptor: int) -> bool:
+    """Take the exclusive lock; False where somebody has the file locked for longer than a look takes."""
+    give_up = time.monotonic() + MAX_LOCK_SECONDS
+    while time.monotonic() < give_up:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            pass
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False  # shared with whoever writes or reads the file
+        except BlockingIOError:
+            time.sleep(LOCK_PAUSE_SECONDS)  # another reader looks, at this very moment
+    return False
 
 
 def os_message(error: OSError) -> str:
@@ -172,6 +263,17 @@ def process_rank() -> int:
         return distributed.get_rank()
     rank = os.environ.get("RANK", "")
     return int(rank) if rank.isdecimal() else -1
+
+
+def current_folder() -> str:
+    """The folder that relative paths start from."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise RecordingFileError(
+            "the current folder was removed, so a relative path leads nowhere; change to another one, or give an "
+            "absolute path"
+        ) from None
 
 
 def expand_path(pattern: str | os.PathLike[str]) -> str:

@@ -15,16 +15,16 @@ separate process first (see ``probe``).
 from __future__ import annotations
 
 import os
-import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import msgspec
 import numpy as np
 from h5py import h5s
 
-from fastrec._errors import DamagedFileError, RecordingFileError, RecordingNotFoundError
+from fastrec._errors import DamagedFileError, FastrecError, RecordingFileError, RecordingNotFoundError
 from fastrec._torch.process import FORKS
 from fastrec.sinks.hdf5.catalog_log import Log
 from fastrec.sinks.hdf5.checksums import Counters, read_counters, strip_checksum
@@ -32,23 +32,51 @@ from fastrec.sinks.hdf5.layout import (
     COUNTERS,
     COUNTERS_ROW,
     LOG,
+    MERGED,
     OVERFLOW,
     TABLES,
     VERSION,
     Bytes,
+    Identity,
     Rows,
     SegmentIndex,
     read_rows,
 )
-from fastrec.sinks.hdf5.paths import Paths
+from fastrec.sinks.hdf5.open_files import OPEN_FILES
+from fastrec.sinks.hdf5.paths import SUFFIXES, Paths, open_regular
 from fastrec.sinks.hdf5.probe import probe_in_subprocess
-from fastrec.sinks.hdf5.structure import decode_index, load_plugins, open_verified, read_index, read_trailer
+from fastrec.sinks.hdf5.structure import (
+    MAX_INDEX_BYTES,
+    decode_index,
+    load_plugins,
+    open_verified,
+    plain_dataset,
+    read_index,
+    read_trailer,
+)
 
 MIN_READ_ROWS, MAX_READ_ROWS = 1 << 10, 1 << 16
 """How many rows of a table, or bytes of the log, are read at first and at most: it may end at any of them."""
 
+MAX_LINE_BYTES = 64 << 20
+"""No line of a log is longer. A file of holes may claim any length, and reading it would take memory."""
+
+MAX_SEGMENTS = 100_000
+"""Their names have five digits."""
+
 MAX_FIND_ATTEMPTS = 8
 """A segment that is finalized between looking for it and opening it has another name, so it is looked for again."""
+
+
+class Loss(msgspec.Struct, frozen=True):
+    """Damage to a file, in which data set if it is one."""
+
+    file: str
+    data_set: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file!r} is damaged{f' in {self.data_set!r}' if self.data_set else ''}: {self.what}"
 
 
 class ReadFile:
@@ -57,29 +85,19 @@ class ReadFile:
     def __init__(self, path: str, *, map_path: str | None = None) -> None:
         self.path = path
         self.in_progress = map_path is not None
-        self._descriptor = -1
         # Opened before the index is read: if the segment is finalized meanwhile, this is still the file that the index
-        # is of.
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except PermissionError as error:
-            raise RecordingFileError(f"{path!r} can't be read: {error.strerror}") from error
-        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-            raise RecordingFileError(f"{path!r} can't be read: it is not a regular file")
-        if map_path is not None:
-            self.index = _index_beside(path, map_path)
-        else:
-            self.index = read_trailer(self._descriptor) or _index_by_hdf5(path)
+        # is of. It stays open, as its name will be gone; a finished one only where there are not too many.
+        self._descriptor = OPEN_FILES.open(path, stays_open=self.in_progress)
+        with self._descriptor as descriptor:
+            if map_path is not None:
+                self.index = _index_beside(path, map_path)
+            else:
+                self.index = read_trailer(descriptor) or _index_by_hdf5(path)
+            self._check_index(os.fstat(descriptor).st_size)
         self._compressed = CompressedFile(path)
-        self._check_index()
 
     def __reduce__(self) -> Any:
         raise TypeError("an open file can't be copied to another process; the recording opens its files again")
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        # As an argument, because at the end of the interpreter the module `os` may be gone before this file.
-        if self._descriptor >= 0:
-            close(self._descriptor)
 
     @property
     def number(self) -> int:
@@ -93,52 +111,72 @@ class ReadFile:
         if extent.compressed:
             return self._compressed.rows(name, first, count, extent.row_bytes, out)
         try:
-            return read_rows(self._descriptor, extent, first, count, out)
+            with self._descriptor as descriptor:
+                return read_rows(descriptor, extent, first, count, out)
+        except RecordingFileError:
+            raise
         except DamagedFileError as error:
             raise DamagedFileError(f"{self.path!r}, {name!r}: {error}") from None
         except OSError as error:
             raise RecordingFileError(f"{self.path!r} can't be read: {error.strerror}") from error
 
-    def table(self, name: str, first: int = 0) -> Rows:
-        """The rows of a table from one on, up to the first that was not written to its end."""
+    def table(self, name: str, first: int = 0, promised: int = 0) -> Rows:
+        """The rows of a table from one on, up to the last that was written.
+
+        Rows before it of which ``ok`` is not 1 are damaged. Of a growing file it is not known how many rows were
+        written; a checksum may promise that there are some up to a row.
+        """
         pieces, total, step = [np.empty(0, TABLES[name])], self.index.sets[name].rows, MIN_READ_ROWS
-        while first < total:
-            piece = self.rows(name, first, min(step, total - first)).view(TABLES[name])
-            written = piece["ok"] == 1
-            if not written.all():
-                if not self.in_progress:
-                    raise DamagedFileError(f"{self.path!r}: a row of {name!r} was not written to its end")
-                pieces.append(piece[: int(np.argmin(written))])
-                break
-            pieces.append(piece)
-            first, step = first + len(piece), min(4 * step, MAX_READ_ROWS)
+        start, promised = first, min(promised, total)
+        while start < total:
+            piece = self.rows(name, start, min(step, total - start)).view(TABLES[name])
+            is_written = piece["ok"] == 1
+            if self.in_progress and not is_written.all():
+                n_written = int(np.flatnonzero(is_written)[-1]) + 1 if is_written.any() else 0
+                n_written = min(len(piece), max(n_written, promised - start))
+                if not is_written[:n_written].all():
+                    # Read again: a row that was written meanwhile is no damage, even if a later one was seen before.
+                    piece = self.rows(name, start, n_written).view(TABLES[name])
+                pieces.append(piece[:n_written])
+                if n_written < len(is_written):
+                    break
+            else:
+                pieces.append(piece)
+            start, step = start + len(piece), min(4 * step, MAX_READ_ROWS)
         return np.concatenate(pieces)
 
     def counters(self) -> Counters | None:
-        """What its session had counted when it was written last; None where nothing was."""
+        """What its session had counted when it was written last; None where that is damaged."""
         return read_counters(self.rows(COUNTERS, 0, self.index.sets[COUNTERS].rows))
 
     def log(self, into: Log, first: int = 0) -> int:
         """Take in the log from a byte on; where its last whole line ends."""
-        total = self.index.sets[LOG].rows
-        data = self.rows(LOG, first, min(MIN_READ_ROWS if self.in_progress else total, total - first))
-        # Nothing says how long the log is so far: it goes on as long as the bytes are not zero.
-        while self.in_progress and first + data.size < total and data[-1]:
-            more = min(4 * data.size, total - first - data.size)
-            data = np.concatenate([data, self.rows(LOG, first + data.size, more)])
-        end = first + into.read(self.number, data)
+        total, step = self.index.sets[LOG].rows, MIN_READ_ROWS
+        end, rest = first, b""
+        # In pieces: nothing says how long a growing one is so far, and a file of holes may say anything.
+        while end + len(rest) < total:
+            data = rest + self.rows(LOG, end + len(rest), min(step, total - end - len(rest))).tobytes()
+            n_read = into.read(self.number, data)
+            end, rest = end + n_read, data[n_read:]
+            if b"\n" in rest:
+                # Read again: what was written meanwhile is no damage.
+                rest = self.rows(LOG, end, len(rest)).tobytes()
+                n_read = into.read(self.number, rest, skips_damage=True)
+                end, rest = end + n_read, rest[n_read:]
+            if rest.endswith(b"\0") or len(rest) > MAX_LINE_BYTES:  # no whole line will come of it
+                break
+            step = min(max(MAX_READ_ROWS, 4 * len(rest)), MAX_LINE_BYTES)
         if not self.in_progress and end < total:
-            raise DamagedFileError(f"{self.path!r}: the log is damaged after {end} of {total} bytes")
+            into.note_damage(self.number, total - end)
         return end
 
-    def _check_index(self) -> None:
+    def _check_index(self, size: int) -> None:
         """Check that the data sets which every segment has are there, and that all of them lie inside of the file."""
         row_bytes = {name: dtype.itemsize for name, dtype in (*TABLES.items(), (COUNTERS, COUNTERS_ROW))}
         row_bytes |= {LOG: 1, OVERFLOW: 1}
         for name in row_bytes:
             if name not in self.index.sets:
                 raise DamagedFileError(f"{self.path!r} lacks the data set {name!r}")
-        size = os.fstat(self._descriptor).st_size
         for name, extent in self.index.sets.items():
             if extent.row_bytes != row_bytes.get(name, extent.row_bytes):
                 raise DamagedFileError(f"{self.path!r}: the rows of {name!r} have {extent.row_bytes} bytes")
@@ -162,15 +200,17 @@ class CompressedFile:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._absolute_path = os.path.abspath(path)  # the process may be in another folder by then
         self._lock = threading.Lock()
         self._file: Any = None
+        self._data_sets: dict[str, Any] = {}
         self._forks = FORKS.count
 
     def rows(self, name: str, first: int, count: int, row_bytes: int, out: Bytes | None) -> Bytes:
         """Rows of a data set, as the bytes of its type on the disk."""
         with self._lock:
             try:
-                data_set = self._opened()[name].id
+                data_set = self._data_set(name, row_bytes)
                 space = data_set.get_space()
                 shape = space.get_simple_extent_dims()
                 if first < 0 or count < 0 or first + count > shape[0]:
@@ -179,28 +219,44 @@ class CompressedFile:
                 if data.size:
                     space.select_hyperslab((first, *(0 for _ in shape[1:])), (count, *shape[1:]))
                     data_set.read(h5s.create_simple((count, *shape[1:])), space, data, data_set.get_type())
-            except DamagedFileError:
+            except FastrecError:
                 raise
+            except MemoryError as error:
+                raise RecordingFileError(f"{self._path!r}, {name!r}: there is no memory for {count} rows") from error
             except (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
                 load_plugins(f"{self._path!r} ({error})")
                 raise DamagedFileError(f"{self._path!r}, {name!r} can't be read: {error}") from error
         return data
 
-    def _opened(self) -> Any:
+    def _data_set(self, name: str, row_bytes: int) -> Any:
         if self._file is None or self._forks != FORKS.count:  # a forked child shares HDF5's handle, and its position
             if find_spec("hdf5plugin") is not None:
                 load_plugins("reading")
-            self._file = open_verified(self._path, rdcc_nbytes=self.CACHE_BYTES)
+            self._file = open_verified(self._absolute_path, rdcc_nbytes=self.CACHE_BYTES)
             self._forks = FORKS.count
-        return self._file
+            self._data_sets = {}
+        if name not in self._data_sets:
+            # HDF5 writes as many bytes into the buffer as the data set's own type says, whatever the index says.
+            self._data_sets[name] = plain_dataset(self._file, name, row_bytes)
+        return self._data_sets[name]
 
 
-def find_files(path: str | os.PathLike[str]) -> list[ReadFile]:
-    """The segments of a recording, in order."""
+def paths_of(path: str | os.PathLike[str]) -> Paths:
+    """The paths of a recording's files; where only a link to it has this path, those of the recording itself."""
     paths = Paths(path)
+    if os.path.islink(paths.path) and not paths.segments():
+        target = os.path.realpath(paths.path)
+        if os.path.splitext(target)[1] in SUFFIXES:  # else a store of files has names of its own for their content
+            return Paths(target)
+    return paths
+
+
+def find_files(path: str | os.PathLike[str], *, losses: list[Loss] | None = None) -> list[ReadFile]:
+    """The segments of a recording, in order; with ``losses``, to which damaged ones are added, only the others."""
+    paths = paths_of(path)
     for _ in range(MAX_FIND_ATTEMPTS):
         try:
-            files = _open_segments(paths)
+            files = _open_segments(paths) if losses is None else _open_undamaged(paths, losses)
         except FileNotFoundError:  # finalized just now
             continue
         if files:
@@ -213,17 +269,14 @@ def find_files(path: str | os.PathLike[str]) -> list[ReadFile]:
 
 def _open_segments(paths: Paths) -> list[ReadFile]:
     n_shown = 0
-    if os.path.exists(paths.path):
+    if os.path.lexists(paths.path):
         n_shown = -segment_of(paths.path)
         if n_shown <= 0:
             return [ReadFile(paths.path)]
-    existing = paths.segments()
+    _check_no_merge(paths, n_shown)
     files: list[ReadFile] = []
-    for number in sorted(existing):
-        if paths.finalized(number) in existing[number]:
-            files.append(ReadFile(paths.finalized(number)))
-        elif paths.map(number) in existing[number]:
-            files.append(ReadFile(paths.in_progress(number), map_path=paths.map(number)))
+    for path, map_path in _segment_paths(paths):
+        files.append(ReadFile(path, map_path=map_path))
         if files and [file.number for file in files] != list(range(len(files))):
             raise DamagedFileError(f"segment {len(files) - 1} of {paths.path!r} is missing, or another took its place")
     if len(files) < n_shown:
@@ -231,24 +284,81 @@ def _open_segments(paths: Paths) -> list[ReadFile]:
     return files
 
 
+def _open_undamaged(paths: Paths, losses: list[Loss]) -> list[ReadFile]:
+    losses.clear()
+    try:
+        n_shown = -segment_of(paths.path)
+    except FileNotFoundError:
+        n_shown = 0
+    except DamagedFileError as error:
+        if not paths.segments():
+            raise
+        losses.append(Loss(paths.path, "", f"it does not say what it shows: {error}"))
+        n_shown = 1
+    if n_shown <= 0 and os.path.lexists(paths.path):
+        return [ReadFile(paths.path)]
+    _check_no_merge(paths, n_shown)
+    files: dict[int, ReadFile] = {}
+    segments = _segment_paths(paths)
+    for path, map_path in segments:
+        try:
+            file = ReadFile(path, map_path=map_path)
+        except (DamagedFileError, RecordingFileError) as error:
+            losses.append(Loss(path, "", f"nothing in it can be read: {error}"))
+        else:
+            files.setdefault(file.number, file)
+    if segments and not files:
+        raise DamagedFileError(str(losses[-1]))
+    losses += _missing(paths, max(n_shown, max(files, default=-1) + 1), files, segments)
+    return [files[number] for number in sorted(files)]
+
+
+def _missing(
+    paths: Paths, count: int, files: Mapping[int, ReadFile], segments: Sequence[tuple[str, str | None]]
+) -> list[Loss]:
+    """The segments of which nothing is there."""
+    existing = {path for path, _ in segments}
+    missing = [paths.finalized(number) for number in range(min(count, MAX_SEGMENTS)) if number not in files]
+    return [Loss(path, "", "it is missing") for path in missing if path not in existing]
+
+
+def _segment_paths(paths: Paths) -> list[tuple[str, str | None]]:
+    """The segments that count, in order, each with its map where it is in progress."""
+    existing, found = paths.segments(), list[tuple[str, str | None]]()
+    for number in sorted(existing):
+        if paths.finalized(number) in existing[number]:
+            found.append((paths.finalized(number), None))
+        elif paths.map(number) in existing[number]:
+            found.append((paths.in_progress(number), paths.map(number)))
+    return found
+
+
+def _check_no_merge(paths: Paths, n_shown: int) -> None:
+    if n_shown == -MERGED:
+        raise DamagedFileError(
+            f"{paths.path!r} shows other recordings, which is not possible here; name one of those, or copy all of "
+            "them to one file with fastrec.files.repack"
+        )
+
+
 def segment_of(path: str) -> int:
     """The number of a file among the segments; -n where it has no rows but shows n others."""
+    return identity_of(path).segment
+
+
+def identity_of(path: str) -> Identity:
+    """Which recording a finished file is part of."""
+    descriptor = open_regular(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except PermissionError as error:
-        raise RecordingFileError(f"{path!r} can't be read: {error.strerror}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise RecordingFileError(f"{path!r} can't be read: it is not a regular file")
         index = read_trailer(descriptor)
     finally:
         os.close(descriptor)
-    return (index or _index_by_hdf5(path)).segment
+    return (index or _index_by_hdf5(path)).identity
 
 
 def _index_beside(path: str, map_path: str) -> SegmentIndex:
-    with open(map_path, "rb") as file:
-        line = file.read()
+    with open(open_regular(map_path), "rb") as file:
+        line = file.read(MAX_INDEX_BYTES)
     text = strip_checksum(line.rstrip(b"\n"))
     if text is None:  # damaged; the file itself may well be whole
         return _index_by_hdf5(path)

@@ -1,7 +1,7 @@
 """Finishing the files that a killed process left.
 
-    recover_files("run.h5", None)            # in place
-    recover_files("run.h5", "rescued.h5")    # finished copies, the files there left alone
+    recover_files("run.h5", None, RecoverOptions())            # in place
+    recover_files("run.h5", "rescued.h5", RecoverOptions())    # finished copies, the files there left alone
 
 A file in progress is whole as it is: fastrec reads the rows that are marked as written. What other tools lack is a file
 without the room that was never used. So each file in progress is copied, with as many rows of each data set as other
@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import msgspec
 import numpy as np
 
-from fastrec._errors import RecordingExistsError, RecordingFileError
-from fastrec.sinks.hdf5.contents import Contents, read_contents
+from fastrec._errors import DamagedFileError, FastrecError, OptionError, RecordingExistsError, RecordingFileError
+from fastrec.sinks.hdf5.contents import Contents, written
+from fastrec.sinks.hdf5.copy_file import CopyOptions, write_source
 from fastrec.sinks.hdf5.layout import (
     CHECKS,
     COUNTERS,
@@ -32,11 +35,16 @@ from fastrec.sinks.hdf5.layout import (
     FileAddress,
     Rows,
 )
-from fastrec.sinks.hdf5.paths import Paths, os_message
-from fastrec.sinks.hdf5.reader import ReadFile, find_files
+from fastrec.sinks.hdf5.merged import open_source, shown_recordings
+from fastrec.sinks.hdf5.paths import Paths, lock_unwritten, os_message, remove_part, rename_to_free
+from fastrec.sinks.hdf5.reader import ReadFile, paths_of
+from fastrec.sinks.hdf5.salvage import salvage_contents
 from fastrec.sinks.hdf5.source import HDF5Source
 from fastrec.sinks.hdf5.structure import DatasetSpec, Rewriting, rewrite
 from fastrec.sinks.hdf5.virtual import write_virtual_segments
+
+DAMAGED_SUFFIX = ".damaged"
+"""Added to the names of files in progress that were recovered in part; no reader and no recorder looks at them."""
 
 
 class Recovered(msgspec.Struct, frozen=True):
@@ -49,50 +57,141 @@ class Recovered(msgspec.Struct, frozen=True):
     lost: str
 
 
-def recover_files(path: str | os.PathLike[str], to: str | os.PathLike[str] | None) -> Recovered:
+class RecoverOptions(msgspec.Struct, frozen=True):
+    """``force``: go on where nobody can know whether the recording is still written. ``discard``: remove the files in
+    progress even if something in them could not be read."""
+
+    force: bool = False
+    discard: bool = False
+
+
+def recover_files(
+    path: str | os.PathLike[str], to: str | os.PathLike[str] | None, options: RecoverOptions
+) -> Recovered:
     """Finish the files in place, or make finished copies elsewhere."""
-    source, target = Paths(path), Paths(path if to is None else to)
+    if shown_recordings(path) is not None:
+        return _recover_merged(path, to)
+    source, target = paths_of(path), paths_of(path) if to is None else Paths(to)
     if to is not None:
         _check_free(target)
-    elif (locked := source.locked_file()) is not None:
-        raise RecordingFileError(
-            f"{locked!r} is being written by another process, or open in another program; let that end, or make a copy "
-            "elsewhere with recover(..., to=...)"
+        return _recover(source, target, options)
+    with _claimed(source, options):
+        return _recover(source, target, options)
+
+
+def _recover_merged(path: str | os.PathLike[str], to: str | os.PathLike[str] | None) -> Recovered:
+    """A file that shows others is finished, as they were when it was made."""
+    if to is not None:
+        raise OptionError(
+            f"{os.fspath(path)!r} shows other recordings and is whole; fastrec.files.repack copies all of them to one "
+            "file"
         )
-    files = find_files(path)
-    contents = read_contents(files)
+    merged = open_source(path)
+    n_steps = sum(len(steps.numbers) for steps in merged.steps())
+    return Recovered(os.fspath(path), merged.n_passes(), len(merged.records()), n_steps, _joined(merged.losses()))
+
+
+@contextmanager
+def _claimed(source: Paths, options: RecoverOptions) -> Iterator[None]:
+    """Keep recorders away from the files in progress; an error where somebody writes them, or might do so."""
+    with ExitStack() as stack:
+        for path in source.files():
+            if path.endswith(".tmp"):
+                descriptor = lock_unwritten(path)
+                if descriptor is not None:
+                    stack.callback(os.close, descriptor)
+                elif not options.force:
+                    raise _unknown_writer(path, "lies in a file system that has no locks")
+        yield
+
+
+def _unknown_writer(path: str, why: str) -> RecordingFileError:
+    return RecordingFileError(
+        f"{path!r} {why}, so it can't be known whether a recorder still writes it; make a copy elsewhere with "
+        "recover(..., to=...), or, if you are certain that nobody writes it, give recover(..., force=True)"
+    )
+
+
+def _recover(source: Paths, target: Paths, options: RecoverOptions) -> Recovered:
+    contents = salvage_contents(source.path)
+    files = list(contents.files.values())
+    in_place = target.path == source.path
+    growing = [file for file in files if file.in_progress]
+    if in_place and growing and contents.log.facts.get("locking") is False and not options.force:
+        raise _unknown_writer(growing[0].path, "was recorded without a lock")
+    losses = [str(loss) for loss in contents.losses]
     try:
-        _finish(files, contents, source, target)
+        if losses:
+            _write_rest(contents, source, target, losses, options)
+        else:
+            _finish(files, contents, source, target)
     except OSError as error:
-        if isinstance(error, RecordingFileError):
+        if isinstance(error, FastrecError):
             raise
         raise RecordingFileError(f"{target.path!r} can't be written: {os_message(error)}") from error
-    recovered = HDF5Source(target.path)
+    recovered = HDF5Source(target.path, salvage_contents(target.path) if losses else None)
     n_steps = sum(len(steps.numbers) for steps in recovered.steps())
-    lost = _describe_lost(contents) if any(file.in_progress for file in files) else "nothing"
-    return Recovered(target.path, recovered.n_passes(), len(recovered.records()), n_steps, lost)
+    if growing:
+        losses.append(_describe_unflushed(contents))
+    return Recovered(target.path, recovered.n_passes(), len(recovered.records()), n_steps, _joined(losses))
+
+
+def _joined(losses: Sequence[str]) -> str:
+    return "; ".join(losses) or "nothing"
+
+
+def _write_rest(
+    contents: Contents, source: Paths, target: Paths, losses: Sequence[str], options: RecoverOptions
+) -> None:
+    """Write what is left of a damaged recording as one file; the files that it was read from are kept."""
+    files = list(contents.files.values())
+    if target.path == source.path:
+        if not all(file.in_progress and file.number == 0 for file in files):
+            if not any(file.in_progress for file in files):
+                return  # the finished files are left as they are
+            raise DamagedFileError(
+                f"{losses[0]}{f', and {len(losses) - 1} more' if len(losses) > 1 else ''}; nothing was changed, and "
+                "recover(..., to=...) writes what is left as one file"
+            )
+    rest = HDF5Source(source.path, contents)
+    identity = msgspec.structs.replace(rest.identity(), session=0, segment=0)
+    facts = {"header": {}, "began": 0.0, **rest.facts(), "losses": list(losses)}
+    write_source(rest, target.path, CopyOptions(identity, facts, rest.begun()), replaces=source.files())
+    if target.path == source.path:
+        _set_aside(source, files, discard=options.discard)
+
+
+def _set_aside(source: Paths, files: Sequence[ReadFile], *, discard: bool) -> None:
+    """Rename the files in progress that are damaged, so that nothing takes them for a recording."""
+    for file in files:
+        if not discard:
+            for path in (source.in_progress(file.number), source.map(file.number)):
+                rename_to_free(path, path + DAMAGED_SUFFIX)
+        source.remove_in_progress(file.number)
 
 
 def _finish(files: list[ReadFile], contents: Contents, source: Paths, target: Paths) -> None:
     """Make the files of the target; in place, remove what only files in progress need."""
     is_one_file = len(files) == 1 and files[0].number == 0
+    begun = [*source.segments()]
     for file in files:
         final_path = target.path if is_one_file else target.finalized(file.number)
         if file.in_progress:
             part = target.part(file.number)
+            remove_part(part)
             specs = _used_datasets(contents, file)
             rewrite(file.rows, file.index.identity, specs, part, options=Rewriting(durable=True))
-            os.replace(part, final_path)
+            rename_to_free(part, final_path)
         elif target.path != source.path:
             shutil.copyfile(file.path, final_path)
     if not is_one_file:
         write_virtual_segments(target, len(files))
     if target.path == source.path:
-        for number in source.segments():  # also one that had only begun
+        for number in begun:  # also one that had only begun; what is there was locked
             source.remove_in_progress(number)
 
 
-def _describe_lost(contents: Contents) -> str:
+def _describe_unflushed(contents: Contents) -> str:
     seconds = contents.log.facts.get("flush_seconds")
     last = int(contents.passes["pass_index"].max(initial=-1))
     after = f"after pass {last}" if last >= 0 else "at all"
@@ -135,7 +234,7 @@ def _count_named(table: Rows, prefix: str, segment: int, source: HDF5Source, n_u
 
 def _count_checked(file: ReadFile, infos: dict[int, DataInfo], n_used: dict[str, int]) -> None:
     """Count the rows that checksums are of too, so that these can still be compared."""
-    for number, row, count, _, _ in file.table(CHECKS).tolist():
+    for number, row, count, _, _ in written(file.table(CHECKS)).tolist():
         if number in infos:
             dataset, first = FileAddress.decode(row, infos[number].name)
             n_used[dataset] = max(n_used.get(dataset, 0), first + count)

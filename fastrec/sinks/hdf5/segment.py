@@ -1,6 +1,6 @@
 """One file of a recording while it is written, from the room that is planned for it to its finished form.
 
-    segment = Segment(paths, identity, infos, capacity, options)   # the file, with all its data sets
+    segment = Segment(paths, identity, infos, capacity, options, descriptor)   # all data sets, in the file
     segment.publish()                                              # from here on readers look at it
     block.placement = segment.place(block)
     segment.put(number, block.placement.runs[0], 0, rows)
@@ -30,6 +30,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from fastrec._errors import RecordingExistsError, RecordingFileError
 from fastrec.sinks.hdf5.catalog_log import log_line
 from fastrec.sinks.hdf5.checksums import add_checksum, check_row, checksum
 from fastrec.sinks.hdf5.layout import (
@@ -55,7 +56,7 @@ from fastrec.sinks.hdf5.layout import (
     write_rows,
 )
 from fastrec.sinks.hdf5.options import HDF5Options
-from fastrec.sinks.hdf5.paths import Paths, lock
+from fastrec.sinks.hdf5.paths import Paths, create_file, remove_part, rename_to_free
 from fastrec.sinks.hdf5.staging import BlockPlacement, StagedBlock
 from fastrec.sinks.hdf5.structure import (
     MAX_DIMENSIONS,
@@ -93,7 +94,13 @@ class Segment:
     """
 
     def __init__(
-        self, paths: Paths, identity: Identity, infos: Sequence[DataInfo], capacity: Capacity, options: HDF5Options
+        self,
+        paths: Paths,
+        identity: Identity,
+        infos: Sequence[DataInfo],
+        capacity: Capacity,
+        options: HDF5Options,
+        descriptor: int,
     ) -> None:
         self.number = number = identity.segment
         self._paths = paths
@@ -101,10 +108,9 @@ class Segment:
         self._specs = plan_datasets(infos, capacity, options.segment_room())
         self._names = {int(spec.attributes["number"]): spec.name for spec in self._specs if spec.attributes}
         self._path = paths.in_progress(number)
+        self._descriptor = descriptor
+        self.check_path()
         self._index = create(self._path, identity, self._specs)
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-        if options.locking:
-            lock(self._descriptor, self._path)
         self.used_rows = dict.fromkeys(self._index.sets, 0)
         self.placed_data: dict[int, DataInfo] = {}
         self._reserved_rows: dict[str, int] = {}
@@ -117,11 +123,21 @@ class Segment:
     def publish(self) -> None:
         """Put the index beside the file, whole: without it nothing in a file in progress counts."""
         path = self._paths.map(self.number)
-        with open(path + ".part", "wb") as file:
+        remove_part(path + ".part")
+        with open(create_file(path + ".part"), "wb") as file:
             file.write(add_checksum(msgspec.json.encode(self._index)))
             file.flush()
             os.fdatasync(file.fileno())  # or a power cut might leave the name and none of the content
-        os.replace(path + ".part", path)
+        rename_to_free(path + ".part", path)
+
+    def check_path(self) -> None:
+        """Check that the file still has its name: what is written to one that was removed nobody will ever read."""
+        try:
+            is_there = os.path.samestat(os.stat(self._path, follow_symlinks=False), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            raise RecordingFileError(f"{self._path!r} was removed, renamed or replaced while it was being written")
 
     def place(self, block: StagedBlock) -> BlockPlacement | None:
         """Room for the rows of a block that are not in an earlier segment; None where there is not enough."""
@@ -201,7 +217,7 @@ class Segment:
             shrink(self._path, self.used_rows)
             if options.durable:
                 self.sync()
-            os.replace(self._path, path)
+            self._rename(self._path, path)
         self._close()
         self._paths.remove_in_progress(self.number)
 
@@ -245,6 +261,18 @@ class Segment:
     def _read(self, name: str, first: int, count: int) -> Bytes:
         return read_rows(self._descriptor, self._index.sets[name], first, count)
 
+    def _rename(self, path: str, final_path: str) -> None:
+        """Give a finished file its final name, unless something else got that name since the session began."""
+        try:
+            rename_to_free(path, final_path)
+        except FileExistsError:
+            if path != self._path:
+                os.unlink(path)
+            raise RecordingExistsError(
+                f"{final_path!r} appeared while this was recorded, and was left alone; what was recorded is in "
+                f"{self._path!r}: move the other file away, and finish this one with fastrec.recover"
+            ) from None
+
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
@@ -253,14 +281,14 @@ class Segment:
     def _rewrite(self, path: str, options: Rewriting) -> bool:
         """Rewrite the file under another name; False where there is no room for a second copy."""
         part = self._paths.part(self.number)
+        remove_part(part)
         specs, read, relocation = self._without_overflow()
         try:
             rewrite(read, self._index.identity, specs, part, options=options)
         except OSError:
-            if os.path.exists(part):
-                os.unlink(part)
+            remove_part(part)
             return False
-        os.replace(part, path)
+        self._rename(part, path)
         self._relocation = relocation
         return True
 

@@ -24,7 +24,7 @@ from fastrec.sinks._protocol import ColumnWriter, PassLog
 from fastrec.sinks.hdf5.layout import DataInfo, dtype_name
 from fastrec.sinks.hdf5.options import HDF5Options
 from fastrec.sinks.hdf5.pass_log import FilePassLog
-from fastrec.sinks.hdf5.paths import Paths, expand_path
+from fastrec.sinks.hdf5.paths import Paths, current_folder, expand_path
 from fastrec.sinks.hdf5.staging import Pool, Stage, StagedCopier
 
 
@@ -68,7 +68,8 @@ class HDF5Sink:
 
     def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
         self._pattern = os.fspath(path)
-        self._paths = Paths(expand_path(path))
+        self._folder = "" if os.path.isabs(self._pattern) else current_folder()
+        self._paths = self._paths_of_process()
         try:
             self.options = HDF5Options(**options)
         except TypeError:
@@ -89,7 +90,7 @@ class HDF5Sink:
         """A session begins."""
         if self._pass_log is not None:
             raise SessionError("this HDF5Sink already belongs to a session; give each recorder a sink of its own")
-        self._paths = Paths(expand_path(self._pattern))  # of this process, which may not be the one that made the sink
+        self._paths = self._paths_of_process()  # which may not be the one that made the sink
         self._pool = Pool(self.options.block_bytes, self.options.queue_bytes)
         self._catalog = catalog
         self._pass_log = FilePassLog(self._pool, self._paths, catalog, self.options)
@@ -145,6 +146,10 @@ class HDF5Sink:
             "waits": pool.n_waits,
             "seconds_waited": pool.seconds_waited,
         }
+
+    def _paths_of_process(self) -> Paths:
+        """The paths in the folder in which the sink was made, wherever the process goes meanwhile."""
+        return Paths(os.path.join(self._folder, expand_path(self._pattern)))
 
     def _with_file_dtype(self, spec: CaptureSpec, value: Tensor) -> CaptureSpec:
         """The spec with the dtype that this file has for floating values, where it names none."""

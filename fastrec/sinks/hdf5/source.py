@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrec._errors import DamagedFileError
+from fastrec._errors import DamagedFileError, RecordingFileError
 from fastrec._torch.tensors import outside_torch_modes
 from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
 from fastrec.sinks._steps import StepTable
+from fastrec.sinks.hdf5.blocks import CheckedReader, check_tables
 from fastrec.sinks.hdf5.contents import Contents, IncrementalReader, read_contents
 from fastrec.sinks.hdf5.layout import (
     OVERFLOW,
@@ -43,6 +44,7 @@ from fastrec.sinks.hdf5.layout import (
     run_edges,
 )
 from fastrec.sinks.hdf5.reader import ReadFile, find_files
+from fastrec.sinks.hdf5.salvage import salvage_contents
 
 MAX_SPAN_BYTES = 16 << 20
 """How many bytes are read at once, including rows that are not asked for."""
@@ -57,11 +59,15 @@ DataKey = tuple[int, int]
 class HDF5Source:
     """The passes that were flushed when it was opened; values are read when they are asked for."""
 
-    def __init__(self, path: str | os.PathLike[str], contents: Contents | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], contents: Contents | None = None, *, verify: bool = False) -> None:
         contents = contents or read_contents(find_files(path))
-        self._path = os.fspath(path)
+        self._path = os.path.abspath(path)  # the process may be in another folder when it is pickled
         self._contents = contents
         self._files = contents.files
+        self._verify = verify
+        self._checked = CheckedReader(contents) if verify else None
+        if verify:
+            check_tables(contents)
         self._raw = contents.records
         self.catalog = contents.log.catalog
         self._layouts: dict[DataKey, tuple[tuple[int, ...], torch.dtype, int]] = {}
@@ -70,17 +76,21 @@ class HDF5Source:
 
     def __reduce__(self) -> tuple[Any, ...]:
         contents = self._contents
-        moment = contents.start, contents.tables.counts, contents.n_empty
-        return _reopen, (os.path.abspath(self._path), self._run, *moment)
+        moment = _Moment(contents.start, contents.tables.counts, contents.n_empty, contents.salvaged)
+        return _reopen, (self._path, self._run, moment, self._verify)
 
     @property
     def _run(self) -> str:
         """Which recording it is, empty before its first file."""
-        return self._files[0].index.identity.run if self._files else ""
+        return next(iter(self._files.values())).index.identity.run if self._files else ""
 
     def facts(self) -> dict[str, Any]:
         """What the recorder wrote of its session."""
         return self._contents.log.facts
+
+    def losses(self) -> list[str]:
+        """What is damaged, and not in this source or not certain."""
+        return [str(loss) for loss in self._contents.losses] + list(self.facts().get("losses", ()))
 
     def begun(self) -> int:
         """One more than the highest index of a pass that ended, those that kept nothing included."""
@@ -279,7 +289,13 @@ class HDF5Source:
         shape, dtype, row_bytes = self._layout(keys[0])
         addresses = self._addresses(prefix, rows)
         self._check_size(keys, addresses, which, row_bytes)
-        out = np.empty((len(rows), row_bytes), np.uint8)
+        try:
+            out = np.empty((len(rows), row_bytes), np.uint8)
+        except MemoryError as error:
+            raise RecordingFileError(
+                f"there is no memory for {len(rows)} values of {row_bytes} bytes; read fewer at a time, as "
+                "Recording.rows and iter_batches do"
+            ) from error
         if row_bytes:
             edges = run_edges(which).tolist() if len(keys) > 1 else [0, len(rows)]
             for start, stop in zip(edges, edges[1:], strict=False):
@@ -303,6 +319,11 @@ class HDF5Source:
     def _read_data(self, out: Bytes, key: DataKey, addresses: Addresses) -> None:
         """Read values of one data; ``out`` has a row of bytes for each."""
         file, name, row_bytes = self._files[key[0]], self.data_info(key).name, out.shape[1]
+        if self._checked is not None:
+            for run, in_overflow in addresses.runs():
+                part = addresses[run]
+                rows = part.overflow_bytes if in_overflow else part.rows
+                self._checked.check(*key, OVERFLOW if in_overflow else name, rows)
         span = max(1, MAX_SPAN_BYTES // row_bytes)
         for start in range(0, len(addresses), span):
             part, into = addresses[start : start + span], out[start : start + span]
@@ -338,14 +359,26 @@ def _read_overflow(file: ReadFile, first_bytes: Integers, out: Bytes) -> None:
 Counts = tuple[int, int, int]
 
 
-def _reopen(path: str, run: str, start: Counts, counts: Counts, n_empty: int) -> HDF5Source:
+class _Moment(msgspec.Struct):
+    """What a source had of its files: the rows from ``start`` on, and how many."""
+
+    start: Counts
+    counts: Counts
+    n_empty: int
+    salvaged: bool
+
+
+def _reopen(path: str, run: str, moment: _Moment, verify: bool) -> HDF5Source:
     """A source of the same moment, in the process that unpickles it."""
-    reader = IncrementalReader()
-    tables = reader.read_new(find_files(path) if run else [])
-    stop = [before + count for before, count in zip(start, counts, strict=True)]
-    contents = Contents(reader, tables.head(*stop).tail(*start), start)
-    contents.n_empty = n_empty
-    source = HDF5Source(path, contents)
-    if source._run != run or contents.tables.counts != counts:
+    if moment.salvaged:
+        contents = salvage_contents(path)
+    else:
+        reader, start = IncrementalReader(), moment.start
+        tables = reader.read_new(find_files(path) if run else [])
+        stop = [before + count for before, count in zip(start, moment.counts, strict=True)]
+        contents = Contents(reader, tables.head(*stop).tail(*start), start)
+        contents.n_empty = moment.n_empty
+    source = HDF5Source(path, contents, verify=verify)
+    if source._run != run or contents.tables.counts != moment.counts:
         raise DamagedFileError(f"{path!r} no longer holds what was read from it; was it written again?")
     return source

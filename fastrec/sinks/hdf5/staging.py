@@ -57,7 +57,7 @@ class Pool:
         self.discarded: deque[int] = deque()
         self.queued = self.most_queued = self.written_bytes = 0
         self.n_waits, self.seconds_waited = 0, 0.0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.error_was_raised = False
         self._block_bytes = block_bytes
         self._next_number = itertools.count().__next__
@@ -142,7 +142,8 @@ class Pool:
         """Raise what stopped the writer."""
         if self.error is not None:
             self.error_was_raised = True
-            raise RecordingFileError(f"the recording stopped: {self.error}") from self.error
+            why = str(self.error) or type(self.error).__name__
+            raise RecordingFileError(f"the recording stopped: {why}") from self.error
 
 
 class StagedBlock:

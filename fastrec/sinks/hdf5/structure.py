@@ -44,6 +44,8 @@ from fastrec.sinks.hdf5.layout import (
     dtype_named,
     write_rows,
 )
+from fastrec.sinks.hdf5.paths import open_regular
+from fastrec.sinks.hdf5.probe import probe_in_subprocess
 
 CHUNK_BYTES = 1024 * 1024
 """Chunks of about this size are written fastest, and a compressed one does not take long to unpack for one row."""
@@ -92,7 +94,7 @@ class DatasetSpec(msgspec.Struct):
 
 
 def create(path: str, identity: Identity, specs: Sequence[DatasetSpec]) -> SegmentIndex:
-    """Make a file with room for all its rows; where they will lie."""
+    """Make a file with room for all its rows, in place of the empty one that was claimed; where they will lie."""
     with h5py.File(path, "w", libver="earliest", locking=False, meta_block_size=META_BLOCK_BYTES) as file:
         _begin(file, identity)
         data_sets = [_make(file, spec, _chunked(spec), -(-spec.rows // ALLOCATION_TURNS)) for spec in specs]
@@ -115,9 +117,9 @@ def shrink(path: str, used_rows: Mapping[str, int]) -> None:
 
 
 def rewrite(read: ReadRows, identity: Identity, specs: Sequence[DatasetSpec], path: str, *, options: Rewriting) -> None:
-    """Make a finished file of rows that ``read`` returns, without room for more."""
+    """Make a finished file of rows that ``read`` returns, without room for more, where there is nothing."""
     compression = options.compression
-    with h5py.File(path, "w", libver="earliest", locking=False) as file:
+    with h5py.File(path, "x", libver="earliest", locking=False) as file:
         _begin(file, identity)
         for spec in specs:
             if compression is not None and spec.rows and (spec.name == OVERFLOW or spec.name.startswith("data/")):
@@ -285,10 +287,9 @@ def _index_of(file: Any) -> SegmentIndex:
 
 
 def _extent(name: str, data_set: Any) -> DatasetExtent:
-    if data_set.ndim < 1 or data_set.external or data_set.is_virtual:
-        raise DamagedFileError(f"the data set {name!r} is stored in a way that this reader does not know")
+    check_layout(name, data_set.id)
     rows, low_level = int(data_set.shape[0]), data_set.id
-    row_bytes = low_level.get_type().get_size() * int(np.prod(data_set.shape[1:], dtype=np.int64))
+    row_bytes = low_level.get_type().get_size() * math.prod(data_set.shape[1:])
     if not rows:
         return DatasetExtent(row_bytes, 0, 1, [])
     if low_level.get_create_plist().get_nfilters():
@@ -306,8 +307,6 @@ def _extent(name: str, data_set: Any) -> DatasetExtent:
 
 
 def _chunk_offsets(name: str, data_set: Any, rows: int) -> list[int]:
-    if data_set.chunks[1:] != data_set.shape[1:]:
-        raise DamagedFileError(f"the data set {name!r} has chunks that this reader does not know")
     chunk_rows, low_level = int(data_set.chunks[0]), data_set.id
     if low_level.get_num_chunks() < -(-rows // chunk_rows):
         raise DamagedFileError(f"the data set {name!r} lacks chunks")
@@ -323,6 +322,9 @@ def _chunk_offsets(name: str, data_set: Any, rows: int) -> list[int]:
         raise DamagedFileError(f"the data set {name!r} lacks chunks")
     return offsets
 
+
+MAX_INDEX_BYTES = 256 << 20
+"""No index is longer. A file of holes may claim any length, and reading it would take memory."""
 
 PAGE_BYTES = 4096
 
@@ -352,20 +354,81 @@ def read_trailer(descriptor: int) -> SegmentIndex | None:
 def open_verified(path: str, **options: Any) -> Any:
     """Open a finished file with HDF5; DamagedFileError where its structure is not the one that was written.
 
-    HDF5 trusts what a file says of itself, and may crash over one that is damaged.
+    HDF5 trusts what a file says of itself, and may crash over one that is damaged. Where nothing vouches for the
+    structure, another process opens the file first.
     """
-    with open(path, "rb") as file:
+    with open(open_regular(path), "rb") as file:
         index, end = _index_and_end(file.fileno())
-        if index is not None and index.structure not in (None, _structure_checksum(file.fileno(), index, end)):
+        is_vouched = index is not None and index.structure is not None
+        if index is not None and is_vouched and index.structure != _structure_checksum(file.fileno(), index, end):
             raise DamagedFileError(f"{path!r} is damaged: its structure is not the one that was written")
+    if not is_vouched:
+        probe_in_subprocess(path)
     return h5py.File(path, "r", locking=False, **options)
+
+
+ALLOWED_TYPES = (h5t.INTEGER, h5t.FLOAT, h5t.ENUM, h5t.COMPOUND, h5t.ARRAY)
+"""Types whose values lie in the rows themselves: not strings, references or anything of variable length."""
+
+ALLOWED_FILTERS = (*range(1, 7), 32000, 32001, 32004, 32008, 32015)
+"""Those of HDF5 itself, lzf, blosc, lz4, bitshuffle and zstd."""
+
+MAX_CHUNK_BYTES = 16 << 20
+"""A chunk is unpacked whole for one of its rows, so it is no larger than this or than one row."""
+
+
+def plain_dataset(file: Any, name: str, row_bytes: int | None = None) -> h5d.DatasetID:
+    """A data set whose rows lie in the file itself, in a way that the format allows; else a DamagedFileError.
+
+    A file may come from anywhere. Links and external storage would show other files as values, and a type of another
+    size than the index says would be written past the end of the memory that was taken for it.
+    """
+    folder = file
+    for part in name.split("/"):
+        if not isinstance(folder, h5py.Group) or not isinstance(folder.get(part, getlink=True), h5py.HardLink):
+            raise DamagedFileError(f"the data set {name!r} is missing, or a link to something else")
+        folder = folder[part]
+    if not isinstance(folder, h5py.Dataset):
+        raise DamagedFileError(f"{name!r} is not a data set")
+    data_set = folder.id
+    check_layout(name, data_set)
+    shape = data_set.get_space().get_simple_extent_dims()
+    if row_bytes is not None and data_set.get_type().get_size() * math.prod(shape[1:]) != row_bytes:
+        raise DamagedFileError(f"the data set {name!r} does not have rows of {row_bytes} bytes, as the index says")
+    return data_set
+
+
+def check_layout(name: str, data_set: h5d.DatasetID) -> None:
+    """Check the type, shape, storage and filters of a data set; a DamagedFileError where the format has no such."""
+    plist, shape = data_set.get_create_plist(), data_set.get_space().get_simple_extent_dims()
+    layout = plist.get_layout()
+    if not shape or layout not in (h5d.CONTIGUOUS, h5d.CHUNKED) or plist.get_external_count():
+        raise DamagedFileError(f"the data set {name!r} is stored in a way that this reader does not know")
+    if not _is_plain(data_set.get_type()):
+        raise DamagedFileError(f"the data set {name!r} has a type that recordings do not have")
+    if any(plist.get_filter(i)[0] not in ALLOWED_FILTERS for i in range(plist.get_nfilters())):
+        raise DamagedFileError(f"the data set {name!r} has a filter that this reader does not know")
+    if layout == h5d.CHUNKED:
+        chunk, row_bytes = plist.get_chunk(), data_set.get_type().get_size() * math.prod(shape[1:])
+        chunk_bytes = data_set.get_type().get_size() * math.prod(chunk)
+        if chunk[1:] != shape[1:] or chunk_bytes > max(MAX_CHUNK_BYTES, row_bytes):
+            raise DamagedFileError(f"the data set {name!r} has chunks that this reader does not know")
+
+
+def _is_plain(data_type: h5t.TypeID) -> bool:
+    kind = data_type.get_class()
+    if kind == h5t.COMPOUND:
+        return all(_is_plain(data_type.get_member_type(i)) for i in range(data_type.get_nmembers()))
+    if kind in (h5t.ARRAY, h5t.ENUM):
+        return _is_plain(data_type.get_super())
+    return kind in ALLOWED_TYPES and (data_type.get_size() == 1 or data_type.get_order() == h5t.ORDER_LE)
 
 
 def decode_index(text: bytes) -> SegmentIndex:
     """An index from its JSON."""
     try:
         return msgspec.json.decode(text, type=SegmentIndex)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise DamagedFileError(f"the index of the file makes no sense: {error}") from error
 
 
@@ -379,7 +442,8 @@ def _index_and_end(descriptor: int) -> tuple[SegmentIndex | None, int]:
     if mark.rstrip(b"\0") != FORMAT.encode():
         return None, size
     start = size - TRAILER.size - length
-    text = strip_checksum(os.pread(descriptor, length, start).rstrip(b"\n")) if start >= 0 else None
+    fits = start >= 0 and length <= MAX_INDEX_BYTES
+    text = strip_checksum(os.pread(descriptor, length, start).rstrip(b"\n")) if fits else None
     if text is None:
         raise DamagedFileError("the end of the file, which says where everything lies, is damaged")
     index = decode_index(text)

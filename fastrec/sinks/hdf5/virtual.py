@@ -15,10 +15,17 @@ import h5py
 import msgspec
 import numpy as np
 
-from fastrec._errors import DamagedFileError, FastrecError
+from fastrec._errors import DamagedFileError, FastrecError, RecordingExistsError
 from fastrec.sinks.hdf5.layout import FORMAT, SOURCES, VERSION, Identity, SegmentIndex
-from fastrec.sinks.hdf5.paths import Paths
-from fastrec.sinks.hdf5.structure import add_trailer, dataset_name, open_verified, read_index, set_identity
+from fastrec.sinks.hdf5.paths import Paths, remove_part
+from fastrec.sinks.hdf5.reader import identity_of
+from fastrec.sinks.hdf5.structure import (
+    add_trailer,
+    dataset_name,
+    open_verified,
+    plain_dataset,
+    set_identity,
+)
 
 
 class _VirtualDataset(msgspec.Struct):
@@ -32,9 +39,18 @@ class _VirtualDataset(msgspec.Struct):
 
 def write_virtual_segments(paths: Paths, count: int) -> None:
     """Make ``run.h5`` of virtual data sets over all finalized segments, in place of an earlier one of that kind."""
-    last = read_index(paths.finalized(count - 1)).identity
+    last = identity_of(paths.finalized(count - 1))
     part, identity = paths.path + ".part", msgspec.structs.replace(last, segment=-count)
+    remove_part(part)
     write_virtual(part, identity, [paths.finalized(number) for number in range(count)])
+    if os.path.lexists(paths.path):
+        earlier = identity_of(paths.path)
+        if earlier.run != last.run or earlier.segment >= 0:
+            os.unlink(part)
+            raise RecordingExistsError(
+                f"{paths.path!r} is not part of the recording whose last file is {paths.finalized(count - 1)!r}, and "
+                "was left alone; move it away"
+            )
     os.replace(part, paths.path)
 
 
@@ -44,7 +60,7 @@ def write_virtual(path: str, identity: Identity, files: Sequence[str], sources: 
     for file_path in files:
         _collect(file_path, os.path.relpath(file_path, os.path.dirname(path) or "."), data_sets)
     # Virtual data sets came with version 1.10 of HDF5.
-    with h5py.File(path, "w", libver=("earliest", "v110"), locking=False) as file:
+    with h5py.File(path, "x", libver=("earliest", "v110"), locking=False) as file:
         set_identity(file, identity)
         if sources is not None:
             file[SOURCES] = np.frombuffer(sources, np.uint8)
@@ -62,7 +78,8 @@ def _collect(path: str, path_in_file: str, data_sets: dict[Any, _VirtualDataset]
     try:
         with open_verified(path) as file:
             for group in ("data", "steps"):
-                for name, source in file[group].items():
+                for name in file[group]:
+                    source = h5py.Dataset(plain_dataset(file, f"{group}/{name}"))
                     attributes = {key: str(value) for key, value in source.attrs.items() if key != "number"}
                     key = (group, *sorted(attributes.items()), str(source.dtype), source.shape[1:])
                     data_set = data_sets.setdefault(

@@ -14,14 +14,18 @@ Nobody may wait for this thread for ever. Whatever stops it is kept in the pool,
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
+import warnings
 from collections import deque
 from collections.abc import Sequence
+from multiprocessing.util import Finalize
 from time import perf_counter, time
 
 import numpy as np
 
+from fastrec._errors import FastrecError, FastrecWarning
 from fastrec.events.sites import Catalog
 from fastrec.recording._source import OUTCOMES, PASS_DTYPE
 from fastrec.sinks._blocks import MAX_ROWS, ROW_BITS
@@ -55,6 +59,9 @@ from fastrec.sinks.hdf5.virtual import write_virtual_segments
 FLUSH_EARLY = 0.8
 """A flush begins after this share of ``flush_seconds``, so that it has time to end within them."""
 
+EXIT_PRIORITY = 10
+"""At the end of a process, before multiprocessing ends its own children (0)."""
+
 MAX_WAITING_PASSES = 8 * MAX_ENDED
 """How many passes that ended may wait for the writer before the loop waits for it."""
 
@@ -87,10 +94,15 @@ class Writer:
         self._closing = self._closed = False
         self._n_passes_written = self._n_empty_flushed = self._n_counters_written = self._highest_begun = 0
         claim = claim_first_segment(paths, options, catalog)
-        self._identity, self._claim_descriptor, self.earlier_shapes = claim.identity, claim.descriptor, claim.shapes
+        self._identity, self.earlier_shapes = claim.identity, claim.shapes
+        self._claimed: int | None = claim.descriptor  # of the file that the next segment is written to
         # A daemon, so that a recorder which nobody closes does not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name="fastrec-writer", daemon=True)
         self._thread.start()
+        # Both: a process that multiprocessing started ends without atexit, and elsewhere a Finalize runs so late that
+        # h5py has cleaned up already (what was registered last runs first).
+        atexit.register(self._flush_at_exit)
+        self._at_exit = Finalize(None, self._flush_at_exit, exitpriority=EXIT_PRIORITY)
 
     def wake(self) -> None:
         """Ask for a flush soon; wait only where far too much waits for it already."""
@@ -113,23 +125,47 @@ class Writer:
 
     def close(self) -> None:
         """Write all that is left and finish the file."""
+        self._ignore_exit()
         with self._pool.changed:
             self._closing = True
             self._pool.changed.notify_all()
         self._thread.join()
 
+    def _ignore_exit(self) -> None:
+        self._at_exit.cancel()
+        atexit.unregister(self._flush_at_exit)
+
+    def _flush_at_exit(self) -> None:
+        """Write what is left of a recorder that nobody closed, and say so."""
+        if self._pool.is_forked or not self._thread.is_alive():
+            return
+        self._ignore_exit()
+        try:
+            self.flush()
+            state = "everything was flushed"
+        except FastrecError as error:
+            state = f"what was not flushed yet is lost ({error})"
+        warnings.warn(
+            f"the recorder that writes {self._paths.path!r} was never closed; {state}. Use it in a `with` block; "
+            f"fastrec.recover({self._paths.path!r}) finishes the file now",
+            FastrecWarning,
+            stacklevel=1,
+        )
+
     def _run(self) -> None:
-        # Whatever it is that stops this thread has to reach the user, who would wait for ever otherwise.
+        # Whatever it is that stops this thread has to reach the user, who would wait for ever otherwise: a
+        # KeyboardInterrupt or SystemExit too, which a signal handler or a tool may raise in any thread.
         try:
             self._work()
-        except Exception as error:
+        except BaseException as error:
             with self._pool.changed:
                 self._pool.error = error
                 self._pool.changed.notify_all()
             if self._segment is not None:
                 self._segment.abandon()
         self._block_writer.close()
-        os.close(self._claim_descriptor)
+        if self._claimed is not None:
+            os.close(self._claimed)
 
     def _work(self) -> None:
         pool, seconds = self._pool, FLUSH_EARLY * self._options.flush_seconds
@@ -195,6 +231,7 @@ class Writer:
         counters = self._write_counters(segment)
         if durable:
             segment.sync()
+        segment.check_path()
         self._unwritten_log = b""
         self._logged_data.update(segment.placed_data)
         self._n_passes_written += len(batch.table)
@@ -269,18 +306,23 @@ class Writer:
         number = self._identity.segment
         if self._segment is not None:
             number = self._segment.number + 1
+            # Claimed first: at each moment there is a locked file, which says that somebody writes here.
+            self._claimed = self._paths.claim(number, locking=self._options.locking)
             self._finalize(self._segment, self._paths.finalized(number - 1))
         rows = self._free_blocks()
         self._log.restart()
         self._logged_data = set()
         facts = {"header": self._catalog.header, "began": self._began, "flush_seconds": self._options.flush_seconds}
+        if not self._options.locking:
+            facts["locking"] = False  # `recover` can't see then whether somebody writes here
         self._unwritten_log = log_line("session", self._identity.session, facts)
         table_rows = {} if batch is None else self._table_rows(batch, blocks)
         table_rows[LOG] = len(self._log_lines(batch))
         capacity = Capacity(rows, self._recent_bytes(), table_rows)
         identity = self._identity.of_segment(number)
-        segment = Segment(self._paths, identity, self.infos, capacity, self._options)
-        self._segment = segment
+        assert self._claimed is not None
+        segment = Segment(self._paths, identity, self.infos, capacity, self._options, self._claimed)
+        self._segment, self._claimed = segment, None
         # What a session counts, its last file says: so this one must say it from the moment in which it is there.
         self._write_counters(segment)
         segment.publish()

@@ -4,6 +4,8 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,10 +19,10 @@ import torch
 
 import fastrec
 from fastrec import Recorder
-from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError
+from fastrec._errors import OptionError, RecordingFileError
 from fastrec.sinks import HDF5Sink
 from fastrec.sinks.hdf5 import paths
-from fastrec.sinks.hdf5.paths import Paths
+from fastrec.sinks.hdf5.paths import Paths, rename_to_free
 
 MODEL = torch.nn.Identity()
 
@@ -34,7 +36,7 @@ def record(sink: HDF5Sink, passes: int = 1) -> None:
 
 
 def test_paths_are_those_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert HDF5Sink("run.{rank}.h5").path == "run.0.h5"
+    assert HDF5Sink("run.{rank}.h5").path == os.path.abspath("run.0.h5")
     monkeypatch.setenv("RANK", "3")
     sink = HDF5Sink(tmp_path / "run.{rank}.{pid}.{worker}.h5")
     assert Path(sink.path).name == f"run.3.{os.getpid():07d}.0.h5"
@@ -43,7 +45,53 @@ def test_paths_are_those_of_the_process(tmp_path: Path, monkeypatch: pytest.Monk
     assert Path(sink.path).name == f"run.4.{os.getpid():07d}.0.h5"
     with h5py.File(sink.path) as file:
         assert (file.attrs["rank"], file.attrs["pid"], file.attrs["session"]) == (4, os.getpid(), 0)
-    assert HDF5Sink("a{{b}}.h5").path == "a{b}.h5"
+    (tmp_path / "{rank}").mkdir()
+    monkeypatch.chdir(tmp_path / "{rank}")
+    assert HDF5Sink("a{{b}}.h5").path == str(tmp_path / "{rank}" / "a{b}.h5")
+
+
+def test_a_relative_path_is_settled_when_the_sink_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trial").mkdir()
+    record(HDF5Sink(tmp_path / "trial" / "run.h5"), passes=3)
+    monkeypatch.chdir(tmp_path)
+    sink = HDF5Sink("run.h5", segment_bytes=1 << 20)
+    with Recorder(MODEL, keep_module=True, sink=sink) as rec:
+        for i in range(12):
+            MODEL(torch.full((40_000,), float(i)))
+            rec.flush()
+            if i == 2:
+                monkeypatch.chdir("trial")
+                recording, live = fastrec.load("../run.h5"), fastrec.load("../run.h5", live=True)
+            if i == 5:
+                monkeypatch.chdir(tmp_path)
+    assert sorted(os.listdir("trial")) == ["run.h5"] and fastrec.load("trial/run.h5").n_passes == 3
+    assert fastrec.load("run.h5").n_passes == 12 and sink.path == str(tmp_path / "run.h5")
+    live.refresh()
+    assert (len(live), len(pickle.loads(pickle.dumps(live))), len(recording)) == (12, 12, 3)
+
+
+@pytest.mark.parametrize("segment_bytes", [1 << 20, 1 << 30])
+def test_a_file_that_appears_while_another_is_recorded_is_not_replaced(tmp_path: Path, segment_bytes: int) -> None:
+    path = tmp_path / "run.h5"
+    record(HDF5Sink(tmp_path / "other.h5"))
+    with pytest.raises(RecordingFileError, match=r"run.h5' (appeared while this was|is not part of).*left alone"):
+        with Recorder(MODEL, keep_module=True, sink=HDF5Sink(path, segment_bytes=segment_bytes)) as rec:
+            for i in range(12):
+                MODEL(torch.full((40_000,), float(i)))
+                rec.flush()
+            (tmp_path / "other.h5").rename(path)
+    assert fastrec.load(path).n_passes == 1
+    path.rename(tmp_path / "other.h5")  # as the message says
+    assert fastrec.recover(path).passes == fastrec.load(path).n_passes == 12
+
+
+def test_a_file_that_was_removed_while_it_is_written_is_an_error_at_the_next_flush(tmp_path: Path) -> None:
+    with pytest.raises(RecordingFileError, match="00000.h5.tmp' was removed, renamed or replaced while it was"):
+        with Recorder(MODEL, keep_module=True, sink=HDF5Sink(tmp_path / "run.h5")) as rec:
+            for i in range(3):
+                MODEL(torch.full((4,), float(i)))
+                rec.flush()
+                shutil.rmtree(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -87,22 +135,43 @@ def locked_exclusively(path: Path, seconds: float) -> Iterator[None]:
         os.close(descriptor)
 
 
-def test_a_reader_that_looks_who_writes_does_not_stop_the_writer(tmp_path: Path) -> None:
-    path = tmp_path / "run.00000.h5.tmp"
-    with locked_exclusively(path, 0.1):
-        descriptor = os.open(path, os.O_RDWR)
-        paths.lock(descriptor, str(path))
-    assert Paths(tmp_path / "run.h5").locked_file() == str(path)
+def test_a_file_is_locked_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a look at the lock could come between the two, and the recorder would have to wait for the reader."""
+    renamed = []
+
+    def rename(path: str, target: str) -> None:
+        with open(path, "rb") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        renamed.append(target)
+        rename_to_free(path, target)
+
+    monkeypatch.setattr(paths, "rename_to_free", rename)
+    descriptor = Paths(tmp_path / "run.h5").claim(0, locking=True)
+    path = str(tmp_path / "run.00000.h5.tmp")
+    assert renamed == [path] == Paths(tmp_path / "run.h5").files() and Paths(tmp_path / "run.h5").locked_file() == path
     os.close(descriptor)
     assert Paths(tmp_path / "run.h5").locked_file() is None
 
 
-def test_a_program_that_changes_the_file_stops_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "MAX_LOCK_SECONDS", 0.05)
-    path = tmp_path / "run.00000.h5.tmp"
-    with locked_exclusively(path, 60), open(path, "rb") as file:
-        with pytest.raises(RecordingExistsError, match="run.00000.h5.tmp' is being changed by another program"):
-            paths.lock(file.fileno(), str(path))
+def test_a_reader_that_stops_in_the_middle_of_its_look_does_not_stop_a_recorder(tmp_path: Path) -> None:
+    """It keeps the lock of a file that a killed process left; the recorder that continues it has a file of its own."""
+    (tmp_path / "run.00000.h5.tmp").touch()
+    with locked_exclusively(tmp_path / "run.00000.h5.tmp", 60):
+        os.close(Paths(tmp_path / "run.h5").claim(1, locking=True))
+
+
+def test_at_each_moment_of_a_session_a_file_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two segments too: else another process could take the recording for one that nobody writes."""
+    path, states = tmp_path / "run.h5", []
+    replaced = Paths.remove_in_progress
+
+    def remove_in_progress(self: Paths, number: int) -> None:
+        replaced(self, number)
+        states.append(Paths(path).locked_file() is not None)
+
+    monkeypatch.setattr(Paths, "remove_in_progress", remove_in_progress)
+    record(HDF5Sink(path, segment_bytes=1 << 20), passes=60)
+    assert states[:-1] == [True] * (len(states) - 1) and len(states) > 3 and not states[-1]
 
 
 def test_readers_that_look_who_writes_do_not_take_each_other_for_a_writer(tmp_path: Path) -> None:
