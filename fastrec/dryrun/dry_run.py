@@ -66,8 +66,8 @@ def dry_run(
             nothing is kept; ``sink`` and ``retain`` have no effect here. Inputs and buffers are always shown, but are
             only kept with ``include_source_events=True``.
 
-    Returns a DryRun. The pass is the first one of its entry, and in no phase. Afterwards buffers, flags, gradients
-    and random states are what they were; parameters and other attributes are as the call leaves them. An error that a
+    Returns a DryRun. The pass is the first one of its entry, and in no phase. Afterwards the model is
+    what it was: parameters, buffers, other attributes, flags and gradients; and so are random states. An error that a
     predicate raises is shown at its event.
     """
     roots = roots_of(model)
