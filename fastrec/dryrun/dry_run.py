@@ -84,7 +84,8 @@ def dry_run(
     listener = DryRunListener(options, on_event)
     engine: Any = options.engine
     if isinstance(engine, str):
-        engine = EagerEngine(WatchOptions(sources=True, parents=options.track_parents))
+        watch = WatchOptions(sources=True, parents=options.track_parents)
+        engine = EagerEngine(watch, allow_unfused=options.allow_unfused)
     with restored(roots.values()), random_state_restored(), seeded(options.random_seed):
         engine.open(roots, listener)
         try:

@@ -69,6 +69,8 @@ class Recorder:
         on_predicate_error: "raise", or "collect" to skip the event and go on.
         on_forward_error: "drop" a pass that raised, or "keep" what it recorded, with its outcome "failed".
         random_seed: set before each call by ``rec.log``; the random state is restored after it.
+        allow_unfused: a transformer module whose inside is kept runs without its fused kernel also where that changes
+            its output beyond the last bits, as with a padding mask; without it that is an error.
 
     Raises OptionError for options that contradict each other, UnsupportedModelError for models that can't be recorded.
     """
@@ -262,8 +264,9 @@ class Recorder:
                 make_batch=make_batch,
                 check_every=self.options.check_every,
                 pass_filter=pass_filter,
+                allow_unfused=self.options.allow_unfused,
             )
-        return EagerEngine(watch, pass_filter=pass_filter)
+        return EagerEngine(watch, pass_filter=pass_filter, allow_unfused=self.options.allow_unfused)
 
     def _open(self) -> Session:
         if FORKS.count != self._forks:

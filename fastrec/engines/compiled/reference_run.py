@@ -217,7 +217,9 @@ class ReferenceTracer:
         self._objects = list(objects)
         self._collector = _Collector()
         # A warning would tell of what an eager recording changes, and this one changes nothing that anybody sees.
-        special = SpecialModules(self.registry, listener.may_keep, sees_ops=True, warn=lambda *args: None)
+        special = SpecialModules(
+            self.registry, listener.may_keep, sees_ops=True, allow_unfused=True, warn=lambda *args: None
+        )
         make_mode = partial(_make_mode, self._collector, watch.parents)
         self._passes = EagerPasses(self.registry, special, self._collector, watch._replace(ops=True), make_mode)
 

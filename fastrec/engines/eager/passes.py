@@ -14,11 +14,12 @@ and, while it is on the stack of function modes, what torch calls for each op.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from fastrec._errors import SessionError
+from fastrec._errors import SessionError, UnsupportedModelError
 from fastrec._torch.dynamo import keep_out_of_compiling, runs_compiled
 from fastrec._torch.internals import GLOBAL_HOOKS, functorch_level, graph_task_id, tracing_state
 from fastrec._torch.modes import PlainMode, off_stack
@@ -197,17 +198,31 @@ class EagerPasses:
     ) -> Any:
         """Call a module that can't be called as most are."""
         if enter_node.is_opaque or module._compiled_call_impl is not None:
-            out = self._call_unseen(mode, call, module, args, kwargs)
+            out = self._call_unseen(mode, partial(pass_on, call, module, args, kwargs))
             mode.returned_opaque(enter_node, out)
             return out
-        # Something inside is kept, so that the inside must be run module by module though no ops are seen.
-        with PlainMode():
+        run = partial(self._call_opened, call, module, args, kwargs)
+        if not enter_node.is_compared or enter_node.tracked is None:
+            return run()
+        # By `forward`, because hooks must not run twice.
+        run_fused = partial(self._call_unseen, mode, partial(module.forward, *args, **kwargs))
+        try:
+            return self._special.run_compared(enter_node.tracked, run_fused, run, args, kwargs)
+        except UnsupportedModelError as error:
+            mode.run.fail(error)
+            raise
+
+    def _call_opened(self, call: Call | None, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Call a module without its fused kernel: something inside is kept."""
+        if self._sees_ops:
+            return pass_on(call, module, args, kwargs)
+        with PlainMode():  # the inside must be run module by module though no ops are seen
             return pass_on(call, module, args, kwargs)
 
     def _call_untracked(self, mode: OpMode, call: Call | None, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call a module that belongs to no root; its ops are those of the module that calls it."""
         if runs_compiled(module):
-            return self._call_unseen(mode, call, module, args, kwargs)
+            return self._call_unseen(mode, partial(pass_on, call, module, args, kwargs))
         toggled = self._sees_ops and mode.resume()
         try:
             return pass_on(call, module, args, kwargs)
@@ -215,10 +230,10 @@ class EagerPasses:
             if toggled:
                 mode.toggle()
 
-    def _call_unseen(self, mode: OpMode, call: Call | None, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def _call_unseen(self, mode: OpMode, call: Callable[[], Any]) -> Any:
         """Call a module without the mode, which would change how it computes."""
         with off_stack(mode):
-            return self.thread.run_unrecorded(pass_on, call, module, args, kwargs)
+            return self.thread.run_unrecorded(call)
 
     # Finding and making nodes of modules.
 

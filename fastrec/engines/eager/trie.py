@@ -61,7 +61,7 @@ class TrieNode(Position):
         *("parent", "step", "edges", "depth", "facts", "tracked"),
         *("next_op", "next_module", "next_return", "module"),
         *("tap", "has_kept_leaves", "leaf_taps", "inside"),
-        *("own_numbering", "runs_no_ops", "only_op", "is_special", "is_opaque"),
+        *("own_numbering", "runs_no_ops", "only_op", "is_special", "is_opaque", "is_compared"),
     )
 
     def __init__(self, site: Site, previous: Position | None, parent: TrieNode | None, step: Any) -> None:
@@ -87,6 +87,7 @@ class TrieNode(Position):
         self.only_op: TrieNode | None = None  # ... this op, whose value the module returns
         self.is_special = False  # it can't be called as most modules are
         self.is_opaque = False  # it runs without the mode, as one event
+        self.is_compared = False  # it runs once more, with its fused kernel, to see that nothing else comes out
 
     def add_edge(self, step: Any, node: TrieNode) -> None:
         if self.edges is _NO_EDGES:

@@ -70,6 +70,7 @@ class StaticEngine(Generic[RunT]):
         make_batch: makes taps that are fed together when a pass ends.
         check_every: after so many replays, a pass runs eagerly and is compared with them.
         pass_filter: whether something of a pass that begins could be kept; the others are not watched.
+        allow_unfused: whether a module may compute something else than with its fused kernel where its inside is kept.
     """
 
     is_compiled = False
@@ -82,12 +83,14 @@ class StaticEngine(Generic[RunT]):
         make_batch: MakePassBatch[RunT],
         check_every: int,
         pass_filter: PassFilter[RunT] | None = None,
+        allow_unfused: bool = False,
     ) -> None:
         self._watch = watch
         self._make_skip_test = make_skip_test
         self._make_batch = make_batch
         self._check_every = check_every
         self._pass_filter = pass_filter
+        self._allow_unfused = allow_unfused
         self._thread = StaticThread()
         self._routes: dict[Any, Route] = {}
         self._wrappers: dict[Call | None, Call] = {}  # as those of eager passes, and for the same reason
@@ -98,7 +101,9 @@ class StaticEngine(Generic[RunT]):
         self._listener = listener
         self._warmup_listener = WarmupListener(listener, self._thread, self._end_eager_pass)
         pass_filter = None if self._pass_filter is None else self._watches
-        self._passes = eager_passes(roots, self._warmup_listener, self._watch, pass_filter)
+        self._passes = eager_passes(
+            roots, self._warmup_listener, self._watch, pass_filter, allow_unfused=self._allow_unfused
+        )
         self._trie_root = self._passes.trie.root
         self._fusing = [tracked.module for tracked in self._passes.registry.by_id.values() if tracked.has_fused_path]
         self._is_open = True
