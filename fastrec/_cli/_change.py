@@ -66,10 +66,13 @@ VERIFY = Command(
 def _add_recover_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="the recording, by the path that the recorder was given")
     parser.add_argument("--to", metavar="PATH", help="write finished copies there, and leave the files as they are")
+    parser.add_argument(
+        "--force", action="store_true", help="also what was written without locks; its process has ended"
+    )
 
 
 def _run_recover(args: argparse.Namespace, output: Output) -> int:
-    recovered = recover(args.path, args.to)
+    recovered = recover(args.path, args.to, force=args.force)
     output.document(msgspec.to_builtins(recovered))
     output.line(_format_counts(recovered.path, recovered.records, recovered.passes, recovered.steps))
     output.line(f"lost: {recovered.lost}")

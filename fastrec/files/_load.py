@@ -44,7 +44,7 @@ def load(path: str | PathLike[str], *, live: bool = False) -> Recording:
     return Recording(open_source(path))
 
 
-def recover(path: str | PathLike[str], to: str | PathLike[str] | None = None) -> Recovered:
+def recover(path: str | PathLike[str], to: str | PathLike[str] | None = None, *, force: bool = False) -> Recovered:
     """Finish the file of a recording whose process was killed, and say what is not in it.
 
     >>> import torch, fastrec
@@ -57,9 +57,11 @@ def recover(path: str | PathLike[str], to: str | PathLike[str] | None = None) ->
     Arguments:
         path: the path that the recorder was given.
         to: where to write finished files, without a change to the others; by default they are finished in place.
+        force: finish in place also what was written without locks (``HDF5Sink(..., locking=False)``, a file system that
+            has none), where it can't be known whether its process has ended.
 
     ``load`` reads such a recording as it is; other tools need a finished one. Raises what ``load`` does,
     RecordingExistsError where there is something at ``to``, and RecordingFileError where a recording that is still
     being written would be finished in place.
     """
-    return recover_files(path, to)
+    return recover_files(path, to, force=force)

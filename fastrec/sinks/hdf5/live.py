@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 from fastrec._errors import DamagedFileError, OptionError, RecordingNotFoundError
 from fastrec.recording._recording import Recording
 from fastrec.sinks.hdf5.contents import Contents, IncrementalReader, Tables
-from fastrec.sinks.hdf5.paths import Paths
+from fastrec.sinks.hdf5.paths import Paths, absolute
 from fastrec.sinks.hdf5.reader import ReadFile, find_files
 from fastrec.sinks.hdf5.source import HDF5Source
 
@@ -121,7 +121,7 @@ class FileFollower:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.reader = IncrementalReader()
-        self._paths = Paths(path)
+        self._paths = Paths(absolute(path))
         self._names: list[str] = []
         self._files: list[ReadFile] = []
         self._writer_pid: int | None = None

@@ -116,6 +116,35 @@ class Paths:
         return descriptor
 
 
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The path from the root, for what is opened later, when the working directory may be another one.
+
+    ``..`` stays in it, because behind a link it leads elsewhere than its text says.
+    """
+    return os.path.join(os.getcwd(), path)
+
+
+def place(source: str, target: str) -> None:
+    """Give a finished file its final name; RecordingExistsError where something has got that name meanwhile."""
+    try:
+        os.link(source, target)  # unlike a rename, it never replaces what is there
+    except FileExistsError:
+        raise _taken(source, target) from None
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise _taken(source, target) from None
+        os.rename(source, target)
+    else:
+        os.unlink(source)
+
+
+def _taken(source: str, target: str) -> RecordingExistsError:
+    return RecordingExistsError(
+        f"{target!r} was made by somebody else while this was being written, so it is left alone; what was recorded is "
+        "in the files in progress beside it: move the other one away, and fastrec.recover(path) finishes them"
+    )
+
+
 def lock(descriptor: int, path: str) -> None:
     """Take the shared lock of a file that is being written."""
     give_up = time.monotonic() + MAX_LOCK_SECONDS
@@ -159,6 +188,20 @@ def _is_locked(path: str) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+def has_locks(path: str) -> bool:
+    """Whether the file system in which a file lies has locks, so that they tell who writes it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def os_message(error: OSError) -> str:

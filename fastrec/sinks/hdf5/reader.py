@@ -40,7 +40,7 @@ from fastrec.sinks.hdf5.layout import (
     SegmentIndex,
     read_rows,
 )
-from fastrec.sinks.hdf5.paths import Paths
+from fastrec.sinks.hdf5.paths import Paths, absolute
 from fastrec.sinks.hdf5.probe import probe_in_subprocess
 from fastrec.sinks.hdf5.structure import decode_index, load_plugins, open_verified, read_index, read_trailer
 
@@ -70,7 +70,7 @@ class ReadFile:
             self.index = _index_beside(path, map_path)
         else:
             self.index = read_trailer(self._descriptor) or _index_by_hdf5(path)
-        self._compressed = CompressedFile(path)
+        self._compressed = CompressedFile(absolute(path))
         self._check_index()
 
     def __reduce__(self) -> Any:

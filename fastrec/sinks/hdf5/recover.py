@@ -32,7 +32,7 @@ from fastrec.sinks.hdf5.layout import (
     FileAddress,
     Rows,
 )
-from fastrec.sinks.hdf5.paths import Paths, os_message
+from fastrec.sinks.hdf5.paths import Paths, has_locks, os_message
 from fastrec.sinks.hdf5.reader import ReadFile, find_files
 from fastrec.sinks.hdf5.source import HDF5Source
 from fastrec.sinks.hdf5.structure import DatasetSpec, Rewriting, rewrite
@@ -49,8 +49,11 @@ class Recovered(msgspec.Struct, frozen=True):
     lost: str
 
 
-def recover_files(path: str | os.PathLike[str], to: str | os.PathLike[str] | None) -> Recovered:
-    """Finish the files in place, or make finished copies elsewhere."""
+def recover_files(path: str | os.PathLike[str], to: str | os.PathLike[str] | None, *, force: bool = False) -> Recovered:
+    """Finish the files in place, or make finished copies elsewhere.
+
+    ``force``: in place also where nothing tells whether another process writes them.
+    """
     source, target = Paths(path), Paths(path if to is None else to)
     if to is not None:
         _check_free(target)
@@ -61,6 +64,8 @@ def recover_files(path: str | os.PathLike[str], to: str | os.PathLike[str] | Non
         )
     files = find_files(path)
     contents = read_contents(files)
+    if to is None and not force:
+        _check_not_written(files, contents)
     try:
         _finish(files, contents, source, target)
     except OSError as error:
@@ -71,6 +76,20 @@ def recover_files(path: str | os.PathLike[str], to: str | os.PathLike[str] | Non
     n_steps = sum(len(steps.numbers) for steps in recovered.steps())
     lost = _describe_lost(contents) if any(file.in_progress for file in files) else "nothing"
     return Recovered(target.path, recovered.n_passes(), len(recovered.records()), n_steps, lost)
+
+
+def _check_not_written(files: list[ReadFile], contents: Contents) -> None:
+    """Raise RecordingFileError for files in progress of which no lock tells whether somebody writes them."""
+    for file in files:
+        if not file.in_progress:
+            continue
+        if contents.log.facts.get("locking", True) and has_locks(file.path):
+            continue  # then its writer would hold the lock
+        raise RecordingFileError(
+            f"{file.path!r} was written without locks by process {file.index.identity.pid}, so it can't be known "
+            "whether that still writes it, and what it wrote from now on would be lost. See that it has ended and give "
+            "recover(..., force=True), or make a copy elsewhere with recover(..., to=...)"
+        )
 
 
 def _finish(files: list[ReadFile], contents: Contents, source: Paths, target: Paths) -> None:

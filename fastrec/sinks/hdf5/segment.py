@@ -55,7 +55,7 @@ from fastrec.sinks.hdf5.layout import (
     write_rows,
 )
 from fastrec.sinks.hdf5.options import HDF5Options
-from fastrec.sinks.hdf5.paths import Paths, lock
+from fastrec.sinks.hdf5.paths import Paths, lock, place
 from fastrec.sinks.hdf5.staging import BlockPlacement, StagedBlock
 from fastrec.sinks.hdf5.structure import (
     MAX_DIMENSIONS,
@@ -201,7 +201,7 @@ class Segment:
             shrink(self._path, self.used_rows)
             if options.durable:
                 self.sync()
-            os.replace(self._path, path)
+            place(self._path, path)
         self._close()
         self._paths.remove_in_progress(self.number)
 
@@ -260,7 +260,11 @@ class Segment:
             if os.path.exists(part):
                 os.unlink(part)
             return False
-        os.replace(part, path)
+        try:
+            place(part, path)
+        except OSError:
+            os.unlink(part)
+            raise
         self._relocation = relocation
         return True
 

@@ -68,7 +68,8 @@ class HDF5Sink:
 
     def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
         self._pattern = os.fspath(path)
-        self._paths = Paths(expand_path(path))
+        self._folder = os.getcwd()  # in which a relative path lies, whatever directory the process is in later
+        self._paths = self._expanded_paths()
         try:
             self.options = HDF5Options(**options)
         except TypeError:
@@ -85,11 +86,14 @@ class HDF5Sink:
         """The path to load."""
         return self._paths.path
 
+    def _expanded_paths(self) -> Paths:
+        return Paths(os.path.join(self._folder, expand_path(self._pattern)))
+
     def open(self, catalog: Catalog) -> PassLog:
         """A session begins."""
         if self._pass_log is not None:
             raise SessionError("this HDF5Sink already belongs to a session; give each recorder a sink of its own")
-        self._paths = Paths(expand_path(self._pattern))  # of this process, which may not be the one that made the sink
+        self._paths = self._expanded_paths()  # of this process, which may not be the one that made the sink
         self._pool = Pool(self.options.block_bytes, self.options.queue_bytes)
         self._catalog = catalog
         self._pass_log = FilePassLog(self._pool, self._paths, catalog, self.options)

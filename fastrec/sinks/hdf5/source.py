@@ -42,6 +42,7 @@ from fastrec.sinks.hdf5.layout import (
     dtype_named,
     run_edges,
 )
+from fastrec.sinks.hdf5.paths import absolute
 from fastrec.sinks.hdf5.reader import ReadFile, find_files
 
 MAX_SPAN_BYTES = 16 << 20
@@ -60,6 +61,7 @@ class HDF5Source:
     def __init__(self, path: str | os.PathLike[str], contents: Contents | None = None) -> None:
         contents = contents or read_contents(find_files(path))
         self._path = os.fspath(path)
+        self._absolute_path = absolute(path)
         self._contents = contents
         self._files = contents.files
         self._raw = contents.records
@@ -71,7 +73,7 @@ class HDF5Source:
     def __reduce__(self) -> tuple[Any, ...]:
         contents = self._contents
         moment = contents.start, contents.tables.counts, contents.n_empty
-        return _reopen, (os.path.abspath(self._path), self._run, *moment)
+        return _reopen, (self._absolute_path, self._run, *moment)
 
     @property
     def _run(self) -> str:

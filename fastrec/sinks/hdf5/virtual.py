@@ -15,7 +15,7 @@ import h5py
 import msgspec
 import numpy as np
 
-from fastrec._errors import DamagedFileError, FastrecError
+from fastrec._errors import DamagedFileError, FastrecError, RecordingExistsError
 from fastrec.sinks.hdf5.layout import FORMAT, SOURCES, VERSION, Identity, SegmentIndex
 from fastrec.sinks.hdf5.paths import Paths
 from fastrec.sinks.hdf5.structure import add_trailer, dataset_name, open_verified, read_index, set_identity
@@ -33,9 +33,22 @@ class _VirtualDataset(msgspec.Struct):
 def write_virtual_segments(paths: Paths, count: int) -> None:
     """Make ``run.h5`` of virtual data sets over all finalized segments, in place of an earlier one of that kind."""
     last = read_index(paths.finalized(count - 1)).identity
+    if os.path.lexists(paths.path) and not _shows_segments(paths.path, count):
+        raise RecordingExistsError(
+            f"{paths.path!r} was made by somebody else while its segments were written, so it is left alone; move it "
+            "away, and fastrec.recover(path) shows them as one"
+        )
     part, identity = paths.path + ".part", msgspec.structs.replace(last, segment=-count)
     write_virtual(part, identity, [paths.finalized(number) for number in range(count)])
     os.replace(part, paths.path)
+
+
+def _shows_segments(path: str, count: int) -> bool:
+    """Whether a file shows segments as one, of which there are so many by now."""
+    try:
+        return -count <= read_index(path).identity.segment < 0
+    except FastrecError:
+        return False
 
 
 def write_virtual(path: str, identity: Identity, files: Sequence[str], sources: bytes | None = None) -> None:

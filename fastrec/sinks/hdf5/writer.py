@@ -274,6 +274,8 @@ class Writer:
         self._log.restart()
         self._logged_data = set()
         facts = {"header": self._catalog.header, "began": self._began, "flush_seconds": self._options.flush_seconds}
+        if not self._options.locking:
+            facts["locking"] = False
         self._unwritten_log = log_line("session", self._identity.session, facts)
         table_rows = {} if batch is None else self._table_rows(batch, blocks)
         table_rows[LOG] = len(self._log_lines(batch))

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -34,7 +35,8 @@ def record(sink: HDF5Sink, passes: int = 1) -> None:
 
 
 def test_paths_are_those_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert HDF5Sink("run.{rank}.h5").path == "run.0.h5"
+    monkeypatch.chdir(tmp_path)
+    assert HDF5Sink("run.{rank}.h5").path == str(tmp_path / "run.0.h5")
     monkeypatch.setenv("RANK", "3")
     sink = HDF5Sink(tmp_path / "run.{rank}.{pid}.{worker}.h5")
     assert Path(sink.path).name == f"run.3.{os.getpid():07d}.0.h5"
@@ -43,7 +45,7 @@ def test_paths_are_those_of_the_process(tmp_path: Path, monkeypatch: pytest.Monk
     assert Path(sink.path).name == f"run.4.{os.getpid():07d}.0.h5"
     with h5py.File(sink.path) as file:
         assert (file.attrs["rank"], file.attrs["pid"], file.attrs["session"]) == (4, os.getpid(), 0)
-    assert HDF5Sink("a{{b}}.h5").path == "a{b}.h5"
+    assert HDF5Sink("a{{b}}.h5").path == str(tmp_path / "a{b}.h5")
 
 
 @pytest.mark.parametrize(
@@ -153,3 +155,50 @@ def test_without_unix_only_files_are_missing() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "1"
     assert "need os.pwrite and flock, which Windows lacks; record into RAM" in done.stdout
+
+
+def test_a_recording_stays_where_it_began_whatever_directory_the_process_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trial").mkdir()
+    monkeypatch.chdir(tmp_path)
+    record(HDF5Sink("trial/run.h5"))
+    others = (tmp_path / "trial/run.h5").read_bytes()
+    sink = HDF5Sink("run.h5", segment_bytes=1 << 20)
+    with Recorder(MODEL, keep_module=True, sink=sink) as rec:
+        for i in range(40):
+            MODEL(torch.full((40_000,), float(i)))
+            if i == 10:
+                rec.flush()
+                monkeypatch.chdir("trial")
+    assert (tmp_path / "trial/run.h5").read_bytes() == others
+    assert [path.name for path in (tmp_path / "trial").iterdir()] == ["run.h5"]
+    assert fastrec.load(tmp_path / "run.h5").n_passes == 40
+
+
+def test_a_loaded_recording_reads_its_own_file_in_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trial").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for path, value in (("run.h5", 1.0), ("trial/run.h5", 2.0)):
+        with Recorder(MODEL, keep_module=True, sink=HDF5Sink(path, compression="gzip")):
+            MODEL(torch.full((4000,), value))
+    recording = fastrec.load("run.h5")
+    monkeypatch.chdir("trial")
+    assert (recording.stack(":out") == 1).all()
+    assert (pickle.loads(pickle.dumps(recording)).stack(":out") == 1).all()
+
+
+@pytest.mark.parametrize("passes", [1, 200])
+def test_what_somebody_else_puts_in_the_place_of_a_recording_is_left_alone(tmp_path: Path, passes: int) -> None:
+    path = tmp_path / "run.h5"
+    with pytest.raises(RecordingFileError, match="was made by somebody else"):
+        with Recorder(MODEL, keep_module=True, sink=HDF5Sink(path, segment_bytes=1 << 20)):
+            for i in range(passes):
+                MODEL(torch.full((40_000,), float(i)))
+            path.write_bytes(b"important")
+    assert path.read_bytes() == b"important"
+    path.rename(tmp_path / "important")  # as the error says
+    fastrec.recover(path)
+    assert fastrec.load(path).n_passes == passes

@@ -1,5 +1,7 @@
 """What a killed process left is finished, in place or elsewhere, and what somebody writes is left alone."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -9,6 +11,7 @@ import torch
 import fastrec
 from fastrec import Recorder
 from fastrec._errors import RecordingFileError
+from fastrec.sinks import HDF5Sink
 from tests.sinks.hdf5 import recordings
 from tests.sinks.hdf5.twenty import read_all
 
@@ -48,3 +51,27 @@ def test_a_recording_that_is_being_written_is_not_finished_by_anybody_else(tmp_p
         model(torch.zeros(2))
     assert fastrec.load(tmp_path / "run.h5").n_passes == 2
     assert fastrec.load(tmp_path / "copy.h5").n_passes == 1
+
+
+def test_what_was_written_without_locks_is_only_finished_by_force(tmp_path: Path) -> None:
+    model, path = torch.nn.Identity(), tmp_path / "run.h5"
+    with Recorder(model, keep_module=True, sink=HDF5Sink(path, locking=False)) as rec:
+        model(torch.zeros(2))
+        rec.flush()
+        with pytest.raises(RecordingFileError, match=r"can't be known .*recover\(..., force=True\), or .*to=...\)"):
+            fastrec.recover(path)
+        assert fastrec.recover(path, to=tmp_path / "copy.h5").passes == 1
+        model(torch.zeros(2))
+    assert fastrec.load(path).n_passes == 2
+
+
+def test_what_a_killed_process_wrote_without_locks_is_finished_by_force(tmp_path: Path) -> None:
+    code = (
+        "import os, torch, fastrec; from fastrec.sinks import HDF5Sink; m = torch.nn.Identity()\n"
+        "with fastrec.Recorder(m, keep_module=True, sink=HDF5Sink('run.h5', locking=False)) as rec:\n"
+        "    m(torch.ones(2)); rec.flush(); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    with pytest.raises(RecordingFileError, match="force=True"):
+        fastrec.recover(tmp_path / "run.h5")
+    assert fastrec.recover(tmp_path / "run.h5", force=True).passes == 1
