@@ -122,6 +122,7 @@ class StaticEngine(Generic[RunT]):
         """Make what this thread runs from now on one pass; None where the listener does not record it."""
         if self._thread.replay is not None or self._passes.thread.mode is not None:
             raise SessionError(NESTED_REGION)
+        self._refresh()
         route = self._route(("region", name), name, False)
         if route.schedule is not None and route.replays_left > 0:
             return self._begin_replay(route, route.schedule, self._listener.begin(name))
@@ -249,6 +250,11 @@ class StaticEngine(Generic[RunT]):
         module = tracked.module
         if graph_task_id() != -1:  # autograd is running a part of an earlier forward pass again
             return pass_on(call, module, args, kwargs)
+        if self._refresh():
+            address_now = self._passes.registry.by_id.get(id(module))
+            if address_now is None:  # it is no longer a part of any root
+                return pass_on(call, module, args, kwargs)
+            tracked = address_now
         route = self._route(id(module), tracked.name, module.training)
         schedule = route.schedule
         if schedule is None or route.replays_left <= 0 or functorch_level() is not None or tracing_state() is not None:
@@ -266,6 +272,14 @@ class StaticEngine(Generic[RunT]):
             return None
         self._end_replay(replay, None)
         return out
+
+    def _refresh(self) -> bool:
+        """Forget all schedules if modules have moved since; whether any has."""
+        if not self._passes.refresh():
+            return False
+        self._trie_root = self._passes.trie.root
+        self._routes.clear()
+        return True
 
     def _route(self, entry: Any, name: str, training: bool) -> Route:
         """What is known of passes like the one that begins."""
