@@ -60,7 +60,7 @@ class TrieNode(Position):
     __slots__ = (
         *("parent", "step", "edges", "depth", "facts", "tracked"),
         *("next_op", "next_module", "next_return", "module"),
-        *("tap", "has_kept_leaves", "leaf_taps", "inside"),
+        *("tap", "has_kept_leaves", "leaf_taps", "inside", "is_searched"),
         *("own_numbering", "runs_no_ops", "only_op", "is_special", "is_opaque", "is_compared"),
     )
 
@@ -80,6 +80,7 @@ class TrieNode(Position):
         self.tap: Tap[Any] | None = None
         self.has_kept_leaves: bool | None = None  # whether leaves of a nested value may be kept; None: not asked yet
         self.leaf_taps: dict[str, Tap[Any] | None] | None = None
+        self.is_searched = False  # for objects whose tensors can't be read
         self.inside: TrieNode | None = None  # the start of a composite's inside, if something may be kept there
         # How a module runs that is entered here:
         self.own_numbering = False  # what runs inside does not count outside
