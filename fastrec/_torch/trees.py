@@ -11,10 +11,18 @@ outputs of transformers, unless each class has been registered.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+_WITHOUT_TENSORS = (
+    *(str, bytes, int, float, type(None), type, FunctionType, MethodType, BuiltinFunctionType),
+    *(Tensor, torch.dtype, torch.device, nn.Module),
+)
+"""Tensors themselves, modules, and what can't hold any."""
 
 MAX_DEPTH = 24
 """A value that is nested more deeply is taken for one that contains itself, and is not followed further."""
@@ -37,6 +45,24 @@ def leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Te
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from leaves(getattr(value, field.name, None), f"{path}.{field.name}", depth + 1)
+
+
+def unread_classes(value: Any, depth: int = 0) -> Iterator[str]:
+    """The classes of objects in a nested value that may hold tensors which ``leaves`` does not find."""
+    if depth > MAX_DEPTH or isinstance(value, _WITHOUT_TENSORS):
+        return
+    if isinstance(value, tuple | list | Mapping):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from unread_classes(item, depth + 1)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from unread_classes(getattr(value, field.name, None), depth + 1)
+    elif isinstance(value, Iterator):
+        yield type(value).__name__  # to look into it would use it up
+    else:
+        content = list(value) if isinstance(value, Set) else getattr(value, "__dict__", None)
+        if isinstance(content, list | dict) and next(leaves(content), None) is not None:
+            yield type(value).__name__
 
 
 def argument_leaves(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:

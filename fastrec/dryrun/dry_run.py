@@ -66,8 +66,8 @@ def dry_run(
             nothing is kept; ``sink`` and ``retain`` have no effect here. Inputs and buffers are always shown, but are
             only kept with ``include_source_events=True``.
 
-    Returns a DryRun. The pass is the first one of its entry, and in no phase. Afterwards buffers, flags, gradients
-    and random states are what they were; parameters and other attributes are as the call leaves them. An error that a
+    Returns a DryRun. The pass is the first one of its entry, and in no phase. Afterwards the model is
+    what it was: parameters, buffers, other attributes, flags and gradients; and so are random states. An error that a
     predicate raises is shown at its event.
     """
     roots = roots_of(model)
@@ -84,7 +84,8 @@ def dry_run(
     listener = DryRunListener(options, on_event)
     engine: Any = options.engine
     if isinstance(engine, str):
-        engine = EagerEngine(WatchOptions(sources=True, parents=options.track_parents))
+        watch = WatchOptions(sources=True, parents=options.track_parents)
+        engine = EagerEngine(watch, allow_unfused=options.allow_unfused)
     with restored(roots.values()), random_state_restored(), seeded(options.random_seed):
         engine.open(roots, listener)
         try:

@@ -82,14 +82,16 @@ class TensorFile:
     """A file of named tensors; ``names`` are those that this object has written."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path.cwd() / path
         self.names: set[str] = set()
         self._writing: h5py.File | None = None
+        self._overwrites = False
 
     def create(self, *, overwrite: bool) -> TensorFile:
         """Begin a new file."""
         if self.path.exists() and not overwrite:
             raise RecordingExistsError(f"{self.path} exists; give another path, or overwrite=True")
+        self._overwrites = overwrite
         try:
             self._partial.unlink(missing_ok=True)  # a link there would lead to another file
             self._writing = h5py.File(self._partial, "x")
@@ -130,7 +132,12 @@ class TensorFile:
         assert self._writing is not None
         self._writing.close()
         self._writing = None
-        self._partial.replace(self.path)
+        if self._overwrites:
+            self._partial.replace(self.path)
+        elif self.path.exists():
+            raise RecordingExistsError(f"{self.path} was made meanwhile; the history is in {self._partial}")
+        else:
+            self._partial.rename(self.path)
 
     def abandon(self) -> None:
         """Remove what was written so far."""

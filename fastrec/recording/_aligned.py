@@ -15,7 +15,7 @@ from fastrec._optional import require
 from fastrec.recording._arrays import fill_missing, numpy_of, stack_records
 from fastrec.recording._rows import Rows, check_same_passes
 from fastrec.recording._source import Array, PhaseSteps
-from fastrec.recording._steps import Steps, records_by_step
+from fastrec.recording._steps import Steps, n_environments, records_by_step
 from fastrec.recording._view import View, metas_of_key
 
 if TYPE_CHECKING:
@@ -84,9 +84,7 @@ def _align_by_record(views: Mapping[str, View]) -> Aligned:
 def _align_by_step(views: Mapping[str, View], steps: Steps) -> Aligned:
     table = _only_table(steps, next(iter(views.values())))
     values = {key: stack_records(records_by_step(view, table, key), key) for key, view in views.items()}
-    env_counts = {column.shape[1] for column in table.columns.values() if column.ndim > 1}
-    n_envs = env_counts.pop() if len(env_counts) == 1 else 0
-    return Aligned("step", values, {"step": table.numbers}, dict(table.columns), n_envs)
+    return Aligned("step", values, {"step": table.numbers}, dict(table.columns), n_environments(table))
 
 
 def _only_table(steps: Steps, view: View) -> PhaseSteps:

@@ -21,15 +21,19 @@ from fastrec.recording._view import Mask, View, metas_of_key
 END_COLUMNS = ("terminated", "truncated", "done")
 """The columns that say when an episode ends; ``done`` is either of the other two, as older Gym had it."""
 
+AXIS_COLUMNS = (*END_COLUMNS, "reward")
+"""The columns that say how many environments there are: the first of them that is there."""
+
 RESET_ONLY = "reset_only"
 
 
 class Steps:
     """The steps that were marked by ``rec.step(**columns)``: one row each, in order of their marks.
 
-    ``phase`` and ``step`` tell which step a row is; ``steps["reward"]`` is a column, of shape [steps] or
-    [steps, envs], and a masked array where some step was marked without it. With ``autoreset="next_step"`` the column
-    ``reset_only`` marks the rows in which an environment, having ended before, was only reset.
+    ``phase`` and ``step`` tell which step a row is; ``steps["reward"]`` is a column, of shape [steps,
+    *shape] or [steps, envs, *shape], and a masked array where some step was marked without it. With
+    ``autoreset="next_step"`` the column ``reset_only`` marks the rows in which an environment, having ended before, was
+    only reset.
     """
 
     def __init__(self, tables: Sequence[PhaseSteps], phase_names: Sequence[str]) -> None:
@@ -93,6 +97,12 @@ def steps_of(tables: Sequence[PhaseSteps], phase_names: Sequence[str], autoreset
     if autoreset == "next_step":
         tables = [_with_reset_only(table) for table in tables]
     return Steps(tables, phase_names)
+
+
+def n_environments(table: PhaseSteps) -> int:
+    """How many environments the steps of a phase have an axis for; 0 without such an axis."""
+    column = next((table.columns[name] for name in AXIS_COLUMNS if name in table.columns), None)
+    return 0 if column is None or column.ndim == 1 else column.shape[1]
 
 
 def _masked_table(table: PhaseSteps, mask: Mask) -> PhaseSteps:
@@ -204,12 +214,11 @@ class Episode:
 
     @property
     def columns(self) -> Mapping[str, Array]:
-        """The step columns of this environment, of shape [length]."""
+        """The step columns of this environment, of shape [length, *shape]."""
         rows = slice(self._rows.start, self._rows.stop)
-        columns = self._phase.table.columns.items()
         return {
-            name: column[rows, self.env] if column.ndim > 1 else column[rows]
-            for name, column in columns
+            name: column[rows, self.env] if self._phase.has_environments(name, column) else column[rows]
+            for name, column in self._phase.table.columns.items()
             if name != RESET_ONLY
         }
 
@@ -270,6 +279,18 @@ class _PhaseEpisodes:
         """Whether one of some columns is true for an environment in a row."""
         columns = [self.table.columns[name].reshape(len(self.ends), -1) for name in names if name in self.table.columns]
         return any(bool(column[row, env]) for column in columns)
+
+    def has_environments(self, name: str, column: Array) -> bool:
+        """Whether the second axis of a column counts environments; the ends of episodes say whether there is one."""
+        if not self.has_env_axis or column.ndim == 1:
+            return False
+        n_envs = self.ends.shape[1]
+        if column.shape[1] != n_envs:  # of a file that was written when this was not checked at each step
+            raise StepError(
+                f"the column {name!r}{self._where()} has shape {column.shape[1:]} in each step, which is not one row "
+                f"per environment ({n_envs} of them); read it from recording.steps"
+            )
+        return True
 
     def episodes(self) -> Iterator[Episode]:
         """All episodes, environment by environment."""

@@ -37,11 +37,12 @@ class RecorderOptions(msgspec.Struct, frozen=True, kw_only=True):
     on_predicate_error: Literal["raise", "collect"] = "raise"
     on_forward_error: Literal["drop", "keep"] = "drop"
     random_seed: int | None = None
+    allow_unfused: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.capture, CaptureSpec):
             raise OptionError(f"capture={self.capture!r}: give a CaptureSpec, such as CaptureSpec(dtype=torch.float16)")
-        for name in ("include_source_events", "track_parents", "train_mode", "returns_none"):
+        for name in ("include_source_events", "track_parents", "train_mode", "returns_none", "allow_unfused"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name}={getattr(self, name)!r}: give True or False")
         self._check_choice("autoreset", ("next_step", "same_step", None))

@@ -69,6 +69,8 @@ class Recorder:
         on_predicate_error: "raise", or "collect" to skip the event and go on.
         on_forward_error: "drop" a pass that raised, or "keep" what it recorded, with its outcome "failed".
         random_seed: set before each call by ``rec.log``; the random state is restored after it.
+        allow_unfused: a transformer module whose inside is kept runs without its fused kernel also where that changes
+            its output beyond the last bits, as with a padding mask; without it that is an error.
 
     Raises OptionError for options that contradict each other, UnsupportedModelError for models that can't be recorded.
     """
@@ -161,9 +163,12 @@ class Recorder:
         Call it after ``env.step``, with what the environment returned.
 
         Arguments:
-            columns: numbers, or arrays with one number per environment (``reward``, ``terminated``, ``truncated``).
+            columns: numbers or arrays of numbers. ``terminated``, ``truncated`` or else ``reward`` say how many
+                environments there are, by one value for each; a single value means one environment. Other columns are
+                of shape [envs, *shape] then (``action``, ``goal``), of any shape with one environment, or one number.
 
-        Raises StepError for columns that are not numbers, or that change their shape within a phase.
+        Raises StepError for columns that are not numbers, that disagree on how many environments there are, or that
+        change their shape within a phase.
         """
         session = self._open()
         session.mark(step_columns(columns))
@@ -262,8 +267,9 @@ class Recorder:
                 make_batch=make_batch,
                 check_every=self.options.check_every,
                 pass_filter=pass_filter,
+                allow_unfused=self.options.allow_unfused,
             )
-        return EagerEngine(watch, pass_filter=pass_filter)
+        return EagerEngine(watch, pass_filter=pass_filter, allow_unfused=self.options.allow_unfused)
 
     def _open(self) -> Session:
         if FORKS.count != self._forks:

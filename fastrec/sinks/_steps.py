@@ -17,17 +17,47 @@ import torch
 
 from fastrec._errors import StepError
 from fastrec.recording._source import Array, PhaseSteps
+from fastrec.recording._steps import AXIS_COLUMNS
 
 
 def step_columns(columns: Mapping[str, Any]) -> dict[str, Array]:
-    """Scalars and per-environment values as numpy arrays of numbers; anything else is a StepError."""
-    arrays = {}
-    for name, value in columns.items():
-        numbers = np.array(_on_host(value) if isinstance(value, torch.Tensor) else value)
-        if numbers.dtype.kind not in "biuf" or numbers.ndim > 1:
-            raise StepError(f"step({name}={value!r}): give a number, a bool, or an array with one per environment")
-        arrays[name] = numbers
+    """The columns of a step as arrays of numbers; a StepError where they are none, or disagree on the environments.
+
+    ``terminated`` and ``truncated`` say how many environments there are, or else ``reward``: one value each, and a
+    single value means one environment, without an axis. Any other column is a single number, or has the same first axis
+    where there is one; what comes after that axis is the column's own shape.
+    """
+    arrays = {name: _numbers(name, value) for name, value in columns.items()}
+    axis = next((name for name in AXIS_COLUMNS if name in arrays), None)
+    if axis is None:
+        return arrays
+    environments = arrays[axis].shape
+    for name in AXIS_COLUMNS:
+        # With the ends of episodes given, a reward may be a vector of its own.
+        says_ends = name in arrays and name != "reward"
+        if (says_ends and arrays[name].shape != environments) or (name == axis and len(environments) > 1):
+            raise StepError(
+                f"step({name}={columns[name]!r}) has shape {arrays[name].shape} beside {axis} of shape {environments}; "
+                "give each of them one value, or one per environment"
+            )
+    for name, numbers in arrays.items():
+        if numbers.ndim and numbers.shape[: len(environments)] != environments:
+            raise StepError(
+                f"step({name}=...) has shape {numbers.shape}, and {axis} says that there are {environments[0]} "
+                f"environments; give an array of shape ({environments[0]}, ...), with one row per environment, or a "
+                "single number"
+            )
     return arrays
+
+
+def _numbers(name: str, value: Any) -> Array:
+    try:
+        numbers = np.array(_on_host(value) if isinstance(value, torch.Tensor) else value)
+    except ValueError:  # rows of several lengths
+        numbers = np.array(None)
+    if numbers.dtype.kind not in "biuf":
+        raise StepError(f"step({name}={value!r}): give a number, a bool, or an array of them")
+    return numbers
 
 
 def _on_host(value: torch.Tensor) -> Array:

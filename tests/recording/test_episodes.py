@@ -1,5 +1,6 @@
 """Episodes: cut from the steps of each environment, with the values of each step."""
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastrec import Recording
+import fastrec
+from fastrec import Recorder, Recording
 from fastrec._errors import RaggedError, RecordKeyError, StepError
 from fastrec.sinks import RAMSink
 from tests.contracts.sink import Rig
@@ -201,3 +203,35 @@ def test_sessions_have_the_episodes_that_each_has_alone(
     ]
     found = facts(Recording(source))
     assert len(found) == len(expected) and set(found) == set(expected)
+
+
+def test_one_environment_has_its_vectors_whole() -> None:
+    policy = torch.nn.Linear(4, 6)
+    with torch.no_grad(), Recorder(policy, keep_op="linear") as rec:
+        for t in range(6):
+            policy(torch.ones(4))
+            rec.step(reward=float(t), terminated=t % 3 == 2, truncated=False, action=np.arange(6.0) + t)
+    episodes = rec.recording.episodes()
+    assert [episode.columns["action"].tolist() for episode in episodes] == [
+        [[k + t for k in range(6)] for t in range(start, start + 3)] for start in (0, 3)
+    ]
+    assert rec.recording.to_xarray(["linear_1"], by="step")["action"].dims == ("step", "action_1")
+
+
+@pytest.mark.parametrize("sink", [None, "run.h5"])
+def test_each_environment_has_its_own_rows_of_vectors(sink: str | None, tmp_path: Path) -> None:
+    policy = torch.nn.Linear(4, 6)
+    path = None if sink is None else tmp_path / sink
+    with torch.no_grad(), Recorder(policy, keep_op="linear", sink=path) as rec:
+        for t in range(4):
+            policy(torch.ones(3, 4))
+            ends = np.array([t == 1, False, False])
+            action = np.arange(18.0).reshape(3, 6) + 100 * t
+            rec.step(reward=np.ones(3), terminated=ends, truncated=np.zeros(3, bool), action=action, lr=0.5)
+    recording = rec.recording if path is None else fastrec.load(path)
+    assert recording.steps["action"].shape == (4, 3, 6)
+    for episode in recording.episodes():
+        steps = range(episode.start_step, episode.stop_step)
+        expected = [(np.arange(18.0).reshape(3, 6)[episode.env] + 100 * t).tolist() for t in steps]
+        assert episode.columns["action"].tolist() == expected
+        assert episode.columns["lr"].tolist() == [0.5] * len(steps)

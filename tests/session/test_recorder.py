@@ -170,7 +170,7 @@ def test_steps_close_the_passes_since_the_last_mark(model: nn.Module, x: Tensor)
 @pytest.mark.parametrize("value", ["text", None, np.zeros((2, 2)), {"a": 1}, [1, "a"]])
 def test_step_columns_are_numbers(value: Any, model: nn.Module) -> None:
     with (
-        pytest.raises(ValueError, match="give a number, a bool, or an array|inhomogeneous"),
+        pytest.raises(ValueError, match="give a number, a bool, or an array|one per environment"),
         Recorder(model, keep_op="tanh") as rec,
     ):
         rec.step(reward=value)

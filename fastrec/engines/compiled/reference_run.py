@@ -214,10 +214,12 @@ class ReferenceTracer:
     ) -> None:
         self.registry = ModuleRegistry(roots)
         self._modules = list(dict.fromkeys(module for root in roots.values() for module in root.modules()))
-        self._objects = [*self._modules, *objects]
+        self._objects = list(objects)
         self._collector = _Collector()
         # A warning would tell of what an eager recording changes, and this one changes nothing that anybody sees.
-        special = SpecialModules(self.registry, listener.may_keep, sees_ops=True, warn=lambda *args: None)
+        special = SpecialModules(
+            self.registry, listener.may_keep, sees_ops=True, allow_unfused=True, warn=lambda *args: None
+        )
         make_mode = partial(_make_mode, self._collector, watch.parents)
         self._passes = EagerPasses(self.registry, special, self._collector, watch._replace(ops=True), make_mode)
 

@@ -36,6 +36,7 @@ class EagerEngine(Generic[RunT]):
         watch: what is an event.
         op_runner: the listener, where it is one that runs the ops itself.
         pass_filter: whether something of a pass that begins could be kept; the others are not watched.
+        allow_unfused: whether a module may compute something else than with its fused kernel where its inside is kept.
     """
 
     is_compiled = False
@@ -46,14 +47,23 @@ class EagerEngine(Generic[RunT]):
         *,
         op_runner: OpRunner[RunT] | None = None,
         pass_filter: PassFilter[RunT] | None = None,
+        allow_unfused: bool = False,
     ) -> None:
         self._watch = watch
+        self._allow_unfused = allow_unfused
         self._op_runner = op_runner
         self._pass_filter = pass_filter
 
     def open(self, roots: Mapping[str, nn.Module], listener: Listener[RunT]) -> None:
         """Begin to watch the roots, in all threads."""
-        self._passes = eager_passes(roots, listener, self._watch, self._pass_filter, self._op_runner)
+        self._passes = eager_passes(
+            roots,
+            listener,
+            self._watch,
+            self._pass_filter,
+            op_runner=self._op_runner,
+            allow_unfused=self._allow_unfused,
+        )
         MODULE_CALLS.add(self._passes.wrapper, self._passes.thread)
 
     def close(self) -> None:
@@ -88,7 +98,9 @@ def eager_passes(
     listener: Listener[RunT],
     watch: WatchOptions,
     pass_filter: PassFilter[RunT] | None = None,
+    *,
     op_runner: OpRunner[RunT] | None = None,
+    allow_unfused: bool = False,
 ) -> EagerPasses:
     """What runs the passes of these roots; UnsupportedModelError for a root that can't be recorded."""
 
@@ -102,7 +114,9 @@ def eager_passes(
     check_roots(roots)
     registry = ModuleRegistry(roots)
     warn = WarnOnce(stacklevel=6)
-    special = SpecialModules(registry, listener.may_keep, sees_ops=watch.sees_ops, warn=warn)
+    special = SpecialModules(
+        registry, listener.may_keep, sees_ops=watch.sees_ops, allow_unfused=allow_unfused, warn=warn
+    )
     return EagerPasses(registry, special, listener, watch, make_mode, pass_filter)
 
 

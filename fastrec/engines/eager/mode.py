@@ -13,6 +13,7 @@ the one that came next last time, the tap of that node is fed, and that is all. 
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from fastrec._errors import FastrecWarning
 from fastrec._torch.internals import (
     function_mode_at,
     function_mode_count,
@@ -30,7 +32,7 @@ from fastrec._torch.internals import (
     push_function_mode,
 )
 from fastrec._torch.modes import current_modes, set_modes, unseen_by_dynamo
-from fastrec._torch.trees import argument_leaves, leaves
+from fastrec._torch.trees import argument_leaves, leaves, unread_classes
 from fastrec.engines._protocol import Listener, Tap
 from fastrec.engines.eager.modules import TrackedModule
 from fastrec.engines.eager.trie import NO_NODE, PassCounters, RaisedStep, SourceStep, TrieNode
@@ -222,11 +224,28 @@ class OpMode(TorchFunctionMode):
             if node.tap is not None:
                 _feed(node.tap, self.run, out)
         else:
+            self._tell_unread(node, out, "returned")
             self.feed(node, leaves(out))
 
     def feed_arguments(self, node: TrieNode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Feed the arguments of a module that is entered."""
+        self._tell_unread(node, (args, kwargs), "was given")
         self.feed(node, argument_leaves(args, kwargs))
+
+    def _tell_unread(self, node: TrieNode, value: Any, verb: str) -> None:
+        """Warn of objects in a selected value whose tensors can't be read; looked for once at each node."""
+        if node.is_searched:
+            return
+        node.is_searched = True
+        for name in dict.fromkeys(unread_classes(value)):
+            address = node.site.frames[-1].module_address if node.site.frames else ""
+            warnings.warn(
+                f"the module {address!r} {verb} a {name}, into which fastrec does not look, so its tensors are not "
+                "recorded; pass them in a tuple, a list, a dict, a named tuple or a dataclass, or keep the ops that "
+                "compute them with keep_op=",
+                FastrecWarning,
+                stacklevel=4,
+            )
 
     def feed(self, node: TrieNode, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Feed the taps of the leaves of one value."""

@@ -45,6 +45,7 @@ class ModuleCalls:
         self._lock = threading.RLock()
         self._recorders: dict[MakeWrapper, ThreadSwitch] = {}
         self._original: Call | None = None
+        self._installed: Call | None = None
         FORKS.call_in_child(self._forget_recorders)
 
     def add(self, make_wrapper: MakeWrapper, switch: ThreadSwitch) -> None:
@@ -60,7 +61,10 @@ class ModuleCalls:
         with self._lock:
             if make_wrapper in self._recorders:
                 del self._recorders[make_wrapper]
-                self._install()
+                # What another library has put before our wrappers meanwhile is not ours to take away. It calls a
+                # wrapper that passes on; the last one, which it puts back when it leaves, stays then.
+                if self._recorders or self._get_class().__call__ is self._installed:
+                    self._install()
 
     def original(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Call a module as if no recorder were open."""
@@ -81,7 +85,8 @@ class ModuleCalls:
         for make_wrapper in self._recorders:
             call = make_wrapper(call)
             compile_as(call, original)
-        self._get_class().__call__ = call if self._recorders and call else original  # type: ignore[method-assign]
+        self._installed = call if self._recorders and call else original
+        self._get_class().__call__ = self._installed  # type: ignore[method-assign]
 
     def _forget_recorders(self) -> None:
         # A forked child must not write to its parent's sinks. Its lock may have been held by a thread of the parent.

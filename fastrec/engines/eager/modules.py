@@ -3,6 +3,7 @@
     registry = ModuleRegistry({"": model})
     registry.by_id[id(module)].address          # "blocks.0.attn"
     registry.find_late(module)                  # one that was made or replaced since: scans the roots again
+    registry.refresh()                          # have modules moved since? asked when a pass begins
 
 A module is looked up by its id at every call, so the table lies outside of the modules: what is put on a module would
 be pickled and copied with it.
@@ -18,11 +19,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from fastrec._torch.dynamo import is_compiled_wrapper
 from fastrec._torch.internals import call_impl
 from fastrec._torch.wrappers import unwrapped
 from fastrec.events.sites import Frame
+
+_LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""Modules whose children have numbers or keys for names, so that one moves when another is deleted or inserted."""
 
 MAX_ALIASES = 16
 """Addresses of one module after which those below it are no longer followed: shared modules multiply by level."""
@@ -62,6 +67,8 @@ class ModuleRegistry:
         self.by_id: dict[int, TrackedModule] = {}
         self._strangers: dict[int, weakref.ref[nn.Module]] = {}
         self._lock = threading.Lock()
+        self._lists: list[tuple[nn.Module, list[nn.Module | None]]] = []
+        self._lazy: list[TrackedModule] = []
         self.has_moved = False  # whether a scan has found a module at another address, or with other children
         self.scan()
 
@@ -72,10 +79,12 @@ class ModuleRegistry:
             _visit(root, root_name, addresses_of, set())
         replaceable = {}
         for key, tracked in list(self.by_id.items()):
-            if key not in addresses_of or tracked.address not in addresses_of[key][1]:
+            is_another_class = type(tracked.module) is not tracked.module_class  # a lazy module after its first call
+            if key not in addresses_of or tracked.address not in addresses_of[key][1] or is_another_class:
                 del self.by_id[key]
                 self.has_moved |= key in addresses_of
-                replaceable[tracked.address, type(tracked.module)] = tracked
+                if not is_another_class:
+                    replaceable[tracked.address, type(tracked.module)] = tracked
         for key, (module, addresses) in addresses_of.items():
             address = addresses[0]
             tracked = self.by_id.get(key) or replaceable.get((address, type(module))) or TrackedModule(module, address)
@@ -89,6 +98,45 @@ class ModuleRegistry:
                 tracked.frame = Frame(tracked.address, tracked.frame.module_type, tuple(aliases))
             self.by_id[key] = tracked
             self._strangers.pop(key, None)
+        modules = [(tracked, unwrapped(tracked.module)) for tracked in self.by_id.values()]
+        self._lists = [(module, list(module._modules.values())) for _, module in modules if isinstance(module, _LISTS)]
+        self._lazy = [tracked for tracked, module in modules if isinstance(module, LazyModuleMixin)]
+
+    def refresh(self) -> bool:
+        """Scan again if modules have moved in a list or became of another class; whether any has another address now.
+
+        Where a model calls its modules in another order than before, ``is_in_place`` finds out; this is for what can't
+        be seen from the calls, as where the first layers were deleted that were not called anyway.
+        """
+        for module, children in self._lists:
+            if list(module._modules.values()) != children:
+                break
+        else:
+            if not any(type(tracked.module) is not tracked.module_class for tracked in self._lazy):
+                return False
+        with self._lock:
+            self.scan()
+        return self.has_moved
+
+    def is_in_place(self, tracked: TrackedModule, module: nn.Module) -> bool:
+        """Whether a module is still at its address."""
+        for name, root in self._roots.items():
+            if name and tracked.address != name and not tracked.address.startswith(f"{name}."):
+                continue
+            path = tracked.address[len(name) :].lstrip(".")
+            part: nn.Module | None = unwrapped(root)
+            for step in path.split(".") if path else ():
+                child = None if part is None else part._modules.get(step)
+                part = None if child is None else unwrapped(child)
+            if part is unwrapped(module):
+                return True
+        return False
+
+    def find_moved(self, module: nn.Module) -> TrackedModule | None:
+        """A module that is no longer at the address at which it was found; None where it belongs to no root now."""
+        with self._lock:
+            self.scan()
+        return self.by_id.get(id(module))
 
     def find_late(self, module: nn.Module) -> TrackedModule | None:
         """A module that was made or replaced during the session; None for one that belongs to no root.

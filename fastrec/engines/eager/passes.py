@@ -14,11 +14,12 @@ and, while it is on the stack of function modes, what torch calls for each op.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from fastrec._errors import SessionError
+from fastrec._errors import SessionError, UnsupportedModelError
 from fastrec._torch.dynamo import keep_out_of_compiling, runs_compiled
 from fastrec._torch.internals import GLOBAL_HOOKS, functorch_level, graph_task_id, tracing_state
 from fastrec._torch.modes import PlainMode, off_stack
@@ -75,7 +76,7 @@ class EagerPasses:
         self._sees_ops, self._sources = watch.sees_ops, watch.sources
         self._make_mode = make_mode
         self._pass_filter = pass_filter
-        self._warn = WarnOnce(stacklevel=4)
+        self._warn = WarnOnce(stacklevel=5)
         self._called: set[Frame] = set()
         self._is_known_to_dynamo = keep_out_of_compiling()
         # The wrappers by what each calls next. A wrapper that held itself would be a reference cycle, which keeps the
@@ -197,17 +198,31 @@ class EagerPasses:
     ) -> Any:
         """Call a module that can't be called as most are."""
         if enter_node.is_opaque or module._compiled_call_impl is not None:
-            out = self._call_unseen(mode, call, module, args, kwargs)
+            out = self._call_unseen(mode, partial(pass_on, call, module, args, kwargs))
             mode.returned_opaque(enter_node, out)
             return out
-        # Something inside is kept, so that the inside must be run module by module though no ops are seen.
-        with PlainMode():
+        run = partial(self._call_opened, call, module, args, kwargs)
+        if not enter_node.is_compared or enter_node.tracked is None:
+            return run()
+        # By `forward`, because hooks must not run twice.
+        run_fused = partial(self._call_unseen, mode, partial(module.forward, *args, **kwargs))
+        try:
+            return self._special.run_compared(enter_node.tracked, run_fused, run, args, kwargs)
+        except UnsupportedModelError as error:
+            mode.run.fail(error)
+            raise
+
+    def _call_opened(self, call: Call | None, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Call a module without its fused kernel: something inside is kept."""
+        if self._sees_ops:
+            return pass_on(call, module, args, kwargs)
+        with PlainMode():  # the inside must be run module by module though no ops are seen
             return pass_on(call, module, args, kwargs)
 
     def _call_untracked(self, mode: OpMode, call: Call | None, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Call a module that belongs to no root; its ops are those of the module that calls it."""
         if runs_compiled(module):
-            return self._call_unseen(mode, call, module, args, kwargs)
+            return self._call_unseen(mode, partial(pass_on, call, module, args, kwargs))
         toggled = self._sees_ops and mode.resume()
         try:
             return pass_on(call, module, args, kwargs)
@@ -215,16 +230,18 @@ class EagerPasses:
             if toggled:
                 mode.toggle()
 
-    def _call_unseen(self, mode: OpMode, call: Call | None, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def _call_unseen(self, mode: OpMode, call: Callable[[], Any]) -> Any:
         """Call a module without the mode, which would change how it computes."""
         with off_stack(mode):
-            return self.thread.run_unrecorded(pass_on, call, module, args, kwargs)
+            return self.thread.run_unrecorded(call)
 
     # Finding and making nodes of modules.
 
     def _enter(self, mode: OpMode, module: nn.Module) -> TrieNode | None:
         """The node where another module than last time is entered; None for a module that belongs to no root."""
         tracked = self.registry.by_id.get(id(module)) or self.registry.find_late(module)
+        if tracked is not None and not self.registry.is_in_place(tracked, module):
+            tracked = self.registry.find_moved(module)
         if tracked is None:
             return None
         node = mode.node
@@ -259,13 +276,9 @@ class EagerPasses:
         module = tracked.module
         if graph_task_id() != -1:  # autograd is running a part of an earlier forward pass again
             return pass_on(call, module, args, kwargs)
-        run = None
-        if functorch_level() is not None:
-            self._warn("transform", _TRANSFORMED)
-        elif tracing_state() is not None:
-            self._warn("trace", _TRACED)
-        else:
-            run = self._listener.begin(tracked.address)
+        if self.refresh():
+            return self._call_moved(wrapper, call, module, args, kwargs)
+        run = self._begin_run(tracked)
         if run is None:
             return self.thread.run_unrecorded(pass_on, call, module, args, kwargs)
         if self._pass_filter is not None and not self._pass_filter(run):
@@ -289,10 +302,36 @@ class EagerPasses:
         self._end(mode, None)
         return out
 
+    def _begin_run(self, tracked: TrackedModule) -> Any:
+        """What the listener makes of a pass that begins; None where it is not recorded."""
+        if functorch_level() is not None:
+            self._warn("transform", _TRANSFORMED)
+        elif tracing_state() is not None:
+            self._warn("trace", _TRACED)
+        else:
+            return self._listener.begin(tracked.address)
+        return None
+
+    def _call_moved(self, wrapper: Call, call: Call | None, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """A call from outside of any pass of a module that may have another address now, or belong to no root."""
+        tracked = self.registry.by_id.get(id(module))
+        if tracked is None:
+            return pass_on(call, module, args, kwargs)
+        return self.call_root(wrapper, call, tracked, args, kwargs)
+
+    def refresh(self) -> bool:
+        """Forget the known paths if modules have moved since; whether any has."""
+        if not self.registry.refresh():
+            return False
+        self.registry.has_moved = False
+        self.trie.clear()
+        return True
+
     def enter_region(self, name: str) -> OpMode | None:
         """Make what this thread runs from now on one pass; None where the listener does not record it."""
         if self.thread.mode is not None:
             raise SessionError(NESTED_REGION)
+        self.refresh()
         run = self._listener.begin(name)
         if run is None:
             return None

@@ -2,9 +2,12 @@
 
 - Compiled and scripted modules run outside of Python: a function mode does not see their ops, and one that stays on the
   stack would make dynamo compile the user's code anew. They run without the mode, as one event.
-- ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention`` have a fused kernel, which they do not use under a
+- ``nn.TransformerEncoder``, its layers and ``nn.MultiheadAttention`` have a fused kernel, which they do not use under a
   function mode; the output then differs in the last bits. They run without the mode too, unless something inside is to
   be kept: then they run as others do, and a warning says so.
+- With a mask the output may differ in more than the last bits: fused, an encoder sets padded rows to zero, a row in
+  which everything is masked is not NaN, and a layer takes any mask for one of yes and no. It depends on the values, so
+  such a call runs once more, fused, and is refused if its output differs.
 
 What runs inside of such a module may be seen in one pass and not in another, so it has a numbering of its own: labels
 and indices outside do not depend on it.
@@ -12,15 +15,20 @@ and indices outside do not depend on it.
 
 from __future__ import annotations
 
+import inspect
+import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fastrec._errors import FastrecWarning, FusedKernelWarning
+from fastrec._errors import FastrecWarning, FusedKernelWarning, UnsupportedModelError
 from fastrec._torch.dynamo import runs_compiled
+from fastrec._torch.internals import no_function_modes
+from fastrec._torch.trees import leaves
 from fastrec._torch.wrappers import unwrapped
 from fastrec.engines.eager.modules import ModuleRegistry, TrackedModule
 from fastrec.engines.eager.trie import TrieNode
@@ -36,6 +44,7 @@ class SpecialModules:
         registry: the modules of the roots.
         may_keep: whether something could be kept at a site.
         sees_ops: whether passes run under a function mode.
+        allow_unfused: whether a module may compute something else than it would with its fused kernel.
         warn: warns once per key that recording changes what is computed, or can't see it.
     """
 
@@ -45,11 +54,13 @@ class SpecialModules:
         may_keep: Callable[[Site], bool],
         *,
         sees_ops: bool,
+        allow_unfused: bool,
         warn: Callable[..., None],
     ) -> None:
         self._registry = registry
         self._may_keep = may_keep
         self._sees_ops = sees_ops
+        self._allow_unfused = allow_unfused
         self._warn = warn
         self._answers: dict[Any, bool] = {}
 
@@ -59,7 +70,9 @@ class SpecialModules:
         assert tracked is not None
         keeps_inside = self._may_keep_inside(tracked, node.site.frames)
         node.is_opaque = is_compiled or not keeps_inside
-        node.is_special = node.is_opaque or not self._sees_ops
+        # One of several such modules around each other is enough to be compared.
+        node.is_compared = not (node.is_opaque or self._allow_unfused or _is_inside_compared(node))
+        node.is_special = node.is_opaque or node.is_compared or not self._sees_ops
         if keeps_inside and is_compiled:
             kind = "a ScriptModule" if isinstance(tracked.module, torch.jit.ScriptModule) else "compiled"
             self._warn(
@@ -73,6 +86,25 @@ class SpecialModules:
                 "kernel while it is recorded; its output may differ in the last bits",
                 FusedKernelWarning,
             )
+
+    def run_compared(
+        self,
+        tracked: TrackedModule,
+        run_fused: Callable[[], Any],
+        run_opened: Callable[[], Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Run a module without its fused kernel; UnsupportedModelError where that changes more than the last bits."""
+        masks, is_nested = _masks_in(unwrapped(tracked.module), args, kwargs)
+        if is_nested:
+            raise _refusal(tracked, "its fused kernel takes a nested tensor, which it does not take otherwise")
+        if not masks:
+            return run_opened()
+        expected, out = run_fused(), run_opened()
+        if not _is_equal_up_to_rounding(expected, out):
+            raise _refusal(tracked, f"with {' and '.join(masks)} its output would differ in more than the last bits")
+        return out
 
     def _may_keep_inside(self, tracked: TrackedModule, frames: tuple[Frame, ...]) -> bool:
         """Whether something could be kept inside of a module that is called with these modules around it."""
@@ -90,6 +122,54 @@ class SpecialModules:
         for layer_type in _layer_types_in([unwrapped(tracked.module), *(inner.module for inner, _ in below)]):
             for inner, stack in ((tracked, frames), *below):
                 yield Site(f"{inner.address}/{layer_type}", "op", layer_type, layer_type, stack)
+
+
+def _is_inside_compared(node: TrieNode) -> bool:
+    around = node.parent
+    while around is not None:
+        # A module that has returned is around nothing; its depth tells that it is no longer open.
+        if around.is_compared and around.tracked is not None and around.tracked.frame in node.site.frames[:-1]:
+            return True
+        around = around.parent
+    return False
+
+
+_MASKS = ("mask", "src_mask", "src_key_padding_mask", "key_padding_mask", "attn_mask")
+
+
+@cache
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(forward)
+
+
+def _masks_in(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """The names of the masks that a call is given, and whether it is given a nested tensor."""
+    try:
+        arguments = _signature(type(module).forward).bind(module, *args, **kwargs).arguments
+    except TypeError:  # which torch will say better
+        return [], False
+    with no_function_modes():
+        is_nested = any(isinstance(value, Tensor) and value.is_nested for value in arguments.values())
+    return [name for name in _MASKS if arguments.get(name) is not None], is_nested
+
+
+def _is_equal_up_to_rounding(expected: Any, actual: Any) -> bool:
+    with no_function_modes(), torch.no_grad():
+        values, others = dict(leaves(expected)), dict(leaves(actual))
+        return values.keys() == others.keys() and all(_are_close(values[path], others[path]) for path in values)
+
+
+def _are_close(a: Tensor, b: Tensor) -> bool:
+    tolerance = math.sqrt(torch.finfo(a.dtype).eps)
+    return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def _refusal(tracked: TrackedModule, why: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{tracked.name!r} ({tracked.frame.module_type}) has a kept site inside, so it would run without its fused "
+        f"kernel while it is recorded, and {why}. Keep {tracked.name!r} itself and nothing inside, run the model with "
+        "gradients enabled, where torch does not use the kernel, or accept it with allow_unfused=True"
+    )
 
 
 def is_compiled_or_scripted(module: nn.Module) -> bool:

@@ -38,9 +38,10 @@ def check_roots(roots: Mapping[str, nn.Module]) -> None:
                 f"{description} comes from torch.export, whose graph holds only low-level ops; record the module that "
                 "it was exported from"
             )
-        if _is_on_meta_device(model):
+        if _is_on_meta_device(model) and not _may_bring_its_weights(model):
             raise UnsupportedModelError(
-                f"{description} lies on the meta device and computes no values; move it with model.to_empty(device=...)"
+                f"{description} lies on the meta device and computes no values; build or load it on a device that "
+                "computes"
             )
 
 
@@ -54,3 +55,8 @@ def _is_exported(module: nn.Module) -> bool:
 def _is_on_meta_device(module: nn.Module) -> bool:
     first = next(module.parameters(), None)  # asked first, because models have many parameters, and few lie on meta
     return first is not None and first.is_meta and all(parameter.is_meta for parameter in module.parameters())
+
+
+def _may_bring_its_weights(model: nn.Module) -> bool:
+    """Whether something runs before the forward of a part, as in offloading tools that keep weights elsewhere."""
+    return any(part._forward_pre_hooks or "forward" in part.__dict__ for part in model.modules())

@@ -60,8 +60,8 @@ class TrieNode(Position):
     __slots__ = (
         *("parent", "step", "edges", "depth", "facts", "tracked"),
         *("next_op", "next_module", "next_return", "module"),
-        *("tap", "has_kept_leaves", "leaf_taps", "inside"),
-        *("own_numbering", "runs_no_ops", "only_op", "is_special", "is_opaque"),
+        *("tap", "has_kept_leaves", "leaf_taps", "inside", "is_searched"),
+        *("own_numbering", "runs_no_ops", "only_op", "is_special", "is_opaque", "is_compared"),
     )
 
     def __init__(self, site: Site, previous: Position | None, parent: TrieNode | None, step: Any) -> None:
@@ -80,6 +80,7 @@ class TrieNode(Position):
         self.tap: Tap[Any] | None = None
         self.has_kept_leaves: bool | None = None  # whether leaves of a nested value may be kept; None: not asked yet
         self.leaf_taps: dict[str, Tap[Any] | None] | None = None
+        self.is_searched = False  # for objects whose tensors can't be read
         self.inside: TrieNode | None = None  # the start of a composite's inside, if something may be kept there
         # How a module runs that is entered here:
         self.own_numbering = False  # what runs inside does not count outside
@@ -87,6 +88,7 @@ class TrieNode(Position):
         self.only_op: TrieNode | None = None  # ... this op, whose value the module returns
         self.is_special = False  # it can't be called as most modules are
         self.is_opaque = False  # it runs without the mode, as one event
+        self.is_compared = False  # it runs once more, with its fused kernel, to see that nothing else comes out
 
     def add_edge(self, step: Any, node: TrieNode) -> None:
         if self.edges is _NO_EDGES:

@@ -70,6 +70,7 @@ class StaticEngine(Generic[RunT]):
         make_batch: makes taps that are fed together when a pass ends.
         check_every: after so many replays, a pass runs eagerly and is compared with them.
         pass_filter: whether something of a pass that begins could be kept; the others are not watched.
+        allow_unfused: whether a module may compute something else than with its fused kernel where its inside is kept.
     """
 
     is_compiled = False
@@ -82,12 +83,14 @@ class StaticEngine(Generic[RunT]):
         make_batch: MakePassBatch[RunT],
         check_every: int,
         pass_filter: PassFilter[RunT] | None = None,
+        allow_unfused: bool = False,
     ) -> None:
         self._watch = watch
         self._make_skip_test = make_skip_test
         self._make_batch = make_batch
         self._check_every = check_every
         self._pass_filter = pass_filter
+        self._allow_unfused = allow_unfused
         self._thread = StaticThread()
         self._routes: dict[Any, Route] = {}
         self._wrappers: dict[Call | None, Call] = {}  # as those of eager passes, and for the same reason
@@ -98,7 +101,9 @@ class StaticEngine(Generic[RunT]):
         self._listener = listener
         self._warmup_listener = WarmupListener(listener, self._thread, self._end_eager_pass)
         pass_filter = None if self._pass_filter is None else self._watches
-        self._passes = eager_passes(roots, self._warmup_listener, self._watch, pass_filter)
+        self._passes = eager_passes(
+            roots, self._warmup_listener, self._watch, pass_filter, allow_unfused=self._allow_unfused
+        )
         self._trie_root = self._passes.trie.root
         self._fusing = [tracked.module for tracked in self._passes.registry.by_id.values() if tracked.has_fused_path]
         self._is_open = True
@@ -117,6 +122,7 @@ class StaticEngine(Generic[RunT]):
         """Make what this thread runs from now on one pass; None where the listener does not record it."""
         if self._thread.replay is not None or self._passes.thread.mode is not None:
             raise SessionError(NESTED_REGION)
+        self._refresh()
         route = self._route(("region", name), name, False)
         if route.schedule is not None and route.replays_left > 0:
             return self._begin_replay(route, route.schedule, self._listener.begin(name))
@@ -244,6 +250,11 @@ class StaticEngine(Generic[RunT]):
         module = tracked.module
         if graph_task_id() != -1:  # autograd is running a part of an earlier forward pass again
             return pass_on(call, module, args, kwargs)
+        if self._refresh():
+            address_now = self._passes.registry.by_id.get(id(module))
+            if address_now is None:  # it is no longer a part of any root
+                return pass_on(call, module, args, kwargs)
+            tracked = address_now
         route = self._route(id(module), tracked.name, module.training)
         schedule = route.schedule
         if schedule is None or route.replays_left <= 0 or functorch_level() is not None or tracing_state() is not None:
@@ -261,6 +272,14 @@ class StaticEngine(Generic[RunT]):
             return None
         self._end_replay(replay, None)
         return out
+
+    def _refresh(self) -> bool:
+        """Forget all schedules if modules have moved since; whether any has."""
+        if not self._passes.refresh():
+            return False
+        self._trie_root = self._passes.trie.root
+        self._routes.clear()
+        return True
 
     def _route(self, entry: Any, name: str, training: bool) -> Route:
         """What is known of passes like the one that begins."""

@@ -97,8 +97,13 @@ def is_unchanged(value: Tensor, snapshot: Snapshot) -> bool:
         return False
     # To the bit, because numpy and .data write without a trace in the version.
     with no_function_modes(), torch.no_grad():
-        bits, old_bits = (tensor.detach().contiguous().reshape(-1) for tensor in (value, copy))
+        bits, old_bits = (_packed(tensor).reshape(-1) for tensor in (value, copy))
         return torch.equal(bits.view(torch.uint8), old_bits.view(torch.uint8)) if bits.numel() else True
+
+
+def _packed(value: Tensor) -> Tensor:
+    """A copy with the strides of its shape: those of a single row mean nothing to `contiguous`, and much to `view`."""
+    return torch.empty(value.shape, dtype=value.dtype, device=value.device).copy_(value.detach())
 
 
 def _version(value: Tensor) -> int | None:

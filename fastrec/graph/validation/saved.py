@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from fastrec._errors import OptionError
 from fastrec._torch.state import random_state_restored, restored, seeded
@@ -136,7 +137,7 @@ def _plain_outputs(
 
 def _parameter_versions(roots: Mapping[str, nn.Module]) -> list[int]:
     parameters = (p for root in roots.values() for p in root.parameters())
-    return [0 if p.is_inference() else p._version for p in parameters]
+    return [0 if isinstance(p, UninitializedParameter) or p.is_inference() else p._version for p in parameters]
 
 
 def _copied(leaf: Any) -> Any:

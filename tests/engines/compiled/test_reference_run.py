@@ -32,7 +32,7 @@ def test_the_run_leaves_no_traces(monkeypatch: pytest.MonkeyPatch) -> None:
         return model
 
     assert _after(make) == _after_eager(make)
-    for guard in ("random_state_restored", "attributes_restored", "restored"):
+    for guard in ("random_state_restored", "restored"):
         with monkeypatch.context() as patched:
             patched.setattr(reference_run, guard, lambda *_: nullcontext())
             assert _after(make) != _after_eager(make), guard

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastrec import FastrecWarning, Recorder, record
-from fastrec.predicates import op
+from fastrec.predicates import module_input, op
 from tests.contracts.engine import EVERYTHING
 from tests.helpers.models import mlp
 from tests.helpers.naive import assert_same_events, events_of, naive_events, same_bits, seeded
@@ -418,3 +419,43 @@ def test_quantized_children_are_refused_only_where_they_are_kept() -> None:
     model = Calls(lambda m, x: torch.quantize_per_tensor(m.lin(x), 0.1, 0, torch.qint8).dequantize().relu())
     x = torch.randn(3, 4)
     assert len(record(model, x, keep_op="relu")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("Categorical", lambda t: torch.distributions.Categorical(logits=t)),
+        ("SimpleNamespace", lambda t: SimpleNamespace(logits=t)),
+        ("set", lambda t: {t}),
+        ("list_iterator", lambda t: iter([t])),
+        ("SimpleNamespace", lambda t: (t, {"more": [SimpleNamespace(logits=t)]})),
+    ],
+)
+@pytest.mark.parametrize("engine", ["eager", "static"])
+def test_an_object_that_is_not_looked_into_is_told_once(name: str, make: Any, engine: str) -> None:
+    class Actor(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return make(x * 2)
+
+    class Head(nn.Module):
+        def forward(self, value: Any) -> int:
+            return 0
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.actor, self.head = Actor(), Head()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(self.actor(x))
+
+    model, x = Model(), torch.ones(2, 4)
+    for keep, message in (
+        ("actor", f"'actor' returned a {name}"),
+        (module_input("head"), f"'head' was given a {name}"),
+    ):
+        with warnings.catch_warnings(record=True) as caught, Recorder(model, keep_module=keep, engine=engine):
+            warnings.simplefilter("always")
+            for _ in range(4):
+                model(x)
+        assert [message in str(warning.message) for warning in caught] == [True]

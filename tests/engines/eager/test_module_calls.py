@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastrec import Recorder
 from fastrec.engines.eager.module_calls import MODULE_CALLS, Call, ModuleCalls, has_hooks, pass_on
 from tests.engines.programs import run
 
@@ -180,3 +181,26 @@ def test_workers_of_a_data_loader_do_not_record() -> None:
         print(rec.recording.n_passes)
         """
     ) == ["2"]
+
+
+def test_what_another_library_puts_before_the_recorder_stays_after_it() -> None:
+    model, x, seen = nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4), []
+    original = nn.Module.__call__
+    try:
+        with Recorder(model, keep_module="0") as rec:
+            ours = nn.Module.__call__
+
+            def theirs(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+                seen.append(module)
+                return ours(module, *args, **kwargs)
+
+            nn.Module.__call__ = theirs  # type: ignore[method-assign]
+            model(x)
+        model(x)
+        assert len(seen) == 4 and rec.recording.n_records == 1
+        nn.Module.__call__ = ours  # type: ignore[method-assign]
+        with Recorder(model, keep_module="0") as again:
+            model(x)
+        assert again.recording.n_records == 1
+    finally:
+        nn.Module.__call__ = original  # type: ignore[method-assign]

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastrec import FastrecWarning, Recorder, record
+from fastrec._errors import UnsupportedModelError
+from fastrec.graph import log_forward_pass
 from fastrec.predicates import inside, module_input, module_type, op
 from tests.contracts.engine import EVERYTHING
 from tests.helpers.naive import same_bits
@@ -103,6 +105,70 @@ def test_what_is_kept_inside_is_recorded_with_a_warning(make: Any, keep: Any, si
         assert [site.removeprefix("root").removeprefix(".") for site in found] == sites
         left, right = (o[0] if isinstance(o, tuple) else o for o in (out, expected))
         assert torch.allclose(left, right, atol=1e-6)
+
+
+NUMBERS = torch.arange(9.0).reshape(3, 3) / 4
+ROW = torch.tensor([[False] * 3, [True] * 3, [False] * 3])
+DIFFERING: dict[str, Any] = {
+    "padded encoder": (encoder, lambda m, x: m(x, src_key_padding_mask=MASK)),
+    "padded encoder with a norm": (
+        lambda: nn.TransformerEncoder(layer(), 1, norm=nn.LayerNorm(8)).eval(),
+        lambda m, x: m(x, None, MASK),
+    ),
+    "masked row in a layer": (layer, lambda m, x: m(x, ROW)),
+    "numbers as a mask of a layer": (layer, lambda m, x: m(x, src_mask=NUMBERS)),
+    "masked row in an attention": (attention, lambda m, x: m(x, x, x, need_weights=False, attn_mask=ROW)[0]),
+    "nested": (encoder, lambda m, x: m(torch.nested.nested_tensor([x[0], x[1, :2]])).to_padded_tensor(0.0)),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERING)
+@pytest.mark.parametrize("engine", ["eager", "static"])
+@pytest.mark.parametrize("keep", [{"keep_op": True}, {"keep_module": ["**linear1", "**out_proj", "model"]}])
+@pytest.mark.filterwarnings("ignore:.*has a kept site inside", "ignore:keep_module")
+def test_a_call_that_would_compute_something_else_is_refused(name: str, engine: str, keep: Any, x: Tensor) -> None:
+    make, call = DIFFERING[name]
+    model = make()
+    root = nn.ModuleDict({"model": model, "head": nn.Linear(8, 8)})
+    expected = call(model, x)
+    if name.endswith("attention") and "keep_module" in keep:
+        return  # its out_proj is not called as a module
+    with Recorder(root, engine=engine, **keep) as rec:
+        with pytest.raises(UnsupportedModelError, match="Keep 'model' itself .* gradients enabled, .* allow_unfused"):
+            call(model, x)
+        assert rec.recording.n_passes == 0
+    if name == "nested":  # can be kept in no way
+        return
+    # Each way that the error names.
+    with Recorder(root, engine=engine, keep_module="model") as rec:
+        assert all(torch.allclose(call(model, x), expected, equal_nan=True) for _ in range(4))
+    with torch.enable_grad():
+        unfused = call(model, x)
+        with Recorder(root, engine=engine, **keep) as rec:
+            assert same_bits(call(model, x), unfused)
+    with Recorder(root, engine=engine, allow_unfused=True, **keep) as rec:
+        assert all(same_bits(call(model, x), unfused) for _ in range(4))
+    assert rec.recording.n_passes == 4
+
+
+@pytest.mark.parametrize("engine", ["eager", "static"])
+def test_a_mask_that_changes_nothing_more_is_no_obstacle(engine: str, x: Tensor) -> None:
+    calls = []
+    model = encoder()
+    model.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.warns(FastrecWarning, match=WARNING), Recorder(model, keep_op="relu", engine=engine) as rec:
+        for _ in range(4):
+            out = model(x, src_key_padding_mask=torch.zeros(2, 3, dtype=torch.bool))
+    assert torch.allclose(out, model(x), atol=1e-6)
+    assert len(rec.recording["layers.1/relu"]) == 4
+    assert len(calls) == 5, "a hook ran twice"
+
+
+def test_a_graph_of_such_a_call_is_refused(x: Tensor) -> None:
+    with pytest.raises(UnsupportedModelError, match="padding_mask its output would differ"):
+        log_forward_pass(encoder(), (x, None, MASK))
+    with torch.enable_grad():
+        assert log_forward_pass(encoder(), (x, None, MASK)).output_layers
 
 
 def test_a_module_in_training_or_with_gradients_runs_as_usual(x: Tensor) -> None:

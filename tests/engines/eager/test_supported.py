@@ -214,3 +214,24 @@ def test_a_module_that_nobody_watches_fails_as_without_a_recorder() -> None:
         model(torch.ones(1, 3))
         with pytest.raises(AttributeError, match="no attribute '_backward_hooks'"):
             Unmade()(torch.ones(3))
+
+
+def test_a_model_whose_weights_are_brought_for_each_call_is_recorded() -> None:
+    model, x = mlp(), torch.randn(3, 4)
+    expected = model(x)
+    for part in [part for part in model.modules() if list(part.parameters(recurse=False))]:
+        own = {name: p.detach().clone() for name, p in part.named_parameters(recurse=False)}
+
+        def bring(module: nn.Module, inputs: object, own: dict[str, Tensor] = own) -> None:
+            for name, value in own.items():
+                setattr(module, name, nn.Parameter(value))
+
+        def leave(module: nn.Module, *_: object, own: dict[str, Tensor] = own) -> None:
+            for name, value in own.items():
+                setattr(module, name, nn.Parameter(value.to("meta")))
+
+        part.register_forward_pre_hook(bring)
+        part.register_forward_hook(leave)
+        leave(part)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert torch.equal(record(model, x, keep_module="").last(":out").activation, expected)

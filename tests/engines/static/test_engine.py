@@ -616,3 +616,20 @@ def test_options() -> None:
             Recorder(mlp(), keep_op="tanh", engine="static", check_every=wrong)
     with pytest.raises(OptionError, match="'static'"):
         Recorder(mlp(), keep_op="tanh", engine="fast")
+
+
+@pytest.mark.parametrize("index", [(slice(None), 0), (slice(None), slice(0, 3, 2)), (0,), (slice(None), None, 1)])
+def test_a_view_of_a_batch_of_one_is_kept(index: Any) -> None:
+    class Column(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x)[index] * 2
+
+    model, x = Column(), torch.randn(1, 4)
+    with torch.no_grad(), Recorder(model, keep_op=True, engine="static") as rec:
+        outs = [model(x + i) for i in range(5)]
+    assert torch.equal(rec.recording.stack("/mul"), torch.stack(outs))
+    assert torch.equal(rec.recording.stack("/getitem") * 2, torch.stack(outs))
