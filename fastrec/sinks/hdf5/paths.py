@@ -105,7 +105,7 @@ class Paths:
 
         Where the file system has no locks nobody knows, and this is None too.
         """
-        return next((path for path in self.files() if path.endswith(".tmp") and is_locked(path)), None)
+        return next((path for path in self.files() if path.endswith(".tmp") and _is_locked(path)), None)
 
     def claim(self, number: int, *, locking: bool) -> int:
         """Create the file of a segment that nobody has begun, locked already; the descriptor that holds the lock."""
@@ -220,7 +220,7 @@ def lock_unwritten(path: str) -> int | None:
     return descriptor
 
 
-def is_locked(path: str) -> bool:
+def _is_locked(path: str) -> bool:
     """Whether a recorder or an HDF5 program has a file locked."""
     try:
         descriptor = open_regular(path)

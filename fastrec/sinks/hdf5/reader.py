@@ -44,7 +44,7 @@ from fastrec.sinks.hdf5.layout import (
     read_rows,
 )
 from fastrec.sinks.hdf5.open_files import OPEN_FILES
-from fastrec.sinks.hdf5.paths import SUFFIXES, Paths, is_locked, open_regular
+from fastrec.sinks.hdf5.paths import SUFFIXES, Paths, open_regular
 from fastrec.sinks.hdf5.probe import probe_in_subprocess
 from fastrec.sinks.hdf5.structure import (
     MAX_INDEX_BYTES,
@@ -353,10 +353,8 @@ def _segment_paths(paths: Paths) -> list[_SegmentPath]:
 def _lost_its_map(path: str) -> bool:
     """Whether a file in progress without a map holds passes: most often it has only begun, and holds nothing yet."""
     try:
-        if not os.path.getsize(path) or is_locked(path):  # it is being made at this moment
-            return False
-        return len(ReadFile(path, map_path="").table(PASSES)) > 0
-    except (FastrecError, OSError):  # a process was killed while it made the file
+        return os.path.getsize(path) > 0 and len(ReadFile(path, map_path="").table(PASSES)) > 0
+    except (FastrecError, OSError):  # it is being made at this moment, or its process was killed at such a moment
         return False
 
 
