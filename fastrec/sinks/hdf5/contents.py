@@ -96,6 +96,7 @@ class IncrementalReader:
         self.losses = list(losses)
         self.salvage = salvage
         self._counters: dict[int, Counters] = {}
+        self._counted: set[int] = set()  # the sessions of which a file has counters
         self._n_records = 0
         self._totals = SessionOffset()
         self._n_checked_metas = 0
@@ -155,9 +156,12 @@ class IncrementalReader:
             COUNTERS: file.index.sets[COUNTERS].rows,
         }
         counters = file.counters()
-        if counters is None:  # they are there from the moment in which a file is
+        # They are there from the moment in which a file is; earlier versions began further files of a session without.
+        if counters is None and (session not in self._counted or file.has_counters()):
             self._note(file, COUNTERS, "no row can be read, so it is not known how many passes kept nothing")
-        self._counters[session] = counters or self._counters[session]
+        if counters is not None:
+            self._counters[session] = counters
+            self._counted.add(session)
         self._n_records += len(records)
         self._count(passes, marks)
         return Tables(passes, records, marks)

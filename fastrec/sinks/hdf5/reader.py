@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -34,6 +34,7 @@ from fastrec.sinks.hdf5.layout import (
     LOG,
     MERGED,
     OVERFLOW,
+    PASSES,
     TABLES,
     VERSION,
     Bytes,
@@ -148,6 +149,10 @@ class ReadFile:
     def counters(self) -> Counters | None:
         """What its session had counted when it was written last; None where that is damaged."""
         return read_counters(self.rows(COUNTERS, 0, self.index.sets[COUNTERS].rows))
+
+    def has_counters(self) -> bool:
+        """Whether counters were ever written, whatever became of them."""
+        return bool(self.rows(COUNTERS, 0, self.index.sets[COUNTERS].rows).any())
 
     def log(self, into: Log, first: int = 0) -> int:
         """Take in the log from a byte on; where its last whole line ends."""
@@ -275,9 +280,9 @@ def _open_segments(paths: Paths) -> list[ReadFile]:
             return [ReadFile(paths.path)]
     _check_no_merge(paths, n_shown)
     files: list[ReadFile] = []
-    for path, map_path in _segment_paths(paths):
-        files.append(ReadFile(path, map_path=map_path))
-        if files and [file.number for file in files] != list(range(len(files))):
+    for segment in _segment_paths(paths):
+        files.append(ReadFile(segment.path, map_path=segment.map_path))
+        if [file.number for file in files] != list(range(len(files))):
             raise DamagedFileError(f"segment {len(files) - 1} of {paths.path!r} is missing, or another took its place")
     if len(files) < n_shown:
         raise DamagedFileError(f"{paths.path!r} shows {n_shown} segments, but there are {len(files)}")
@@ -286,51 +291,71 @@ def _open_segments(paths: Paths) -> list[ReadFile]:
 
 def _open_undamaged(paths: Paths, losses: list[Loss]) -> list[ReadFile]:
     losses.clear()
+    n_shown = 0
     try:
         n_shown = -segment_of(paths.path)
     except FileNotFoundError:
-        n_shown = 0
-    except DamagedFileError as error:
+        pass
+    except FastrecError as error:
         if not paths.segments():
             raise
         losses.append(Loss(paths.path, "", f"it does not say what it shows: {error}"))
-        n_shown = 1
-    if n_shown <= 0 and os.path.lexists(paths.path):
-        return [ReadFile(paths.path)]
+    else:
+        if n_shown <= 0:
+            return [ReadFile(paths.path)]
     _check_no_merge(paths, n_shown)
-    files: dict[int, ReadFile] = {}
-    segments = _segment_paths(paths)
-    for path, map_path in segments:
+    files, segments = list[ReadFile](), _segment_paths(paths)
+    for segment in segments:
         try:
-            file = ReadFile(path, map_path=map_path)
+            file = ReadFile(segment.path, map_path=segment.map_path)
         except (DamagedFileError, RecordingFileError) as error:
-            losses.append(Loss(path, "", f"nothing in it can be read: {error}"))
+            losses.append(Loss(segment.path, "", f"nothing in it can be read: {error}"))
+            continue
+        if file.number == segment.number:
+            files.append(file)
         else:
-            files.setdefault(file.number, file)
+            losses.append(Loss(segment.path, "", f"it is another file, segment {file.number}"))
     if segments and not files:
         raise DamagedFileError(str(losses[-1]))
-    losses += _missing(paths, max(n_shown, max(files, default=-1) + 1), files, segments)
-    return [files[number] for number in sorted(files)]
+    losses += _missing(paths, n_shown, segments)
+    return files
 
 
-def _missing(
-    paths: Paths, count: int, files: Mapping[int, ReadFile], segments: Sequence[tuple[str, str | None]]
-) -> list[Loss]:
+class _SegmentPath(NamedTuple):
+    """Where a segment is, and its map where it is in progress; an empty map path where only HDF5 knows what it is."""
+
+    number: int
+    path: str
+    map_path: str | None
+
+
+def _missing(paths: Paths, n_shown: int, segments: Sequence[_SegmentPath]) -> list[Loss]:
     """The segments of which nothing is there."""
-    existing = {path for path, _ in segments}
-    missing = [paths.finalized(number) for number in range(min(count, MAX_SEGMENTS)) if number not in files]
-    return [Loss(path, "", "it is missing") for path in missing if path not in existing]
+    existing = {segment.number for segment in segments}
+    count = min(max(n_shown, max(existing, default=-1) + 1), MAX_SEGMENTS)
+    return [Loss(paths.finalized(number), "", "it is missing") for number in range(count) if number not in existing]
 
 
-def _segment_paths(paths: Paths) -> list[tuple[str, str | None]]:
-    """The segments that count, in order, each with its map where it is in progress."""
-    existing, found = paths.segments(), list[tuple[str, str | None]]()
+def _segment_paths(paths: Paths) -> list[_SegmentPath]:
+    """The segments that count, in order."""
+    existing, segments = paths.segments(), list[_SegmentPath]()
     for number in sorted(existing):
+        path, map_path = paths.in_progress(number), paths.map(number)
         if paths.finalized(number) in existing[number]:
-            found.append((paths.finalized(number), None))
-        elif paths.map(number) in existing[number]:
-            found.append((paths.in_progress(number), paths.map(number)))
-    return found
+            segments.append(_SegmentPath(number, paths.finalized(number), None))
+        elif map_path in existing[number]:
+            segments.append(_SegmentPath(number, path, map_path))
+        elif path in existing[number] and _lost_its_map(path):
+            segments.append(_SegmentPath(number, path, ""))
+    return segments
+
+
+def _lost_its_map(path: str) -> bool:
+    """Whether a file in progress without a map holds passes: most often it has only begun, and holds nothing yet."""
+    try:
+        return os.path.getsize(path) > 0 and len(ReadFile(path, map_path="").table(PASSES)) > 0
+    except (FastrecError, OSError):  # it is being made at this moment, or its process was killed at such a moment
+        return False
 
 
 def _check_no_merge(paths: Paths, n_shown: int) -> None:
@@ -357,6 +382,8 @@ def identity_of(path: str) -> Identity:
 
 
 def _index_beside(path: str, map_path: str) -> SegmentIndex:
+    if not map_path:
+        return _index_by_hdf5(path)
     with open(open_regular(map_path), "rb") as file:
         line = file.read(MAX_INDEX_BYTES)
     text = strip_checksum(line.rstrip(b"\n"))

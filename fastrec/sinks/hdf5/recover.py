@@ -165,7 +165,8 @@ def _set_aside(source: Paths, files: Sequence[ReadFile], *, discard: bool) -> No
     """Rename the files in progress that are damaged, so that nothing takes them for a recording."""
     for file in files:
         if not discard:
-            for path in (source.in_progress(file.number), source.map(file.number)):
+            existing = [path for path in (file.path, source.map(file.number)) if os.path.lexists(path)]
+            for path in existing:
                 rename_to_free(path, path + DAMAGED_SUFFIX)
         source.remove_in_progress(file.number)
 

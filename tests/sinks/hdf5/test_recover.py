@@ -94,6 +94,15 @@ def test_the_last_rows_are_missed_too(killed: Path, tmp_path: Path) -> None:
         assert fastrec.load(tmp_path / "run.h5").n_passes == 15
 
 
+@pytest.mark.parametrize("to", [None, "copy.h5"])
+def test_a_file_that_lost_its_map_is_recovered(killed: Path, tmp_path: Path, to: str | None) -> None:
+    content = killed.with_name("run.00000.h5.tmp").read_bytes()
+    (tmp_path / "run.00000.h5.tmp").write_bytes(content)
+    assert fastrec.load(tmp_path / "run.h5").n_passes == 20
+    recovered = fastrec.recover(tmp_path / "run.h5", to and tmp_path / to)
+    assert recovered.passes == 20 and fastrec.load(recovered.path).n_passes == 20
+
+
 def test_a_damaged_file_is_removed_only_if_that_was_said(hurt_growing: Path) -> None:
     assert fastrec.recover(hurt_growing, discard=True).passes == 19
     assert [path.name for path in hurt_growing.parent.iterdir()] == ["run.h5"]

@@ -168,3 +168,23 @@ def test_what_was_flushed_counts_in_the_moment_in_which_the_next_segment_begins(
 def offset_of_counters(path: Path) -> int:
     with h5py.File(path) as file:
         return int(file["counters"].id.get_chunk_info(0).byte_offset)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_whatever_stops_the_writer_reaches_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """A signal handler or a tool may raise these in any thread; nobody may wait for the writer for ever."""
+
+    def stop(*_: object) -> None:
+        raise error
+
+    model = torch.nn.Identity()
+    with pytest.raises(RecordingFileError, match=f"the recording stopped: {error.__name__}"):
+        with Recorder(model, keep_module=True, sink=tmp_path / "run.h5") as rec:
+            model(torch.zeros(2))
+            rec.flush()
+            monkeypatch.setattr(Writer, "_write_batch", stop)
+            model(torch.zeros(2))
+            rec.flush()
+    assert fastrec.load(tmp_path / "run.h5").n_passes == 1
