@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
+from types import MethodWrapperType
 from typing import Any, NamedTuple
 
 import torch
@@ -96,14 +97,14 @@ class Writes:
 
     def note(self, value: Tensor, op: int) -> None:
         """An operation wrote to a tensor."""
-        storage = _storage_of(value)
+        storage = storage_of(value)
         if storage is not None:
             write = _Write(op, tuple(value.shape), value.stride(), int(value.storage_offset()))
             self.by_storage.setdefault(storage, []).append(write)
 
     def since(self, value: Tensor, op: int) -> tuple[int, ...]:
         """The operations after a given one that wrote to a tensor's memory."""
-        storage = _storage_of(value)
+        storage = storage_of(value)
         writes = self.by_storage.get(storage) if storage is not None else None
         # Memory that was freed and reused does no harm: its new owner was computed after the writes to the old one.
         if not writes or writes[-1].op <= op:
@@ -116,7 +117,7 @@ class Writes:
         )
 
 
-def _storage_of(value: Tensor) -> int | None:
+def storage_of(value: Tensor) -> int | None:
     """The identity of a tensor's storage, None if it has none of its own: sparse, fake, wrapped."""
     try:
         return int(value.untyped_storage()._cdata)
@@ -181,7 +182,7 @@ class Transforms:
 
     def note(self, value: Tensor, op: int) -> None:
         """An operation returned a value inside a transform."""
-        storage = _storage_of(_unwrapped(value))
+        storage = storage_of(_unwrapped(value))
         if storage is not None:
             self.by_storage[storage] = op
 
@@ -190,7 +191,7 @@ class Transforms:
         inner = _unwrapped(value)
         op = producer_of(inner) if inner is not value else None
         if op is None and self.by_storage:
-            storage = _storage_of(inner)
+            storage = storage_of(inner)
             op = None if storage is None else self.by_storage.get(storage)
         return op
 
@@ -236,14 +237,19 @@ _DRAWS = re.compile(
 @lru_cache(maxsize=4096)
 def may_draw(func: Callable[..., Any]) -> bool:
     """Whether a call of a function may draw random numbers; a function that is not torch's own may."""
-    module = getattr(func, "__module__", None) or ""
-    if isinstance(func, OpOverload | OpOverloadPacket) or not _belongs_to_torch(func, module):
+    if isinstance(func, OpOverload | OpOverloadPacket) or not is_of_torch(func):
         return True
     facts = op_facts(func)
     return facts is None or _DRAWS.search(facts.layer_type) is not None
 
 
-def _belongs_to_torch(func: Callable[..., Any], module: str) -> bool:
+def is_of_torch(func: Any) -> bool:
+    """Whether a function is torch's own; an operator of ``torch.ops`` is only if it is of torch's own library."""
+    if isinstance(func, OpOverload | OpOverloadPacket):
+        return str(func).startswith("aten")
+    module = getattr(func, "__module__", None) or ""
+    if isinstance(func, MethodWrapperType):  # the getter of a property
+        func = func.__self__
     owner: Any = getattr(func, "__objclass__", None) or getattr(func, "__self__", None)
     if owner is not None and not module:
         module = getattr(owner, "__module__", None) or type(owner).__module__ or ""

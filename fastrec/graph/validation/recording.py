@@ -23,7 +23,7 @@ from fastrec.events.context import PASS_FIELDS, RecordContext
 from fastrec.graph.log import log_forward_pass
 from fastrec.graph.pass_runner import uncompiled
 from fastrec.graph.structure import Graph
-from fastrec.graph.validation.replay import largest_difference
+from fastrec.graph.validation.comparison import largest_difference
 from fastrec.graph.validation.report import Failure, Unchecked, ValidationReport
 from fastrec.predicates import parse
 from fastrec.recording._recording import ActivationRecord, Recording
