@@ -37,6 +37,7 @@ from fastrec.graph.validation.perturbation import (
     Allowed,
     allowed_values,
     generic_value,
+    index_limit,
     is_pointwise,
     replacements,
 )
@@ -81,7 +82,7 @@ class InfluenceCheck:
         if value.numel() == 0 or all(result.numel() == 0 for result in results.values()):
             return Influence("exempted", "nothing to change", "the value, or the result, has no elements")
         tried = False
-        for other in replacements(value, arguments.allowed(parent), self._generator):
+        for other in replacements(value, arguments.allowed(parent), self._generator, arguments.limit):
             tried = True
             if self._changes(call, {parent: other}, results):
                 return _SHOWN
@@ -90,7 +91,8 @@ class InfluenceCheck:
         if allowed is not arguments.allowed(parent):
             tried = True
             if any(
-                self._changes(call, {parent: other}, results) for other in replacements(value, allowed, self._generator)
+                self._changes(call, {parent: other}, results)
+                for other in replacements(value, allowed, self._generator, arguments.limit)
             ):
                 return _SHOWN
         if tried and self._is_hidden(call, parent, arguments, allowed):
@@ -137,13 +139,13 @@ class InfluenceCheck:
         generator = self._generator
         for _ in range(_TRIALS):
             others = {
-                source: generic_value(value, self._allowed_for(call, source, arguments), generator)
+                source: generic_value(value, self._allowed_for(call, source, arguments), generator, arguments.limit)
                 for source, value in arguments.values.items()
                 if source != parent
             }
             templates = _with_other_numbers(call, generator) if is_pointwise(call.func) else None
             value = arguments.values[parent]
-            pair = [{**others, parent: generic_value(value, allowed, generator)} for _ in range(2)]
+            pair = [{**others, parent: generic_value(value, allowed, generator, arguments.limit)} for _ in range(2)]
             first, second = (self._run(call, values, templates) for values in pair)
             if first is not None and second is not None and _differ(first, second):
                 return True
@@ -182,8 +184,13 @@ class _Arguments:
         self._call = call
         references = [leaf for leaf in flat((call.args, dict(call.kwargs))) if isinstance(leaf, REFERENCES)]
         self.values: dict[Hashable, Tensor] = {source_of(r): replayer.value_of(r) for r in references}
-        first = call.args[:1] or (call.kwargs.get("input"), call.kwargs.get("self"), call.kwargs.get("tensors"))
-        self.first = {source_of(leaf) for leaf in flat(first) if isinstance(leaf, REFERENCES)}
+        names = () if call.args else ("input", "self", "tensors")
+        first = call.args[:1] or tuple(call.kwargs[name] for name in names if name in call.kwargs)
+        others = (call.args[1:], {name: value for name, value in call.kwargs.items() if name not in names})
+        self.first = set(map(source_of, _references(first))) - set(map(source_of, _references(others)))
+        table = (*call.args[1:2], call.kwargs.get("weight")) if call.layer_type == "embedding" else first
+        looked_up = next(_references(table), None)
+        self.limit = index_limit(call, None if looked_up is None else self.values[source_of(looked_up)])
 
     def allowed(self, source: Hashable, *, has_derivative: bool = False) -> Allowed:
         """What may be put in an argument's place."""

@@ -47,12 +47,17 @@ _LOOK_UP = frozenset(
     "narrow arange zeros ones full empty linspace searchsorted bucketize".split()
 )
 
+_INDEX = _LOOK_UP - frozenset(
+    "bincount onehot repeatinterleave narrow arange zeros ones full empty linspace searchsorted bucketize".split()
+)
+
 # Functions that move, copy, convert, compare or add up their first argument, whatever numbers it holds.
 _MOVE = frozenset(
     "view reshape flatten unflatten squeeze unsqueeze transpose permute t mt h mh movedim moveaxis swapaxes swapdims "
     "expand expandas viewas reshapeas broadcastto contiguous clone detach alias copy to type typeas float double half "
     "bfloat16 int long bool short char byte cpu cuda cat concat concatenate stack hstack vstack dstack columnstack "
-    "rowstack split chunk unbind narrow select getitem flip fliplr flipud roll rot90 diag diagonal diagembed tril triu "
+    "rowstack split chunk unbind narrow select getitem gather take indexselect flip fliplr flipud roll "
+    "rot90 diag diagonal diagembed tril triu "
     "sum mean prod cumsum cumprod cummax cummin amax amin max min argmax argmin aminmax sort argsort topk any all "
     "unique uniqueconsecutive nonzero countnonzero equal isin maskedselect unfold pad broadcasttensors meshgrid "
     "atleast1d atleast2d atleast3d tensor astensor diff trace median mode kthvalue".split()
@@ -98,8 +103,19 @@ def allowed_values(call: CapturedCall, value: Tensor, *, is_first: bool, has_der
     return Allowed.IN_RANGE if call.layer_type in _LOOK_UP else Allowed.NONE
 
 
-def replacements(value: Tensor, allowed: Allowed, generator: torch.Generator) -> Iterator[Tensor]:
-    """Other values of the same shape and dtype, the ones that are most like the given ones first."""
+def index_limit(call: CapturedCall, first: Tensor | None) -> int:
+    """What every index that a call looks up by may be below, whatever the axis; 0 if nothing is known.
+
+    ``first`` is the first tensor argument, or the table of an embedding.
+    """
+    return min(first.shape, default=0) if first is not None and call.layer_type in _INDEX else 0
+
+
+def replacements(value: Tensor, allowed: Allowed, generator: torch.Generator, limit: int = 0) -> Iterator[Tensor]:
+    """Other values of the same shape and dtype, the ones that are most like the given ones first.
+
+    Non-negative integers below ``limit`` are known to be in range.
+    """
     if value.numel() == 0 or allowed is Allowed.NONE:
         return
     if value.dtype == torch.bool:
@@ -109,12 +125,12 @@ def replacements(value: Tensor, allowed: Allowed, generator: torch.Generator) ->
         if allowed is Allowed.ANY:
             yield from _floats(value, generator)
     else:
-        yield from _integers_in_range(value, generator)
+        yield from _integers_in_range(value, generator, limit)
         if allowed is Allowed.ANY:
             yield from _integers(value, generator)
 
 
-def generic_value(value: Tensor, allowed: Allowed, generator: torch.Generator) -> Tensor:
+def generic_value(value: Tensor, allowed: Allowed, generator: torch.Generator, limit: int = 0) -> Tensor:
     """A value of the usual kind: no infinities, not all zeros, not all alike; the given one if none is allowed."""
     if value.numel() == 0 or allowed is Allowed.NONE:
         return value
@@ -129,7 +145,7 @@ def generic_value(value: Tensor, allowed: Allowed, generator: torch.Generator) -
         return next(iter(_floats_in_range(value, generator)))
     if allowed is Allowed.ANY:
         return (_uniform(value, generator) * 10).floor().to(value.dtype)
-    return next(iter(_integers_in_range(value, generator)), value)
+    return next(iter(_integers_in_range(value, generator, limit)), value)
 
 
 def _booleans(value: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
@@ -151,6 +167,8 @@ def _floats_in_range(value: Tensor, generator: torch.Generator) -> Iterator[Tens
         least, most = (most * 0.1, most) if most else (0.0, 0.5)
     yield (least + spread * (most - least)).clamp(least, most).to(value.dtype)
     yield value.flatten().flip(0).reshape(value.shape)
+    for is_least in (spread < 0.5, spread >= 0.5):
+        yield torch.where(is_least, least, most).to(value.dtype)
 
 
 def _floats(value: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
@@ -173,9 +191,9 @@ def _floats(value: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         yield torch.full_like(value, special)
 
 
-def _integers_in_range(value: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    """Integers between zero and the largest given one, or between the smallest and the largest."""
-    least, most = min(int(value.min()), 0), int(value.max())
+def _integers_in_range(value: Tensor, generator: torch.Generator, limit: int) -> Iterator[Tensor]:
+    """Integers between zero, or the smallest given one, and the largest one that is known to be in range."""
+    least, most = min(int(value.min()), 0), max(int(value.max()), limit - 1)
     if most > least:
         spread = _uniform(value, generator)
         yield (least + (spread * (most - least + 1)).floor()).clamp(least, most).to(value.dtype)
