@@ -11,7 +11,8 @@ it. An id may be reused once its tensor is gone, so a weak reference is kept bes
 
 Values also move without an op, and each way has its own rule:
 
-- a write through another view (``y[0].mul_(2)``, then ``y`` is read): ``Writes`` compares memory;
+- a write through another view (``y[0].mul_(2)``, then ``y`` is read): ``Writes`` compares memory; where a module takes
+  or returns such a ``y``, its value is an operation of its own, see ``_current``;
 - a buffer that a function wrote besides returning its result, as batch norm does: it is read again, as a child of the
   writer;
 - ``x.data``, ``x.data = y``: the same values in another tensor, see ``glance``;
@@ -232,7 +233,8 @@ class GraphTracer:
             if producer is None and self._takes_inputs and not self._open_calls:
                 producer = self._add_input(value, f"{site.name}{path}").index
             if producer is not None:
-                entered[path] = producer
+                with no_function_modes():
+                    entered[path] = self._current(value, producer, f"{site.name}/:written")
         call.entered_at = entered
         self._open_calls.append((call, frame))
         self._module = call
@@ -243,8 +245,8 @@ class GraphTracer:
     def on_leave(self, place: Position, out: Any) -> None:
         """A module returned."""
         call, _ = self._open_calls.pop()
+        call.exited_at = self._exited(out, call.address)
         self._close(call)
-        call.exited_at = self._produced(out)
         self._capture.returns.append(call)
 
     def on_opaque_module(self, place: Position, module: nn.Module, out: Any) -> None:
@@ -329,14 +331,9 @@ class GraphTracer:
         if parameter is not None:
             self._parameters.append(parameter)
             return parameter
-        address = self._state.buffer_address(value)
-        index = None
-        if self._transforms.by_storage or is_functorch_wrapper(value):
-            index = self._transforms.producer(value, self._producer)
+        index = self._source(value)
         if index is None:
-            if address is not None:
-                index = self._add_buffer(value, address).index
-            elif self._takes_inputs and id(value) not in self._constants and not self._state.has_attribute(value):
+            if self._takes_inputs and id(value) not in self._constants and not self._state.has_attribute(value):
                 index = self._add_input(value, ":in").index
             else:
                 return self._constant(value)
@@ -367,6 +364,39 @@ class GraphTracer:
             producer = self._producer(out)
             return {} if producer is None else {"": producer}
         return {path: op for path, value in leaves(out) if (op := self._producer(value)) is not None}
+
+    def _exited(self, out: Any, address: str) -> dict[str, int]:
+        """The operation whose value each leaf of a module's value is."""
+        exited = self._produced(out)
+        with no_function_modes():
+            for path, value in leaves(out):
+                index = exited[path] if path in exited else self._source(value)
+                if index is not None:
+                    exited[path] = self._current(value, index, f"{address}/:written")
+        return exited
+
+    def _source(self, value: Tensor) -> int | None:
+        """The operation that a tensor came from without a call: a buffer, or out of a transform."""
+        index = None
+        if self._transforms.by_storage or is_functorch_wrapper(value):
+            index = self._transforms.producer(value, self._producer)
+        if index is None and (address := self._state.buffer_address(value)) is not None:
+            index = self._add_buffer(value, address).index
+        return index
+
+    def _current(self, value: Tensor, op: int, site: str) -> int:
+        """The operation whose value a tensor has now: after a write through a view, that is a new one.
+
+        No call returned that value, but a module may, and it has to be found under the module's address. The new
+        operation is what ``aten.alias`` would return: the same memory, read once more.
+        """
+        writers = self._writes.since(value, op) if self._writes.by_storage else ()
+        if not writers:
+            return op
+        func = torch.ops.aten.alias.default
+        written = Overwritten(op, writers, self._saver.snapshot(value))
+        call = CapturedCall(func, func.__name__, "alias", "alias", site, (written,), stack=self._stack(3))
+        return self._add_value(call, (op, *writers), value).index
 
     def _bind(self, value: Tensor, op: int) -> None:
         self._producers[id(value)] = (weakref.ref(value), op)

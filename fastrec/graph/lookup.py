@@ -146,6 +146,13 @@ class RecordFinder:
             raise RecordKeyError(f"no operation of this history is the {ctx.kind} {ctx.label!r} at {site!r}")
         return index
 
+    def is_module_pass(self, ctx: RecordContext) -> bool:
+        """Whether an event is about what went into or out of a module that was called as often."""
+        return ctx.kind in ("module_enter", "module_exit") and any(
+            (call.address, call.number) == (ctx.module_address, ctx.module_pass_index)
+            for call in self._capture.module_calls
+        )
+
     @cached_property
     def _sources(self) -> dict[str, int]:
         sources: dict[str, int] = {}
