@@ -221,10 +221,11 @@ class GraphTracer:
         """A module is called."""
         frame = sys._getframe(2)  # the engine's frame for this module call; the model's own frames are inside it
         stack = self._stack(3)
-        site = place.site
+        site, frame_of_module = place.site, place.site.frames[-1]
         call = ModuleCall(
-            site.frames[-1].module_address, site.frames[-1].module_type, place.number, self._module, stack
+            frame_of_module.module_address, frame_of_module.module_type, place.number, self._module, stack
         )
+        call.aliases = frame_of_module.aliases
         entered = {}
         # Most modules take a single tensor, which needs no walk through nested arguments.
         is_plain = len(args) == 1 and type(args[0]) is Tensor and not kwargs

@@ -160,8 +160,8 @@ class ModelHistory:
         return ", ".join(type(root).__name__ for root in self.roots.values())
 
     @property
-    def random_seed_used(self) -> int:
-        """The ``random_seed`` of the pass, or else the seed that torch had been given last."""
+    def random_seed_used(self) -> int | None:
+        """The ``random_seed`` of the pass; None if none was given, when no seed is known to bring the same numbers."""
         return self.graph.capture.seed
 
     @property
@@ -519,7 +519,7 @@ class ModelHistory:
             f"pass; {self.num_tensors_saved} tensors ({readable_size(self.tensor_fsize_saved)}) saved.",
             f"    {self.total_param_layers} parameter operations ({self.total_params} params total; "
             f"{readable_size(self.total_params_fsize)}).",
-            f"    Random seed: {self.random_seed_used}",
+            f"    Random seed: {'none given' if self.random_seed_used is None else self.random_seed_used}",
             f"    Time elapsed: {self.elapsed_time_total:.3f}s",
             "    Module Hierarchy:",
             *format_hierarchy(top, self.module_pass_children, self.module_num_passes, depth=2),

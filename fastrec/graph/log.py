@@ -58,8 +58,8 @@ def log_forward_pass(  # noqa: PLR0913
         layers_to_save: ``"all"``, None (or ``"none"``, an empty list), or one or several keys of a history or parts of
             labels: ``["conv2d_3_7", "features", -5, "linear"]``. A selection takes a second pass, in which the model
             has to run the same operations; the first one leaves no trace in buffers and random states.
-        random_seed: set before the pass; the random state is restored after it. None leaves the state alone, and the
-            reported seed is the one that torch was given last.
+        random_seed: set before the pass; the random state is restored after it. None leaves the state alone, and then
+            ``random_seed_used`` is None.
         activation_postfunc: a function applied to each saved value; its results are the ``transformed_activation``.
         save_raw_activation: with an ``activation_postfunc``, save the values themselves too.
         train_mode: saved values stay attached to autograd; an error where no gradients can flow.

@@ -97,8 +97,9 @@ class Keys:
         for call in self._module_calls:
             exited = [op for op in call.exited if op in known]
             if exited:
-                by_module.setdefault(call.address, []).extend(exited)
-                by_module[call.label] = exited
+                for address in call.addresses:
+                    by_module.setdefault(address, []).extend(exited)
+                    by_module[f"{address}:{call.number}"] = exited
         return {name: list(dict.fromkeys(ops)) for name, ops in by_module.items()}
 
     @cached_property

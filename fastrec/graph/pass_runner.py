@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any
 
-import torch
 from torch import nn
 
 from fastrec._errors import UnsupportedModelError
@@ -53,7 +52,7 @@ class PassRunner:
         tracer = GraphTracer(state, capture, saver, takes_inputs=self.is_call)
         engine = EagerEngine(op_runner=tracer)
         with seeded(self._seed):
-            capture.seed = torch.initial_seed() if self._seed is None else self._seed
+            capture.seed = self._seed
             engine.open(self._roots, tracer)
             try:
                 tracer.outside = sys._getframe()
