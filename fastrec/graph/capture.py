@@ -1,7 +1,7 @@
 """The tracer: runs each op of a forward pass, and notes what ran and where its arguments came from.
 
     capture = Capture()
-    tracer = GraphTracer(ModelState(roots, attributes=False), capture, Saver(request, capture.gradients))
+    tracer = GraphTracer(ModelState(roots), capture, Saver(request, capture.gradients))
     engine = EagerEngine(performs=True)
     engine.open(roots, tracer)      # from here on the engine hands every op, composite and module call to the tracer
 
@@ -17,6 +17,8 @@ Values also move without an op, and each way has its own rule:
   writer;
 - ``x.data``, ``x.data = y``: the same values in another tensor, see ``glance``;
 - wrappers of ``vmap`` and the like: ``Transforms`` looks inside;
+- a tensor that came into being without a function that a mode sees (``torch.from_numpy``, another thread): it is an
+  operation without parents, ``external``;
 - a composite or a module whose inside could not be seen: it becomes one op.
 """
 
@@ -44,6 +46,7 @@ from fastrec.engines._protocol import BasicRun
 from fastrec.events.position import Position
 from fastrec.events.sites import Site
 from fastrec.graph.call_stack import StackReader
+from fastrec.graph.externals import Externals
 from fastrec.graph.raw import (
     Capture,
     CapturedCall,
@@ -97,6 +100,7 @@ class GraphTracer:
         self._generators = GeneratorStates()
         self._writes = Writes()
         self._transforms = Transforms()
+        self._externals = Externals()
         self._stacks = StackReader()
         self._producers: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # the operation that a tensor came from
         self._constants: dict[int, tuple[weakref.ref[Tensor], int, ConstantTensor]] = {}
@@ -281,6 +285,7 @@ class GraphTracer:
 
     def outputs(self, out: Any) -> None:
         """The pass returned this value."""
+        self._externals.returned = {id(value) for _, value in leaves(out)}
         for path, value in leaves(out):
             self._parents = []
             with no_function_modes():
@@ -289,7 +294,8 @@ class GraphTracer:
                 op.path = op.address = path
 
     def finish(self) -> None:
-        """Drop the capture, because the engine's state for this thread may hold the tracer longer."""
+        """Settle what came from outside, and drop the capture, which the engine's state for this thread may hold."""
+        self._externals.settle(self._ops, self._saver.snapshot)
         self._capture = Capture()
         self._ops = self._capture.ops
         self._refs = []
@@ -334,10 +340,10 @@ class GraphTracer:
             return parameter
         index = self._source(value)
         if index is None:
-            if self._takes_inputs and id(value) not in self._constants and not self._state.has_attribute(value):
-                index = self._add_input(value, ":in").index
-            else:
+            if id(value) in self._constants or self._state.has_attribute(value):
                 return self._constant(value)
+            is_input = self._takes_inputs and type(value) is not nn.Parameter
+            index = (self._add_input(value, ":in") if is_input else self._add_external(value)).index
         if index not in self._parents:
             self._parents.append(index)
         return self._refs[index]
@@ -427,6 +433,20 @@ class GraphTracer:
         self._bind(value, op.index)
         if functorch_level() is not None:
             self._transforms.note(value, op.index)
+        return op
+
+    def _add_external(self, value: Tensor) -> CapturedOp:
+        """A tensor that neither the model holds nor any function returned that was seen.
+
+        It may have been there before the pass, in a closure say, or have come into being in it. Which of these is
+        known only when the pass has ended, see ``Externals``.
+        """
+        place = self._module.address if self._module is not None else ""
+        with no_function_modes():
+            op = self._add("op", CapturedCall(None, "", "external", "", f"{place}/:external"), (), value)
+        op.module = self._module
+        self._bind(value, op.index)
+        self._externals.note(value, op)
         return op
 
     def _add_input(self, value: Tensor, site: str) -> CapturedOp:

@@ -48,7 +48,7 @@ class PassRunner:
         began = perf_counter()
         capture = Capture()
         saver = Saver(request, capture.gradients)
-        state = ModelState(self._roots, attributes=self.is_call)
+        state = ModelState(self._roots)
         tracer = GraphTracer(state, capture, saver, takes_inputs=self.is_call)
         engine = EagerEngine(op_runner=tracer)
         with seeded(self._seed):

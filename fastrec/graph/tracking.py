@@ -1,6 +1,6 @@
 """What a tracer has to know besides the values that pass by: whose a tensor is, who wrote to it, and random states.
 
-    state = ModelState(roots, attributes=False)   # is this tensor a parameter or a buffer, and at which address?
+    state = ModelState(roots)   # is this tensor a parameter or a buffer, and at which address?
     writes = Writes()                             # which operations have written to this tensor's memory since?
     transforms = Transforms()                     # which operation does this wrapper of vmap come from?
     generators = GeneratorStates()                # in which state were the random generators before this call?
@@ -26,12 +26,12 @@ from fastrec.ops.facts import op_facts
 
 
 class ModelState:
-    """The tensors of a model: parameters, buffers, and with ``attributes`` those in plain attributes of modules."""
+    """The tensors of a model: parameters, buffers, and those in plain attributes of modules."""
 
-    def __init__(self, roots: Mapping[str, nn.Module], *, attributes: bool) -> None:
+    def __init__(self, roots: Mapping[str, nn.Module]) -> None:
         self._parameters: dict[int, Parameter] = {}
         self._buffers: dict[int, tuple[Tensor, str]] = {}
-        self._attributes: dict[int, Tensor] | None = {} if attributes else None
+        self._attributes: dict[int, Tensor] = {}
         for root, model in roots.items():
             self._add(root, model, set())
 
@@ -46,8 +46,7 @@ class ModelState:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 self._buffers.setdefault(id(buffer), (buffer, prefix + name))
-        if self._attributes is not None:
-            self._attributes.update({id(value): value for value in vars(module).values() if isinstance(value, Tensor)})
+        self._attributes.update({id(value): value for value in vars(module).values() if isinstance(value, Tensor)})
         for name, child in module._modules.items():
             if child is not None:
                 self._add(prefix + name, child, seen)
@@ -55,12 +54,7 @@ class ModelState:
     def parameter(self, value: Tensor) -> Parameter | None:
         """The parameter that a tensor is."""
         parameter = self._parameters.get(id(value))
-        if parameter is not None and parameter.tensor is value:
-            return parameter
-        # One that was made during the pass, or that belongs to no module.
-        if type(value) is not Tensor and isinstance(value, nn.Parameter):
-            return self._parameters.setdefault(id(value), Parameter("", value))
-        return None
+        return parameter if parameter is not None and parameter.tensor is value else None
 
     def buffer_address(self, value: Tensor) -> str | None:
         """The address of the buffer that a tensor is."""
@@ -72,8 +66,8 @@ class ModelState:
         return (v for v in values if isinstance(v, Tensor) and self.buffer_address(v) is not None)
 
     def has_attribute(self, value: Tensor) -> bool:
-        """Whether a tensor is a plain attribute of a module; False unless attributes were asked for."""
-        return self._attributes is not None and self._attributes.get(id(value)) is value
+        """Whether a tensor is a plain attribute of a module."""
+        return self._attributes.get(id(value)) is value
 
 
 class _Write(NamedTuple):

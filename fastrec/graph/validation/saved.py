@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from fastrec.graph.log import log_forward_pass
 from fastrec.graph.pass_runner import uncompiled
 from fastrec.graph.raw import CapturedCall, CapturedOp, Overwritten, Ref, mapped
 from fastrec.graph.structure import Graph
-from fastrec.graph.validation.comparison import largest_difference
+from fastrec.graph.validation.comparison import differs, largest_difference
 from fastrec.graph.validation.influence import InfluenceCheck
 from fastrec.graph.validation.live_pass import OverwrittenRead, overwritten_reads
 from fastrec.graph.validation.replay import REFUSALS, UNINITIALISED, CannotReplay, Replayed, Replayer, parents_in
@@ -71,9 +71,11 @@ def validate_saved_activations(
         writes_parameters = versions != _parameter_versions(roots)
         args = mapped(input_args, _copied)
         kwargs = mapped(dict(input_kwargs or {}), _copied)
-        history = log_forward_pass(model, args, kwargs, random_seed=random_seed)
+        with random_state_restored():
+            history = log_forward_pass(model, args, kwargs, random_seed=random_seed)
+        constants = _constant_externals(history, input_args, input_kwargs or {}, random_seed)
         inputs = dict(argument_leaves(args_of(input_args), input_kwargs or {}))
-        report = validate_history(history, outputs={} if writes_parameters else outputs, inputs=inputs)
+        report = _validated(history, {} if writes_parameters else outputs, inputs, constants)
         if writes_parameters:
             why = "the pass writes to parameters, so that a second pass has other outputs"
             report.unchecked.append(Unchecked("outputs", why))
@@ -111,9 +113,46 @@ def validate_history(
             f"validation needs all values, and that of {history.graph.label(missing[0])} was not saved; log the pass "
             "with layers_to_save='all'"
         )
+    return _validated(history, outputs or {}, inputs or {}, frozenset())
+
+
+def _validated(
+    history: ModelHistory, outputs: Mapping[str, Tensor], inputs: Mapping[str, Tensor], constants: Set[int]
+) -> ValidationReport:
     with random_state_restored(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _Validation(history.graph).run(outputs or {}, inputs or {})
+        return _Validation(history.graph, constants).run(outputs, inputs)
+
+
+def _constant_externals(
+    history: ModelHistory, input_args: Any, input_kwargs: Mapping[str, Any], seed: int | None
+) -> Set[int]:
+    """The operations of unknown origin that are the same for slightly other inputs.
+
+    Whatever made them, they don't depend on what went in: the graph lacks no edge. With inputs that can't be changed a
+    little, such as token ids, none is known to be constant.
+    """
+    externals = [op for op in history.graph.ops if op.call.layer_type == "external"]
+    if not externals or not any(
+        value.is_floating_point() for _, value in argument_leaves(args_of(input_args), input_kwargs)
+    ):
+        return frozenset()
+    args, kwargs = mapped(input_args, _slightly_other), mapped(dict(input_kwargs), _slightly_other)
+    with restored(history.roots.values()), random_state_restored():
+        try:
+            other = log_forward_pass(history.roots[""], args, kwargs, random_seed=seed).graph.ops
+        except Exception:  # the user's model may raise anything for inputs that nobody has chosen
+            return frozenset()
+    if [op.call.layer_type for op in other] != [op.call.layer_type for op in history.graph.ops]:
+        return frozenset()
+    pairs = ((op.index, op.value, other[op.index].value) for op in externals)
+    return {index for index, a, b in pairs if a is not None and b is not None and not differs(a, b)}
+
+
+def _slightly_other(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.layout == torch.strided:
+        return (leaf.detach() * 1.01 + 0.001).to(leaf.dtype).requires_grad_(leaf.requires_grad)
+    return _copied(leaf)
 
 
 def _plain_outputs(
@@ -141,8 +180,9 @@ def _copied(leaf: Any) -> Any:
 class _Validation:
     """Checks one history."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, constants: Set[int]) -> None:
         self._graph = graph
+        self._constants = constants
         self._ops = graph.ops
         self._replayer = Replayer(graph.ops)
         self._report = ValidationReport()
@@ -191,6 +231,12 @@ class _Validation:
 
     def _check_call(self, call: CapturedCall) -> None:
         results = self._results[id(call)]
+        if call.layer_type == "external" and any(op.index not in self._constants for op in results):
+            why = (
+                "it came into being in the pass, and no operation that was seen returned it: the graph is not complete"
+            )
+            self._failures.update({op.index: why for op in results})
+            return
         parents = parents_in(call)
         try:
             replayed = self._replayer.run(call)
