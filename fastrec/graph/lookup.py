@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
-from fastrec._errors import RecordKeyError, did_you_mean
+from fastrec._errors import OptionError, RecordKeyError, did_you_mean
 from fastrec.events.context import RecordContext
 from fastrec.graph.layers import Layer
 from fastrec.graph.raw import Capture, CapturedOp, ModuleCall
@@ -126,6 +126,17 @@ class Keys:
             if len(ops) == 1:
                 names.setdefault(ops[0], []).append(name)
         return names
+
+
+def selectors_of(layers_to_save: str | int | Iterable[str | int] | None) -> list[str | int]:
+    """The keys and parts of labels that ``layers_to_save`` has, one by one."""
+    if layers_to_save is None or layers_to_save == "none":
+        return []
+    if isinstance(layers_to_save, str | int) and not isinstance(layers_to_save, bool):
+        return [layers_to_save]
+    if not isinstance(layers_to_save, Iterable) or isinstance(layers_to_save, Mapping):
+        raise OptionError(f"layers_to_save={layers_to_save!r}: give 'all', None, a key, or a list of keys")
+    return list(layers_to_save)
 
 
 class RecordFinder:

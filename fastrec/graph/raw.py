@@ -249,7 +249,8 @@ class Capture:
 
     ``module_calls`` are in the order in which they began, ``returns`` in the order in which they ended. ``composites``
     holds the operation of each leaf of a composite's value, by label, site and path. ``started`` and ``ended`` are
-    times of the clock; ``seconds`` is how long logging took, from the user's call to the history.
+    times of the clock; ``seconds`` is how long logging took, from the user's call to the history. ``output_class`` is
+    the class of what the model returned, if no tensors were found in it.
     """
 
     def __init__(self) -> None:
@@ -261,6 +262,7 @@ class Capture:
         self.composites: dict[tuple[str, str, str], int] = {}
         self.buffer_writes: list[tuple[str, int]] = []
         self.seed: int | None = None
+        self.output_class = ""
         self.started = 0.0
         self.ended = 0.0
         self.seconds = 0.0

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from fastrec._errors import OptionError
 from fastrec._torch.state import random_state_restored, restored, seeded
@@ -74,7 +75,7 @@ def validate_saved_activations(
         with random_state_restored():
             history = log_forward_pass(model, args, kwargs, random_seed=random_seed)
         constants = _constant_externals(history, input_args, input_kwargs or {}, random_seed)
-        inputs = dict(argument_leaves(args_of(input_args), input_kwargs or {}))
+        inputs = dict(argument_leaves(args_of(input_args, next(iter(roots.values()))), input_kwargs or {}))
         report = _validated(history, {} if writes_parameters else outputs, inputs, constants)
         if writes_parameters:
             why = "the pass writes to parameters, so that a second pass has other outputs"
@@ -134,7 +135,7 @@ def _constant_externals(
     """
     externals = [op for op in history.graph.ops if op.call.layer_type == "external"]
     if not externals or not any(
-        value.is_floating_point() for _, value in argument_leaves(args_of(input_args), input_kwargs)
+        value.is_floating_point() for _, value in argument_leaves(args_of(input_args, history.roots[""]), input_kwargs)
     ):
         return frozenset()
     args, kwargs = mapped(input_args, _slightly_other), mapped(dict(input_kwargs), _slightly_other)
@@ -161,13 +162,13 @@ def _plain_outputs(
     """The outputs of a pass without logging; model, inputs and random state are as before."""
     root = next(iter(roots.values()))
     with restored(roots.values()), random_state_restored(), seeded(seed):
-        out = root(*args_of(mapped(input_args, _copied)), **mapped(dict(input_kwargs), _copied))
+        out = root(*args_of(mapped(input_args, _copied), root), **mapped(dict(input_kwargs), _copied))
         return {path: value.detach().clone() for path, value in leaves(out)}
 
 
 def _parameter_versions(roots: Mapping[str, nn.Module]) -> list[int]:
     parameters = (p for root in roots.values() for p in root.parameters())
-    return [0 if p.is_inference() else p._version for p in parameters]
+    return [0 if isinstance(p, UninitializedParameter) or p.is_inference() else p._version for p in parameters]
 
 
 def _copied(leaf: Any) -> Any:
@@ -210,6 +211,11 @@ class _Validation:
         for read in overwritten_reads(self._ops, self._graph.order):
             self._check_read(read)
         report = self._report
+        output_class = self._graph.capture.output_class
+        if output_class:
+            self._unchecked_parents.append(
+                Unchecked("outputs", f"no tensors were found in the {output_class} returned")
+            )
         report.failures = [Failure(self._graph.label(i), why) for i, why in sorted(self._failures.items())]
         report.unchecked = [Unchecked(self._graph.label(i), why) for i, why in sorted(self._unchecked.items())]
         report.unchecked += reversed(self._unchecked_parents)
