@@ -238,8 +238,10 @@ class GraphTracer:
             if producer is None and self._takes_inputs and not self._open_calls:
                 producer = self._add_input(value, f"{site.name}{path}").index
             if producer is not None:
-                with no_function_modes():
-                    entered[path] = self._current(value, producer, f"{site.name}/:written")
+                if self._writes.by_storage:
+                    with no_function_modes():
+                        producer = self._current(value, producer, f"{site.name}/:written")
+                entered[path] = producer
         call.entered_at = entered
         self._open_calls.append((call, frame))
         self._module = call
@@ -375,6 +377,8 @@ class GraphTracer:
     def _exited(self, out: Any, address: str) -> dict[str, int]:
         """The operation whose value each leaf of a module's value is."""
         exited = self._produced(out)
+        if exited and type(out) is Tensor and not self._writes.by_storage:
+            return exited
         with no_function_modes():
             for path, value in leaves(out):
                 index = exited[path] if path in exited else self._source(value)

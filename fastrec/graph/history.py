@@ -418,7 +418,7 @@ class ModelHistory:
             request = msgspec.structs.replace(request, spec=msgspec.structs.replace(request.spec, keep_grad=True))
         capture = PassRunner(self.roots, input_args, input_kwargs, call, random_seed)(request)
         check_same_graph(self.graph.capture, capture, remedy="log the new inputs with log_forward_pass")
-        self._request = request
+        self._request = msgspec.structs.replace(request, spec=self._request.spec)
         self._replace(capture)
 
     def forget_all_but(self, which: set[int]) -> None:

@@ -46,12 +46,14 @@ PLAIN_COLUMNS = (
 )
 """The attributes of an operation that are neither tensors nor functions, in the order of the table."""
 
-_OBJECT_COLUMNS = (
+OBJECT_COLUMNS = (
     *("lookup_keys", "tensor_contents", "creation_args", "creation_kwargs", "func_applied", "func_rng_states"),
     *("func_position_args_non_tensor", "func_keyword_args_non_tensor"),
 )
 
-ALL_COLUMNS = PLAIN_COLUMNS + _OBJECT_COLUMNS
+"""The attributes that are tensors, functions, or whatever the arguments of a call are."""
+
+ALL_COLUMNS = PLAIN_COLUMNS + OBJECT_COLUMNS
 """All attributes, those that a file can't hold included."""
 
 
@@ -72,7 +74,7 @@ def _operation_cell(op: OperationAttributes, name: str, shared: dict[Any, list[s
             wanted = (i for i in sorted(operations) if not key[0] or op.graph.ops[i].made_inside)
             shared[key] = [op.graph.label(i) for i in wanted]
         return shared[key]
-    if name in _OBJECT_COLUMNS:
+    if name in OBJECT_COLUMNS:
         return _object_cell(op, name)
     return cell(getattr(op, name))
 
