@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from sys import getrefcount
 from typing import Any
 
@@ -157,3 +158,20 @@ _SUB_BYTE = frozenset(
     for name in (f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8))
     if isinstance(dtype := getattr(torch, name, None), torch.dtype)
 )
+
+
+def python_references(value: Tensor) -> int:
+    """How many references from Python a tensor has; comparable only between calls from the same place."""
+    count = getrefcount(value)
+    has_other_owners = value._use_count() > 1  # type: ignore[attr-defined]
+    return count - 1 if has_other_owners and _counts_other_owners() else count
+
+
+@cache
+def _counts_other_owners() -> bool:
+    """Whether a tensor that autograd holds too has one more reference from Python, which depends on the version."""
+    with no_function_modes(), torch.inference_mode(False), torch.enable_grad():
+        value = torch.ones(1, requires_grad=True)
+        before = getrefcount(value)
+        result = value + 1
+    return getrefcount(value) > before and result is not None

@@ -1,7 +1,7 @@
 """The tracer: runs each op of a forward pass, and notes what ran and where its arguments came from.
 
     capture = Capture()
-    tracer = GraphTracer(ModelState(roots, attributes=False), capture, Saver(request, capture.gradients))
+    tracer = GraphTracer(ModelState(roots), capture, Saver(request, capture.gradients))
     engine = EagerEngine(performs=True)
     engine.open(roots, tracer)      # from here on the engine hands every op, composite and module call to the tracer
 
@@ -11,11 +11,14 @@ it. An id may be reused once its tensor is gone, so a weak reference is kept bes
 
 Values also move without an op, and each way has its own rule:
 
-- a write through another view (``y[0].mul_(2)``, then ``y`` is read): ``Writes`` compares memory;
+- a write through another view (``y[0].mul_(2)``, then ``y`` is read): ``Writes`` compares memory; where a module takes
+  or returns such a ``y``, its value is an operation of its own, see ``_current``;
 - a buffer that a function wrote besides returning its result, as batch norm does: it is read again, as a child of the
   writer;
 - ``x.data``, ``x.data = y``: the same values in another tensor, see ``glance``;
 - wrappers of ``vmap`` and the like: ``Transforms`` looks inside;
+- a tensor that came into being without a function that a mode sees (``torch.from_numpy``, another thread): it is an
+  operation without parents, ``external``;
 - a composite or a module whose inside could not be seen: it becomes one op.
 """
 
@@ -43,6 +46,7 @@ from fastrec.engines._protocol import BasicRun
 from fastrec.events.position import Position
 from fastrec.events.sites import Site
 from fastrec.graph.call_stack import StackReader
+from fastrec.graph.externals import Externals
 from fastrec.graph.raw import (
     Capture,
     CapturedCall,
@@ -96,6 +100,7 @@ class GraphTracer:
         self._generators = GeneratorStates()
         self._writes = Writes()
         self._transforms = Transforms()
+        self._externals = Externals()
         self._stacks = StackReader()
         self._producers: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # the operation that a tensor came from
         self._constants: dict[int, tuple[weakref.ref[Tensor], int, ConstantTensor]] = {}
@@ -220,10 +225,11 @@ class GraphTracer:
         """A module is called."""
         frame = sys._getframe(2)  # the engine's frame for this module call; the model's own frames are inside it
         stack = self._stack(3)
-        site = place.site
+        site, frame_of_module = place.site, place.site.frames[-1]
         call = ModuleCall(
-            site.frames[-1].module_address, site.frames[-1].module_type, place.number, self._module, stack
+            frame_of_module.module_address, frame_of_module.module_type, place.number, self._module, stack
         )
+        call.aliases = frame_of_module.aliases
         entered = {}
         # Most modules take a single tensor, which needs no walk through nested arguments.
         is_plain = len(args) == 1 and type(args[0]) is Tensor and not kwargs
@@ -232,6 +238,9 @@ class GraphTracer:
             if producer is None and self._takes_inputs and not self._open_calls:
                 producer = self._add_input(value, f"{site.name}{path}").index
             if producer is not None:
+                if self._writes.by_storage:
+                    with no_function_modes():
+                        producer = self._current(value, producer, f"{site.name}/:written")
                 entered[path] = producer
         call.entered_at = entered
         self._open_calls.append((call, frame))
@@ -243,8 +252,8 @@ class GraphTracer:
     def on_leave(self, place: Position, out: Any) -> None:
         """A module returned."""
         call, _ = self._open_calls.pop()
+        call.exited_at = self._exited(out, call.address)
         self._close(call)
-        call.exited_at = self._produced(out)
         self._capture.returns.append(call)
 
     def on_opaque_module(self, place: Position, module: nn.Module, out: Any) -> None:
@@ -278,6 +287,7 @@ class GraphTracer:
 
     def outputs(self, out: Any) -> None:
         """The pass returned this value."""
+        self._externals.returned = {id(value) for _, value in leaves(out)}
         for path, value in leaves(out):
             self._parents = []
             with no_function_modes():
@@ -286,7 +296,8 @@ class GraphTracer:
                 op.path = op.address = path
 
     def finish(self) -> None:
-        """Drop the capture, because the engine's state for this thread may hold the tracer longer."""
+        """Settle what came from outside, and drop the capture, which the engine's state for this thread may hold."""
+        self._externals.settle(self._ops, self._saver.snapshot)
         self._capture = Capture()
         self._ops = self._capture.ops
         self._refs = []
@@ -329,17 +340,12 @@ class GraphTracer:
         if parameter is not None:
             self._parameters.append(parameter)
             return parameter
-        address = self._state.buffer_address(value)
-        index = None
-        if self._transforms.by_storage or is_functorch_wrapper(value):
-            index = self._transforms.producer(value, self._producer)
+        index = self._source(value)
         if index is None:
-            if address is not None:
-                index = self._add_buffer(value, address).index
-            elif self._takes_inputs and id(value) not in self._constants and not self._state.has_attribute(value):
-                index = self._add_input(value, ":in").index
-            else:
+            if id(value) in self._constants or self._state.has_attribute(value):
                 return self._constant(value)
+            is_input = self._takes_inputs and type(value) is not nn.Parameter
+            index = (self._add_input(value, ":in") if is_input else self._add_external(value)).index
         if index not in self._parents:
             self._parents.append(index)
         return self._refs[index]
@@ -367,6 +373,41 @@ class GraphTracer:
             producer = self._producer(out)
             return {} if producer is None else {"": producer}
         return {path: op for path, value in leaves(out) if (op := self._producer(value)) is not None}
+
+    def _exited(self, out: Any, address: str) -> dict[str, int]:
+        """The operation whose value each leaf of a module's value is."""
+        exited = self._produced(out)
+        if exited and type(out) is Tensor and not self._writes.by_storage:
+            return exited
+        with no_function_modes():
+            for path, value in leaves(out):
+                index = exited[path] if path in exited else self._source(value)
+                if index is not None:
+                    exited[path] = self._current(value, index, f"{address}/:written")
+        return exited
+
+    def _source(self, value: Tensor) -> int | None:
+        """The operation that a tensor came from without a call: a buffer, or out of a transform."""
+        index = None
+        if self._transforms.by_storage or is_functorch_wrapper(value):
+            index = self._transforms.producer(value, self._producer)
+        if index is None and (address := self._state.buffer_address(value)) is not None:
+            index = self._add_buffer(value, address).index
+        return index
+
+    def _current(self, value: Tensor, op: int, site: str) -> int:
+        """The operation whose value a tensor has now: after a write through a view, that is a new one.
+
+        No call returned that value, but a module may, and it has to be found under the module's address. The new
+        operation is what ``aten.alias`` would return: the same memory, read once more.
+        """
+        writers = self._writes.since(value, op) if self._writes.by_storage else ()
+        if not writers:
+            return op
+        func = torch.ops.aten.alias.default
+        written = Overwritten(op, writers, self._saver.snapshot(value))
+        call = CapturedCall(func, func.__name__, "alias", "alias", site, (written,), stack=self._stack(3))
+        return self._add_value(call, (op, *writers), value).index
 
     def _bind(self, value: Tensor, op: int) -> None:
         self._producers[id(value)] = (weakref.ref(value), op)
@@ -396,6 +437,20 @@ class GraphTracer:
         self._bind(value, op.index)
         if functorch_level() is not None:
             self._transforms.note(value, op.index)
+        return op
+
+    def _add_external(self, value: Tensor) -> CapturedOp:
+        """A tensor that neither the model holds nor any function returned that was seen.
+
+        It may have been there before the pass, in a closure say, or have come into being in it. Which of these is
+        known only when the pass has ended, see ``Externals``.
+        """
+        place = self._module.address if self._module is not None else ""
+        with no_function_modes():
+            op = self._add("op", CapturedCall(None, "", "external", "", f"{place}/:external"), (), value)
+        op.module = self._module
+        self._bind(value, op.index)
+        self._externals.note(value, op)
         return op
 
     def _add_input(self, value: Tensor, site: str) -> CapturedOp:

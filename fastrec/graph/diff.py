@@ -10,7 +10,7 @@ import msgspec
 from fastrec._errors import GraphDifferenceError
 from fastrec.graph.raw import Capture, CapturedOp
 from fastrec.graph.structure import Graph
-from fastrec.graph.validation.replay import largest_difference
+from fastrec.graph.validation.comparison import largest_difference
 
 
 class Changed(msgspec.Struct, frozen=True):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import msgspec
 import torch
 
 from fastrec._errors import OptionError
 from fastrec.graph.raw import CapturedOp, ModuleCall, Parameter
+from fastrec.graph.rows import entry_rows, frame
 from fastrec.graph.show import readable_size
 from fastrec.graph.structure import Graph
 
@@ -45,6 +46,10 @@ class ModuleEntry(msgspec.Struct, frozen=True):
     def operations(self) -> tuple[str, ...]:
         """The operations of all its passes."""
         return tuple(label for module_pass in self.passes for label in module_pass.operations)
+
+    def to_pandas(self) -> Any:
+        """A pandas frame with a row for each pass: what ran in it, and what went in and out."""
+        return frame(entry_rows(self.passes))
 
 
 class ParameterEntry(msgspec.Struct, frozen=True):

@@ -59,12 +59,13 @@ class HistoryContents(msgspec.Struct):
     conditions: Conditions
 
 
-class _Structure(msgspec.Struct):
+class _Structure(msgspec.Struct, omit_defaults=True):
     """Everything in a history but its tensors, as it is in the file; names and order of the elements are the format.
 
     ``parameters`` are (address, shape, dtype, requires_grad, whether the model lists it), ``frames`` are (number of the
     frame around it, file, line, function). ``conditions`` are stored because finding them needs the model's source: the
-    tests, the operations in each role, and the branches that each operation ran in.
+    tests, the operations in each role, and the branches that each operation ran in. ``aliases`` are further addresses
+    of modules, by the number of the call; files of early versions have none.
     """
 
     format: str
@@ -81,10 +82,11 @@ class _Structure(msgspec.Struct):
     composites: list[tuple[str, str, str, int]]
     buffer_writes: list[tuple[str, int]]
     conditions: tuple[list[Condition], dict[str, list[int]], BranchesTaken]
-    seed: int
+    seed: int | None
     started: float
     ended: float
     seconds: float
+    aliases: dict[int, tuple[str, ...]] = {}
 
 
 # The fields of captured structs that are something else in the file: numbers of things that are written elsewhere, -1
@@ -96,7 +98,7 @@ _CONVERTED: Mapping[str, Any] = {
     **dict.fromkeys(("args", "kwargs", "value"), Any),
 }
 
-_LEFT_OUT = ("index", "func")
+_LEFT_OUT = ("index", "func", "aliases")
 
 
 def _array_type(struct: type[msgspec.Struct]) -> Any:
@@ -192,6 +194,7 @@ class _Writer:
             started=capture.started,
             ended=capture.ended,
             seconds=capture.seconds,
+            aliases={number: call.aliases for number, call in enumerate(capture.module_calls) if call.aliases},
             parameters=self._parameters.written,
             frames=self._frames.written,
             rng=self._states.written,
@@ -334,6 +337,8 @@ class _Reader:
             if any(not 0 <= parent < op.index for parent in op.parents):
                 raise ValueError(f"operation {op.index} has parents that do not come before it")
         capture.module_calls = self._module_calls
+        for number, aliases in structure.aliases.items():
+            self._module_calls[number].aliases = aliases
         capture.returns = [self._module_calls[number] for number in structure.returns]
         capture.value_reads = [self._struct(ValueRead, array) for array in structure.value_reads]
         capture.gradients = {index: lazy.read() for index, lazy in structure.gradients.items()}

@@ -8,6 +8,7 @@ from functools import cached_property
 from os import PathLike
 from typing import Any
 
+import msgspec
 from torch import nn
 
 from fastrec._errors import OptionError, RecordKeyError, SessionError
@@ -27,23 +28,21 @@ from fastrec.graph.entries import (
     profile_of,
 )
 from fastrec.graph.files import HistoryContents, read_history, save_history
+from fastrec.graph.lookup import selectors_of
 from fastrec.graph.operation import Operation
 from fastrec.graph.operations import LayerEntry, Operations
 from fastrec.graph.pass_runner import PassRunner
 from fastrec.graph.raw import Capture, OpKind, Parameter
-from fastrec.graph.saving import Everything, SaveRequest
+from fastrec.graph.rows import ALL_COLUMNS, Row, entry_rows, frame, operation_rows
+from fastrec.graph.saving import Everything, SaveRequest, check_gradients
 from fastrec.graph.show import format_hierarchy, readable_size
 from fastrec.graph.structure import Graph
 from fastrec.graph.tables import (
-    Row,
     Table,
-    entry_rows,
-    frame,
     frame_of_objects,
     layer_rows,
     module_rows,
     networkx_graph,
-    operation_rows,
     with_json_cells,
 )
 from fastrec.recording._records import ActivationRecord
@@ -160,8 +159,8 @@ class ModelHistory:
         return ", ".join(type(root).__name__ for root in self.roots.values())
 
     @property
-    def random_seed_used(self) -> int:
-        """The ``random_seed`` of the pass, or else the seed that torch had been given last."""
+    def random_seed_used(self) -> int | None:
+        """The ``random_seed`` of the pass; None if none was given, when no seed is known to bring the same numbers."""
         return self.graph.capture.seed
 
     @property
@@ -388,7 +387,9 @@ class ModelHistory:
         input_kwargs: Mapping[str, Any] | None = None,
         *,
         call: Callable[[], Any] | None = None,
+        layers_to_save: str | int | Sequence[str | int] | None = NOT_GIVEN,
         random_seed: int | None = None,
+        train_mode: bool = False,
     ) -> None:
         """Run the model on new inputs, and replace the old values by the new ones.
 
@@ -399,16 +400,25 @@ class ModelHistory:
         >>> history["relu_1"].activation
         tensor([1., 1., 1.])
 
-        Arguments are those of log_forward_pass; the selection of what to save stays the same. Raises
-        GraphDifferenceError if the model runs other operations than before; the history is then unchanged.
+        Arguments are those of log_forward_pass. Without ``layers_to_save`` the selection stays the same; its keys are
+        those of this history. Raises GraphDifferenceError if the model runs other operations than before; the history
+        is then unchanged.
         """
         if self._from_file is not None:
             raise SessionError(
                 "this history was read from a file, which does not hold the model; log the pass again with "
                 "log_forward_pass"
             )
-        capture = PassRunner(self.roots, input_args, input_kwargs, call, random_seed)(self._request)
+        check_gradients(train_mode=train_mode)
+        request = self._request
+        if layers_to_save is not NOT_GIVEN:
+            selected = self.graph.keys.select(selectors_of(layers_to_save)) if layers_to_save != "all" else Everything()
+            request = msgspec.structs.replace(request, which=selected or ())
+        if train_mode:
+            request = msgspec.structs.replace(request, spec=msgspec.structs.replace(request.spec, keep_grad=True))
+        capture = PassRunner(self.roots, input_args, input_kwargs, call, random_seed)(request)
         check_same_graph(self.graph.capture, capture, remedy="log the new inputs with log_forward_pass")
+        self._request = msgspec.structs.replace(request, spec=self._request.spec)
         self._replace(capture)
 
     def forget_all_but(self, which: set[int]) -> None:
@@ -460,9 +470,10 @@ class ModelHistory:
         ['0.weight', '0.bias']
 
         Arguments:
-            what: ``"operations"``, ``"layers"``, ``"modules"``, ``"parameters"`` or ``"buffers"``.
+            what: ``"operations"`` (with all their attributes, values and arguments included), ``"layers"``,
+                ``"modules"``, ``"parameters"`` or ``"buffers"``.
         """
-        return frame(self._rows(what))
+        return frame(operation_rows(self.operations, ALL_COLUMNS) if what == "operations" else self._rows(what))
 
     def to_csv(self, path: str | PathLike[str], what: Table = "operations") -> None:
         """Write such a table as comma-separated values; lists in cells are JSON. Needs pandas."""
@@ -519,7 +530,7 @@ class ModelHistory:
             f"pass; {self.num_tensors_saved} tensors ({readable_size(self.tensor_fsize_saved)}) saved.",
             f"    {self.total_param_layers} parameter operations ({self.total_params} params total; "
             f"{readable_size(self.total_params_fsize)}).",
-            f"    Random seed: {self.random_seed_used}",
+            f"    Random seed: {'none given' if self.random_seed_used is None else self.random_seed_used}",
             f"    Time elapsed: {self.elapsed_time_total:.3f}s",
             "    Module Hierarchy:",
             *format_hierarchy(top, self.module_pass_children, self.module_num_passes, depth=2),

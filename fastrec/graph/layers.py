@@ -244,8 +244,26 @@ def repetitions(
 
     A loop lies on the longest path to its last operation, so only longest paths are searched; they form a tree. A path
     repeats itself with period d where its last d operations equal the d operations before them.
+
+    The longer repetition wins: in XXYXXY the two X are places of a body of three operations, not passes of a loop.
     """
+    pairs: list[tuple[int, int, int]] = []
+    longest = [0] * len(parents)  # for each operation, the longest period of a repetition that it is part of
     paths = _LongestPaths(parents, kinds)
+    for i, earlier, period, is_new in _periods(paths, families):
+        longest[i] = max(longest[i], period)
+        pairs.append((earlier, i, period))
+        if is_new:
+            for a, b in paths.pairs(i, earlier, period):
+                longest[a], longest[b] = max(longest[a], period), max(longest[b], period)
+                pairs.append((a, b, period))
+    for earlier, i, period in pairs:
+        if period >= longest[earlier] and period >= longest[i]:
+            yield earlier, i
+
+
+def _periods(paths: _LongestPaths, families: Sequence[Hashable]) -> Iterator[tuple[int, int, int, bool]]:
+    """Each operation with the one a period earlier, the period, and whether the repetition is new there."""
     candidates = paths.candidate_periods()
     agreements: list[dict[int, int]] = []  # for each operation, period -> over how many operations its path agrees
     for i, parent in enumerate(paths.parent):
@@ -259,9 +277,9 @@ def repetitions(
             agreement[period] = length
             if length < period or (period == 1 and paths.others(i, families) != paths.others(earlier, families)):
                 continue
-            yield earlier, i
-            if period not in previous or length == period:
-                yield from paths.pairs(i, earlier, period)
+            if any(shorter < period and agreement[shorter] >= 2 * period - shorter for shorter in agreement):
+                continue  # several repetitions of a shorter sequence, which has been seen to
+            yield i, earlier, period, period not in previous or length == period
         agreements.append(agreement)
 
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 from torch import Tensor, nn
 
-from fastrec._errors import GradientError, OptionError, RecordingExistsError
+from fastrec._errors import OptionError, RecordingExistsError
 from fastrec._torch.state import random_state_restored, restored
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph.diff import check_same_graph
 from fastrec.graph.files import finish_history
 from fastrec.graph.history import ModelHistory
+from fastrec.graph.lookup import selectors_of
 from fastrec.graph.pass_runner import PassRunner, uncompiled
-from fastrec.graph.saving import Everything, SaveRequest, Stream
+from fastrec.graph.saving import Everything, SaveRequest, Stream, check_gradients
 from fastrec.graph.structure import Graph
 from fastrec.graph.tensor_file import TensorFile
 from fastrec.session.inputs import NOT_GIVEN, roots_of
@@ -58,8 +59,8 @@ def log_forward_pass(  # noqa: PLR0913
         layers_to_save: ``"all"``, None (or ``"none"``, an empty list), or one or several keys of a history or parts of
             labels: ``["conv2d_3_7", "features", -5, "linear"]``. A selection takes a second pass, in which the model
             has to run the same operations; the first one leaves no trace in buffers and random states.
-        random_seed: set before the pass; the random state is restored after it. None leaves the state alone, and the
-            reported seed is the one that torch was given last.
+        random_seed: set before the pass; the random state is restored after it. None leaves the state alone, and then
+            ``random_seed_used`` is None.
         activation_postfunc: a function applied to each saved value; its results are the ``transformed_activation``.
         save_raw_activation: with an ``activation_postfunc``, save the values themselves too.
         train_mode: saved values stay attached to autograd; an error where no gradients can flow.
@@ -69,16 +70,13 @@ def log_forward_pass(  # noqa: PLR0913
             ``load_history`` reads it.
         keep_activations_in_memory: with a file, False keeps no value in memory; the history reads them from the file.
 
-    Returns a ModelHistory. An error of the model passes through.
+    Returns a ModelHistory. An error of the model passes through; its attribute ``history`` is the history of what ran
+    until then.
     """
     model = uncompiled(model, by_call=call is not None)
     roots = roots_of(model)
     run = PassRunner(roots, input_args, input_kwargs, call, random_seed)
-    if (train_mode or save_gradients) and not torch.is_grad_enabled():
-        raise GradientError(
-            f"{'train_mode' if train_mode else 'save_gradients'}=True under torch.no_grad or torch.inference_mode, "
-            "where autograd builds no graph for a backward pass; log with gradients enabled"
-        )
+    check_gradients(train_mode=train_mode, save_gradients=save_gradients)
     spec = CaptureSpec(
         keep_grad=train_mode or not detach_saved_tensors,
         transform=activation_postfunc,
@@ -113,7 +111,28 @@ def _logged(
     spec: CaptureSpec,
     stream: Stream | None,
 ) -> ModelHistory:
-    selectors = _selectors(layers_to_save)
+    try:
+        return _run_and_logged(run, roots, layers_to_save, spec, stream)
+    except Exception as error:  # of the user's model
+        if run.latest.ops and stream is None:
+            _attach(error, ModelHistory(run.latest, roots, SaveRequest(Everything(), spec)))
+        raise
+
+
+def _attach(error: Exception, history: ModelHistory) -> None:
+    """Make what ran before an error its ``history``; a class without room for attributes goes without."""
+    with suppress(AttributeError):
+        setattr(error, "history", history)  # noqa: B010 (no class declares it)
+
+
+def _run_and_logged(
+    run: PassRunner,
+    roots: dict[str, nn.Module],
+    layers_to_save: str | int | Sequence[str | int] | None,
+    spec: CaptureSpec,
+    stream: Stream | None,
+) -> ModelHistory:
+    selectors = selectors_of(layers_to_save)
     first = None
     if layers_to_save == "all":
         request = SaveRequest(Everything(), spec)
@@ -167,13 +186,3 @@ def get_model_metadata(
     Arguments are those of log_forward_pass. Returns a ModelHistory.
     """
     return log_forward_pass(model, input_args, input_kwargs, call=call, layers_to_save=None, random_seed=random_seed)
-
-
-def _selectors(layers_to_save: str | int | Iterable[str | int] | None) -> list[str | int]:
-    if layers_to_save is None or layers_to_save == "none":
-        return []
-    if isinstance(layers_to_save, str | int) and not isinstance(layers_to_save, bool):
-        return [layers_to_save]
-    if not isinstance(layers_to_save, Iterable) or isinstance(layers_to_save, Mapping):
-        raise OptionError(f"layers_to_save={layers_to_save!r}: give 'all', None, a key, or a list of keys")
-    return list(layers_to_save)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
-from fastrec._errors import RecordKeyError, did_you_mean
+from fastrec._errors import OptionError, RecordKeyError, did_you_mean
 from fastrec.events.context import RecordContext
 from fastrec.graph.layers import Layer
 from fastrec.graph.raw import Capture, CapturedOp, ModuleCall
@@ -97,8 +97,9 @@ class Keys:
         for call in self._module_calls:
             exited = [op for op in call.exited if op in known]
             if exited:
-                by_module.setdefault(call.address, []).extend(exited)
-                by_module[call.label] = exited
+                for address in call.addresses:
+                    by_module.setdefault(address, []).extend(exited)
+                    by_module[f"{address}:{call.number}"] = exited
         return {name: list(dict.fromkeys(ops)) for name, ops in by_module.items()}
 
     @cached_property
@@ -127,6 +128,17 @@ class Keys:
         return names
 
 
+def selectors_of(layers_to_save: str | int | Iterable[str | int] | None) -> list[str | int]:
+    """The keys and parts of labels that ``layers_to_save`` has, one by one."""
+    if layers_to_save is None or layers_to_save == "none":
+        return []
+    if isinstance(layers_to_save, str | int) and not isinstance(layers_to_save, bool):
+        return [layers_to_save]
+    if not isinstance(layers_to_save, Iterable) or isinstance(layers_to_save, Mapping):
+        raise OptionError(f"layers_to_save={layers_to_save!r}: give 'all', None, a key, or a list of keys")
+    return list(layers_to_save)
+
+
 class RecordFinder:
     """Finds operations by what the fast path calls their events: site, label and leaf."""
 
@@ -145,6 +157,13 @@ class RecordFinder:
         if index is None:
             raise RecordKeyError(f"no operation of this history is the {ctx.kind} {ctx.label!r} at {site!r}")
         return index
+
+    def is_module_pass(self, ctx: RecordContext) -> bool:
+        """Whether an event is about what went into or out of a module that was called as often."""
+        return ctx.kind in ("module_enter", "module_exit") and any(
+            (call.address, call.number) == (ctx.module_address, ctx.module_pass_index)
+            for call in self._capture.module_calls
+        )
 
     @cached_property
     def _sources(self) -> dict[str, int]:

@@ -12,6 +12,7 @@ from fastrec._errors import RecordKeyError
 from fastrec.graph.call_stack import FuncCallLocation, locations
 from fastrec.graph.layers import Layer
 from fastrec.graph.raw import CapturedOp, ConstantTensor, Overwritten, Parameter, Reference, filled, without_tensors
+from fastrec.graph.rows import ALL_COLUMNS, frame, operation_rows
 from fastrec.graph.show import format_module, format_value, listed, readable_size
 from fastrec.graph.structure import Graph
 from fastrec.recording._recording import Recording
@@ -313,8 +314,7 @@ class Operation:
     @property
     def orig_ancestors(self) -> list[str]:
         """Its ancestors that have no parents."""
-        ops = self.graph.ops
-        return self._labels(i for i in sorted(self.graph.ancestors(self.index)) if not ops[i].parents)
+        return self._labels(sorted(self.graph.origins[self.index]))
 
     @property
     def child_layers(self) -> list[str]:
@@ -368,8 +368,7 @@ class Operation:
     @property
     def output_descendents(self) -> list[str]:
         """The outputs that depend on it."""
-        ops = self.graph.ops
-        return self._labels(i for i in sorted(self.graph.descendants(self.index)) if ops[i].kind == "output")
+        return self._labels(sorted(self.graph.reached_outputs[self.index]))
 
     @property
     def min_distance_from_output(self) -> int | None:
@@ -406,7 +405,7 @@ class Operation:
     def internally_initialized_ancestors(self) -> list[str]:
         """Its ancestors that are initialized inside the model."""
         ops = self.graph.ops
-        return self._labels(i for i in sorted(self.graph.ancestors(self.index)) if ops[i].made_inside)
+        return self._labels(i for i in sorted(self.graph.origins[self.index]) if ops[i].made_inside)
 
     @property
     def terminated_inside_model(self) -> bool:
@@ -487,6 +486,10 @@ class Operation:
         if call is None or not call.address or call.ops != 1 or self.index not in call.exited:
             return None
         return call.label
+
+    def to_pandas(self) -> Any:
+        """A pandas frame with one row, which has all attributes as columns."""
+        return frame(operation_rows([self], ALL_COLUMNS))
 
     def records_in(self, recording: Recording) -> list[ActivationRecord]:
         """The records of a fast recording that hold this operation's value, including those of modules.

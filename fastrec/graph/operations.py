@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import overload
+from typing import Any, overload
 
 from torch import Tensor
 
 from fastrec._errors import OptionError, RecordKeyError
 from fastrec.graph.layers import Layer
 from fastrec.graph.operation import Operation
+from fastrec.graph.rows import ALL_COLUMNS, frame, operation_rows
 from fastrec.graph.structure import Graph
 
 
@@ -170,6 +171,10 @@ class LayerEntry:
         if not 1 <= number <= len(self):
             raise RecordKeyError(f"{self.layer_label} has passes 1 to {len(self)}, not {number!r}")
         return self.passes[number - 1]
+
+    def to_pandas(self) -> Any:
+        """A pandas frame with a row for each pass, which has all attributes of an operation as columns."""
+        return frame(operation_rows(self.passes, ALL_COLUMNS))
 
     @property
     def activation(self) -> Tensor | None:

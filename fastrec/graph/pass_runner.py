@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any
 
-import torch
 from torch import nn
 
-from fastrec._errors import UnsupportedModelError
+from fastrec._errors import FastrecWarning, UnsupportedModelError
 from fastrec._torch.dynamo import is_compiled_wrapper
 from fastrec._torch.state import seeded
 from fastrec.engines import EagerEngine
@@ -38,6 +38,8 @@ class PassRunner:
         self._roots = roots
         self._run = ModelRun.of(roots, input_args, input_kwargs, call)
         self._seed = random_seed
+        self.latest = Capture()
+        """What was seen of the last pass, also of one that raised."""
 
     @property
     def is_call(self) -> bool:
@@ -47,13 +49,13 @@ class PassRunner:
     def __call__(self, request: SaveRequest) -> Capture:
         """Run the model once and capture everything."""
         began = perf_counter()
-        capture = Capture()
+        capture = self.latest = Capture()
         saver = Saver(request, capture.gradients)
-        state = ModelState(self._roots, attributes=self.is_call)
+        state = ModelState(self._roots)
         tracer = GraphTracer(state, capture, saver, takes_inputs=self.is_call)
         engine = EagerEngine(op_runner=tracer)
         with seeded(self._seed):
-            capture.seed = torch.initial_seed() if self._seed is None else self._seed
+            capture.seed = self._seed
             engine.open(self._roots, tracer)
             try:
                 tracer.outside = sys._getframe()
@@ -61,12 +63,24 @@ class PassRunner:
                     tracer.inputs(f"{next(iter(self._roots))}:in", self._run.args, self._run.kwargs)
                 capture.started = time.time()
                 out = self._run(engine)
-                capture.ended = time.time()
+            except BaseException:
+                tracer.finish()
+                raise
             finally:
+                capture.ended = time.time()
+                capture.seconds = perf_counter() - began
                 engine.close()
                 tracer.outside = None  # a frame holds the output, and through the tracer itself
             tracer.outputs(out)
             tracer.finish()
+        if not any(op.kind == "output" for op in capture.ops) and out is not None:
+            capture.output_class = type(out).__name__
+            warnings.warn(
+                f"the model returned a {capture.output_class}, in which fastrec finds no tensors, so the history has "
+                "no outputs; log a forward that returns tensors, or a tuple or dict of them",
+                FastrecWarning,
+                stacklevel=3,
+            )
         capture.seconds = perf_counter() - began
         return capture
 

@@ -90,7 +90,7 @@ class ModuleCall(msgspec.Struct, eq=False):
 
     ``kind`` is the module's class. ``entered_at`` and ``exited_at`` hold the operation of each leaf of the arguments
     and of the value. ``stack`` is where the module was called. ``ops`` counts the operations that ran in the call, and
-    ``seconds`` is its duration; both include the submodules.
+    ``seconds`` is its duration; both include the submodules. ``aliases`` are further addresses of the same module.
     """
 
     address: str
@@ -103,6 +103,12 @@ class ModuleCall(msgspec.Struct, eq=False):
     ops: int = 0
     started: float = 0.0
     seconds: float = 0.0
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All addresses of the module, the one that is used first."""
+        return (self.address, *self.aliases)
 
     @property
     def label(self) -> str:
@@ -243,7 +249,8 @@ class Capture:
 
     ``module_calls`` are in the order in which they began, ``returns`` in the order in which they ended. ``composites``
     holds the operation of each leaf of a composite's value, by label, site and path. ``started`` and ``ended`` are
-    times of the clock; ``seconds`` is how long logging took, from the user's call to the history.
+    times of the clock; ``seconds`` is how long logging took, from the user's call to the history. ``output_class`` is
+    the class of what the model returned, if no tensors were found in it.
     """
 
     def __init__(self) -> None:
@@ -254,7 +261,8 @@ class Capture:
         self.gradients: dict[int, Tensor] = {}
         self.composites: dict[tuple[str, str, str], int] = {}
         self.buffer_writes: list[tuple[str, int]] = []
-        self.seed = 0
+        self.seed: int | None = None
+        self.output_class = ""
         self.started = 0.0
         self.ended = 0.0
         self.seconds = 0.0

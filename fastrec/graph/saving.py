@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 
 import msgspec
 import torch
 from torch import Tensor
 
-from fastrec._errors import UnsupportedTensorError
+from fastrec._errors import GradientError, OptionError, UnsupportedTensorError
 from fastrec._torch.internals import functorch_level, no_function_modes
 from fastrec._torch.tensors import check_copyable
 from fastrec.events.capture import CaptureSpec
@@ -22,6 +22,15 @@ class Everything(Container[int]):
 
     def __contains__(self, index: object) -> bool:
         return True
+
+
+def check_gradients(*, train_mode: bool, save_gradients: bool = False) -> None:
+    """GradientError if values should stay attached to autograd where it builds no graph."""
+    if (train_mode or save_gradients) and not torch.is_grad_enabled():
+        raise GradientError(
+            f"{'train_mode' if train_mode else 'save_gradients'}=True under torch.no_grad or torch.inference_mode, "
+            "where autograd builds no graph for a backward pass; log with gradients enabled"
+        )
 
 
 class Stream(msgspec.Struct, frozen=True):
@@ -80,7 +89,7 @@ class Saver:
         if self._only_copies:
             op.value = copied(value)
         else:
-            parts = parts_of(value, self._spec)
+            parts = self._parts(op, value)
             op.value = parts.get("activation")
             op.transformed = parts.get("transformed_activation")
             if not self._spec.keep_grad:
@@ -90,6 +99,17 @@ class Saver:
             watch_gradient(value, self._spec, self._gradients, op.index)
         if self._stream is not None:
             self._stream.send(op)
+
+    def _parts(self, op: CapturedOp, value: Tensor) -> Mapping[str, Tensor]:
+        if self._spec.transform is None:
+            return parts_of(value, self._spec)
+        try:
+            return parts_of(value, self._spec)
+        except Exception as error:  # the user's function may raise anything
+            raise OptionError(
+                f"activation_postfunc failed for the value of {op.call.label or op.kind} at {op.call.site!r}, of shape "
+                f"{op.shape}, with {type(error).__name__}: {error}"
+            ) from error
 
     def snapshot(self, value: Tensor) -> Tensor | None:
         """A copy of a value that belongs to no operation, None where no values are saved at all."""

@@ -110,6 +110,24 @@ class Graph:
         return [i for i in self.order if i in behind and i in ahead and i not in starts | ends]
 
     @cached_property
+    def origins(self) -> list[frozenset[int]]:
+        """The ancestors of each operation that have no parents; a set that is passed on stays one object."""
+        alone = {i: frozenset((i,)) for i in self.order if not self.ops[i].parents}
+        origins = [_NOTHING] * len(self.ops)
+        for i in self.order:
+            origins[i] = _united([alone.get(parent) or origins[parent] for parent in self.ops[i].parents])
+        return origins
+
+    @cached_property
+    def reached_outputs(self) -> list[frozenset[int]]:
+        """The outputs that depend on each operation, like ``origins``."""
+        alone = {i: frozenset((i,)) for i in self.order if self.ops[i].kind == "output"}
+        reached = [_NOTHING] * len(self.ops)
+        for i in reversed(self.order):
+            reached[i] = _united([alone.get(child) or reached[child] for child in self.children.get(i, ())])
+        return reached
+
+    @cached_property
     def distances_from_input(self) -> Distances:
         """How far each operation is from the inputs."""
         distances = Distances(len(self.ops))
@@ -239,6 +257,15 @@ class Distances:
         most = [d for i in neighbours if (d := self.most[i]) is not None]
         self.least[index] = 0 if is_end else min(least) + 1 if least else None
         self.most[index] = max(most) + 1 if most else 0 if is_end else None
+
+
+_NOTHING: frozenset[int] = frozenset()
+
+
+def _united(sets: Sequence[frozenset[int]]) -> frozenset[int]:
+    """The union of some sets: the largest one itself if it contains the others."""
+    largest = max(sets, key=len, default=_NOTHING)
+    return largest if all(s is largest or s <= largest for s in sets) else largest.union(*sets)
 
 
 def _from_input(ops: Sequence[CapturedOp]) -> bytearray:

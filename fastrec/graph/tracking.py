@@ -1,6 +1,6 @@
 """What a tracer has to know besides the values that pass by: whose a tensor is, who wrote to it, and random states.
 
-    state = ModelState(roots, attributes=False)   # is this tensor a parameter or a buffer, and at which address?
+    state = ModelState(roots)   # is this tensor a parameter or a buffer, and at which address?
     writes = Writes()                             # which operations have written to this tensor's memory since?
     transforms = Transforms()                     # which operation does this wrapper of vmap come from?
     generators = GeneratorStates()                # in which state were the random generators before this call?
@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
+from types import MethodWrapperType
 from typing import Any, NamedTuple
 
 import torch
@@ -25,12 +26,12 @@ from fastrec.ops.facts import op_facts
 
 
 class ModelState:
-    """The tensors of a model: parameters, buffers, and with ``attributes`` those in plain attributes of modules."""
+    """The tensors of a model: parameters, buffers, and those in plain attributes of modules."""
 
-    def __init__(self, roots: Mapping[str, nn.Module], *, attributes: bool) -> None:
+    def __init__(self, roots: Mapping[str, nn.Module]) -> None:
         self._parameters: dict[int, Parameter] = {}
         self._buffers: dict[int, tuple[Tensor, str]] = {}
-        self._attributes: dict[int, Tensor] | None = {} if attributes else None
+        self._attributes: dict[int, Tensor] = {}
         for root, model in roots.items():
             self._add(root, model, set())
 
@@ -45,8 +46,7 @@ class ModelState:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 self._buffers.setdefault(id(buffer), (buffer, prefix + name))
-        if self._attributes is not None:
-            self._attributes.update({id(value): value for value in vars(module).values() if isinstance(value, Tensor)})
+        self._attributes.update({id(value): value for value in vars(module).values() if isinstance(value, Tensor)})
         for name, child in module._modules.items():
             if child is not None:
                 self._add(prefix + name, child, seen)
@@ -54,12 +54,7 @@ class ModelState:
     def parameter(self, value: Tensor) -> Parameter | None:
         """The parameter that a tensor is."""
         parameter = self._parameters.get(id(value))
-        if parameter is not None and parameter.tensor is value:
-            return parameter
-        # One that was made during the pass, or that belongs to no module.
-        if type(value) is not Tensor and isinstance(value, nn.Parameter):
-            return self._parameters.setdefault(id(value), Parameter("", value))
-        return None
+        return parameter if parameter is not None and parameter.tensor is value else None
 
     def buffer_address(self, value: Tensor) -> str | None:
         """The address of the buffer that a tensor is."""
@@ -71,8 +66,8 @@ class ModelState:
         return (v for v in values if isinstance(v, Tensor) and self.buffer_address(v) is not None)
 
     def has_attribute(self, value: Tensor) -> bool:
-        """Whether a tensor is a plain attribute of a module; False unless attributes were asked for."""
-        return self._attributes is not None and self._attributes.get(id(value)) is value
+        """Whether a tensor is a plain attribute of a module."""
+        return self._attributes.get(id(value)) is value
 
 
 class _Write(NamedTuple):
@@ -96,14 +91,14 @@ class Writes:
 
     def note(self, value: Tensor, op: int) -> None:
         """An operation wrote to a tensor."""
-        storage = _storage_of(value)
+        storage = storage_of(value)
         if storage is not None:
             write = _Write(op, tuple(value.shape), value.stride(), int(value.storage_offset()))
             self.by_storage.setdefault(storage, []).append(write)
 
     def since(self, value: Tensor, op: int) -> tuple[int, ...]:
         """The operations after a given one that wrote to a tensor's memory."""
-        storage = _storage_of(value)
+        storage = storage_of(value)
         writes = self.by_storage.get(storage) if storage is not None else None
         # Memory that was freed and reused does no harm: its new owner was computed after the writes to the old one.
         if not writes or writes[-1].op <= op:
@@ -116,7 +111,7 @@ class Writes:
         )
 
 
-def _storage_of(value: Tensor) -> int | None:
+def storage_of(value: Tensor) -> int | None:
     """The identity of a tensor's storage, None if it has none of its own: sparse, fake, wrapped."""
     try:
         return int(value.untyped_storage()._cdata)
@@ -181,7 +176,7 @@ class Transforms:
 
     def note(self, value: Tensor, op: int) -> None:
         """An operation returned a value inside a transform."""
-        storage = _storage_of(_unwrapped(value))
+        storage = storage_of(_unwrapped(value))
         if storage is not None:
             self.by_storage[storage] = op
 
@@ -190,7 +185,7 @@ class Transforms:
         inner = _unwrapped(value)
         op = producer_of(inner) if inner is not value else None
         if op is None and self.by_storage:
-            storage = _storage_of(inner)
+            storage = storage_of(inner)
             op = None if storage is None else self.by_storage.get(storage)
         return op
 
@@ -236,14 +231,19 @@ _DRAWS = re.compile(
 @lru_cache(maxsize=4096)
 def may_draw(func: Callable[..., Any]) -> bool:
     """Whether a call of a function may draw random numbers; a function that is not torch's own may."""
-    module = getattr(func, "__module__", None) or ""
-    if isinstance(func, OpOverload | OpOverloadPacket) or not _belongs_to_torch(func, module):
+    if isinstance(func, OpOverload | OpOverloadPacket) or not is_of_torch(func):
         return True
     facts = op_facts(func)
     return facts is None or _DRAWS.search(facts.layer_type) is not None
 
 
-def _belongs_to_torch(func: Callable[..., Any], module: str) -> bool:
+def is_of_torch(func: Any) -> bool:
+    """Whether a function is torch's own; an operator of ``torch.ops`` is only if it is of torch's own library."""
+    if isinstance(func, OpOverload | OpOverloadPacket):
+        return str(func).startswith("aten")
+    module = getattr(func, "__module__", None) or ""
+    if isinstance(func, MethodWrapperType):  # the getter of a property
+        func = func.__self__
     owner: Any = getattr(func, "__objclass__", None) or getattr(func, "__self__", None)
     if owner is not None and not module:
         module = getattr(owner, "__module__", None) or type(owner).__module__ or ""

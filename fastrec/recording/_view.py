@@ -10,7 +10,7 @@ A view is a few arrays of numbers, each worked out when it is first read. Narrow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -182,8 +182,19 @@ def _metas_of_form(view: View, form: str, key: str) -> frozenset[int]:
     if form == "label":
         return frozenset(meta for meta in view.metas if view.meta(meta).label == key)
     if form == "module":
-        return _metas_of_sites(view, lambda site: site.kind == "module_exit" and site.module_address == key)
-    return _metas_of_sites(view, lambda site: key in (site.name, base_name(site)))
+        return _metas_of_sites(view, lambda site: site.kind == "module_exit" and key in _addresses(site))
+    return _metas_of_sites(view, lambda site: key in (site.name, base_name(site)) or key in _other_names(site))
+
+
+def _addresses(site: Site) -> tuple[str, ...]:
+    """All addresses of the module of a site, which has several where ``self.b = self.a``."""
+    return (site.module_address, *(site.frames[-1].aliases if site.frames else ()))
+
+
+def _other_names(site: Site) -> Iterator[str]:
+    """The names that a site has by the other addresses of its module."""
+    for name in (site.name, base_name(site)):
+        yield from (address + name[len(site.module_address) :] for address in _addresses(site)[1:])
 
 
 def _metas_of_sites(view: View, is_meant: Callable[[Site], bool]) -> frozenset[int]:

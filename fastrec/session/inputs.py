@@ -9,6 +9,7 @@ Recorder, record, dry_run and the graph functions take the same arguments, and a
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,9 +25,24 @@ NOT_GIVEN: Any = object()
 """The default for inputs, because None is a possible input."""
 
 
-def args_of(input_args: Any) -> tuple[Any, ...]:
-    """Positional arguments: a tuple or list of them, or a single one; a named tuple is a single one."""
-    return tuple(input_args) if type(input_args) in (tuple, list) else (input_args,)
+def args_of(input_args: Any, root: Any) -> tuple[Any, ...]:
+    """Positional arguments for a root: a tuple or list of them, or a single one; a named tuple is a single one.
+
+    A tuple of several is a single one too if ``forward`` takes no more than one.
+    """
+    if type(input_args) not in (tuple, list) or (len(input_args) > 1 and _takes_one(root)):
+        return (input_args,)
+    return tuple(input_args)
+
+
+def _takes_one(root: Any) -> bool:
+    """Whether a root takes a single positional argument; False where its signature is not known."""
+    try:
+        parameters = inspect.signature(root.forward if isinstance(root, nn.Module) else root).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = [p.kind for p in parameters if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+    return len(positional) == 1 and positional[0] is not inspect.Parameter.VAR_POSITIONAL
 
 
 def roots_of(model: Any) -> dict[str, Any]:
@@ -87,8 +103,9 @@ class ModelRun(msgspec.Struct, frozen=True):
                 f"there are several roots ({', '.join(map(repr, roots))}), and inputs are for one; "
                 "run them with call=lambda: ..."
             )
-        args = () if call is not None else args_of(input_args)
-        return cls(next(iter(roots.values())), args, input_kwargs or {}, call)
+        root = next(iter(roots.values()))
+        args = () if call is not None else args_of(input_args, root)
+        return cls(root, args, input_kwargs or {}, call)
 
     def __call__(self, engine: Engine[RunT]) -> Any:
         """Run the model under an open engine, and return its output.

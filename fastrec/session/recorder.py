@@ -155,7 +155,7 @@ class Recorder:
         session = self._open()
         model = self._root(root)
         with session.own_call(sample_id), seeded(self.options.random_seed):
-            return model(*args_of(input_args), **(input_kwargs or {}))
+            return model(*args_of(input_args, model), **(input_kwargs or {}))
 
     def step(self, **columns: Any) -> None:
         """Close a step: the passes that ended since the last mark in this phase belong to it.

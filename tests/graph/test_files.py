@@ -18,6 +18,7 @@ from fastrec import FastrecError
 from fastrec._errors import DamagedFileError
 from fastrec.graph import load_history, log_forward_pass, validate_history
 from fastrec.graph.files import OpaqueArgument, decoded_template, encoded_template
+from fastrec.graph.rows import OBJECT_COLUMNS
 from tests.graph.models import StoredModel
 
 
@@ -46,7 +47,10 @@ def test_a_loaded_history_says_the_same(tmp_path: Path) -> None:
     loaded = load_history(tmp_path / "pass.h5")
     assert str(loaded) == str(history)
     for table in TABLES:
-        pandas.testing.assert_frame_equal(loaded.to_pandas(table), history.to_pandas(table))
+        frames = [
+            each.to_pandas(table).drop(columns=list(OBJECT_COLUMNS), errors="ignore") for each in (loaded, history)
+        ]
+        pandas.testing.assert_frame_equal(*frames)
     assert list(loaded.conditions) == list(history.conditions) and len(history.conditions) == 1
     for saved, read in zip(history.operations, loaded.operations, strict=True):
         assert saved.activation is not None and read.activation is not None

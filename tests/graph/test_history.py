@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastrec._errors import GraphDifferenceError
+from fastrec._errors import FastrecError, GraphDifferenceError
 from fastrec.graph import log_forward_pass
 from tests.graph.models import network
 
@@ -77,3 +77,23 @@ def test_an_operation_carries_the_labels_of_the_fast_path() -> None:
         ("relu_1", "0.1/relu"),
         ("maxpool2d_1", "0.2/maxpool2d"),
     ]
+
+
+def test_new_activations_can_be_of_other_layers_and_trainable() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    history = log_forward_pass(net, torch.ones(2, 4))
+    new = torch.randn(2, 4)
+    history.save_new_activations(new, layers_to_save=["tanh"])
+    assert history.layer_labels == ["tanh_1_2"]
+    assert torch.equal(history["tanh_1"].activation, net[1](net[0](new)))
+    history.save_new_activations(new)
+    assert history.layer_labels == ["tanh_1_2"]
+    history.save_new_activations(new, layers_to_save="all", train_mode=True)
+    history["tanh_1"].activation.sum().backward()
+    assert net[0].weight.grad is not None and len(history) == 5
+    history.save_new_activations(new, layers_to_save=None)
+    assert history["tanh_1"].activation is None
+    with pytest.raises(FastrecError, match="layers_to_save has 'gelu', which is neither a key"):
+        history.save_new_activations(new, layers_to_save="gelu")
+    with torch.no_grad(), pytest.raises(FastrecError, match="train_mode=True under torch.no_grad"):
+        history.save_new_activations(new, train_mode=True)

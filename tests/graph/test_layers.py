@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -44,8 +44,15 @@ def spelled(word: str, *, parameters: str = "") -> str:
         ("XYZXYZTXYZ", "X:1 Y:1 Z:1 X:2 Y:2 Z:2 T X Y Z"),
         ("XX", "X:1 X:2"),
         ("XYX", "X Y X"),
-        ("XXYXXY", "X:1 X:2 Y:1 X:3 X:4 Y:2"),
-        ("XXYYXXYY", "X:1 X:2 Y:1 Y:2 X:3 X:4 Y:3 Y:4"),
+        ("XXYXXY", "X:1 X:1 Y:1 X:2 X:2 Y:2"),
+        ("XXYYXXYY", "X:1 X:1 Y:1 Y:1 X:2 X:2 Y:2 Y:2"),
+        ("CXXACXXACXXA", "C:1 X:1 X:1 A:1 C:2 X:2 X:2 A:2 C:3 X:3 X:3 A:3"),
+        ("XYXYZXYXYZ", "X:1 Y:1 X:1 Y:1 Z:1 X:2 Y:2 X:2 Y:2 Z:2"),
+        ("XCXXACXXA", "X C:1 X:1 X:1 A:1 C:2 X:2 X:2 A:2"),
+        ("XXXYXXY", "X X:1 X:1 Y:1 X:2 X:2 Y:2"),
+        ("CXXACXXACX", "C:1 X:1 X:1 A:1 C:2 X:2 X:2 A:2 C:3 X:3"),
+        ("XXXX", "X:1 X:2 X:3 X:4"),
+        ("XYXYXYXY", "X:1 Y:1 X:2 Y:2 X:3 Y:3 X:4 Y:4"),
         ("XXAXX", "X:1 X:2 A X:1 X:2"),
         ("AXYXYB", "A X:1 Y:1 X:2 Y:2 B"),
     ],
@@ -195,9 +202,29 @@ def repeats(nodes: Sequence[ComparableOp], path: Sequence[int], period: int) -> 
     kinds = [(nodes[k].same or k, nodes[k].module) for k in path]
     if period == 1 and others(nodes, path[0], path[1:2]) != others(nodes, path[1], path[2:3]):
         return False
-    if period > 1 and len(set(kinds[:period])) == 1:
-        return False  # nothing but one operation again and again, which period 1 has judged
+    window = kinds[: 2 * period]
+    if any(window[shorter:] == window[:-shorter] for shorter in range(1, period)):
+        return False  # several repetitions of a shorter sequence, which that period has judged
     return kinds[:period] == kinds[period : 2 * period]
+
+
+def same_parameters(nodes: Sequence[ComparableOp]) -> Iterator[tuple[int, int]]:
+    uses = [(node.function, node.parameters) for node in nodes]
+    return ((i, j) for i, node in enumerate(nodes) for j in range(i) if node.parameters and uses[i] == uses[j])
+
+
+def repeated_pairs(nodes: Sequence[ComparableOp]) -> Iterator[tuple[int, int]]:
+    """Operations that are a period apart, where neither is part of a repetition with a longer period."""
+    pairs: list[tuple[int, int, int]] = []
+    longest = [0] * len(nodes)
+    for i in range(len(nodes)):
+        path = path_to(nodes, i)
+        for period in range(1, len(path) // 2 + 1):
+            if repeats(nodes, path, period):
+                pairs += [(path[k], path[k + period], period) for k in range(period)]
+                for k in path[: 2 * period]:
+                    longest[k] = max(longest[k], period)
+    return ((i, j) for i, j, period in pairs if period >= max(longest[i], longest[j]))
 
 
 def by_plain_search(nodes: Sequence[ComparableOp]) -> list[tuple[int, int]]:
@@ -209,15 +236,8 @@ def by_plain_search(nodes: Sequence[ComparableOp]) -> list[tuple[int, int]]:
         group[:] = [new if g == old else g for g in group]
         return old != new
 
-    for i, node in enumerate(nodes):
-        for j in range(i):
-            if node.parameters and (node.function, node.parameters) == (nodes[j].function, nodes[j].parameters):
-                join(j, i)
-        path = path_to(nodes, i)
-        for period in range(1, len(path) // 2 + 1):
-            if repeats(nodes, path, period):
-                for k in range(period):
-                    join(path[k + period], path[k])
+    for i, j in [*same_parameters(nodes), *repeated_pairs(nodes)]:
+        join(i, j)
     places = [neighbours(nodes, i) for i in range(len(nodes))]
     while any(
         [

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastrec._errors import FastrecError, OptionError
-from fastrec.graph import ModelHistory, get_model_metadata, log_forward_pass
+from fastrec._errors import FastrecError, FastrecWarning, OptionError
+from fastrec.graph import ModelHistory, get_model_metadata, log_forward_pass, validate_saved_activations
 
 
 class Branching(nn.Module):
@@ -244,3 +244,55 @@ def test_values_go_with_the_history_and_wait_for_no_collection(model: Branching)
 def test_a_selection_is_a_key_or_a_list_of_keys(select: Any) -> None:
     with pytest.raises(OptionError, match="give 'all', None, a key, or a list of keys"):
         log_forward_pass(nn.ReLU(), torch.ones(2), layers_to_save=select)
+
+
+def test_an_error_has_the_history_of_what_ran_before_it() -> None:
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(4, 4), nn.Linear(3, 3))
+
+        def forward(self, x: Tensor) -> Any:
+            return self.inner(x.sin())
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        log_forward_pass(Fails(), torch.ones(2, 4))
+    history = caught.value.history  # type: ignore[attr-defined]
+    assert history.layer_labels == ["input_1", "sin_1_1", "linear_1_2"]
+    assert torch.equal(history["sin_1"].activation, torch.ones(2, 4).sin())
+    assert history["linear_1"].containing_module_origin == "inner.0:1" and "sin_1_1" in str(history)
+
+
+@pytest.mark.parametrize("postfunc", [lambda value: value.no_such_method(), lambda value: 1 / 0])
+def test_an_error_of_a_postfunc_names_the_layer(postfunc: Any) -> None:
+    with pytest.raises(
+        OptionError, match=r"activation_postfunc failed for the value of input_1 at ':in\[0\]'"
+    ) as caught:
+        log_forward_pass(nn.Tanh(), torch.ones(2, 4), activation_postfunc=postfunc)
+    assert isinstance(caught.value.__cause__, AttributeError | ZeroDivisionError)
+
+
+def test_a_model_that_returns_no_tensors_is_told() -> None:
+    class Acts(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return torch.distributions.Categorical(logits=x.tanh())
+
+    with pytest.warns(FastrecWarning, match="the model returned a Categorical, in which fastrec finds no tensors"):
+        history = log_forward_pass(Acts(), torch.ones(2, 4))
+    assert history.output_layers == [] and "tanh_1_1" in history.layer_labels
+    report = validate_saved_activations(Acts(), torch.ones(2, 4))
+    assert [entry.name for entry in report.unchecked if not entry.parent] == ["outputs"]
+    assert "no tensors were found in the Categorical returned" in str(report)
+
+
+def test_a_tuple_is_the_only_argument_of_a_forward_that_takes_one() -> None:
+    class TakesPair(nn.Module):
+        def forward(self, pair: tuple[Tensor, Tensor], *, scale: float = 1.0) -> Tensor:
+            return pair[0] + pair[1] * scale
+
+    x, y = torch.ones(2), torch.zeros(2)
+    for given in ((x, y), ((x, y),), [x, y]):
+        assert log_forward_pass(TakesPair(), given).input_layers == ["input_1", "input_2"]
+        assert validate_saved_activations(TakesPair(), given)
+    with pytest.raises(TypeError):
+        log_forward_pass(nn.Bilinear(2, 2, 2), (x,))

@@ -1,12 +1,14 @@
 """Under which keys operations are found, and how records find theirs."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fastrec
 from fastrec._errors import RecordKeyError
-from fastrec.graph import log_forward_pass
+from fastrec.graph import load_history, log_forward_pass
 from tests.graph.models import network
 
 X = torch.rand(2, 3, 8, 8)
@@ -96,3 +98,27 @@ def test_a_record_of_something_else_is_an_error() -> None:
     record = fastrec.record(nn.Tanh(), torch.ones(2), keep_op=True)[0]
     with pytest.raises(RecordKeyError, match="no operation of this history is the op 'tanh_1' at '/tanh'"):
         log_forward_pass(nn.ReLU(), torch.ones(2)).op_for(record)
+
+
+class Shared(nn.Module):
+    """One module under two addresses, with a module in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        self.b = self.a
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.b(self.a(x))
+        return out
+
+
+def test_a_module_is_found_under_each_of_its_addresses(tmp_path: Path) -> None:
+    model, x = Shared(), torch.randn(2, 4)
+    history = log_forward_pass(model, x)
+    history.save(tmp_path / "pass.h5")
+    for read in (history, load_history(tmp_path / "pass.h5")):
+        for first, second in (("a", "b"), ("a:2", "b:2"), ("a.0", "b.0"), ("a.1:1", "b.1:1")):
+            assert read[second].layer_label == read[first].layer_label
+        assert torch.equal(read["b:2"].activation, model(x))
+    assert len(log_forward_pass(model, x, layers_to_save=["b"]).layer_labels) == 2

@@ -4,6 +4,7 @@ import gc
 import sys
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from fastrec import ActivationRecord, CaptureSpec, Recording
+import fastrec
+from fastrec import ActivationRecord, CaptureSpec, Recorder, Recording
 from fastrec._errors import GradientError, MissingExtraError, OptionError, RaggedError, RecordKeyError
 from fastrec.events.sites import Frame, Site
 from fastrec.sinks import RAMSink
@@ -416,3 +419,24 @@ def test_many_records_cost_few_bytes(many: tuple[Recording, int]) -> None:
     recording, used = many
     assert len(recording) == 200_000
     assert used / len(recording) < 150
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_module_is_found_under_each_of_its_addresses(in_file: bool, tmp_path: Path) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Sequential(nn.Linear(4, 4))
+            self.b = self.a
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.b(self.a(x))
+            return out
+
+    model, x = Shared(), torch.randn(2, 4)
+    path = tmp_path / "run.h5"
+    with torch.no_grad(), Recorder(model, keep_op=True, keep_module="b", sink=str(path) if in_file else None) as rec:
+        want = model(x)
+    recording = fastrec.load(path) if in_file else rec.recording
+    assert len(recording["b"]) == 2 and torch.equal(recording.last("b").activation, want)
+    assert torch.equal(recording.stack("b.0/linear"), recording.stack("a.0/linear"))

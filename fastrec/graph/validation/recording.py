@@ -23,7 +23,8 @@ from fastrec.events.context import PASS_FIELDS, RecordContext
 from fastrec.graph.log import log_forward_pass
 from fastrec.graph.pass_runner import uncompiled
 from fastrec.graph.structure import Graph
-from fastrec.graph.validation.replay import largest_difference
+from fastrec.graph.validation.comparison import largest_difference
+from fastrec.graph.validation.replay import UNINITIALISED
 from fastrec.graph.validation.report import Failure, Unchecked, ValidationReport
 from fastrec.predicates import parse
 from fastrec.recording._recording import ActivationRecord, Recording
@@ -134,7 +135,10 @@ class _Comparison:
         try:
             index = self._graph.records.index_of(ctx)
         except RecordKeyError as missing:
-            self._fail(ctx, str(missing))
+            if self._graph.records.is_module_pass(ctx):
+                self.leave_out(_name(ctx), "no operation computed it: it is a parameter, or a tensor from outside")
+            else:
+                self._fail(ctx, str(missing))
             return
         op = self._graph.ops[index]
         if ctx.kind == "op" and ctx.is_bottom_level_func:
@@ -142,11 +146,13 @@ class _Comparison:
                 self._fail(ctx, "it comes after a record of a later operation")
             self._latest = max(index, self._latest)
         value = op.value
-        if ctx.tensor_shape != op.shape or ctx.tensor_dtype != op.dtype:
+        if value is None:
+            self.leave_out(_name(ctx), f"the graph could not save the value: {op.unsaved}")
+        elif ctx.tensor_shape != op.shape or ctx.tensor_dtype != op.dtype:
             form = f"{ctx.tensor_dtype} {tuple(ctx.tensor_shape)}"
             self._fail(ctx, f"it is a {form}, and the operation returns {op.dtype} {op.shape}")
-        elif value is None:
-            self.leave_out(_name(ctx), f"the graph could not save the value: {op.unsaved}")
+        elif op.call.layer_type in UNINITIALISED:
+            self.leave_out(_name(ctx), "uninitialised memory has no right value; shape and dtype were checked")
         else:
             self._check_values(record, value)
 

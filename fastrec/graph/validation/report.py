@@ -20,7 +20,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Exempted(msgspec.Struct, frozen=True):
-    """A parent that may be replaced by random values without changing the result: by which rule, and why.
+    """A parent whose value makes no difference to the result: by which rule, and why that is right.
 
     ``parent`` is empty if it is the operation's own value that need not equal a replay's.
     """
@@ -35,13 +35,18 @@ class Exempted(msgspec.Struct, frozen=True):
 
 
 class Unchecked(msgspec.Struct, frozen=True):
-    """An operation or a record that could not be checked, and why."""
+    """An operation or a record that could not be checked, and why.
+
+    With a ``parent``, the operation's own value was checked, and the one open question is whether that parent makes a
+    difference to it.
+    """
 
     name: str
     why: str
+    parent: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.why}"
+        return f"{self.name}{' of ' if self.parent else ''}{self.parent}: {self.why}"
 
 
 class ValidationReport(msgspec.Struct):
@@ -59,7 +64,7 @@ class ValidationReport(msgspec.Struct):
         exempted: parents whose values made no difference, and why that is right.
         unchecked: what could not be checked, and why.
         n_operations, n_replayed, n_perturbed: the numbers of operations checked, of operations run again from their
-            saved parents, and of parents replaced by random values.
+            saved parents, and of parents replaced by other values.
         n_inexact, largest_difference: the number of replays that differ from the saved value by rounding, and the
             largest such difference, relative to the largest number in the value.
     """
@@ -94,7 +99,7 @@ class ValidationReport(msgspec.Struct):
     def __str__(self) -> str:
         head = (
             f"{'Valid' if self else 'NOT valid'}: {self.n_operations} operations, {self.n_replayed} replayed "
-            f"({self.n_inexact} equal up to rounding), {self.n_perturbed} parents replaced by random values"
+            f"({self.n_inexact} equal up to rounding), {self.n_perturbed} parents replaced by other values"
         )
         lines = [head]
         for title, entries in (

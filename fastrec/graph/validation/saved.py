@@ -1,20 +1,20 @@
 """Whether the values that a history saved are right, after the paper's section on validating activations.
 
 From the outputs back to the roots, each operation is run again from the saved values of its parents. It has to give its
-own saved value, which shows that values and functions are right; and with random values in place of a parent it has to
-give another value, which shows that the edge is needed. Beyond that:
+own saved value, which shows that values and functions are right; and other values in place of a parent should make
+a difference, which shows that the edge is needed (``influence``). Beyond that:
 
 - outputs are compared with those of a pass without logging;
 - a value that was written through another view of its memory is not what any single call returns, so if there are such
-  values the whole pass is run again, with memory shared as it was (``_LivePass``).
+  values the whole pass is run again, with memory shared as it was (``live_pass``).
 """
 
 from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Set
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,22 +26,14 @@ from fastrec._torch.trees import argument_leaves, leaves
 from fastrec.graph.history import ModelHistory
 from fastrec.graph.log import log_forward_pass
 from fastrec.graph.pass_runner import uncompiled
-from fastrec.graph.raw import CapturedCall, CapturedOp, Overwritten, Ref, Reference, filled, flat, mapped
+from fastrec.graph.raw import CapturedCall, CapturedOp, Overwritten, Ref, mapped
 from fastrec.graph.structure import Graph
-from fastrec.graph.validation.exemptions import Trial, exemption
-from fastrec.graph.validation.replay import (
-    REFUSALS,
-    UNINITIALISED,
-    CannotReplay,
-    Replayed,
-    Replayer,
-    circumstances_of,
-    differs,
-    largest_difference,
-    parents_in,
-    replacements,
-)
+from fastrec.graph.validation.comparison import differs, largest_difference
+from fastrec.graph.validation.influence import InfluenceCheck
+from fastrec.graph.validation.live_pass import OverwrittenRead, overwritten_reads
+from fastrec.graph.validation.replay import REFUSALS, UNINITIALISED, CannotReplay, Replayed, Replayer, parents_in
 from fastrec.graph.validation.report import Exempted, Failure, Unchecked, ValidationReport
+from fastrec.ops.facts import op_facts
 from fastrec.session.inputs import NOT_GIVEN, args_of, roots_of
 
 
@@ -59,12 +51,12 @@ def validate_saved_activations(
     >>> from fastrec.graph import validate_saved_activations
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5))
     >>> print(validate_saved_activations(model, torch.ones(2, 4)))
-    Valid: 4 operations, 2 replayed (0 equal up to rounding), 2 parents replaced by random values
+    Valid: 4 operations, 2 replayed (0 equal up to rounding), 2 parents replaced by other values
 
     The outputs are compared with those of a pass without logging. Then, from the outputs back to the roots, each
-    operation is run again from the saved values of its parents and has to give its own saved value; and with random
-    values in place of each parent it has to give another value, except where the report names an exemption. This takes
-    the memory of all values and the time of several passes. Model and random state are as before.
+    operation is run again from the saved values of its parents and has to give its own saved value; and other values in
+    place of each parent should make a difference. Where they make none, the report says why, or that this could not be
+    decided. This takes the memory of all values and the time of several passes. Model and random state are as before.
 
     Arguments are those of log_forward_pass. With ``call`` there is no pass without logging to compare outputs with.
     Returns a ValidationReport, which is true or false as a value.
@@ -80,9 +72,11 @@ def validate_saved_activations(
         writes_parameters = versions != _parameter_versions(roots)
         args = mapped(input_args, _copied)
         kwargs = mapped(dict(input_kwargs or {}), _copied)
-        history = log_forward_pass(model, args, kwargs, random_seed=random_seed)
-        inputs = dict(argument_leaves(args_of(input_args), input_kwargs or {}))
-        report = validate_history(history, outputs={} if writes_parameters else outputs, inputs=inputs)
+        with random_state_restored():
+            history = log_forward_pass(model, args, kwargs, random_seed=random_seed)
+        constants = _constant_externals(history, input_args, input_kwargs or {}, random_seed)
+        inputs = dict(argument_leaves(args_of(input_args, next(iter(roots.values()))), input_kwargs or {}))
+        report = _validated(history, {} if writes_parameters else outputs, inputs, constants)
         if writes_parameters:
             why = "the pass writes to parameters, so that a second pass has other outputs"
             report.unchecked.append(Unchecked("outputs", why))
@@ -120,9 +114,46 @@ def validate_history(
             f"validation needs all values, and that of {history.graph.label(missing[0])} was not saved; log the pass "
             "with layers_to_save='all'"
         )
+    return _validated(history, outputs or {}, inputs or {}, frozenset())
+
+
+def _validated(
+    history: ModelHistory, outputs: Mapping[str, Tensor], inputs: Mapping[str, Tensor], constants: Set[int]
+) -> ValidationReport:
     with random_state_restored(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _Validation(history.graph).run(outputs or {}, inputs or {})
+        return _Validation(history.graph, constants).run(outputs, inputs)
+
+
+def _constant_externals(
+    history: ModelHistory, input_args: Any, input_kwargs: Mapping[str, Any], seed: int | None
+) -> Set[int]:
+    """The operations of unknown origin that are the same for slightly other inputs.
+
+    Whatever made them, they don't depend on what went in: the graph lacks no edge. With inputs that can't be changed a
+    little, such as token ids, none is known to be constant.
+    """
+    externals = [op for op in history.graph.ops if op.call.layer_type == "external"]
+    if not externals or not any(
+        value.is_floating_point() for _, value in argument_leaves(args_of(input_args, history.roots[""]), input_kwargs)
+    ):
+        return frozenset()
+    args, kwargs = mapped(input_args, _slightly_other), mapped(dict(input_kwargs), _slightly_other)
+    with restored(history.roots.values()), random_state_restored():
+        try:
+            other = log_forward_pass(history.roots[""], args, kwargs, random_seed=seed).graph.ops
+        except Exception:  # the user's model may raise anything for inputs that nobody has chosen
+            return frozenset()
+    if [op.call.layer_type for op in other] != [op.call.layer_type for op in history.graph.ops]:
+        return frozenset()
+    pairs = ((op.index, op.value, other[op.index].value) for op in externals)
+    return {index for index, a, b in pairs if a is not None and b is not None and not differs(a, b)}
+
+
+def _slightly_other(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.layout == torch.strided:
+        return (leaf.detach() * 1.01 + 0.001).to(leaf.dtype).requires_grad_(leaf.requires_grad)
+    return _copied(leaf)
 
 
 def _plain_outputs(
@@ -131,7 +162,7 @@ def _plain_outputs(
     """The outputs of a pass without logging; model, inputs and random state are as before."""
     root = next(iter(roots.values()))
     with restored(roots.values()), random_state_restored(), seeded(seed):
-        out = root(*args_of(mapped(input_args, _copied)), **mapped(dict(input_kwargs), _copied))
+        out = root(*args_of(mapped(input_args, _copied), root), **mapped(dict(input_kwargs), _copied))
         return {path: value.detach().clone() for path, value in leaves(out)}
 
 
@@ -150,14 +181,16 @@ def _copied(leaf: Any) -> Any:
 class _Validation:
     """Checks one history."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, constants: Set[int]) -> None:
         self._graph = graph
+        self._constants = constants
         self._ops = graph.ops
         self._replayer = Replayer(graph.ops)
         self._report = ValidationReport()
         self._failures: dict[int, str] = {}
         self._unchecked: dict[int, str] = {}
-        self._generator = torch.Generator().manual_seed(0)
+        self._influences = InfluenceCheck(self._replayer)
+        self._unchecked_parents: list[Unchecked] = []
         self._results: dict[int, list[CapturedOp]] = defaultdict(list)  # the operations that one call made
         for index in graph.order:
             self._results[id(graph.ops[index].call)].append(graph.ops[index])
@@ -175,12 +208,17 @@ class _Validation:
             elif op.kind == "op" and id(op.call) not in checked:
                 checked.add(id(op.call))
                 self._check_call(op.call)
-        for read in _overwritten_reads(self._ops, self._graph.order):
-            what = f"what it read of {self._graph.label(read.parent)}, after writes through other views, differs"
-            self._note(read.op, largest_difference(read.read, read.replayed), what)
+        for read in overwritten_reads(self._ops, self._graph.order):
+            self._check_read(read)
         report = self._report
+        output_class = self._graph.capture.output_class
+        if output_class:
+            self._unchecked_parents.append(
+                Unchecked("outputs", f"no tensors were found in the {output_class} returned")
+            )
         report.failures = [Failure(self._graph.label(i), why) for i, why in sorted(self._failures.items())]
         report.unchecked = [Unchecked(self._graph.label(i), why) for i, why in sorted(self._unchecked.items())]
+        report.unchecked += reversed(self._unchecked_parents)
         report.exempted.reverse()
         return report
 
@@ -199,6 +237,12 @@ class _Validation:
 
     def _check_call(self, call: CapturedCall) -> None:
         results = self._results[id(call)]
+        if call.layer_type == "external" and any(op.index not in self._constants for op in results):
+            why = (
+                "it came into being in the pass, and no operation that was seen returned it: the graph is not complete"
+            )
+            self._failures.update({op.index: why for op in results})
+            return
         parents = parents_in(call)
         try:
             replayed = self._replayer.run(call)
@@ -210,12 +254,21 @@ class _Validation:
             self._failures.update({op.index: why for op in results})
             return
         self._report.n_replayed += 1
+        if not self._is_named_right(call):
+            why = f"it is called {call.layer_type}, and the function that it names is {call.func!r}"
+            self._failures.update({op.index: why for op in results})
         for op in results:
             self._check_replayed(op, replayed)
             self._check_parents(op, parents)
         self._check_buffers(call, replayed)
-        for parent in parents:
-            self._perturb(call, parent, results)
+        if not any(op.index in self._failures for op in results):
+            for parent in parents:
+                self._check_influence(call, parent, replayed, self._graph.label(results[0].index))
+
+    def _is_named_right(self, call: CapturedCall) -> bool:
+        assert call.func is not None
+        facts = op_facts(call.func)
+        return facts is None or facts.layer_type == call.layer_type
 
     def _check_replayed(self, op: CapturedOp, replayed: Replayed) -> None:
         value = replayed.values.get(op.path)
@@ -227,8 +280,15 @@ class _Validation:
             self._report.exempted.append(Exempted(self._graph.label(op.index), "", rule, why))
         elif value is None:
             self._failures[op.index] = "run again from its saved parents its call does not return it"
+        elif isinstance(largest_difference(op.value, value), str) and self._varies(op, value):
+            self._unchecked[op.index] = "run again from its saved parents it gives another value each time"
         else:
             self._compare(op, value, "run again from its saved parents it differs")
+
+    def _varies(self, op: CapturedOp, value: Tensor) -> bool:
+        """Whether a call gives other values in two runs, because it depends on more than its arguments."""
+        again = self._replayer.run(op.call).values.get(op.path)
+        return again is None or isinstance(largest_difference(value, again), str)
 
     def _check_parents(self, op: CapturedOp, in_arguments: Mapping[int, Ref | Overwritten]) -> None:
         expected = tuple(in_arguments)
@@ -243,7 +303,8 @@ class _Validation:
         if not call.inplace:
             return
         results = {op.index for op in self._results[id(call)]}
-        written = {self._ops[i].address: value for i, value in replayed.arguments.items() if self._ops[i].address}
+        arguments = ((self._ops[source], value) for source, value in replayed.arguments.items() if type(source) is int)
+        written = {op.address: value for op, value in arguments if op.address}
         for index in self._graph.order:
             op = self._ops[index]
             if op.kind == "buffer" and results.intersection(op.parents) and op.address in written:
@@ -263,116 +324,20 @@ class _Validation:
             self._report.n_inexact += 1
             self._report.largest_difference = max(self._report.largest_difference, difference)
 
-    def _perturb(self, call: CapturedCall, parent: int, results: list[CapturedOp]) -> None:
-        """Put random values in place of one parent: the result has to change, unless a rule says why not."""
-        value = self._replayer.value_of(parents_in(call)[parent])
-        self._report.n_perturbed += 1
-        for replacement in replacements(value, call.layer_type, self._generator):
-            try:
-                changed = self._replayer.run(call, {parent: replacement})
-            except REFUSALS:  # it accepts the saved value and refuses another, so it reads the value
-                return
-            if any(self._is_changed(op, changed) for op in results):
-                return
-        rule = exemption(self._trial(call, parent, value, results))
-        names = self._graph.label(results[0].index), self._graph.label(parent)
-        if rule is None:
-            self._failures.setdefault(results[0].index, f"random values in place of {names[1]} give the same result")
+    def _check_read(self, read: OverwrittenRead) -> None:
+        parent = self._graph.label(read.parent)
+        difference = largest_difference(read.read, read.replayed)
+        if isinstance(difference, str) and not read.shares_memory:
+            why = "it was written through memory that it shared with a tensor from outside of the pass"
+            self._unchecked_parents.append(Unchecked(self._graph.label(read.op.index), why, parent))
         else:
-            self._report.exempted.append(Exempted(*names, rule.name, rule.why))
+            self._note(read.op, difference, f"what it read of {parent}, after writes through other views, differs")
 
-    def _is_changed(self, op: CapturedOp, replayed: Replayed) -> bool:
-        saved, value = op.value, replayed.values.get(op.path)
-        return saved is None or value is None or differs(saved, value)
-
-    def _trial(self, call: CapturedCall, parent: int, value: Tensor, results: list[CapturedOp]) -> Trial:
-        def tensor(reference: Reference) -> Tensor:
-            is_parent = isinstance(reference, Ref | Overwritten) and reference.op == parent
-            return value if is_parent else self._replayer.value_of(reference)
-
-        args = [filled(item, tensor) for item in call.args]
-        kwargs = {key: filled(item, tensor) for key, item in call.kwargs.items()}
-        arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-        place = next(name for name, argument in arguments if any(leaf is value for leaf in flat(argument)))
-        saved = [result for op in results if (result := op.value) is not None]
-        return Trial(call.layer_type, call.inplace, place, value, args, kwargs, saved)
-
-
-class _OverwrittenRead(NamedTuple):
-    """A call that read a value after a write through another view: what it read, and what running again gives."""
-
-    op: CapturedOp
-    parent: int
-    read: Tensor
-    replayed: Tensor
-
-
-def _overwritten_reads(ops: Sequence[CapturedOp], order: Sequence[int]) -> Iterator[_OverwrittenRead]:
-    """All reads of values after writes through other views, with what they give in a pass that is run again."""
-    if any(isinstance(how, Overwritten) for index in order for how in parents_in(ops[index].call).values()):
-        yield from _LivePass(ops).run(order)
-
-
-class _LivePass:
-    """A pass that is run again as a whole, on tensors that share memory as they did.
-
-    Each function gets the tensors that earlier functions returned in this run, instead of copies of saved values. So
-    views are views again, and a write through one of them shows in the others.
-    """
-
-    def __init__(self, ops: Sequence[CapturedOp]) -> None:
-        self._ops = ops
-        self._saved = Replayer(ops)
-        self._values: dict[int, Tensor] = {}
-        self._buffers: dict[str, Tensor] = {}
-        self._other_tensors: dict[int, Tensor] = {}
-        self._returned: dict[int, dict[str, Tensor]] = {}  # by call
-
-    def run(self, order: Sequence[int]) -> Iterator[_OverwrittenRead]:
-        """Run everything again, and yield each read of a value that was overwritten."""
-        for index in order:
-            op = self._ops[index]
-            for parent, how in parents_in(op.call).items():
-                if isinstance(how, Overwritten) and how.value is not None and parent in self._values:
-                    yield _OverwrittenRead(op, parent, how.value, self._values[parent].detach().clone())
-            value = self._value(op)
-            if value is None and (saved := op.value) is not None:
-                value = saved.clone()
-            if value is not None:
-                self._values[index] = value
-                if op.kind == "buffer":
-                    self._buffers[op.address] = value
-
-    def _value(self, op: CapturedOp) -> Tensor | None:
-        """The value of an operation, run again; None if the saved one has to stand in."""
-        if op.kind == "buffer":
-            return self._buffers.get(op.address)
-        if op.kind != "op":
-            return None
-        if id(op.call) not in self._returned:
-            self._returned[id(op.call)] = self._run(op.call)
-        value = self._returned[id(op.call)].get(op.path)
-        if op.call.layer_type in UNINITIALISED and value is not None and (saved := op.value) is not None:
-            value.copy_(saved)
-        return value
-
-    def _run(self, call: CapturedCall) -> dict[str, Tensor]:
-        """What a call returns, by path; empty if it can't be run, and the saved values have to stand in."""
-        if not callable(call.func) or isinstance(call.func, nn.Module):
-            return {}
-        try:
-            args = tuple([filled(item, self._tensor) for item in call.args])
-            kwargs = {key: filled(item, self._tensor) for key, item in call.kwargs.items()}
-            with circumstances_of(call, kwargs):
-                out = call.func(*args, **kwargs)
-        except (CannotReplay, *REFUSALS):
-            return {}
-        return dict(leaves(args[0] if out is None and args else out))
-
-    def _tensor(self, reference: Reference) -> Tensor:
-        if isinstance(reference, Ref | Overwritten):
-            value = self._values.get(reference.op)
-            return self._saved.value_of(reference) if value is None else value
-        if id(reference) not in self._other_tensors:
-            self._other_tensors[id(reference)] = self._saved.value_of(reference).clone()
-        return self._other_tensors[id(reference)]
+    def _check_influence(self, call: CapturedCall, parent: int, replayed: Replayed, name: str) -> None:
+        """Put other values in place of one parent, which should make a difference."""
+        self._report.n_perturbed += 1
+        influence = self._influences.of(call, parent, replayed)
+        if influence.kind == "exempted":
+            self._report.exempted.append(Exempted(name, self._graph.label(parent), influence.rule, influence.why))
+        elif influence.kind == "unchecked":
+            self._unchecked_parents.append(Unchecked(name, influence.why, self._graph.label(parent)))
