@@ -23,6 +23,9 @@ from fastrec._errors import UnsupportedTorchError
 OLDEST_TORCH = (2, 6)
 """Before 2.6 the guards on tensors and the stack of function modes have other names."""
 
+COMPILED_TORCH = "2.8 to 2.15"
+"""The versions with which the compiled engine was tested. Before 2.8, compiled modules have no call of their own."""
+
 
 def version_of(text: str) -> tuple[int, int]:
     """The release that a version belongs to: (2, 13) for "2.13.0+cpu"."""
