@@ -68,6 +68,10 @@ class StepError(FastrecError, ValueError):
     """The marked steps, their columns or their episodes don't fit what was asked for."""
 
 
+class UnsupportedTorchError(FastrecError, ImportError):
+    """The installed torch is older than any that fastrec supports."""
+
+
 class MissingExtraError(FastrecError, ImportError):
     """An optional dependency is not installed."""
 

@@ -8,14 +8,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType
 from typing import Any, TypeVar
 
+import torch
 from torch.overrides import TorchFunctionMode
 
 from fastrec._torch.internals import function_mode_at, function_mode_count, pop_function_mode, push_function_mode
+from fastrec._torch.versions import HIDES_BACKWARD_FROM_MODES
 
 
 @contextmanager
@@ -40,6 +43,51 @@ def set_modes(modes: list[TorchFunctionMode]) -> None:
         pop_function_mode()
     for mode in modes:
         push_function_mode(mode)
+
+
+class RecorderMode(TorchFunctionMode):
+    """A mode of fastrec's own that sees the ops of a pass."""
+
+
+class Backwards:
+    """Keeps what autograd runs again from being recorded, where ``torch.autograd.backward`` is hidden from modes.
+
+    A mode that sees the call of a function that runs a backward pass can go out of the way. In versions of torch in
+    which it can't see it, the function that all of them call is replaced while a recorder is open.
+    """
+
+    def __init__(self) -> None:
+        self._original: Callable[..., Any] | None = None
+
+    def install(self, run_unrecorded: Callable[[Callable[[], Any]], Any]) -> None:
+        """Have backward passes run by ``run_unrecorded``, where recorders see the ops of this thread."""
+        if not HIDES_BACKWARD_FROM_MODES or self._original is not None:
+            return
+        autograd: Any = torch.autograd
+        original = self._original = autograd._engine_run_backward
+
+        def run_backward(*args: Any, **kwargs: Any) -> Any:
+            modes = current_modes()
+            others = [mode for mode in modes if not isinstance(mode, RecorderMode)]
+            if len(others) == len(modes):
+                return original(*args, **kwargs)
+            set_modes(others)
+            try:
+                return run_unrecorded(partial(original, *args, **kwargs))
+            finally:
+                set_modes(modes)
+
+        autograd._engine_run_backward = run_backward
+
+    def remove(self) -> None:
+        """Put torch's own function back."""
+        if self._original is not None:
+            autograd: Any = torch.autograd
+            autograd._engine_run_backward, self._original = self._original, None
+
+
+BACKWARDS = Backwards()
+"""The only one, because torch has one such function."""
 
 
 Mode = TypeVar("Mode", bound=TorchFunctionMode)

@@ -103,6 +103,8 @@ def _python_facts(func: FunctionType) -> OpFacts | None:
         return _facts(name, composite=openable(func))
     if _is_silent(name):
         return None
+    if module == "torch.foreach":  # since 2.15, other names of `torch._foreach_add` and its like
+        return msgspec.structs.replace(_facts(f"_foreach_{name}"), func_name=name)
     if module.startswith("torch.distributed"):
         return _facts(name, writes=name in COLLECTIVES)
     flag = WRITE_FLAGS.get(f"{module}.{name}")

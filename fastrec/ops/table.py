@@ -114,6 +114,9 @@ ALIASES = {
     "swapdims": "transpose",
     "trapz": "trapezoid",
     "true_divide": "div",
+    # What the properties `T` and `H` are registered as. Graphs of torch 2.14 and later hold these ops in their place.
+    "matrix_h": "h",
+    "numpy_t": "t",
     # The same op, which also returns where it found its values.
     "adaptive_max_pool1d_with_indices": "adaptivemaxpool1d",
     "adaptive_max_pool2d_with_indices": "adaptivemaxpool2d",

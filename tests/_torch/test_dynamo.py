@@ -74,7 +74,9 @@ def test_a_disabled_function_is_given_back_and_its_copies_are_left_alone() -> No
 
     disabled = torch.compiler.disable(plain)
     assert original_function(disabled) is plain and original_function(plain) is None
-    assert without_disable(disabled) is plain and without_disable(plain) is plain
+    # Before 2.11 nothing tells a wrapper from its copies, so it is called as it is.
+    can_be_told = hasattr(disabled, "_torchdynamo_wrapper_id")
+    assert without_disable(disabled) is (plain if can_be_told else disabled) and without_disable(plain) is plain
 
     @functools.wraps(disabled)
     def around(x: int) -> int:

@@ -57,7 +57,9 @@ LEAVES = {
 def test_every_function_that_can_be_opened_was_run() -> None:
     overridable = {f for group in overrides.get_overridable_functions().values() for f in group}
     public = {f for name, f in vars(F).items() if isinstance(f, FunctionType) and not name.startswith("_")}
-    names = {f.__name__ for f in overridable | public if openable(f) and op_facts(f) is not None}
+    # The functions of `torch.foreach` are of one op each, and have the names of other ops.
+    functions = {f for f in overridable | public if getattr(f, "__module__", None) != "torch.foreach"}
+    names = {f.__name__ for f in functions if openable(f) and op_facts(f) is not None}
     assert names - set(CASES) - LEAVES == set()
 
 

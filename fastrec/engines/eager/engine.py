@@ -13,7 +13,6 @@ bypass torch's dispatch of Python functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Generic
 
 from torch import nn
@@ -82,7 +81,7 @@ class EagerEngine(Generic[RunT]):
 
     def unseen(self, function: Callable[..., ResultT], *args: object) -> ResultT:
         """Run a function in this thread without recording anything that it calls, by other recorders neither."""
-        return run_unrecorded(function, *args)
+        return MODULE_CALLS.run_unrecorded(function, *args)
 
     def frames(self) -> list[Frame]:
         """The modules that it knows, for messages."""
@@ -118,11 +117,3 @@ def eager_passes(
         registry, listener.may_keep, sees_ops=watch.sees_ops, allow_unfused=allow_unfused, warn=warn
     )
     return EagerPasses(registry, special, listener, watch, make_mode, pass_filter)
-
-
-def run_unrecorded(function: Callable[..., ResultT], *args: object) -> ResultT:
-    """Run a function in this thread without recording anything, by any recorder of modules."""
-    call = partial(function, *args)
-    for switch in MODULE_CALLS.switches():
-        call = partial(switch.run_unrecorded, call)
-    return call()

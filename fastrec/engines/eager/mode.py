@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import msgspec
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from fastrec._errors import FastrecWarning
 from fastrec._torch.internals import (
@@ -31,8 +30,9 @@ from fastrec._torch.internals import (
     pop_function_mode,
     push_function_mode,
 )
-from fastrec._torch.modes import current_modes, set_modes, unseen_by_dynamo
+from fastrec._torch.modes import RecorderMode, current_modes, set_modes, unseen_by_dynamo
 from fastrec._torch.trees import argument_leaves, leaves, unread_classes
+from fastrec._torch.versions import TORCHS_OWN_OPS, is_called_by_torch
 from fastrec.engines._protocol import Listener, Tap
 from fastrec.engines.eager.modules import TrackedModule
 from fastrec.engines.eager.trie import NO_NODE, PassCounters, RaisedStep, SourceStep, TrieNode
@@ -67,7 +67,7 @@ class ThreadState(threading.local):
 
 
 @unseen_by_dynamo
-class OpMode(TorchFunctionMode):
+class OpMode(RecorderMode):
     """Where one thread is in one pass.
 
     ``node`` is the last event; ``run`` is what the listener made of the pass.
@@ -270,12 +270,16 @@ class OpMode(TorchFunctionMode):
     def _look_up(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is self._opening:
             return self._run_opened(func, args, kwargs)
+        if func in TORCHS_OWN_OPS and is_called_by_torch(func):
+            return func(*args, **kwargs)
         node = self.node.edges.get(func)
         if node is None:
             return self._grow(func, args, kwargs)
         if node.inside is not None:
             return self._open(node, func, args, kwargs)
-        self.node.next_op = node
+        # What torch may call for itself at the same place has to come by here each time.
+        if func not in TORCHS_OWN_OPS:
+            self.node.next_op = node
         out = func(*args, **kwargs)
         self.returned(node, out, args)
         return out

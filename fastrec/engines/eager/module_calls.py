@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
 from fastrec._torch.dynamo import compile_as, compiled_module_class
 from fastrec._torch.internals import GLOBAL_HOOKS, call_impl, tracing_state, wrapped_call_impl
+from fastrec._torch.modes import BACKWARDS
 from fastrec._torch.process import FORKS
 
 ResultT = TypeVar("ResultT")
@@ -76,6 +78,13 @@ class ModuleCalls:
         with self._lock:
             return list(self._recorders.values())
 
+    def run_unrecorded(self, function: Callable[..., ResultT], *args: object) -> ResultT:
+        """Run a function in this thread without recording anything that it calls, by any of these recorders."""
+        call = partial(function, *args)
+        for switch in self.switches():
+            call = partial(switch.run_unrecorded, call)
+        return call()
+
     def _install(self) -> None:
         original = self._original
         assert original is not None
@@ -87,6 +96,8 @@ class ModuleCalls:
             compile_as(call, original)
         self._installed = call if self._recorders and call else original
         self._get_class().__call__ = self._installed  # type: ignore[method-assign]
+        if self is MODULE_CALLS:  # of compiled calls, nothing is seen that a backward pass could run again
+            BACKWARDS.install(self.run_unrecorded) if self._recorders else BACKWARDS.remove()
 
     def _forget_recorders(self) -> None:
         # A forked child must not write to its parent's sinks. Its lock may have been held by a thread of the parent.

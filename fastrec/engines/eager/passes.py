@@ -24,6 +24,7 @@ from fastrec._torch.dynamo import keep_out_of_compiling, runs_compiled
 from fastrec._torch.internals import GLOBAL_HOOKS, functorch_level, graph_task_id, tracing_state
 from fastrec._torch.modes import PlainMode, off_stack
 from fastrec._torch.trees import argument_leaves
+from fastrec._torch.versions import prepare_for_function_modes
 from fastrec.engines._protocol import Listener, PassFilter, WatchOptions
 from fastrec.engines.eager.mode import OpMode, ThreadState
 from fastrec.engines.eager.module_calls import Call, pass_on
@@ -78,6 +79,8 @@ class EagerPasses:
         self._pass_filter = pass_filter
         self._warn = WarnOnce(stacklevel=5)
         self._called: set[Frame] = set()
+        if watch.sees_ops:
+            prepare_for_function_modes()
         self._is_known_to_dynamo = keep_out_of_compiling()
         # The wrappers by what each calls next. A wrapper that held itself would be a reference cycle, which keeps the
         # engine and its trie in memory until the garbage collector comes by.

@@ -16,6 +16,7 @@ from torch import Tensor
 from fastrec._torch.internals import graph_task_id
 from fastrec._torch.modes import unseen_by_dynamo
 from fastrec._torch.trees import argument_leaves, leaves
+from fastrec._torch.versions import TORCHS_OWN_OPS, is_called_by_torch
 from fastrec.engines._protocol import Listener, OpRunner
 from fastrec.engines.eager.mode import RUN_AUTOGRAD, OpMode, ThreadState
 from fastrec.engines.eager.modules import TrackedModule
@@ -115,6 +116,8 @@ class OpRunnerMode(OpMode):
         kwargs = kwargs or {}
         if func is self._opening:
             return self._run_opened(func, args, kwargs)
+        if func in TORCHS_OWN_OPS and is_called_by_torch(func):
+            return self.thread.run_unrecorded(func, *args, **kwargs)
         if graph_task_id() != -1:  # autograd is running a part of the forward pass again
             return self.thread.run_unrecorded(func, *args, **kwargs)
         if func in self._no_events:

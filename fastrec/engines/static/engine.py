@@ -35,7 +35,7 @@ from fastrec.engines._protocol import (
     RunT,
     WatchOptions,
 )
-from fastrec.engines.eager.engine import eager_passes, run_unrecorded
+from fastrec.engines.eager.engine import eager_passes
 from fastrec.engines.eager.mode import OpMode
 from fastrec.engines.eager.module_calls import MODULE_CALLS, Call, has_hooks, pass_on
 from fastrec.engines.eager.modules import TrackedModule, may_fuse_now
@@ -141,7 +141,7 @@ class StaticEngine(Generic[RunT]):
 
     def unseen(self, function: Callable[..., ResultT], *args: object) -> ResultT:
         """Run a function in this thread without recording anything that it calls, by other recorders neither."""
-        return run_unrecorded(function, *args)
+        return MODULE_CALLS.run_unrecorded(function, *args)
 
     def run_unrecorded(self, function: Callable[..., ResultT], /, *args: Any, **kwargs: Any) -> ResultT:
         """Run a function without recording anything that it calls."""

@@ -93,7 +93,7 @@ def bits(value: torch.Tensor) -> list[int]:
     return flat.untyped_storage().tolist()
 
 
-@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.filterwarnings("ignore:ComplexHalf", "ignore:BComplex32 support is experimental")
 def test_every_dtype_comes_back_or_is_refused_and_does_no_harm(tmp_path: Path) -> None:
     dtypes = sorted({value for value in vars(torch).values() if isinstance(value, torch.dtype)}, key=str)
     expected, refused = [], set()
