@@ -15,6 +15,9 @@ from fastrec._errors import RecordKeyError, SessionError
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph.conditions import Conditions
 from fastrec.graph.diff import HistoryDiff, check_same_graph, diff_of
+from fastrec.graph.draw.description import Drawing
+from fastrec.graph.draw.options import drawing_options
+from fastrec.graph.drawing import drawing_of
 from fastrec.graph.entries import (
     BufferEntry,
     ModuleEntry,
@@ -428,6 +431,21 @@ class ModelHistory(HistoryFacts):
                 "comes from an input of the model nor leads to an output"
             )
         return self.operation(index)
+
+    def drawing(self, **options: Any) -> Drawing:
+        """The description of a drawing, from which pictures, texts and pages are made.
+
+        >>> import torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> drawing = log_forward_pass(torch.nn.Linear(4, 2), torch.ones(1, 4)).drawing()
+        >>> [node.lines[0] for node in drawing.nodes]
+        ['input_1', 'linear_1_1', 'output_1']
+
+        Arguments:
+            options: those of DrawingOptions: ``vis_mode``, ``vis_nesting_depth``, ``module``, ``fold_repeats`` and
+                so on. Raises OptionError for one that does not exist.
+        """
+        return drawing_of(self, drawing_options(options))
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write the history to an HDF5 file with all tensors that it holds, for ``load_history``.
