@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastrec._errors import FastrecWarning, MissingExtraError, OptionError
 from fastrec._torch.state import random_state_restored, restored, seeded
-from fastrec.dryrun.decisions import Decider, Decision, Outcome
+from fastrec.dryrun.decisions import Decider, Decision, Outcome, Verdict
 from fastrec.dryrun.events import Event, Watch
 from fastrec.dryrun.report import SiteLine, counted, site_lines, summary, summary_rows, timeline, tree
 from fastrec.engines import EagerEngine
@@ -153,6 +153,15 @@ class DryRun:
     def sizes(self) -> tuple[int, ...]:
         """The bytes that are kept of each event, after casting and transforming; gradients come on top."""
         return tuple(outcome.nbytes for outcome in self._outcomes)
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What becomes of each event, in a word.
+
+        ``"kept"``; ``"rejected"``: it could be kept; ``"unreachable"``: it can't be, as these options are: an input or
+        a buffer without ``include_source_events``, or what comes after a halt; ``"failed"``: an error.
+        """
+        return tuple(outcome.verdict for outcome in self._outcomes)
 
     @property
     def kept(self) -> tuple[RecordContext, ...]:

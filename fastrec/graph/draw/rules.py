@@ -10,6 +10,7 @@
 | box with an edge | a module that is shown as one node |
 | dashed | the value does not come from an input |
 | blue arrow | a gradient came back this way |
+| sky blue, white, pale gray, vermilion | in a preview: kept, rejected, unreachable, failing |
 
 After the paper, section "Visualization", with the colours of the reference's version 2.15.
 """
@@ -22,6 +23,7 @@ from typing import Literal
 import msgspec
 
 Shape = Literal["ellipse", "box", "box3d"]
+Verdict = Literal["kept", "rejected", "unreachable", "failed"]
 
 WHITE = "#FFFFFF"
 BLACK = "#000000"
@@ -34,7 +36,9 @@ TESTED = "#F7D460"
 BUFFER, BUFFER_INK = "#F4F4F4", "#888888"
 BACKWARD = "#9197F6"
 
-KEPT, REJECTED, UNREACHABLE, FAILED = "#2CA25F", WHITE, "#DDDDDD", "#D7301F"
+# What a recorder does with a value: sky blue and vermilion of Okabe and Ito's palette for all kinds of sight.
+KEPT, FAILED = "#56B4E9", "#D55E00"
+UNREACHABLE, UNREACHABLE_INK = "#EFEFEF", "#999999"
 
 
 class Style(msgspec.Struct, frozen=True):
@@ -85,3 +89,14 @@ def parameter_fill(trainable: Collection[bool | None]) -> tuple[str, str]:
     if all(trainable):
         return TRAINABLE, ""
     return (FROZEN, "") if not any(trainable) else (TRAINABLE, FROZEN)
+
+
+def marked_style(style: Style, verdict: Verdict) -> Style:
+    """The style of a node in a preview: its shape and dashes stay, its colour is the verdict's."""
+    if verdict == "kept":
+        return Style(style.shape, KEPT, dashed=style.dashed)
+    if verdict == "failed":
+        return Style(style.shape, FAILED, font=WHITE, dashed=style.dashed)
+    if verdict == "rejected":
+        return Style(style.shape, WHITE, dashed=style.dashed)
+    return Style(style.shape, UNREACHABLE, "", UNREACHABLE_INK, UNREACHABLE_INK, style.dashed)
