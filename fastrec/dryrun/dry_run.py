@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from html import escape
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,7 +17,7 @@ from fastrec._errors import FastrecWarning, MissingExtraError, OptionError
 from fastrec._torch.state import random_state_restored, restored, seeded
 from fastrec.dryrun.decisions import Decider, Decision, Outcome, Verdict
 from fastrec.dryrun.events import Event, Watch
-from fastrec.dryrun.report import SiteLine, counted, site_lines, summary, summary_rows, timeline, tree
+from fastrec.dryrun.report import SiteLine, counted, site_lines, summary, summary_rows, timeline, totals, tree
 from fastrec.engines import EagerEngine
 from fastrec.engines._protocol import Region
 from fastrec.events.context import RecordContext
@@ -28,6 +29,9 @@ from fastrec.session.options import options_of
 
 if TYPE_CHECKING:
     import pandas
+
+    from fastrec.graph.draw.description import Drawing
+    from fastrec.graph.draw.picture import Picture
 
 
 def dry_run(
@@ -88,7 +92,7 @@ def dry_run(
     watch = Watch(options, tell)
     engine: Any = options.engine
     if isinstance(engine, str):
-        engine = EagerEngine(ops=True, sources=True, parents=options.track_parents)
+        engine = EagerEngine(ops=True, sources=True, parents=True)
     with restored(roots.values()), random_state_restored(), seeded(options.random_seed), _quiet_about_fusing():
         engine.open(roots, watch)
         try:
@@ -218,6 +222,47 @@ class DryRun:
         is taken to answer in each pass as it did in this one.
         """
         return summary(self._lines, self.halted)
+
+    def drawing(self, **options: Any) -> Drawing:
+        """The description of the picture that ``draw`` makes."""
+        # What draws is loaded when somebody draws.
+        from fastrec.dryrun.drawing import drawing_of
+        from fastrec.graph.draw.options import drawing_options
+
+        return drawing_of(
+            self._title, self._events, self._outcomes, drawing_options(options), totals(self._lines, self.halted)
+        )
+
+    def draw(
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        format: str | None = None,
+        seconds: float = 60.0,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> Picture:
+        """Draw the ops that ran and where their values went, coloured by what becomes of them.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+        >>> picture = fastrec.dry_run(model, torch.zeros(2, 4), keep_op="tanh").draw(format="mermaid")
+        >>> "kept: 64 B per pass" in picture.text
+        True
+
+        Sky blue is kept, white rejected, pale gray unreachable, vermilion failing; see ``verdicts``.
+
+        Arguments:
+            path, format, seconds, overwrite: as for fastrec.graph.show_model_graph.
+            options: ``vis_nesting_depth``, ``fold_repeats``, ``buffers``, ``direction``.
+
+        Values are followed from op to op; what an op writes through a view of a value is not. fastrec.graph.preview
+        draws the same marks on the whole graph of the pass, which follows that, too.
+        """
+        from fastrec.graph.draw.picture import picture_of, target_of
+
+        target = target_of(path, format, overwrite=overwrite)
+        return picture_of(self.drawing(**options), target, seconds=seconds, overwrite=overwrite)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per event, with the fields of its context and what is kept of it; needs ``fastrec[pandas]``."""

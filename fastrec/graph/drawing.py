@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
 
 from fastrec._errors import OptionError, did_you_mean
 from fastrec.graph.draw.description import Drawing
+from fastrec.graph.draw.nest import ModuleRef, Nest, box_name
 from fastrec.graph.draw.options import DrawingOptions
 from fastrec.graph.draw.parts import Box, Node, NodeKind
 from fastrec.graph.draw.rules import module_style, op_style
@@ -25,8 +28,6 @@ from fastrec.graph.show import readable_size
 
 if TYPE_CHECKING:
     from fastrec.graph.history import ModelHistory
-
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def drawing_of(history: ModelHistory, options: DrawingOptions) -> Drawing:
@@ -99,21 +100,22 @@ class _NodeBuilder:
         self._conditions = history.conditions
         self._tested = frozenset(history.conditions.tested)
         self._passes = Counter(call.address for call in history.graph.submodule_calls)
-        self._indices: dict[Hashable, int] = {}
-        self._last_calls: list[ModuleCall] = []  # of each box: its last call tells what comes out
-        self._ids: set[str] = set()
-        self.boxes: list[Box] = []
+        self._nest = Nest()
+        self._last_calls: dict[int, ModuleCall] = {}  # of each box: its last call tells what comes out
         self.roles: dict[Role, dict[int, int]] = {"inside": {}, "from outside": {}, "to outside": {}}
+
+    @property
+    def boxes(self) -> list[Box]:
+        """The boxes around the nodes."""
+        return self._nest.boxes
 
     def nodes(self) -> list[Node]:
         """All nodes, in order; boxes and roles are filled on the way."""
         places = sorted(self._places(), key=lambda place: (place.role == "to outside", place.ops[0].index))
-        for index, place in enumerate(places):
+        for place in places:
+            index = self._nest.add(place.kind, place.box)
             self.roles[place.role].update((op.index, index) for op in place.ops)
-            if place.box >= 0:
-                self.boxes[place.box].nodes.append(index)
-        for box in self.boxes:
-            box.is_single = not box.boxes and [places[index].kind for index in box.nodes] == ["op"]
+        self._nest.finish()
         self._finish_boxes(places)
         return [self._node(place) for place in places]
 
@@ -131,8 +133,8 @@ class _NodeBuilder:
     def _is_shown(self, op: CapturedOp) -> bool:
         if op.index not in self._graph.positions and not self._options.show_orphans:
             return False
-        if op.kind == "buffer" and self._options.buffers != "all":
-            return self._options.buffers != "none" and op.address.rpartition(".")[2] not in STATISTICS
+        if op.kind == "buffer":
+            return self._options.shows_buffer(op.address)
         return self._options.show_checks or op.index not in self._conditions.evaluating
 
     def _groups(self, ops: Iterable[CapturedOp]) -> list[list[CapturedOp]]:
@@ -157,55 +159,47 @@ class _NodeBuilder:
             yield _Place(group, -1, "output", "to outside")
 
     def _box(self, path: Sequence[ModuleCall]) -> int:
-        """The innermost of the boxes for some calls in each other, made where there is none."""
-        parent = -1
-        for call in path:
-            key: Hashable = (parent, call.address) if self._is_rolled else id(call)
-            index = self._indices.get(key)
-            if index is None:
-                index = self._indices[key] = len(self.boxes)
-                passes = self._passes[call.address]
-                name = call.address if self._is_rolled or passes == 1 else call.label
-                number = 0 if self._is_rolled else call.number
-                box = Box(self._unique(f"@{name}"), call.address, call.kind, number, passes, parent, [], [])
-                self.boxes.append(box)
-                self._last_calls.append(call)
-                if parent >= 0:
-                    self.boxes[parent].boxes.append(index)
+        """The innermost of the boxes for some calls in each other."""
+        box = self._nest.box([self._module(call) for call in path])
+        for index, call in zip(self._nest.around(box), reversed(path), strict=True):
             self._last_calls[index] = call
-            parent = index
-        return parent
+        return box
 
-    def _unique(self, name: str) -> str:
-        unique, number = name, 2
-        while unique in self._ids:
-            unique, number = f"{name} #{number}", number + 1
-        self._ids.add(unique)
-        return unique
+    def _module(self, call: ModuleCall) -> ModuleRef:
+        passes = self._passes[call.address]
+        if self._is_rolled:
+            return ModuleRef(call.address, call.address, call.kind, 0, passes)
+        return ModuleRef(id(call), call.address, call.kind, call.number, passes)
 
     def _node(self, place: _Place) -> Node:
         op, graph = place.ops[0], self._graph
         box = self.boxes[place.box] if place.box >= 0 else None
+        is_module = box is not None and box.is_single
         label = self._label(op, place.kind)
-        passes = f" (x{len(place.ops)})" if len(place.ops) > 1 else ""
-        lines = [label + passes, f"{dimensions(op.shape)} ({readable_size(op.nbytes)})"]
-        if op.call.parameters:
-            shapes = ", ".join(dimensions(tuple(parameter.tensor.shape)) for parameter in op.call.parameters)
-            lines.append(f"params: {shapes}")
-        if box is not None and box.is_single:
-            lines.append(f"@{box.address}" if self._is_rolled else _box_name(box))
-        elif op.address and (op.kind == "buffer" or not op.address.startswith("[")):
-            lines.append(f"@{op.address}" if op.kind == "buffer" else op.address.lstrip("."))
         style = op_style(
             place.kind,
             [parameter.tensor.requires_grad for parameter in op.call.parameters],
             is_tested=not self._tested.isdisjoint(op.index for op in place.ops),
-            is_module=box is not None and box.is_single,
+            is_module=is_module,
             from_input=any(graph.from_input[op.index] for op in place.ops),
         )
-        name = f"{label} out" if place.role == "to outside" else label
-        indices = tuple(op.index for op in place.ops)
-        return Node(self._unique(name), place.kind, tuple(lines), style, place.box, indices, _alike(op))
+        name = self._nest.unique(f"{label} out" if place.role == "to outside" else label)
+        lines = tuple(self._lines(place, label, box if is_module else None))
+        return Node(name, place.kind, lines, style, place.box, tuple(op.index for op in place.ops), _alike(op))
+
+    def _lines(self, place: _Place, label: str, module: Box | None) -> Iterator[str]:
+        """The text of a node: label and passes, shape and size, parameters, the address of its module or buffer."""
+        op = place.ops[0]
+        yield f"{label} (x{len(place.ops)})" if len(place.ops) > 1 else label
+        yield f"{dimensions(op.shape)} ({readable_size(op.nbytes)})"
+        if op.call.parameters:
+            yield "params: " + ", ".join(dimensions(tuple(p.tensor.shape)) for p in op.call.parameters)
+        if module is not None:
+            yield f"@{module.address}" if self._is_rolled else box_name(module)
+        elif op.kind == "buffer":
+            yield f"@{op.address}"
+        elif op.address.startswith("."):
+            yield op.address.lstrip(".")  # the name of an input or output
 
     def _label(self, op: CapturedOp, kind: str) -> str:
         if kind == "orphan":
@@ -213,21 +207,18 @@ class _NodeBuilder:
         return self._graph.layer(op.index).label if self._is_rolled else self._graph.label(op.index)
 
     def _finish_boxes(self, places: Sequence[_Place]) -> None:
-        """What stands on each box, from what is in it."""
+        """What stands on each closed box, from what is in it."""
         count, from_input = [0] * len(self.boxes), [False] * len(self.boxes)
-        parameters: list[dict[int, Any]] = [{} for _ in self.boxes]
+        parameters: list[dict[int, Tensor]] = [{} for _ in self.boxes]
         for place in places:
-            index = place.box
             used = {id(parameter.tensor): parameter.tensor for parameter in place.ops[0].call.parameters}
             reached = any(self._graph.from_input[op.index] for op in place.ops)
-            while index >= 0:
+            for index in self._nest.around(place.box):
                 count[index] += len(place.ops) * (place.kind == "op")
                 from_input[index] = from_input[index] or reached
                 parameters[index].update(used)
-                index = self.boxes[index].parent
         for index, box in enumerate(self.boxes):
-            box.title = (_box_name(box), box.module_type)
-            size = f"{counted(count[index], 'operation')}"
+            size = counted(count[index], "operation")
             numbers = sum(tensor.numel() for tensor in parameters[index].values())
             if numbers:
                 size += f", {counted(numbers, 'parameter')}"
@@ -241,12 +232,6 @@ class _NodeBuilder:
             op = self._graph.ops[call.exited[0]]
             more = f" and {len(call.exited) - 1} more" if len(call.exited) > 1 else ""
             yield f"{dimensions(op.shape)} ({readable_size(op.nbytes)}){more}"
-
-
-def _box_name(box: Box) -> str:
-    if box.passes == 1:
-        return f"@{box.address}"
-    return f"@{box.address}:{box.number}" if box.number else f"@{box.address} (x{box.passes})"
 
 
 def _common(paths: Sequence[Sequence[ModuleCall]]) -> Sequence[ModuleCall]:
