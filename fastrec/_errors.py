@@ -92,6 +92,10 @@ class FastrecWarning(UserWarning):
     """Something that is not an error, but that changes what a recording holds."""
 
 
+class FusedKernelWarning(FastrecWarning):
+    """A module runs without its fused kernel while it is recorded, so that its output may differ in the last bits."""
+
+
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 4) -> str:
     """Say which known names are close to a wrong one, or which there are.
 

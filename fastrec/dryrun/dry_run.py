@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from html import escape
 from os import PathLike
@@ -13,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from torch import Tensor, nn
 
-from fastrec._errors import FastrecWarning, MissingExtraError, OptionError
+from fastrec._errors import MissingExtraError
 from fastrec._torch.state import random_state_restored, restored, seeded
 from fastrec.dryrun.decisions import Decider, Decision, Outcome, Verdict
 from fastrec.dryrun.events import Event, Watch
 from fastrec.dryrun.report import SiteLine, counted, site_lines, summary, summary_rows, timeline, totals, tree
 from fastrec.engines import EagerEngine
-from fastrec.engines._protocol import Region
 from fastrec.events.context import RecordContext
 from fastrec.recording._arrays import OF_META_AND_SITE
 from fastrec.recording._records import format_bytes
 from fastrec.session.failures import PredicateFailure
-from fastrec.session.inputs import NOT_GIVEN, args_of, check_inputs, roots_of
+from fastrec.session.inputs import NOT_GIVEN, ModelRun, roots_of
 from fastrec.session.options import options_of
 
 if TYPE_CHECKING:
@@ -73,14 +70,9 @@ def dry_run(
     and random states are what they were; parameters and other attributes are as the call leaves them. What a
     predicate raises is shown at its event.
     """
-    check_inputs(input_args, call)
-    options = options_of(recorder_options)
     roots = roots_of(model)
-    if call is None and len(roots) > 1:
-        raise OptionError(
-            f"there are several roots ({', '.join(map(repr, roots))}), and inputs are for one; "
-            "run them with call=lambda: ..."
-        )
+    run = ModelRun.of(roots, input_args, input_kwargs, call)
+    options = options_of(recorder_options)
     decider = Decider(options)
     events: list[Event] = []
     outcomes: list[Outcome] = []
@@ -93,34 +85,13 @@ def dry_run(
     engine: Any = options.engine
     if isinstance(engine, str):
         engine = EagerEngine(ops=True, sources=True, parents=True)
-    with restored(roots.values()), random_state_restored(), seeded(options.random_seed), _quiet_about_fusing():
+    with restored(roots.values()), random_state_restored(), seeded(options.random_seed):
         engine.open(roots, watch)
         try:
-            if call is None:
-                next(iter(roots.values()))(*args_of(input_args), **(input_kwargs or {}))
-            else:
-                _run_region(engine, call)
+            run(engine)
         finally:
             engine.close()
     return DryRun(", ".join(type(root).__name__ for root in roots.values()), events, outcomes, decider)
-
-
-@contextmanager
-def _quiet_about_fusing() -> Iterator[None]:
-    # Fused modules are opened so that their inside is seen; the output is dropped, so its last bits don't matter.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*without its fused kernel", FastrecWarning)
-        yield
-
-
-def _run_region(engine: Region, call: Callable[[], Any]) -> None:
-    token = engine.enter_region("call")
-    try:
-        call()
-    except BaseException as error:
-        engine.leave_region(token, error)
-        raise
-    engine.leave_region(token, None)
 
 
 class DryRun:
