@@ -106,7 +106,7 @@ class _Builder:
                 kind: NodeKind = event.site.kind if event.site.kind in ("input", "buffer") else "op"
                 self._node_of[number] = len(self._node_of)
                 yield _Place(event, kind, event.links.sources, self._box(event))
-            if event.site.kind == "module_exit" and not _depths(event)[:-1]:
+            if event.site.kind == "module_exit" and len(event.site.frames) == 1:
                 self._node_of[~number] = len(self._node_of)
                 yield _Place(event, "output", (event.links.origin,), -1)
 

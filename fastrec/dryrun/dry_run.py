@@ -130,6 +130,16 @@ class DryRun:
         return tuple(outcome.nbytes for outcome in self._outcomes)
 
     @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """What becomes of each event: its decision, the bytes that are kept, its verdict."""
+        return tuple(self._outcomes)
+
+    @property
+    def totals(self) -> list[str]:
+        """What is kept of the whole pass, in a few lines."""
+        return totals(self._lines, self.halted)
+
+    @property
     def verdicts(self) -> tuple[Verdict, ...]:
         """What becomes of each event, in a word.
 
@@ -200,9 +210,7 @@ class DryRun:
         from fastrec.dryrun.drawing import drawing_of
         from fastrec.graph.draw.options import drawing_options
 
-        return drawing_of(
-            self._title, self._events, self._outcomes, drawing_options(options), totals(self._lines, self.halted)
-        )
+        return drawing_of(self._title, self._events, self._outcomes, drawing_options(options), self.totals)
 
     def draw(
         self,

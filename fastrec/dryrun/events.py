@@ -121,7 +121,8 @@ class Watch:
     def _meet(self, place: Position, site: Site, run: DryPass, value: Tensor) -> None:
         with no_function_modes():
             now = perf_counter()
-            parents = run.parents if self._tracks_parents else None
+            # Of inputs and buffers it is always known that they come from no event.
+            parents = run.parents if self._tracks_parents or site.kind in SOURCES else None
             if self._history is not None and parents:
                 parents = self._history.less_sources(parents)
             # A nested tensor has no shape of its own.

@@ -1,6 +1,6 @@
-"""From a history to the description of its drawing.
+"""From the graph of a pass to the description of its drawing.
 
-    drawing = drawing_of(history, DrawingOptions(vis_mode="rolled"))
+    drawing = drawing_of(graph, ModelFacts("Net", parameters, ["", "block"]), DrawingOptions(vis_mode="rolled"))
 
 What is drawn is read off the graph of the pass once: operations (or layers, where it is rolled) become nodes, calls of
 modules (or modules) boxes, parents edges. How that looks is said in draw/rules.py, what is seen of it in draw/view.py.
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import msgspec
 from torch import Tensor
 
 from fastrec._errors import OptionError, did_you_mean
@@ -23,35 +24,44 @@ from fastrec.graph.draw.rules import module_style, op_style
 from fastrec.graph.draw.text import counted, dimensions
 from fastrec.graph.drawing_edges import EdgeBuilder, Role
 from fastrec.graph.drawing_facts import FactMaker
-from fastrec.graph.raw import CapturedOp, ModuleCall
+from fastrec.graph.raw import CapturedOp, ModuleCall, Parameter
 from fastrec.graph.show import readable_size
-
-if TYPE_CHECKING:
-    from fastrec.graph.history import ModelHistory
+from fastrec.graph.structure import Graph
 
 
-def drawing_of(history: ModelHistory, options: DrawingOptions) -> Drawing:
-    """The description of a history's drawing."""
-    scope = _Scope(history, options.module)
-    builder = _NodeBuilder(history, options, scope)
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What a drawing tells of the model beside the graph: its name, its parameters, the addresses of its modules."""
+
+    name: str
+    parameters: Sequence[Parameter]
+    addresses: Sequence[str]
+
+
+def drawing_of(graph: Graph, model: ModelFacts, options: DrawingOptions) -> Drawing:
+    """The description of a pass's drawing."""
+    scope = _Scope(graph, model, options.module)
+    builder = _NodeBuilder(graph, options, scope)
     nodes = builder.nodes()
-    edges = EdgeBuilder(history, builder.roles, rolled=options.vis_mode == "rolled").edges(
-        backward=options.show_backward
-    )
-    title = history.model_name
+    edges = EdgeBuilder(graph, builder.roles, rolled=options.vis_mode == "rolled").edges(backward=options.show_backward)
+    title = model.name
     if scope.call is not None:
         title += f", {options.module}: {scope.call.kind}"
-    caption = (title, *_caption(history, scope))
-    return Drawing(title, caption, nodes, builder.boxes, edges, options, FactMaker(history, nodes))
+    parameters = model.parameters if scope.call is None else _parameters_in(graph, scope)
+    caption = (title, *_caption(graph, scope, parameters))
+    return Drawing(
+        title, caption, nodes, builder.boxes, edges, options, FactMaker(graph, model.name, parameters, nodes)
+    )
 
 
 class _Scope:
     """What of a pass is drawn: all of it, or what ran in one module."""
 
-    def __init__(self, history: ModelHistory, module: str | None) -> None:
-        calls = [call for call in history.graph.submodule_calls if module in (call.address, call.label)]
+    def __init__(self, graph: Graph, model: ModelFacts, module: str | None) -> None:
+        calls = [call for call in graph.submodule_calls if module in (call.address, call.label)]
         if module is not None and not calls:
-            raise OptionError(_no_such_module(module, history))
+            problem = "did not run in this pass" if module in model.addresses else "is no submodule of the model"
+            near = did_you_mean(module, dict.fromkeys(call.address for call in graph.submodule_calls))
+            raise OptionError(f"module={module!r} {problem}; {near}")
         self._calls = {id(call) for call in calls}
         self.call = calls[0] if calls else None
         self.outputs = [op for call in calls for op in call.exited]
@@ -59,25 +69,11 @@ class _Scope:
     def path(self, op: CapturedOp) -> list[ModuleCall] | None:
         """The calls of modules around an operation, outermost first; None where it is not drawn."""
         path: list[ModuleCall] = []
-        call = op.module
-        while call is not None:
+        for call in op.modules_around:
             if id(call) in self._calls:
                 return path[::-1]
-            if call.address:
-                path.append(call)
-            call = call.parent
+            path.append(call)
         return None if self._calls else path[::-1]
-
-
-def _no_such_module(module: str, history: ModelHistory) -> str:
-    ran = history.module_addresses
-    registered = {
-        f"{name}.{address}" if name and address else name or address
-        for name, root in history.roots.items()
-        for address, _ in root.named_modules()
-    }
-    problem = "did not run in this pass" if module in registered else "is no submodule of the model"
-    return f"module={module!r} {problem}; {did_you_mean(module, ran)}"
 
 
 class _Place(NamedTuple):
@@ -92,14 +88,13 @@ class _Place(NamedTuple):
 class _NodeBuilder:
     """Makes nodes and boxes; ``roles`` then tells which node stands for an operation, inside and at the ends."""
 
-    def __init__(self, history: ModelHistory, options: DrawingOptions, scope: _Scope) -> None:
-        self._graph = history.graph
+    def __init__(self, graph: Graph, options: DrawingOptions, scope: _Scope) -> None:
+        self._graph = graph
         self._options = options
         self._scope = scope
         self._is_rolled = options.vis_mode == "rolled"
-        self._conditions = history.conditions
-        self._tested = frozenset(history.conditions.tested)
-        self._passes = Counter(call.address for call in history.graph.submodule_calls)
+        self._tested = frozenset(graph.conditions.tested)
+        self._passes = Counter(call.address for call in graph.submodule_calls)
         self._nest = Nest()
         self._last_calls: dict[int, ModuleCall] = {}  # of each box: its last call tells what comes out
         self.roles: dict[Role, dict[int, int]] = {"inside": {}, "from outside": {}, "to outside": {}}
@@ -135,7 +130,7 @@ class _NodeBuilder:
             return False
         if op.kind == "buffer":
             return self._options.shows_buffer(op.address)
-        return self._options.show_checks or op.index not in self._conditions.evaluating
+        return self._options.show_checks or op.index not in self._graph.conditions.evaluating
 
     def _groups(self, ops: Iterable[CapturedOp]) -> list[list[CapturedOp]]:
         """Operations by the node that stands for them: each alone, or rolled by layer."""
@@ -251,18 +246,18 @@ def _alike(op: CapturedOp) -> Hashable:
     return op.kind, op.call.layer_type, op.path, op.shape, str(op.dtype), parameters
 
 
-def _caption(history: ModelHistory, scope: _Scope) -> Iterator[str]:
-    """The size of the model, or of the module that is drawn: tensors, and parameters."""
-    ops, indices = history.graph.ops, history.graph.order
-    if scope.call is None:
-        entries = [(p.num_params, p.fsize, p.requires_grad) for p in history.parameters.values()]
-    else:
-        indices = [i for i in indices if scope.path(ops[i]) is not None]
-        tensors = {id(p.tensor): p.tensor for i in indices for p in ops[i].call.parameters}.values()
-        entries = [(t.numel(), t.numel() * t.element_size(), t.requires_grad) for t in tensors]
-    yield f"{counted(len(indices), 'tensor')} ({readable_size(sum(ops[i].nbytes for i in indices))})"
-    for name, wanted in (("trainable", True), ("frozen", False)):
-        chosen = [(number, size) for number, size, requires_grad in entries if requires_grad is wanted]
-        if chosen or wanted:
-            numbers, sizes = sum(n for n, _ in chosen), sum(s for _, s in chosen)
-            yield f"{counted(numbers, f'{name} parameter')} ({readable_size(sizes)})"
+def _parameters_in(graph: Graph, scope: _Scope) -> list[Parameter]:
+    """The parameters that operations in a module use."""
+    inside = [graph.ops[index] for index in graph.order if scope.path(graph.ops[index]) is not None]
+    return list({id(p.tensor): p for op in inside for p in op.call.parameters}.values())
+
+
+def _caption(graph: Graph, scope: _Scope, parameters: Sequence[Parameter]) -> Iterator[str]:
+    """The size of what is drawn: tensors, and parameters."""
+    sizes = [graph.ops[index].nbytes for index in graph.order if scope.path(graph.ops[index]) is not None]
+    yield f"{counted(len(sizes), 'tensor')} ({readable_size(sum(sizes))})"
+    for name, is_trainable in (("trainable", True), ("frozen", False)):
+        chosen = [p for p in parameters if p.tensor.requires_grad is is_trainable]
+        if chosen or is_trainable:
+            number = counted(sum(p.tensor.numel() for p in chosen), f"{name} parameter")
+            yield f"{number} ({readable_size(sum(p.nbytes for p in chosen))})"

@@ -1,18 +1,16 @@
-"""The edges of a history's drawing, and what is written at their ends."""
+"""The edges of a pass's drawing, and what is written at their ends."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from fastrec.graph.draw.parts import Edge
 from fastrec.graph.draw.text import ranges
 from fastrec.graph.raw import CapturedCall, CapturedOp, Overwritten, Ref
-
-if TYPE_CHECKING:
-    from fastrec.graph.history import ModelHistory
+from fastrec.graph.structure import Graph
 
 Role = Literal["inside", "from outside", "to outside"]
 """How a node stands for an operation: as itself, or, of a module that is drawn alone, as an end."""
@@ -35,9 +33,9 @@ class _Passes(msgspec.Struct):
 class EdgeBuilder:
     """Makes edges; ``roles`` tells which node stands for an operation."""
 
-    def __init__(self, history: ModelHistory, roles: Mapping[Role, Mapping[int, int]], *, rolled: bool) -> None:
-        self._graph = history.graph
-        self._starts = history.conditions.starts
+    def __init__(self, graph: Graph, roles: Mapping[Role, Mapping[int, int]], *, rolled: bool) -> None:
+        self._graph = graph
+        self._starts = graph.conditions.starts
         self._inside = roles["inside"]
         self._from_outside = roles["from outside"]
         self._to_outside = roles["to outside"]

@@ -17,7 +17,8 @@ from fastrec.graph.conditions import Conditions
 from fastrec.graph.diff import HistoryDiff, check_same_graph, diff_of
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.options import drawing_options
-from fastrec.graph.drawing import drawing_of
+from fastrec.graph.draw.picture import SECONDS, Picture, picture_of, target_of
+from fastrec.graph.drawing import ModelFacts, drawing_of
 from fastrec.graph.entries import (
     BufferEntry,
     ModuleEntry,
@@ -507,7 +508,36 @@ class ModelHistory:
             options: those of DrawingOptions: ``vis_mode``, ``vis_nesting_depth``, ``module``, ``fold_repeats`` and
                 so on. Raises OptionError for one that does not exist.
         """
-        return drawing_of(self, drawing_options(options))
+        addresses = [
+            f"{name}.{address}" if name and address else name or address
+            for name, root in self.roots.items()
+            for address, _ in root.named_modules()
+        ]
+        return drawing_of(
+            self.graph, ModelFacts(self.model_name, self._parameters, addresses), drawing_options(options)
+        )
+
+    def draw(
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        format: str | None = None,
+        seconds: float = SECONDS,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> Picture:
+        """Draw the graph.
+
+        >>> import torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> history = log_forward_pass(torch.nn.Linear(4, 2), torch.ones(1, 4))
+        >>> '"linear_1_1" -> "output_1"' in history.draw(format="dot").text
+        True
+
+        Arguments are those of show_model_graph. Returns a Picture, which notebooks show.
+        """
+        target = target_of(path, format, overwrite=overwrite)
+        return picture_of(self.drawing(**options), target, seconds=seconds, overwrite=overwrite)
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write the history to an HDF5 file with all tensors that it holds, for ``load_history``.

@@ -22,9 +22,9 @@ from fastrec._torch.state import random_state_restored, restored
 from fastrec.dryrun.decisions import Verdict
 from fastrec.dryrun.drawing import event_mark, mark_of
 from fastrec.dryrun.dry_run import DryRun, dry_run
+from fastrec.events.context import RecordContext
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.marks import marked
-from fastrec.graph.draw.options import drawing_options
 from fastrec.graph.draw.parts import Mark
 from fastrec.graph.draw.picture import SECONDS, Picture, picture_of, target_of
 from fastrec.graph.history import ModelHistory
@@ -118,27 +118,20 @@ class Preview:
 
     def drawing(self, **options: Any) -> Drawing:
         """The description of the picture that ``draw`` makes; ``options`` are those of DrawingOptions."""
-        checked = drawing_options(options)
-        kept_orphan = any(
-            verdict in ("kept", "failed") and index is not None and index not in self.history.graph.positions
-            for index, verdict in zip(self._operations, self.dry.verdicts, strict=True)
-        )
-        if kept_orphan:
+        events = list(zip(self.dry.contexts, self.dry.outcomes, map(self._operation, self.dry.contexts), strict=True))
+        positions = self.history.graph.positions
+        if any(outcome.nbytes and op is not None and op not in positions for _, outcome, op in events):
             options = {**options, "show_orphans": True}  # nothing that is kept may be missing
         drawing = self.history.drawing(**options)
-        marks = _Marks(drawing, checked.module)
-        for (ctx, outcome), index in zip(self.dry.outcomes, self._operations, strict=True):
-            marks.add(ctx, event_mark(outcome), index)
-        return marked(drawing, marks.nodes(), marks.boxes(), self.dry.totals)
+        marks = _Marks(drawing, self.history)
+        for ctx, outcome, operation in events:
+            marks.add(ctx, event_mark(outcome), operation)
+        return marked(drawing, *marks.by_index(), self.dry.totals)
 
-    @property
-    def _operations(self) -> list[int | None]:
-        """The operation that each event is about; None for an event without one, as of a parameter."""
-        return [self._operation(ctx) for ctx in self.dry.contexts]
-
-    def _operation(self, ctx: Any) -> int | None:
+    def _operation(self, ctx: RecordContext) -> int | None:
+        """The operation whose value an event is about; None where there is none, as for a parameter."""
         try:
-            return self.history.graph_index(ctx)
+            return self.history.graph.records.index_of(ctx)
         except RecordKeyError:
             return None
 
@@ -172,13 +165,53 @@ class Preview:
 
 
 class _Marks:
-    """The marks of a drawing, collected from events."""
+    """The marks of a drawing, collected from events.
 
-    def __init__(self, drawing: Drawing, module: str | None) -> None:
+    What is kept of a module's inputs and outputs is marked on its box. Where it has none, because nothing runs inside,
+    or because one operation is all that it does, the operation whose value it is carries the mark.
+    """
+
+    def __init__(self, drawing: Drawing, history: ModelHistory) -> None:
         self._drawing = drawing
-        self._module = module
         self._nodes: dict[int, list[Mark]] = defaultdict(list)
         self._boxes: dict[int, list[Mark]] = defaultdict(list)
-        self._node_of = {op: i for i, node in enumerate(drawing.nodes) if _is_itself(node) for op in node.ops}
-        self._outputs = {}
-        self._box_of = {}
+        self._node_of: dict[int, int] = {}
+        self._output_of: dict[int, int] = {}  # by the operation that it shows
+        ops = history.graph.ops
+        for index, node in enumerate(drawing.nodes):
+            for op in node.ops:
+                if node.kind != "output":
+                    self._node_of[op] = index
+                else:
+                    self._output_of[ops[op].parents[0] if ops[op].kind == "output" else op] = index
+        self._box_of = {(box.address, box.number): index for index, box in enumerate(drawing.boxes)}
+
+    def add(self, ctx: RecordContext, mark: Mark, operation: int | None) -> None:
+        """Add the mark of an event that is about an operation's value."""
+        box = self._box(ctx)
+        if box is not None and not self._drawing.boxes[box].is_single:
+            self._boxes[box].append(mark)
+            return
+        if box is not None:
+            node: int | None = self._drawing.boxes[box].nodes[0]
+        elif ctx.kind == "module_exit" and operation in self._output_of and self._leaves_drawing(ctx):
+            node = self._output_of[operation]
+        else:
+            node = None if operation is None else self._node_of.get(operation)
+        if node is not None:
+            self._nodes[node].append(mark)
+
+    def _box(self, ctx: RecordContext) -> int | None:
+        if ctx.kind not in ("module_enter", "module_exit"):
+            return None
+        box = self._box_of.get((ctx.module_address, ctx.module_pass_index))
+        return self._box_of.get((ctx.module_address, 0)) if box is None else box
+
+    def _leaves_drawing(self, ctx: RecordContext) -> bool:
+        """Whether what comes out of a module is an output of what is drawn."""
+        module = self._drawing.options.module
+        return ctx.module_address == (module or "").partition(":")[0]
+
+    def by_index(self) -> tuple[dict[int, Mark], dict[int, Mark]]:
+        """The marks of nodes and of boxes."""
+        return {i: mark_of(m) for i, m in self._nodes.items()}, {i: mark_of(m) for i, m in self._boxes.items()}
