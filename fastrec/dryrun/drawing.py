@@ -134,7 +134,7 @@ class _Builder:
             lines.append(box_name(box))
         elif place.kind == "buffer":
             lines.append(f"@{event.site.name.removesuffix(':buffer')}")
-        style = op_style(place.kind, (), is_tested=False, is_module=is_module, from_input=from_input)
+        style = op_style(place.kind, shape="box" if is_module else "ellipse", from_input=from_input)
         alike = place.kind, event.site.layer_type, event.site.output_address, meta.shape, meta.dtype
         return Node(self._nest.unique(label), place.kind, tuple(lines), style, place.box, (), alike)
 

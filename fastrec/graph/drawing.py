@@ -24,7 +24,7 @@ from fastrec.graph.draw.rules import module_style, op_style
 from fastrec.graph.draw.text import counted, dimensions
 from fastrec.graph.drawing_edges import EdgeBuilder, Role
 from fastrec.graph.drawing_facts import FactMaker
-from fastrec.graph.raw import CapturedOp, ModuleCall, Parameter
+from fastrec.graph.raw import CapturedOp, Failure, ModuleCall, Parameter
 from fastrec.graph.show import readable_size
 from fastrec.graph.structure import Graph
 
@@ -42,7 +42,10 @@ def drawing_of(graph: Graph, model: ModelFacts, options: DrawingOptions) -> Draw
     scope = _Scope(graph, model, options.module)
     builder = _NodeBuilder(graph, options, scope)
     nodes = builder.nodes()
-    edges = EdgeBuilder(graph, builder.roles, rolled=options.vis_mode == "rolled").edges(backward=options.show_backward)
+    edge_builder = EdgeBuilder(graph, builder.roles, rolled=options.vis_mode == "rolled")
+    edges = edge_builder.value_edges() + edge_builder.failure_edges(builder.failed)
+    if options.show_backward:
+        edges += edge_builder.backward_edges()
     title = model.name
     if scope.call is not None:
         title += f", {options.module}: {scope.call.kind}"
@@ -66,13 +69,16 @@ class _Scope:
         self.call = calls[0] if calls else None
         self.outputs = [op for call in calls for op in call.exited]
 
-    def path(self, op: CapturedOp) -> list[ModuleCall] | None:
-        """The calls of modules around an operation, outermost first; None where it is not drawn."""
+    def path(self, innermost: ModuleCall | None) -> list[ModuleCall] | None:
+        """The calls of modules around what ran in one, outermost first; None where that is not drawn."""
         path: list[ModuleCall] = []
-        for call in op.modules_around:
+        call = innermost
+        while call is not None:
             if id(call) in self._calls:
                 return path[::-1]
-            path.append(call)
+            if call.address:
+                path.append(call)
+            call = call.parent
         return None if self._calls else path[::-1]
 
 
@@ -97,6 +103,7 @@ class _NodeBuilder:
         self._passes = Counter(call.address for call in graph.submodule_calls)
         self._nest = Nest()
         self._last_calls: dict[int, ModuleCall] = {}  # of each box: its last call tells what comes out
+        self.failed: int | None = None  # the node of what ended the pass
         self.roles: dict[Role, dict[int, int]] = {"inside": {}, "from outside": {}, "to outside": {}}
 
     @property
@@ -110,14 +117,33 @@ class _NodeBuilder:
         for place in places:
             index = self._nest.add(place.kind, place.box)
             self.roles[place.role].update((op.index, index) for op in place.ops)
+        failure = self._graph.capture.failure
+        path = None if failure is None else self._scope.path(failure.module)
+        box = -1 if path is None else self._box(path)
+        if path is not None:
+            self.failed = self._nest.add("failed", box)
         self._nest.finish()
         self._finish_boxes(places)
-        return [self._node(place) for place in places]
+        nodes = [self._node(place) for place in places]
+        if failure is not None and path is not None:
+            nodes.append(self._failed_node(failure, box))
+        return nodes
+
+    def _failed_node(self, failure: Failure, box: int) -> Node:
+        """The node of what ended the pass; modules around it that are closed show it, too."""
+        for index in self._nest.around(box):
+            self.boxes[index].lines += (f"raised {failure.error}",)
+            self.boxes[index].style = op_style("failed", (), shape="box3d")
+        module = self.boxes[box] if box >= 0 and self.boxes[box].is_single else None
+        name = failure.call.label if failure.call is not None else "raise"
+        address = () if module is None else (box_name(module),)
+        style = op_style("failed", (), shape="ellipse" if module is None else "box")
+        return Node(self._nest.unique(f"{name} failed"), "failed", (name, failure.error, *address), style, box)
 
     def _places(self) -> Iterator[_Place]:
         inside: set[int] = set()
         for group in self._groups([op for op in self._graph.ops if self._is_shown(op)]):
-            paths = [path for op in group if (path := self._scope.path(op)) is not None]
+            paths = [path for op in group if (path := self._scope.path(op.module)) is not None]
             if paths:
                 inside.update(op.index for op in group)
                 is_orphan = group[0].index not in self._graph.positions
@@ -175,7 +201,7 @@ class _NodeBuilder:
             place.kind,
             [parameter.tensor.requires_grad for parameter in op.call.parameters],
             is_tested=not self._tested.isdisjoint(op.index for op in place.ops),
-            is_module=is_module,
+            shape="box" if is_module else "ellipse",
             from_input=any(graph.from_input[op.index] for op in place.ops),
         )
         name = self._nest.unique(f"{label} out" if place.role == "to outside" else label)
@@ -248,13 +274,13 @@ def _alike(op: CapturedOp) -> Hashable:
 
 def _parameters_in(graph: Graph, scope: _Scope) -> list[Parameter]:
     """The parameters that operations in a module use."""
-    inside = [graph.ops[index] for index in graph.order if scope.path(graph.ops[index]) is not None]
+    inside = [graph.ops[index] for index in graph.order if scope.path(graph.ops[index].module) is not None]
     return list({id(p.tensor): p for op in inside for p in op.call.parameters}.values())
 
 
 def _caption(graph: Graph, scope: _Scope, parameters: Sequence[Parameter]) -> Iterator[str]:
     """The size of what is drawn: tensors, and parameters."""
-    sizes = [graph.ops[index].nbytes for index in graph.order if scope.path(graph.ops[index]) is not None]
+    sizes = [graph.ops[index].nbytes for index in graph.order if scope.path(graph.ops[index].module) is not None]
     yield f"{counted(len(sizes), 'tensor')} ({readable_size(sum(sizes))})"
     for name, is_trainable in (("trainable", True), ("frozen", False)):
         chosen = [p for p in parameters if p.tensor.requires_grad is is_trainable]

@@ -39,6 +39,8 @@ class FactMaker:
 
     def _row(self, node: Node) -> dict[str, Any]:
         graph = self._graph
+        if not node.ops:
+            return self._failed_row(node)
         op = graph.ops[node.ops[0]]
         call, is_orphan = op.call, op.index not in graph.positions
         calls = {id(graph.ops[index].call): graph.ops[index].call for index in node.ops}.values()
@@ -57,6 +59,15 @@ class FactMaker:
             "args": arguments_text(call),
             "line": source_line(call.stack),
         }
+
+    def _failed_row(self, node: Node) -> dict[str, Any]:
+        """The facts of what ended the pass, which has no value."""
+        failure = self._graph.capture.failure
+        call = failure.call if failure is not None and failure.call is not None else CapturedCall(None, "", "", "", "")
+        texts = dict.fromkeys(("shape", "dtype", "params", "line"), "")
+        names = {"label": node.lines[0], "layer": node.lines[0], "site": call.site}
+        function = {"type": call.layer_type, "fn": call.func_name, "args": arguments_text(call)}
+        return {**texts, **names, **function, "pass": 0, "bytes": 0, "us": 0.0}
 
     def about(self) -> Mapping[str, Any]:
         """The pass and the model."""

@@ -12,6 +12,7 @@ from torch import nn
 from fastrec._torch.state import random_state_restored, restored
 from fastrec.graph.draw.options import drawing_options
 from fastrec.graph.draw.picture import SECONDS, Picture, picture_of, target_of
+from fastrec.graph.history import ModelHistory
 from fastrec.graph.log import get_model_metadata
 from fastrec.session.inputs import NOT_GIVEN, roots_of
 
@@ -52,10 +53,20 @@ def show_model_graph(  # noqa: PLR0913
             ``show_orphans``, ``show_backward``, ``direction``; see DrawingOptions.
 
     Returns a Picture, which notebooks show. The visual code is that of the paper (Taylor and Kriegeskorte, 2023,
-    doi:10.1038/s41598-023-40807-0). Of a model that raises, the exception passes through; draw ``error.history``
-    to see how far it came.
+    doi:10.1038/s41598-023-40807-0). Of a model that raises, what ran is drawn, with the operation that failed in
+    red; the exception passes through, and its ``picture`` is that drawing.
     """
     target, checked = target_of(path, format, overwrite=overwrite), drawing_options(options)
-    with restored(roots_of(model).values()), random_state_restored():
-        history = get_model_metadata(model, input_args, input_kwargs, call=call, random_seed=random_seed)
-    return picture_of(history.drawing(**msgspec.structs.asdict(checked)), target, seconds=seconds, overwrite=overwrite)
+
+    def drawn(history: ModelHistory) -> Picture:
+        drawing = history.drawing(**msgspec.structs.asdict(checked))
+        return picture_of(drawing, target, seconds=seconds, overwrite=overwrite)
+
+    try:
+        with restored(roots_of(model).values()), random_state_restored():
+            history = get_model_metadata(model, input_args, input_kwargs, call=call, random_seed=random_seed)
+    except Exception as error:
+        if "history" in vars(error):  # the model raised, and not the check of what was given
+            vars(error)["picture"] = drawn(vars(error)["history"])
+        raise
+    return drawn(history)

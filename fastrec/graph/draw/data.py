@@ -15,7 +15,7 @@
 | id | unique, as in all pictures (a string's index) |
 | lines | the text on the node: indices of strings |
 | look | index of its style |
-| kind | 0 op, 1 input, 2 output, 3 buffer, 4 orphan |
+| kind | 0 op, 1 input, 2 output, 3 buffer, 4 orphan, 5 failed |
 | module | the innermost module, -1 for none; where that is single, this node stands for it |
 | label, layer, type, fn, site, shape, dtype, params, args, line | strings: ``layer`` is the label less the pass |
 | pass, bytes, us | numbers: the pass of its layer, the size of its value, the microseconds that its call took |
@@ -58,7 +58,7 @@ from fastrec.graph.draw.rules import Style
 from fastrec.graph.draw.view import box_lines, box_title, fold_lines, fold_style, fold_title
 
 VERSION = 1
-KINDS = ("op", "input", "output", "buffer", "orphan")
+KINDS = ("op", "input", "output", "buffer", "orphan", "failed")
 VERDICTS = ("", "kept", "rejected", "unreachable", "failed")
 TEXTS = ("label", "layer", "type", "fn", "site", "shape", "dtype", "params", "args", "line")
 NUMBERS = ("pass", "bytes", "us")

@@ -62,7 +62,7 @@ class Nest:
     def finish(self) -> None:
         """All nodes were added: find the boxes that hold one operation and nothing else, and name all."""
         for box in self.boxes:
-            box.is_single = not box.boxes and [self._kinds[node] for node in box.nodes] == ["op"]
+            box.is_single = not box.boxes and [self._kinds[node] for node in box.nodes] in (["op"], ["failed"])
             box.title = (box_name(box), box.module_type)
 
     def unique(self, name: str) -> str:

@@ -15,7 +15,7 @@ from fastrec.graph.draw.rules import Style, Verdict
 from fastrec.graph.draw.text import counted
 from fastrec.recording._records import format_bytes
 
-NodeKind = Literal["op", "input", "output", "buffer", "orphan"]
+NodeKind = Literal["op", "input", "output", "buffer", "orphan", "failed"]
 EdgeKind = Literal["value", "backward"]
 
 

@@ -9,6 +9,7 @@
 | ellipse, rectangle | an operation of its own, the only operation of a module |
 | box with an edge | a module that is shown as one node |
 | dashed | the value does not come from an input |
+| vermilion | the operation that raised, and ended the pass |
 | blue arrow | a gradient came back this way |
 | sky blue, white, pale gray, vermilion | in a preview: kept, rejected, unreachable, failing |
 
@@ -53,18 +54,24 @@ class Style(msgspec.Struct, frozen=True):
 
 
 def op_style(
-    kind: str, trainable: Collection[bool | None], *, is_tested: bool, is_module: bool, from_input: bool
+    kind: str,
+    trainable: Collection[bool | None] = (),
+    *,
+    shape: Shape = "ellipse",
+    is_tested: bool = False,
+    from_input: bool = True,
 ) -> Style:
     """The style of an operation.
 
     Arguments:
-        kind: ``"input"``, ``"output"``, ``"buffer"`` or ``"op"``.
+        kind: that of the node.
         trainable: of each of its parameters, whether it is; None where that is not known.
+        shape: ``"box"`` of one that is all that its module does.
         is_tested: Python tested its value.
-        is_module: it is all that its module does.
         from_input: an input is among its ancestors, or it is one.
     """
-    shape: Shape = "box" if is_module else "ellipse"
+    if kind == "failed":
+        return Style(shape, FAILED, font=WHITE)
     dashed = not from_input
     if kind == "buffer":
         return Style(shape, BUFFER, "", BUFFER_INK, BUFFER_INK, dashed)
