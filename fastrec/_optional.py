@@ -31,3 +31,13 @@ def _imported(package: str, extra: str) -> Any:
         raise MissingExtraError(
             f"{package.partition('.')[0]} is needed here and not installed; pip install 'fastrec[{extra}]'"
         ) from error
+
+
+def require(package: str, *, extra: str, what: str) -> Any:
+    """Import an optional package, or raise MissingExtraError that says what needs it and how to install it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{what} needs {package}, which is not installed; install it with pip install 'fastrec[{extra}]'"
+        ) from error

@@ -250,7 +250,7 @@ def test_patterns_are_listed_with_their_matchers() -> None:
 
 
 def test_changes_are_checked() -> None:
-    with pytest.raises(OptionError, match=r"'dtyp' is no field of CaptureSpec; did you mean 'dtype'\?"):
+    with pytest.raises(OptionError, match=r"'dtyp' is not a field of CaptureSpec; did you mean 'dtype'\?"):
         relu.with_(dtyp=torch.float16)
     with pytest.raises(OptionError, match="gradients flow through floating"):
         relu.with_(keep_grad=True, dtype=torch.int8)

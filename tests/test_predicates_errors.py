@@ -119,7 +119,7 @@ def test_answers_that_a_function_may_give(answer: object, decision: object) -> N
         (CaptureSpec, r"\(StructMeta\) .* It is callable: call it"),
         (
             {"dtyp": None},
-            r"for event 'relu_1' at site '/relu': 'dtyp' is no field of CaptureSpec; did you mean 'dtype'",
+            r"for event 'relu_1' at site '/relu': 'dtyp' is not a field of CaptureSpec; did you mean 'dtype'",
         ),
     ],
 )

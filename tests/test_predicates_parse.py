@@ -44,7 +44,7 @@ def test_reads_what_was_printed(text: str, predicate: object) -> None:
         ("op(3)", "takes strings"),
         ("every(1 + 1)", "'1 \\+ 1' is no value of a printed predicate"),
         ("dtype(torch.load)", "'torch.load' is no value of a printed predicate"),
-        ("op('relu').with_(dtyp=1)", "'dtyp' is no field of CaptureSpec"),
+        ("op('relu').with_(dtyp=1)", "'dtyp' is not a field of CaptureSpec"),
         ("op('relu').with_(device=torch.device('nowhere'))", "is no printed predicate"),
         ("function('train.deep', 'train.py:3')", "stands for a Python function, which a text can't bring back"),
         ("structural(function('train.deep', 'train.py:3'))", "build the predicate again from the function itself"),

@@ -153,7 +153,7 @@ def _arguments_show(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_show(args: argparse.Namespace, output: Output) -> int:
-    view = load(args.path)._at(args.key)
+    view = load(args.path)._of_key(args.key)
     if args.record is not None:
         if not -len(view) <= args.record < len(view):
             raise RecordKeyError(f"--record {args.record}: {args.key!r} has the records 0 to {len(view) - 1}")

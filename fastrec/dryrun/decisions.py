@@ -1,4 +1,9 @@
-"""What predicates say about the events of a dry run, and what keeping these would take."""
+"""What predicates say about the events of a dry run, and how many bytes that would take.
+
+decider = Decider(options)
+outcome = decider.outcome(event, value)  # in the order of the events
+decider.forecast(event, outcome)  # bytes of this event in a thousand passes
+"""
 
 from __future__ import annotations
 
@@ -11,14 +16,14 @@ import msgspec
 import torch
 from torch import Tensor
 
-from fastrec.dryrun.events import SOURCES, Event
+from fastrec.dryrun.events import SOURCE_KINDS, Event
 from fastrec.events.capture import CaptureSpec, kept_dtype
-from fastrec.events.context import TENSOR_FIELDS, torch_dtype
+from fastrec.events.context import PASS_FIELDS, TENSOR_FIELDS, PredicateFailure, torch_dtype
 from fastrec.events.sites import PassInfo
 from fastrec.predicates import NEVER
 from fastrec.predicates._answers import spec_of
 from fastrec.predicates._base import Opaque, PredicateBase
-from fastrec.session.failures import Halt, PredicateFailure
+from fastrec.session.failures import Halt
 from fastrec.session.options import RecorderOptions
 from fastrec.session.plan import Plan
 from fastrec.sinks._copying import parts_of
@@ -29,15 +34,13 @@ Verdict = Literal["kept", "rejected", "unreachable", "failed"]
 """Kept; asked about and not kept; never asked about, whatever the predicates say; asked about, and that fails."""
 
 Decision = CaptureSpec | PredicateFailure | None
-"""How an event is kept, why that can't be told or done, or None: it is not kept."""
+"""How an event is kept; or why that can't be said or done; or None, if it is not kept."""
 
-_NUMBER_OF_PASS = frozenset({"entry_pass", "pass_index"})
-
-_OF_PASS_AND_VALUE = _NUMBER_OF_PASS | TENSOR_FIELDS | {"phase", "entry", "grad_enabled", "sample_id", "step"}
+_PASS_NUMBERS = frozenset({"entry_pass", "pass_index"})
 
 
 class Outcome(NamedTuple):
-    """What becomes of one event: its decision, the bytes that are kept, and whether anybody is asked about it."""
+    """What becomes of one event: the decision, the bytes that are kept, and whether the predicates are asked."""
 
     decision: Decision
     nbytes: int
@@ -69,52 +72,52 @@ class Decider:
 
     def outcome(self, event: Event, value: Tensor | None = None) -> Outcome:
         """What becomes of an event; without its value, a transform is measured on zeros of the same shape."""
-        if event.info.index in self.halted or not self._is_asked(event):
+        if event.info.index in self.halted or not self._is_observed(event):
             return _NOT_ASKED
-        outcome = self._kept(event, value)
+        outcome = self._outcome_of_keep(event, value)
         halt = self._plan.halt_at(event.site.kind)
         if halt != NEVER and event.info.index not in self.halted:
-            stops = self._ask(halt, event)
-            if isinstance(stops, PredicateFailure):
-                return Outcome(stops, 0)
-            if stops is not None:
+            decision = self._ask(halt, event)
+            if isinstance(decision, PredicateFailure):
+                return Outcome(decision, 0)
+            if decision is not None:
                 self.halted[event.info.index] = f"{halt!r} matched {event.meta.label!r} ({event.site.name})"
         return outcome
 
     def forecast(self, event: Event, outcome: Outcome) -> int:
-        """The bytes that passes like this one keep of an event, all FORECAST_PASSES of them together.
+        """The bytes that ``FORECAST_PASSES`` passes like this one keep of an event, all together.
 
-        Only predicates that count passes are asked again, such as ``every(10)``: a function is taken to answer as
-        it did in this pass.
+        Only predicates that count passes, such as ``every(10)``, are asked again. A function is taken to answer as it
+        did in this pass.
         """
-        if not self._is_asked(event) or event.info.index in self.halted:
+        if not self._is_observed(event) or event.info.index in self.halted:
             return FORECAST_PASSES * outcome.nbytes
         try:
-            rest = self._predicate(event).narrow(event.site)
-            counts_passes = rest.reads & _NUMBER_OF_PASS and not any(isinstance(p, Opaque) for p in rest.leaves())
-            if not counts_passes:
+            residual = self._predicate(event).narrow(event.site)
+            has_functions = any(isinstance(leaf, Opaque) for leaf in residual.leaves())
+            if has_functions or not residual.reads & _PASS_NUMBERS:
                 return FORECAST_PASSES * outcome.nbytes
-            specs = self._specs(rest, event)
-            return sum(number * self._measured(spec, event, None).nbytes for spec, number in specs.items())
-        # A predicate may hold the user's code, which may raise anything; its event says so.
+            counts = self._pass_counts(residual, event)
+            return sum(count * self._measure(spec, event, None).nbytes for spec, count in counts.items())
+        # A predicate may hold the user's code, which may raise anything; the outcome of the event says so.
         except Exception:
             return FORECAST_PASSES * outcome.nbytes
 
-    def _is_asked(self, event: Event) -> bool:
-        return self.options.include_source_events or event.site.kind not in SOURCES
+    def _is_observed(self, event: Event) -> bool:
+        return self.options.include_source_events or event.site.kind not in SOURCE_KINDS
 
     def _predicate(self, event: Event) -> PredicateBase:
         return self._plan.predicate(event.site.kind)
 
-    def _kept(self, event: Event, value: Tensor | None) -> Outcome:
+    def _outcome_of_keep(self, event: Event, value: Tensor | None) -> Outcome:
         decision = self._ask(self._predicate(event), event)
         if not isinstance(decision, CaptureSpec):
             return Outcome(decision, 0)
-        return self._measured(decision, event, value)
+        return self._measure(decision, event, value)
 
     def _ask(self, predicate: PredicateBase, event: Event) -> Decision:
         try:
-            return spec_of(predicate.decide(event.asked(event.info)), self._default)
+            return spec_of(predicate.decide(event.ctx_in(event.info)), self._default)
         except Halt as halt:
             self.halted[event.info.index] = halt.reason
             return None
@@ -122,8 +125,8 @@ class Decider:
         except Exception as error:
             return PredicateFailure(repr(predicate), event.ctx, f"{type(error).__name__}: {error}")
 
-    def _measured(self, spec: CaptureSpec, event: Event, value: Tensor | None) -> Outcome:
-        """What a spec makes of an event: its bytes, or why the value can't be kept like that."""
+    def _measure(self, spec: CaptureSpec, event: Event, value: Tensor | None) -> Outcome:
+        """The bytes that a spec makes of an event, or why the value can't be kept like that."""
         spec = self.options.capture_of(spec, torch_dtype(event.meta.dtype))
         if not spec.save_activation:
             return Outcome(spec, 0)
@@ -141,19 +144,19 @@ class Decider:
                 reason = f"{type(error).__name__}: {error}"
         return Outcome(PredicateFailure(repr(self._predicate(event)), event.ctx, reason), 0)
 
-    def _specs(self, rest: PredicateBase, event: Event) -> Mapping[CaptureSpec, int]:
-        """In how many passes a rest keeps an event, by how."""
-        if not rest.reads <= _OF_PASS_AND_VALUE:
-            return self._count(rest, event)
+    def _pass_counts(self, residual: PredicateBase, event: Event) -> Mapping[CaptureSpec, int]:
+        """In how many of ``FORECAST_PASSES`` passes a residual keeps an event, by spec."""
+        if not residual.reads <= PASS_FIELDS | TENSOR_FIELDS:
+            return self._count_passes(residual, event)
+        # Events that look alike to it share the answer, so that a thousand passes are asked about once for all of them.
         meta = event.meta
-        key = (rest, event.info.index, meta.shape, meta.dtype, meta.device, meta.requires_grad)
+        key = (residual, event.info.index, meta.shape, meta.dtype, meta.device, meta.requires_grad)
         if key not in self._counts:
-            self._counts[key] = self._count(rest, event)
+            self._counts[key] = self._count_passes(residual, event)
         return self._counts[key]
 
-    def _count(self, rest: PredicateBase, event: Event) -> Mapping[CaptureSpec, int]:
-        infos = self._passes_like(event.info)
-        answers = (rest.decide(event.asked(info)) for info in infos)
+    def _count_passes(self, residual: PredicateBase, event: Event) -> Mapping[CaptureSpec, int]:
+        answers = (residual.decide(event.ctx_in(info)) for info in self._passes_like(event.info))
         specs = (spec_of(answer, self._default) for answer in answers)
         return Counter(spec for spec in specs if spec is not None)
 
@@ -174,5 +177,5 @@ def _bytes(spec: CaptureSpec, event: Event, value: Tensor | None) -> int:
         value = torch.zeros(shape, dtype=dtype, device=event.meta.device)
     only_transform = spec.with_changes({"keep_grad": False, "save_gradient": False, "save_raw": False})
     result = parts_of(value, only_transform)["transformed_activation"]
-    transformed = kept_dtype(spec, result.dtype).itemsize * result.numel()
-    return transformed + (nbytes if spec.save_raw else 0)
+    transformed_nbytes = kept_dtype(spec, result.dtype).itemsize * result.numel()
+    return transformed_nbytes + (nbytes if spec.save_raw else 0)

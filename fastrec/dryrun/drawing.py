@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fastrec._errors import OptionError
 from fastrec.dryrun.decisions import Outcome
 from fastrec.dryrun.events import Event
+from fastrec.events.context import PredicateFailure
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.marks import marked
 from fastrec.graph.draw.nest import ModuleRef, Nest, box_name
@@ -17,7 +18,6 @@ from fastrec.graph.draw.parts import Edge, Mark, Node, NodeKind, kept_text, tota
 from fastrec.graph.draw.rules import module_style, op_style
 from fastrec.graph.draw.text import counted, dimensions
 from fastrec.recording._records import format_bytes
-from fastrec.session.failures import PredicateFailure
 
 MAX_ERROR = 60
 """Letters of an error that stand on a node."""

@@ -1,4 +1,8 @@
-"""One pass that keeps no tensor: what a recorder would see, and what it would keep."""
+"""``fastrec.dry_run``: one pass that keeps no tensor, and shows what a recorder would see and keep.
+
+The result holds the events of the pass without their values, so that other predicates can be tried on it
+(``repredicate``) without running the model again.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +15,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from torch import Tensor, nn
 
-from fastrec._errors import MissingExtraError
+from fastrec._optional import require
 from fastrec._torch.state import random_state_restored, restored, seeded
 from fastrec.dryrun.decisions import Decider, Decision, Outcome, Verdict
-from fastrec.dryrun.events import Event, Watch
-from fastrec.dryrun.report import SiteLine, counted, site_lines, summary, summary_rows, timeline, totals, tree
+from fastrec.dryrun.events import DryRunListener, Event
+from fastrec.dryrun.report import SiteLine, site_lines, summary, summary_rows, timeline, totals, tree
 from fastrec.engines import EagerEngine
-from fastrec.events.context import RecordContext
-from fastrec.recording._arrays import OF_META_AND_SITE
-from fastrec.recording._records import format_bytes
-from fastrec.session.failures import PredicateFailure
+from fastrec.events.context import PredicateFailure, RecordContext
+from fastrec.recording._arrays import META_FIELDS
+from fastrec.recording._records import format_bytes, format_count
 from fastrec.session.inputs import NOT_GIVEN, ModelRun, roots_of
-from fastrec.session.options import options_of
+from fastrec.session.options import options_from
 
 if TYPE_CHECKING:
     import pandas
@@ -39,7 +42,7 @@ def dry_run(
     call: Callable[[], Any] | None = None,
     **recorder_options: Any,
 ) -> DryRun:
-    """Run a model once and tell what happens in it, what predicates would keep, and how large that is.
+    """Run a model once, and show what happens in it, what predicates would keep, and how large that is.
 
     >>> import torch, fastrec
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
@@ -63,30 +66,30 @@ def dry_run(
         input_kwargs: keyword arguments.
         call: a function without arguments that uses the model in any way, in place of inputs.
         recorder_options: the options of Recorder. Without ``keep_op`` and ``keep_module`` everything is shown and
-            nothing kept; ``sink`` and ``retain`` change nothing here. Inputs and buffers are always shown, but can
-            only be kept with ``include_source_events=True``.
+            nothing is kept; ``sink`` and ``retain`` have no effect here. Inputs and buffers are always shown, but are
+            only kept with ``include_source_events=True``.
 
     Returns a DryRun. The pass is the first one of its entry, and in no phase. Afterwards buffers, flags, gradients
-    and random states are what they were; parameters and other attributes are as the call leaves them. What a
+    and random states are what they were; parameters and other attributes are as the call leaves them. An error that a
     predicate raises is shown at its event.
     """
+    options = options_from(recorder_options)
     roots = roots_of(model)
     run = ModelRun.of(roots, input_args, input_kwargs, call)
-    options = options_of(recorder_options)
     decider = Decider(options)
     events: list[Event] = []
     outcomes: list[Outcome] = []
 
-    def tell(event: Event, value: Tensor) -> None:
+    def on_event(event: Event, value: Tensor) -> None:
         events.append(event)
         outcomes.append(decider.outcome(event, value))
 
-    watch = Watch(options, tell)
+    listener = DryRunListener(options, on_event)
     engine: Any = options.engine
     if isinstance(engine, str):
         engine = EagerEngine(ops=True, sources=True, parents=True)
     with restored(roots.values()), random_state_restored(), seeded(options.random_seed):
-        engine.open(roots, watch)
+        engine.open(roots, listener)
         try:
             run(engine)
         finally:
@@ -95,7 +98,7 @@ def dry_run(
 
 
 class DryRun:
-    """Every event of one pass, what predicates say about it, and the bytes that would be kept; no tensor is.
+    """Every event of one pass, what predicates say about it, and the bytes that would be kept; it holds no tensor.
 
     >>> import torch, fastrec
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
@@ -105,7 +108,7 @@ class DryRun:
     >>> dry.repredicate(keep_op="tanh")
     <DryRun of Sequential: 9 events, 1 kept, 64 B per pass>
 
-    What stands at one position of ``contexts``, ``decisions`` and ``sizes`` belongs to one event.
+    The elements of ``contexts``, ``decisions`` and ``sizes`` at one position belong to one event.
     """
 
     def __init__(self, title: str, events: Sequence[Event], outcomes: Sequence[Outcome], decider: Decider) -> None:
@@ -121,12 +124,12 @@ class DryRun:
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
-        """How each event is kept (a CaptureSpec), None where it isn't, or a failure with the ``error``."""
+        """How each event is kept (a CaptureSpec); None if it is not kept; or a PredicateFailure with the ``error``."""
         return tuple(outcome.decision for outcome in self._outcomes)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The bytes that are kept of each event, after casting and transforming; gradients come on top."""
+        """The bytes that are kept of each event after casting and transforming, without gradients."""
         return tuple(outcome.nbytes for outcome in self._outcomes)
 
     @property
@@ -155,11 +158,11 @@ class DryRun:
 
     @property
     def halted(self) -> Mapping[int, str]:
-        """Why a pass would be halted, by pass index; what comes after that event is shown, and not kept."""
+        """Why a pass would be halted, by pass index; later events of that pass are shown, and not kept."""
         return dict(self._decider.halted)
 
     def repredicate(self, *, keep_op: Any = None, keep_module: Any = None) -> DryRun:
-        """Other predicates about the same events, without running the model.
+        """Ask other predicates about the same events, without running the model.
 
         >>> import torch, fastrec
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
@@ -168,20 +171,20 @@ class DryRun:
         ['0']
 
         Arguments:
-            keep_op, keep_module: as for Recorder; what is not given keeps nothing.
+            keep_op, keep_module: as for Recorder; the one that is not given keeps nothing.
 
-        A transform is run on zeros of the same shape here, as the values are gone.
+        A transform is run on zeros of the same shape, because the values are gone.
         """
         options = msgspec.structs.replace(self._decider.options, keep_op=keep_op, keep_module=keep_module)
         decider = Decider(options)
         return DryRun(self._title, self._events, [decider.outcome(event) for event in self._events], decider)
 
     def tree(self) -> str:
-        """The modules that ran as a tree, with the ops below; ● marks what is kept, ✗ an error."""
+        """The modules that ran as a tree, with their ops; ● marks what is kept, ✗ an error."""
         return tree(self._lines, self.halted)
 
     def print_tree(self) -> None:
-        """Print the modules that ran as a tree, with the ops below; ● marks what is kept, ✗ an error.
+        """Print the modules that ran as a tree, with their ops; ● marks what is kept, ✗ an error.
 
         >>> import torch, fastrec
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
@@ -199,8 +202,8 @@ class DryRun:
     def summary(self) -> str:
         """A table of all sites: how often each fires in a pass, the bytes of its values, and what is kept of it.
 
-        The bytes per thousand passes follow predicates that count passes, such as ``every(10)``; any other predicate
-        is taken to answer in each pass as it did in this one.
+        The bytes per thousand passes take into account predicates that count passes, such as ``every(10)``; any other
+        predicate is taken to answer in each pass as it did in this one.
         """
         return summary(self._lines, self.halted)
 
@@ -244,29 +247,28 @@ class DryRun:
         return picture_of(self.drawing(**options), target, seconds=seconds, overwrite=overwrite)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per event, with the fields of its context and what is kept of it; needs ``fastrec[pandas]``."""
-        try:
-            import pandas
-        except ImportError as error:
-            told = "to_pandas() needs pandas; install it with pip install 'fastrec[pandas]'"
-            raise MissingExtraError(told) from error
+        """One row per event, with the fields of its context and what is kept of it; needs the extra ``pandas``."""
+        package = require("pandas", extra="pandas", what="to_pandas()")
         columns: dict[str, list[Any]] = {
             name: [getattr(ctx, name) for ctx in self.contexts]
             for name in ("pass_index", "phase", "entry", "entry_pass", "grad_enabled")
         }
-        for name, read in OF_META_AND_SITE.items():
+        for name, read in META_FIELDS.items():
             columns[name] = [read(event.meta, event.site) for event in self._events]
         columns["time_since_pass_start"] = [event.time for event in self._events]
         columns["value_bytes"] = [event.nbytes for event in self._events]
         columns["kept"] = [_is_kept(outcome) for outcome in self._outcomes]
         columns["kept_bytes"] = list(self.sizes)
-        columns["capture"] = [repr(o.decision) if _is_kept(o) else None for o in self._outcomes]
-        columns["error"] = [d.error if isinstance(d, PredicateFailure) else None for d in self.decisions]
-        return pandas.DataFrame(columns)
+        columns["capture"] = [repr(outcome.decision) if _is_kept(outcome) else None for outcome in self._outcomes]
+        columns["error"] = [
+            decision.error if isinstance(decision, PredicateFailure) else None for decision in self.decisions
+        ]
+        frame: pandas.DataFrame = package.DataFrame(columns)
+        return frame
 
     def timeline_html(self) -> str:
-        """The pass as a picture for a notebook: time to the right, modules as bars, what is kept coloured."""
-        return timeline(self._told, self._events, self._outcomes)
+        """The pass as a picture for a notebook: events from left to right, modules as bars, kept events coloured."""
+        return timeline(self._description, self._events, self._outcomes)
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -275,15 +277,15 @@ class DryRun:
         return f"<details><summary>sites</summary><table>{rows}</table></details>{self.timeline_html()}"
 
     def __repr__(self) -> str:
-        return f"<DryRun of {self._told}>"
+        return f"<DryRun of {self._description}>"
 
     @property
-    def _told(self) -> str:
-        kept = sum(map(_is_kept, self._outcomes))
-        failed = sum(isinstance(decision, PredicateFailure) for decision in self.decisions)
-        errors = f", {counted(failed, 'error')}" if failed else ""
-        events = counted(len(self._events), "event")
-        return f"{self._title}: {events}, {kept} kept, {format_bytes(sum(self.sizes))} per pass{errors}"
+    def _description(self) -> str:
+        n_kept = sum(map(_is_kept, self._outcomes))
+        n_errors = sum(isinstance(decision, PredicateFailure) for decision in self.decisions)
+        errors = f", {format_count(n_errors, 'error')}" if n_errors else ""
+        events = format_count(len(self._events), "event")
+        return f"{self._title}: {events}, {n_kept} kept, {format_bytes(sum(self.sizes))} per pass{errors}"
 
     @cached_property
     def _lines(self) -> list[SiteLine]:

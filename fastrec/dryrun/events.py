@@ -1,4 +1,8 @@
-"""What a dry run sees: every event of a pass, without its tensor."""
+"""What a dry run sees: every event of a pass, without its tensor.
+
+``DryRunListener`` stands where a session would. It gives the engine a tap for every site, and each tap hands an
+``Event`` and its value to a callback; afterwards the value is let go.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +23,17 @@ from fastrec.dryrun.links import Linker, Links
 from fastrec.engines._protocol import Tap
 from fastrec.events.capture import CaptureSpec, check_gradients
 from fastrec.events.context import RecordContext, torch_dtype
-from fastrec.events.position import Position, RecordMetaMaker
+from fastrec.events.position import Position, RecordMetaMaker, TensorFacts
 from fastrec.events.sites import Catalog, PassInfo, RecordMeta, Site
 from fastrec.session.options import RecorderOptions
 
-SOURCES = ("input", "buffer")
+SOURCE_KINDS = ("input", "buffer")
 
-
-class Obstacles(NamedTuple):
-    """Why a value can't be copied, kept attached to autograd, or waited on for its gradient; None where it can."""
-
-    copy: str | None
-    keep_grad: str | None
-    save_gradient: str | None
+_KEEP_GRAD, _SAVE_GRADIENT = CaptureSpec(keep_grad=True), CaptureSpec(save_gradient=True)
 
 
 class Event(NamedTuple):
-    """One event: where it happened, what keeping its value would have met, and where its value comes from."""
+    """One event: where it happened, what would stand in the way of keeping its value, and where that comes from."""
 
     catalog: Catalog
     meta: RecordMeta
@@ -51,11 +49,11 @@ class Event(NamedTuple):
 
     @property
     def ctx(self) -> RecordContext:
-        """The event as a record of it would tell it: nobody marks a step in a dry run."""
+        """The context that a record of it would have; nobody marks a step in a dry run."""
         return RecordContext(self.catalog, self.site, self.meta, self.info, self.time, None)
 
-    def asked(self, info: PassInfo) -> RecordContext:
-        """What a predicate looks at while a pass runs, this one or another in which the same happens."""
+    def ctx_in(self, info: PassInfo) -> RecordContext:
+        """The context that a predicate gets while a pass runs: this pass, or another in which the same happens."""
         return RecordContext(self.catalog, self.site, self.meta, info, self.time, info.step)
 
     @property
@@ -64,7 +62,35 @@ class Event(NamedTuple):
         return torch_dtype(self.meta.dtype).itemsize * math.prod(self.meta.shape)
 
 
-class DryPass:
+class Obstacles(NamedTuple):
+    """Why a value can't be copied, kept attached to autograd, or watched for its gradient; None where it can."""
+
+    copy: str | None
+    keep_grad: str | None
+    save_gradient: str | None
+
+    @classmethod
+    def of(cls, value: Tensor) -> Obstacles:
+        """The obstacles that a value has."""
+        if functorch_level() is not None:
+            reason = "UnsupportedTensorError: it ran inside of a functorch transform (vmap, grad, jvp)"
+            return cls(reason, None, None)
+        return cls(
+            _error_of(lambda: check_copyable(value)),
+            _error_of(lambda: check_gradients(value, _KEEP_GRAD)),
+            _error_of(lambda: check_gradients(value, _SAVE_GRADIENT)),
+        )
+
+
+def _error_of(check: Callable[[], None]) -> str | None:
+    try:
+        check()
+    except FastrecError as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+class DryRunPass:
     """One pass while it runs."""
 
     __slots__ = ("info", "parents")
@@ -74,125 +100,100 @@ class DryPass:
         self.parents: tuple[str, ...] | None = None
 
 
-class Watch:
-    """The listener of a dry run: has everything shown, tells each event, and lets the value go."""
+class DryRunListener:
+    """The listener of a dry run: sees every event, and hands it to a callback."""
 
-    def __init__(self, options: RecorderOptions, tell: Callable[[Event, Tensor], None]) -> None:
-        self.catalog = Catalog()
-        self.infos: list[PassInfo] = []
-        self._tell = tell
-        self._metas = RecordMetaMaker(self.catalog, options.history_size, observed=True)
-        self._history = _History() if not options.include_source_events else None
-        self._entries: dict[str, Callable[[], int]] = {}
+    def __init__(self, options: RecorderOptions, on_event: Callable[[Event, Tensor], None]) -> None:
+        self._catalog = Catalog()
+        self._on_event = on_event
+        self._meta_maker = RecordMetaMaker(self._catalog, options.history_size, observed=True)
+        self._source_filter = _SourceFilter() if not options.include_source_events else None
+        self._entry_counters: dict[str, Callable[[], int]] = {}
+        self._next_pass = count().__next__
         self._tracks_parents = options.track_parents
         self._linker = Linker()
 
-    def tap(self, place: Position, site: Site) -> Tap | None:
-        """The tap of a place: there always is one."""
-        if self._history is not None:
-            place = self._history.without_sources(place)
-        return partial(self._meet, place, site)
+    def tap(self, position: Position, site: Site) -> Tap | None:
+        """The tap of a position: there always is one."""
+        if self._source_filter is not None:
+            position = self._source_filter.without_sources(position)
+        return partial(self._on_value, position, site)
 
     def may_keep(self, site: Site) -> bool:
-        """Whether something could be kept at a site: all is to be seen."""
+        """Whether something could be kept at a site: everything is to be seen."""
         return True
 
-    def begin(self, entry: str) -> DryPass:
+    def begin(self, entry: str) -> DryRunPass:
         """A pass begins."""
-        number = self._entries.setdefault(entry, count().__next__)()
-        catalog = self.catalog
-        info = PassInfo(
-            len(self.infos),
-            catalog.entries.add(entry),
-            number,
-            catalog.phases.add(""),
-            torch.is_grad_enabled(),
-            perf_counter(),
-        )
-        self.infos.append(info)
+        next_entry_pass = self._entry_counters.setdefault(entry, count().__next__)
+        catalog = self._catalog
         self._linker.begin()
-        return DryPass(info)
+        return DryRunPass(
+            PassInfo(
+                self._next_pass(),
+                catalog.entries.add(entry),
+                next_entry_pass(),
+                catalog.phases.add(""),
+                torch.is_grad_enabled(),
+                perf_counter(),
+            )
+        )
 
-    def end(self, run: DryPass, error: BaseException | None) -> bool:
+    def end(self, run: DryRunPass, error: BaseException | None) -> bool:
         """A pass ended."""
         run.info.duration = perf_counter() - run.info.started
         return False
 
-    def _meet(self, place: Position, site: Site, run: DryPass, value: Tensor) -> None:
+    def _on_value(self, position: Position, site: Site, run: DryRunPass, value: Tensor) -> None:
         with no_function_modes():
-            now = perf_counter()
+            seconds = perf_counter() - run.info.started
             # Of inputs and buffers it is always known that they come from no event.
             parents = run.parents if self._tracks_parents or site.kind in SOURCES else None
-            if self._history is not None and parents:
-                parents = self._history.less_sources(parents)
-            # A nested tensor has no shape of its own.
-            facts = () if value.is_nested else tuple(value.shape), _name(value), str(value.device), value.requires_grad
-            meta = self._metas.of(place, site, facts, 0, parents)
+            if self._source_filter is not None and parents:
+                parents = self._source_filter.filter_labels(parents)
+            meta = self._meta_maker.make(position, site, TensorFacts.of(value), 0, parents)
             links = self._linker.links(site, meta, value, run.parents or ())
-            self._tell(Event(self.catalog, meta, run.info, now - run.info.started, _obstacles(value), links), value)
+            self._on_event(Event(self._catalog, meta, run.info, seconds, Obstacles.of(value), links), value)
 
 
-class _History:
-    """Events as they count where inputs and buffers are none, as long as nobody asked for those."""
+class _SourceFilter:
+    """Histories and indices as they are without ``include_source_events``.
+
+    A dry run always sees inputs and buffers, to show them. A recorder without that option would not, so an event must
+    not have them in its history, and its index must not count them.
+    """
 
     def __init__(self) -> None:
-        self._before: dict[Position, Position | None] = {}
+        # For each event the last one up to it that is no source, as a position of the filtered chain.
+        self._filtered: dict[Position, Position | None] = {}
         self._labels: set[str] = set()
 
-    def without_sources(self, place: Position) -> Position:
-        """A place whose history and index leave the inputs and buffers out."""
-        chain: list[Position] = []
-        walk: Position | None = place.previous
-        while walk is not None and walk not in self._before:
-            chain.append(walk)
-            walk = walk.previous
-        last = None if walk is None else self._before[walk]
-        for event in reversed(chain):
-            if event.site.kind not in SOURCES:
-                last = _moved(event, last)
-            self._before[event] = last
-        moved = _moved(place, last)
-        if place.site.kind in SOURCES:
-            moved.event_index = None
-            self._labels.add(place.label)
-        return moved
+    def without_sources(self, position: Position) -> Position:
+        """A copy of a position whose history and index leave inputs and buffers out."""
+        new_events: list[Position] = []
+        event: Position | None = position.previous
+        while event is not None and event not in self._filtered:
+            new_events.append(event)
+            event = event.previous
+        last = None if event is None else self._filtered[event]
+        for event in reversed(new_events):
+            if event.site.kind not in SOURCE_KINDS:
+                last = _copy_after(event, last)
+            self._filtered[event] = last
+        copy = _copy_after(position, last)
+        if position.site.kind in SOURCE_KINDS:
+            copy.event_index = None
+            self._labels.add(position.label)
+        return copy
 
-    def less_sources(self, labels: tuple[str, ...]) -> tuple[str, ...]:
-        """Labels of parents, less those of inputs and buffers."""
+    def filter_labels(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Labels of parents without those of inputs and buffers."""
         return tuple(label for label in labels if label not in self._labels)
 
 
-def _moved(place: Position, previous: Position | None) -> Position:
-    moved = Position(place.site, previous)
+def _copy_after(position: Position, previous: Position | None) -> Position:
+    copy = Position(position.site, previous)
     for name in ("number", "label", "op_index", "module_pass", "stack_passes"):
-        setattr(moved, name, getattr(place, name))
-    moved.event_index = 0 if previous is None or previous.event_index is None else previous.event_index + 1
-    return moved
-
-
-def _name(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
-
-
-def _obstacles(value: Tensor) -> Obstacles:
-    if functorch_level() is not None:
-        wrapped = "UnsupportedTensorError: it ran inside of a functorch transform (vmap, grad, jvp)"
-        return Obstacles(wrapped, None, None)
-    return Obstacles(
-        _why_not(lambda: check_copyable(value)),
-        _why_not(lambda: check_gradients(value, _ATTACHED)),
-        _why_not(lambda: check_gradients(value, _WATCHED)),
-    )
-
-
-_ATTACHED = CaptureSpec(keep_grad=True)
-
-_WATCHED = CaptureSpec(save_gradient=True)
-
-
-def _why_not(check: Callable[[], None]) -> str | None:
-    try:
-        check()
-    except FastrecError as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+        setattr(copy, name, getattr(position, name))
+    copy.event_index = 0 if previous is None or previous.event_index is None else previous.event_index + 1
+    return copy

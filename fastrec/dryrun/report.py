@@ -1,4 +1,8 @@
-"""The events of a dry run, site by site."""
+"""A dry run shown: as a table of its sites, as a tree of the modules that ran, and as a picture of the pass.
+
+The events of one site are added up in a ``SiteLine``. The table has a row for each; the tree hangs them below their
+modules; the picture shows single events, one column each.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,9 @@ from typing import NamedTuple
 
 from fastrec.dryrun.decisions import FORECAST_PASSES, Decider, Outcome
 from fastrec.dryrun.events import Event
-from fastrec.events.capture import CaptureSpec
+from fastrec.events.context import PredicateFailure, format_shape
 from fastrec.events.sites import Frame, Site
-from fastrec.recording._records import format_bytes
-from fastrec.session.failures import PredicateFailure
+from fastrec.recording._records import format_bytes, format_count
 
 
 class SiteLine:
@@ -29,56 +32,39 @@ class SiteLine:
         self._specs: dict[str, None] = {}
 
     def add(self, event: Event, outcome: Outcome, forecast: int) -> None:
-        """One more event happened here."""
+        """Add an event of this site."""
         meta = event.meta
         self.fires += 1
         self.value_bytes += event.nbytes
         self.kept_bytes += outcome.nbytes
         self.forecast_bytes += forecast
-        self._values[f"{'x'.join(map(str, meta.shape)) or 'scalar'} {meta.dtype}"] = None
+        self._values[f"{format_shape(meta.shape)} {meta.dtype}"] = None
         if isinstance(outcome.decision, PredicateFailure):
             self.error = self.error or outcome.decision.error
         elif outcome.decision is not None:
             self.kept += 1
-            self._specs[_how(outcome.decision)] = None
+            self._specs[repr(outcome.decision).removeprefix("CaptureSpec(").removesuffix(")")] = None
 
     @property
     def value(self) -> str:
         """Shape and dtype of its values."""
-        first, *others = self._values
-        return f"{first} and {len(others)} more" if others else first
+        first, *more = self._values
+        return f"{first} and {len(more)} more" if more else first
 
     @property
     def verdict(self) -> str:
-        """What is kept, or why that can't be told; empty where nothing is."""
+        """What is kept, or why it can't be; empty where nothing is kept."""
         if self.error is not None:
             return f"✗ {self.error.splitlines()[0]}"
         if not self.kept:
             return ""
-        how = ", ".join(spec for spec in self._specs if spec)
-        part = f"{self.kept} of {self.fires}" if self.kept < self.fires else ""
-        return "  ".join(filter(None, (f"● {format_bytes(self.kept_bytes)}", part, how)))
-
-
-def _how(spec: CaptureSpec) -> str:
-    return repr(spec).removeprefix("CaptureSpec(").removesuffix(")")
-
-
-def segments(site: Site) -> list[str]:
-    """The names of the composites around a site and its own, as they are written behind the module's address."""
-    if site.kind in ("module_enter", "module_exit"):
-        return [f"{'in' if site.kind == 'module_enter' else 'out'}{site.output_address}"]
-    if site.kind == "input":
-        return [f"{site.name} (input)"]
-    if site.kind == "buffer":
-        return [site.name.removeprefix(f"{site.module_address}.")]
-    path = site.name.removesuffix(site.output_address).removeprefix(site.module_address).removeprefix("/")
-    *around, last = path.split("/")
-    return [*around, last + site.output_address]
+        specs = ", ".join(spec for spec in self._specs if spec)
+        share = f"{self.kept} of {self.fires}" if self.kept < self.fires else ""
+        return "  ".join(filter(None, (f"● {format_bytes(self.kept_bytes)}", share, specs)))
 
 
 def site_lines(events: Iterable[Event], outcomes: Iterable[Outcome], decider: Decider) -> list[SiteLine]:
-    """One line per site, in the order in which they first were seen."""
+    """One line per site, in the order of their first events."""
     lines: dict[Site, SiteLine] = {}
     for event, outcome in zip(events, outcomes, strict=True):
         site = event.site
@@ -87,39 +73,25 @@ def site_lines(events: Iterable[Event], outcomes: Iterable[Outcome], decider: De
     return list(lines.values())
 
 
-def totals(lines: Iterable[SiteLine], halted: Mapping[int, str]) -> list[str]:
-    """What is kept of the whole, in a few lines of text."""
-    lines = list(lines)
-    kept, fires = sum(line.kept for line in lines), sum(line.fires for line in lines)
-    failed = [line for line in lines if line.error is not None]
-    told = [
-        f"{kept} of {counted(fires, 'event')} kept: {format_bytes(sum(line.kept_bytes for line in lines))} per pass, "
-        f"{format_bytes(sum(line.forecast_bytes for line in lines))} per {FORECAST_PASSES:,} passes"
-    ]
-    if failed:
-        told.append(f"errors at {counted(len(failed), 'site')}, the first at {failed[0].site.name}: {failed[0].error}")
-    return told + [f"halted: {reason}" for reason in halted.values()]
+def segments(site: Site) -> list[str]:
+    """What a site's name has behind its module's address: the composites around it, outermost first, then its name."""
+    if site.kind in ("module_enter", "module_exit"):
+        return [f"{'in' if site.kind == 'module_enter' else 'out'}{site.output_address}"]
+    if site.kind == "input":
+        return [f"{site.name} (input)"]
+    if site.kind == "buffer":
+        return [site.name.removeprefix(f"{site.module_address}.")]
+    path = site.name.removesuffix(site.output_address).removeprefix(site.module_address).removeprefix("/")
+    *composites, name = path.split("/")
+    return [*composites, name + site.output_address]
 
 
-def counted(number: int, thing: str) -> str:
-    """How many of something, in words."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+def summary(lines: Sequence[SiteLine], halted: Mapping[int, str]) -> str:
+    """A table of all sites, and what is kept in all."""
+    return "\n".join([*_align(summary_rows(lines)), *totals(lines, halted)])
 
 
-def table(rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Rows of text as lines with aligned columns, without those that are empty."""
-    columns = [column for column in zip(*rows, strict=True) if any(column)]
-    widths = [max(map(len, column)) for column in columns]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*columns, strict=True)]
-
-
-def summary(lines: Iterable[SiteLine], halted: Mapping[int, str]) -> str:
-    """A table of all sites, and what is kept of the whole."""
-    lines = list(lines)
-    return "\n".join([*table(summary_rows(lines)), *totals(lines, halted)])
-
-
-def summary_rows(lines: Iterable[SiteLine]) -> list[tuple[str, ...]]:
+def summary_rows(lines: Sequence[SiteLine]) -> list[tuple[str, ...]]:
     """Heading and rows of the table of sites."""
     head = ("site", "kind", "fires", "value", "bytes per pass", f"kept per {FORECAST_PASSES:,}", "kept")
     rows: list[tuple[str, ...]] = [head]
@@ -138,51 +110,72 @@ def summary_rows(lines: Iterable[SiteLine]) -> list[tuple[str, ...]]:
     return rows
 
 
-class Branch:
-    """A module, a composite or a site, with what ran inside."""
+def _align(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """Rows as lines of text with aligned columns; columns without any text are left out."""
+    columns = [column for column in zip(*rows, strict=True) if any(column)]
+    widths = [max(map(len, column)) for column in columns]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*columns, strict=True)]
+
+
+def totals(lines: Sequence[SiteLine], halted: Mapping[int, str]) -> list[str]:
+    """What is kept in all, in a few lines of text."""
+    kept, fires = sum(line.kept for line in lines), sum(line.fires for line in lines)
+    texts = [
+        f"{kept} of {format_count(fires, 'event')} kept: "
+        f"{format_bytes(sum(line.kept_bytes for line in lines))} per pass, "
+        f"{format_bytes(sum(line.forecast_bytes for line in lines))} per {FORECAST_PASSES:,} passes"
+    ]
+    failed = [line for line in lines if line.error is not None]
+    if failed:
+        first = failed[0]
+        texts.append(f"errors at {format_count(len(failed), 'site')}, the first at {first.site.name}: {first.error}")
+    return texts + [f"halted: {reason}" for reason in halted.values()]
+
+
+class _Branch:
+    """A module, a composite or a site in the tree, with what ran inside it."""
 
     __slots__ = ("branches", "line", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.line: SiteLine | None = None
-        self.branches: dict[object, Branch] = {}
+        self.branches: dict[object, _Branch] = {}
 
-    def into(self, key: object, name: str) -> Branch:
+    def into(self, key: object, name: str) -> _Branch:
         """The branch below with this key, which grows if there is none."""
         branch = self.branches.get(key)
         if branch is None:
-            branch = self.branches[key] = Branch(name)
+            branch = self.branches[key] = _Branch(name)
         return branch
 
 
-def tree(lines: Iterable[SiteLine], halted: Mapping[int, str]) -> str:
-    """The tree as text, and what is kept of the whole."""
-    lines = list(lines)
-    top = Branch("")
+def tree(lines: Sequence[SiteLine], halted: Mapping[int, str]) -> str:
+    """The modules that ran as a tree, with their ops, and what is kept in all."""
+    root = _Branch("")
     for line in lines:
-        _grow(top, line)
-    rows = [row for branch in top.branches.values() for row in _rows(branch, "", "")]
-    return "\n".join([*table(rows), *totals(lines, halted)])
+        _add_to_tree(root, line)
+    rows = [row for branch in root.branches.values() for row in _tree_rows(branch, "", "")]
+    return "\n".join([*_align(rows), *totals(lines, halted)])
 
 
-def _grow(top: Branch, line: SiteLine) -> None:
+def _add_to_tree(root: _Branch, line: SiteLine) -> None:
     site = line.site
-    branch, outer = top, ""
+    branch, outer = root, ""
     for frame in site.frames:
         branch = branch.into(frame.module_address, _module_name(frame, outer))
         outer = frame.module_address
     if site.kind == "module_enter" and not line.verdict:
-        return  # mostly the value that the line above shows
+        return  # its value is mostly that of the line above
     if site.kind == "module_exit" and not site.output_address:
         branch.line = line
         return
-    *around, last = segments(site)
-    for segment in around:
-        branch = branch.into(("op", segment), segment)
-    # A composite has a line of its own when it returns, after what is inside of it.
-    key = ("op", last) if site.kind == "op" else (site.kind, last)
-    branch.into(key, last).line = line
+    *composites, name = segments(site)
+    for composite in composites:
+        branch = branch.into(("op", composite), composite)
+    # The same key as where the ops inside a composite put it: it returns after them, and gets its line then.
+    key = ("op", name) if site.kind == "op" else (site.kind, name)
+    branch.into(key, name).line = line
 
 
 def _module_name(frame: Frame, outer: str) -> str:
@@ -192,32 +185,37 @@ def _module_name(frame: Frame, outer: str) -> str:
     return f"{address.removeprefix(f'{outer}.') if outer else address}: {frame.module_type}"
 
 
-def _rows(branch: Branch, first: str, rest: str) -> Iterator[tuple[str, ...]]:
+def _tree_rows(branch: _Branch, prefix: str, child_prefix: str) -> Iterator[tuple[str, ...]]:
     line = branch.line
     if line is None:
-        yield (first + branch.name, "", "", "", "")
+        yield (prefix + branch.name, "", "", "", "")
     else:
         times = f"x{line.fires}" if line.fires > 1 else ""
-        yield (first + branch.name, times, line.value, format_bytes(line.value_bytes), line.verdict)
-    below = list(branch.branches.values())
-    for each in below:
-        is_last = each is below[-1]
-        yield from _rows(each, rest + ("└─ " if is_last else "├─ "), rest + ("   " if is_last else "│  "))
+        yield (prefix + branch.name, times, line.value, format_bytes(line.value_bytes), line.verdict)
+    children = list(branch.branches.values())
+    for child in children:
+        if child is children[-1]:
+            yield from _tree_rows(child, child_prefix + "└─ ", child_prefix + "   ")
+        else:
+            yield from _tree_rows(child, child_prefix + "├─ ", child_prefix + "│  ")
 
 
-WIDTH = 960
+# Sizes of the picture in pixels.
+PICTURE_WIDTH = 960
 
-NARROWEST, WIDEST = 4, 48
+MIN_COLUMN_WIDTH, MAX_COLUMN_WIDTH = 4, 48
 
-ROW = 18
+ROW_HEIGHT = 18
 
-LETTER = 6
+LETTER_WIDTH = 6
 
-_KEPT, _FAILED, _OTHER, _MODULE, _INK = "#d1495b", "#7b2d8b", "#b8c4cf", "#e9eef2", "#22303c"
+_KEPT_COLOUR, _FAILED_COLOUR, _OTHER_COLOUR, _MODULE_COLOUR = "#d1495b", "#7b2d8b", "#b8c4cf", "#e9eef2"
+
+_INK = "#22303c"
 
 
 class Bar(NamedTuple):
-    """What fills one row from one event to another: a module's call, or an event."""
+    """A rectangle of the picture, from one column to another: a module's call, or an event."""
 
     start: int
     stop: int
@@ -228,14 +226,20 @@ class Bar(NamedTuple):
 
 
 def timeline(title: str, events: Sequence[Event], outcomes: Sequence[Outcome]) -> str:
-    """One picture for each pass, below each other."""
+    """A picture for each pass, one below the other."""
     pictures = []
     for index in dict.fromkeys(event.info.index for event in events):
-        chosen = [(e, o) for e, o in zip(events, outcomes, strict=True) if e.info.index == index]
-        pictures.append(_picture([*_module_bars([e for e, _ in chosen]), *_event_bars(chosen)], len(chosen)))
+        pairs = [(event, outcome) for event, outcome in zip(events, outcomes, strict=True) if event.info.index == index]
+        bars = [*_module_bars([event for event, _ in pairs]), *_event_bars(pairs)]
+        pictures.append(_picture(bars, n_columns=len(pairs)))
     legend = "".join(
         f'<span style="color:{colour}">&#9632;</span> {name} '
-        for colour, name in ((_KEPT, "kept"), (_FAILED, "error"), (_OTHER, "not kept"), (_MODULE, "module"))
+        for colour, name in (
+            (_KEPT_COLOUR, "kept"),
+            (_FAILED_COLOUR, "error"),
+            (_OTHER_COLOUR, "not kept"),
+            (_MODULE_COLOUR, "module"),
+        )
     )
     return (
         f'<div style="font:12px sans-serif"><div>{escape(title)}</div><div>{legend}</div>'
@@ -244,83 +248,83 @@ def timeline(title: str, events: Sequence[Event], outcomes: Sequence[Outcome]) -
 
 
 def _module_bars(events: Sequence[Event]) -> Iterator[Bar]:
-    """The calls of modules, read from the stacks of the events in them."""
-    running: list[tuple[tuple[str, int], int, str]] = []
+    """The calls of modules: a call lasts as long as it is on the stack of the events."""
+    open_calls: list[tuple[tuple[str, int], int, str]] = []
     for column, event in enumerate(events):
         frames, numbers = event.site.frames, event.meta.stack_passes
         stack = [(frame.module_address, number) for frame, number in zip(frames, numbers, strict=True)]
-        shared = 0
-        while shared < min(len(stack), len(running)) and running[shared][0] == stack[shared]:
-            shared += 1
-        while len(running) > shared:
-            yield _module_bar(*running.pop(), column, len(running))
-        for key, frame in zip(stack[shared:], frames[shared:], strict=True):
-            running.append((key, column, frame.module_type))
-    while running:
-        yield _module_bar(*running.pop(), len(events), len(running))
+        depth = 0
+        while depth < min(len(stack), len(open_calls)) and open_calls[depth][0] == stack[depth]:
+            depth += 1
+        while len(open_calls) > depth:
+            yield _module_bar(*open_calls.pop(), column, len(open_calls))
+        for call, frame in zip(stack[depth:], frames[depth:], strict=True):
+            open_calls.append((call, column, frame.module_type))
+    while open_calls:
+        yield _module_bar(*open_calls.pop(), len(events), len(open_calls))
 
 
-def _module_bar(key: tuple[str, int], start: int, module_type: str, stop: int, depth: int) -> Bar:
-    address, number = key
+def _module_bar(call: tuple[str, int], start: int, module_type: str, stop: int, depth: int) -> Bar:
+    address, number = call
     name = f"{address}: {module_type}" if address else module_type
     tip = f"{name}, call {number}" if number > 1 else name
-    return Bar(start, stop, depth, _MODULE, name.rpartition(".")[2], tip)
+    return Bar(start, stop, depth, _MODULE_COLOUR, name.rpartition(".")[2], tip)
 
 
-def _event_bars(chosen: Sequence[tuple[Event, Outcome]]) -> Iterator[Bar]:
-    inside: dict[str, int] = {}
-    for column, (event, outcome) in enumerate(chosen):
-        site, label = event.site, event.meta.label
-        own = label.removesuffix(site.output_address)
-        around = own.rpartition("/")[0]
-        while around:
-            inside.setdefault(around, column)
-            around = around.rpartition("/")[0]
-        # A composite returns after what is inside of it, and spans that.
-        start = inside.get(own, column)
+def _event_bars(pairs: Sequence[tuple[Event, Outcome]]) -> Iterator[Bar]:
+    first_column_inside: dict[str, int] = {}
+    for column, (event, outcome) in enumerate(pairs):
+        site = event.site
+        label = event.meta.label.removesuffix(site.output_address)
+        composite = label.rpartition("/")[0]
+        while composite:
+            first_column_inside.setdefault(composite, column)
+            composite = composite.rpartition("/")[0]
+        # A composite returns after the ops inside it, and its bar spans them.
+        start = first_column_inside.get(label, column)
         if site.kind not in ("module_enter", "module_exit"):
-            path = segments(site)
-            depth = len(site.frames) + len(path) - 1
-            yield Bar(start, column + 1, depth, _colour(outcome), path[-1], _tip(event, outcome))
-        elif outcome.decision is not None:  # else the bar of the module says it all
+            names = segments(site)
+            depth = len(site.frames) + len(names) - 1
+            yield Bar(start, column + 1, depth, _colour(outcome), names[-1], _tip(event, outcome))
+        elif outcome.decision is not None:  # else the bar of the module shows it
             yield Bar(column, column + 1, len(site.frames) - 1, _colour(outcome), "", _tip(event, outcome))
 
 
 def _colour(outcome: Outcome) -> str:
     if isinstance(outcome.decision, PredicateFailure):
-        return _FAILED
-    return _OTHER if outcome.decision is None else _KEPT
+        return _FAILED_COLOUR
+    return _OTHER_COLOUR if outcome.decision is None else _KEPT_COLOUR
 
 
 def _tip(event: Event, outcome: Outcome) -> str:
     site, meta, decision = event.site, event.meta, outcome.decision
-    shape = "x".join(map(str, meta.shape)) or "scalar"
     tip = (
-        f"{meta.label} ({site.name}), {site.kind}, {shape} {meta.dtype}, {format_bytes(event.nbytes)}, "
-        f"after {event.time * 1e3:.2f} ms"
+        f"{meta.label} ({site.name}), {site.kind}, {format_shape(meta.shape)} {meta.dtype}, "
+        f"{format_bytes(event.nbytes)}, after {event.time * 1e3:.2f} ms"
     )
     if isinstance(decision, PredicateFailure):
         return f"{tip}\n{decision.error}"
     return tip if decision is None else f"{tip}\nkept: {format_bytes(outcome.nbytes)}, {decision!r}"
 
 
-def _picture(bars: Sequence[Bar], columns: int) -> str:
-    scale = max(NARROWEST, min(WIDEST, WIDTH / columns))
-    height = ROW * (1 + max(bar.depth for bar in bars))
-    shapes = "".join(_shape(bar, scale) for bar in bars)
+def _picture(bars: Sequence[Bar], *, n_columns: int) -> str:
+    column_width = max(MIN_COLUMN_WIDTH, min(MAX_COLUMN_WIDTH, PICTURE_WIDTH / n_columns))
+    height = ROW_HEIGHT * (1 + max(bar.depth for bar in bars))
+    rectangles = "".join(_rectangle(bar, column_width) for bar in bars)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{columns * scale:.0f}" height="{height}" '
-        f'font-family="sans-serif" font-size="10">{shapes}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{n_columns * column_width:.0f}" height="{height}" '
+        f'font-family="sans-serif" font-size="10">{rectangles}</svg>'
     )
 
 
-def _shape(bar: Bar, scale: float) -> str:
-    width = (bar.stop - bar.start) * scale
-    x, y = bar.start * scale, bar.depth * ROW
-    letters = int((width - 4) / LETTER)
-    text = bar.text[:letters] if letters > 2 else ""
-    written = f'<text x="{x + 3:.1f}" y="{y + 12}" fill="{_INK}">{escape(text)}</text>' if text else ""
+def _rectangle(bar: Bar, column_width: float) -> str:
+    width = (bar.stop - bar.start) * column_width
+    x, y = bar.start * column_width, bar.depth * ROW_HEIGHT
+    n_letters = int((width - 4) / LETTER_WIDTH)
+    text = ""
+    if n_letters > 2 and bar.text:
+        text = f'<text x="{x + 3:.1f}" y="{y + 12}" fill="{_INK}">{escape(bar.text[:n_letters])}</text>'
     return (
-        f'<g><title>{escape(bar.tip)}</title><rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{ROW - 2}" '
-        f'fill="{bar.colour}" stroke="#ffffff" stroke-width="0.5"/>{written}</g>'
+        f'<g><title>{escape(bar.tip)}</title><rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{ROW_HEIGHT - 2}" '
+        f'fill="{bar.colour}" stroke="#ffffff" stroke-width="0.5"/>{text}</g>'
     )

@@ -1,1 +1,1 @@
-"""What an event is: plain data about sites, passes, contexts and captures, which every other folder builds on."""
+"""What an event is: plain data about sites, passes, contexts and captures. Every other folder builds on it."""

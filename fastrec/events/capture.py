@@ -1,4 +1,8 @@
-"""How a kept value is copied."""
+"""How a kept value is copied: the user's ``CaptureSpec``, and what gradients and dtypes it implies.
+
+A predicate answers with a spec, or with True, which means the recorder's default (``Recorder(capture=...)``). Sinks
+read from the spec which tensors they have to keep of a value; the copying itself is in ``sinks/_copying.py``.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +29,12 @@ class CaptureSpec(msgspec.Struct, frozen=True, kw_only=True):
         keep_grad: keep an attached clone, through which a loss can train the model.
         dtype: a floating or complex dtype to cast floating or complex values to; None keeps the value's own.
         device: a device to copy to, "cpu" for instance; None keeps the value where it is.
-        transform: a function tensor -> tensor (pooling, a projection), its result becomes
+        transform: a function tensor -> tensor (pooling, a projection); its result is
             ``record.transformed_activation``.
         save_raw: with a transform, keep the untransformed value too.
         save_gradient: keep the gradient that reaches this value in a backward pass, as ``record.gradient``.
 
-    Raises OptionError where fields do not fit together.
+    Raises OptionError where two fields contradict each other.
     """
 
     save_activation: bool = True
@@ -62,23 +66,22 @@ class CaptureSpec(msgspec.Struct, frozen=True, kw_only=True):
                 torch.device(self.device)
             except RuntimeError as error:
                 raise OptionError(f"CaptureSpec(device={self.device!r}): {error}") from None
+        self._check_keeps_a_tensor()
 
-        self._check_there_is_a_tensor()
-
-    def _check_there_is_a_tensor(self) -> None:
+    def _check_keeps_a_tensor(self) -> None:
         for name in ("keep_grad", "save_gradient", "transform"):
             if not self.save_activation and getattr(self, name):
                 raise OptionError(
-                    f"CaptureSpec(save_activation=False) keeps no tensor, so {name} says nothing; drop one of the two"
+                    f"CaptureSpec(save_activation=False) keeps no tensor, so {name} has no effect; drop one of the two"
                 )
 
     def __repr__(self) -> str:
-        shown = [
+        changes = [
             f"{name}={getattr(self, name)!r}"
-            for name, default in zip(self.__struct_fields__, _DEFAULTS, strict=True)
+            for name, default in zip(self.__struct_fields__, self.__struct_defaults__, strict=True)
             if getattr(self, name) != default
         ]
-        return f"CaptureSpec({', '.join(shown)})"
+        return f"CaptureSpec({', '.join(changes)})"
 
     @property
     def is_plain(self) -> bool:
@@ -93,38 +96,35 @@ class CaptureSpec(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def with_changes(self, changes: dict[str, Any]) -> CaptureSpec:
-        """This spec with some fields changed, checked again as a whole."""
+        """This spec with some fields changed, and checked again as a whole."""
         return CaptureSpec(**{**{f: getattr(self, f) for f in self.__struct_fields__}, **changes})
 
 
-_DEFAULTS = (True, True, False, None, None, None, True, False)
-
-
 def check_changes(changes: dict[str, Any]) -> dict[str, Any]:
-    """The fields to change in a spec, checked; an unknown name is an OptionError."""
+    """The fields to change in a spec; OptionError for an unknown name or a value that is not allowed."""
     for name in changes:
         if name not in CaptureSpec.__struct_fields__:
             raise OptionError(
-                f"{name!r} is no field of CaptureSpec; {did_you_mean(name, CaptureSpec.__struct_fields__)}"
+                f"{name!r} is not a field of CaptureSpec; {did_you_mean(name, CaptureSpec.__struct_fields__)}"
             )
-    CaptureSpec().with_changes(changes) if changes.get("save_raw", True) else CaptureSpec(**changes)
+    CaptureSpec(**changes)
     return changes
 
 
 def kept_dtype(spec: CaptureSpec, dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which a value is kept: integers and booleans are never cast."""
+    """The dtype that a value is kept in; integers and booleans are never cast."""
     castable = dtype.is_floating_point or dtype.is_complex
     return spec.dtype if spec.dtype is not None and castable else dtype
 
 
 def check_gradients(value: torch.Tensor, spec: CaptureSpec) -> None:
-    """Refuse gradients where none can flow.
+    """Raise GradientError if a spec asks for gradients where none can flow.
 
-    With keep_grad a floating value that requires no gradient is kept all the same: behind a frozen backbone it is the
-    input of what is trained, and refusing it would forbid probes and distillation teachers.
+    ``keep_grad`` accepts a floating value that requires no gradient: behind a frozen backbone such a value is the input
+    of what is trained, and refusing it would rule out probes and distillation teachers.
     """
-    for name, asked in (("keep_grad", spec.keep_grad), ("save_gradient", spec.save_gradient)):
-        if not asked:
+    for name, is_set in (("keep_grad", spec.keep_grad), ("save_gradient", spec.save_gradient)):
+        if not is_set:
             continue
         if not torch.is_grad_enabled():
             where = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
@@ -135,7 +135,7 @@ def check_gradients(value: torch.Tensor, spec: CaptureSpec) -> None:
         if not (value.is_floating_point() or value.is_complex()):
             raise GradientError(
                 f"CaptureSpec({name}=True) met a value of {value.dtype}, through which no gradient flows; select "
-                f"floating values only, with dtype(...) for instance, or drop {name} there"
+                f"only floating values, for instance with dtype(...), or drop {name} for this one"
             )
     if spec.keep_grad and value.is_inference():
         raise GradientError(

@@ -1,4 +1,10 @@
-"""What a predicate may look at for one event, and what a record tells about it later."""
+"""What a predicate may look at for one event, and what a record says about it later.
+
+``RecordContext`` is a view: it computes a field when the field is read, from the facts in the catalog. So a context
+that is built for a predicate costs little where the predicate reads one field, and recordings build the same contexts
+again, from RAM or from a file. The sets of field names at the end tell the planner when a predicate can be settled:
+once per site, once per position, once per pass, or only when the value is there.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +18,7 @@ from fastrec.events.sites import Catalog, PassInfo, RecordMeta, Site
 
 
 class StackFrame(msgspec.Struct, frozen=True):
-    """A module on the stack, and the how-many-th call of it in this pass."""
+    """A module on the call stack; ``pass_index`` counts the calls of that module in this pass, from 1."""
 
     module_address: str
     module_type: str
@@ -21,7 +27,7 @@ class StackFrame(msgspec.Struct, frozen=True):
 
 
 class RecentEvent(msgspec.Struct, frozen=True):
-    """An event that came before, without a history of its own."""
+    """An earlier event of the same pass, without a history of its own."""
 
     kind: str
     site: str
@@ -34,7 +40,7 @@ class RecentEvent(msgspec.Struct, frozen=True):
 
 
 class RecordContext(msgspec.Struct, eq=False):
-    """One event: which op or module, where, after what, with what shape.
+    """One event: which op or module ran, where, after what, and what its value looks like.
 
     >>> import torch, fastrec
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
@@ -46,18 +52,20 @@ class RecordContext(msgspec.Struct, eq=False):
     A context is frozen, and computes a field when it is read. Fields:
         kind: "op", "module_enter", "module_exit", "input" or "buffer".
         label: the chronological name in the pass ("relu_3"); site: the place, the same in every pass.
-        layer_type, layer_type_num, func_name: canonical op ("add"), its number in the pass, the raw name ("__iadd__").
-        module_address, module_type: the innermost module; module_pass_index: which call of it in this pass, from 1.
-        module_stack: all modules around it, outermost first, each with module_address, module_type, pass_index.
+        layer_type, layer_type_num, func_name: the canonical op ("add"), its number in the pass, its raw name
+            ("__iadd__").
+        module_address, module_type: the innermost module; module_pass_index: which call of it this is, from 1.
+        module_stack: all modules around the event, outermost first, each with module_address, module_type, pass_index.
         recent_events, recent_ops: what came before in this pass, newest last, at most ``history_size``.
-        parent_labels: labels of the values that were read; needs ``track_parents=True``.
-        pass_index, entry, entry_pass: the pass, what it entered, and the how-many-th pass of that entry, from 0.
+        parent_labels: labels of the values that the op read; needs ``track_parents=True``.
+        pass_index, entry, entry_pass: the number of the pass, what it entered, and its number among the passes of that
+            entry, both from 0.
         event_index, op_index: position among the events and the ops of the pass; None where ops are not observed.
-        output_index, input_output_address: which leaf of a nested value, None and "" for a single tensor.
-        tensor_shape, tensor_dtype, tensor_device, tensor_requires_grad: of the value itself.
-        is_bottom_level_func: False for a Python function made of several ops.
+        output_index, input_output_address: which leaf of a nested value this is; None and "" for a single tensor.
+        tensor_shape, tensor_dtype, tensor_device, tensor_requires_grad: those of the value.
+        is_bottom_level_func: False for a Python function that is made of several ops.
         time_since_pass_start: seconds; grad_enabled: whether gradients were on when the pass began.
-        sample_id, step, phase: what the user said about the pass; step is None in a phase without marks.
+        sample_id, step, phase: what the user said about the pass; step is None in a phase in which no step was marked.
     """
 
     _catalog: Catalog
@@ -122,7 +130,7 @@ class RecordContext(msgspec.Struct, eq=False):
     def parent_labels(self) -> tuple[str, ...]:
         if self._meta.parents is None:
             raise ContextFieldError(
-                "parent_labels are only followed when the recorder is opened with track_parents=True"
+                "parent_labels are only known where the recorder was opened with track_parents=True"
             )
         return self._meta.parents
 
@@ -197,28 +205,28 @@ class RecordContext(msgspec.Struct, eq=False):
     def _recent(self, name: str, triples: tuple[tuple[int, int, str], ...] | None) -> tuple[RecentEvent, ...]:
         if triples is None:
             raise ContextFieldError(
-                f"{name} are not observed in a session that only keeps module outputs by structure; "
-                "add a keep_op, or a keep_module predicate that reads them"
+                f"{name} are not observed, because this session keeps module outputs only; give keep_op=, or a "
+                "keep_module= predicate that reads them"
             )
-        found = []
-        for number, count, label in triples:
-            site = self._catalog.sites[number]
-            found.append(
+        events = []
+        for site_number, number, label in triples:
+            site = self._catalog.sites[site_number]
+            events.append(
                 RecentEvent(
                     site.kind,
                     site.name,
                     label,
                     site.layer_type,
-                    count,
+                    number,
                     site.func_name,
                     site.module_address,
                     site.module_type,
                 )
             )
-        return tuple(found)
+        return tuple(events)
 
     def __getattr__(self, name: str) -> Any:
-        if name in FIELDS:  # its property raised, and says why
+        if name in FIELDS:  # its property raised an AttributeError; ask it again, so that its own message is seen
             return vars(RecordContext)[name].fget(self)
         raise ContextFieldError(f"a context has no field {name!r}; {did_you_mean(name, FIELDS)}")
 
@@ -229,15 +237,14 @@ class RecordContext(msgspec.Struct, eq=False):
         raise ContextFieldError(f"a context is frozen; {name!r} can't be deleted")
 
     def __repr__(self) -> str:
-        shape = "x".join(map(str, self.tensor_shape)) or "scalar"
         return (
-            f"RecordContext({self.label!r}, site={self.site!r}, kind={self.kind!r}, {shape} "
+            f"RecordContext({self.label!r}, site={self.site!r}, kind={self.kind!r}, {format_shape(self.tensor_shape)} "
             f"{self._meta.dtype}, pass {self.pass_index})"
         )
 
 
 class PredicateFailure(msgspec.Struct, frozen=True):
-    """A predicate that raised: which, at which event, and what."""
+    """A predicate that raised: its repr, the event that it was asked about, and the error."""
 
     predicate: str
     context: RecordContext
@@ -261,7 +268,7 @@ STRUCTURAL_FIELDS = frozenset(
         "is_bottom_level_func",
     }
 )
-"""The fields that a predicate may read to be settled once per site."""
+"""The fields that are the same at every event of a site; a predicate that reads no others is settled once per site."""
 
 PATH_FIELDS = frozenset(
     {
@@ -274,7 +281,7 @@ PATH_FIELDS = frozenset(
         "op_index",
     }
 )
-"""The fields that are the same whenever the same events came before in the pass."""
+"""The fields that are the same whenever the same events came before in the pass, that is, per position."""
 
 LEAF_FIELDS = frozenset({"site", "output_index", "input_output_address"})
 """The structural fields that differ between the leaves of a nested value."""
@@ -283,12 +290,26 @@ PASS_FIELDS = frozenset({"pass_index", "entry", "entry_pass", "phase", "sample_i
 """The fields that are the same for all events of a pass, while it runs."""
 
 TENSOR_FIELDS = frozenset({"tensor_shape", "tensor_dtype", "tensor_device", "tensor_requires_grad"})
-"""The fields that only the value tells."""
+"""The fields that are known only when the value is there."""
+
+
+def format_shape(shape: tuple[int, ...]) -> str:
+    """A shape as it is shown to people.
+
+    >>> format_shape((8, 64)), format_shape(())
+    ('8x64', 'scalar')
+    """
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The short name of a dtype ("float32")."""
+    return str(dtype).removeprefix("torch.")
 
 
 def torch_dtype(name: str) -> torch.dtype:
     """The dtype of a short name ("float32")."""
     dtype = getattr(torch, name)
     if not isinstance(dtype, torch.dtype):
-        raise ContextFieldError(f"{name!r} is no torch dtype")
+        raise ContextFieldError(f"{name!r} is not the name of a torch dtype")
     return dtype

@@ -1,96 +1,30 @@
-"""From where an event happened and what its value is like to the meta that its records share."""
+"""Where in a pass an event happens, and the meta that records made there share.
+
+An engine knows the ``Position`` of an event before it looks at the value. A tap that meets a new kind of value there
+asks for a meta once, and every later record of such a value carries the number of that meta:
+
+    metas = RecordMetaMaker(catalog, history_size=8, observed=True)
+    meta = metas.make(position, site, TensorFacts.of(value), spec_number, parents=None)
+    number = catalog.metas.add(meta)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from torch import Tensor
 
+from fastrec.events.context import dtype_name
 from fastrec.events.sites import Catalog, RecordMeta, Site
-
-Triples = tuple[tuple[int, int, str], ...]
-
-
-class RecordMetaMaker:
-    """Makes the metas of a session.
-
-    ``history_size`` bounds the recent events and ops; ``observed`` is False where an engine sees no ops, so that
-    nothing can be said about what came before.
-    """
-
-    def __init__(self, catalog: Catalog, history_size: int, *, observed: bool) -> None:
-        self._catalog = catalog
-        self._history_size = history_size
-        self._observed = observed
-
-    def make(
-        self, place: Position, site: Site, value: Tensor, spec: int, parents: tuple[str, ...] | None
-    ) -> RecordMeta:
-        """The meta of a value at a place."""
-        return self.of(
-            place,
-            site,
-            (tuple(value.shape), str(value.dtype).removeprefix("torch."), str(value.device), value.requires_grad),
-            spec,
-            parents,
-        )
-
-    def of(
-        self,
-        place: Position,
-        site: Site,
-        tensor_facts: tuple[tuple[int, ...], str, str, bool],
-        spec: int,
-        parents: tuple[str, ...] | None,
-    ) -> RecordMeta:
-        """The same from shape, dtype, device and requires_grad."""
-        seen = self._observed
-        if site.kind in ("module_enter", "module_exit"):
-            label = f"{site.name}:{place.number}"
-        else:
-            label = place.label + (site.output_address if site.kind == "op" else "")
-        return RecordMeta(
-            site=self._catalog.sites.add(site),
-            label=label,
-            number=place.number,
-            op_index=place.op_index if seen else None,
-            event_index=place.event_index if seen else None,
-            module_pass=place.module_pass,
-            stack_passes=place.stack_passes,
-            shape=tensor_facts[0],
-            dtype=tensor_facts[1],
-            device=tensor_facts[2],
-            requires_grad=tensor_facts[3],
-            spec=spec,
-            recent_events=self._recent(place, ops_only=False) if seen else None,
-            recent_ops=self._recent(place, ops_only=True) if seen else None,
-            parents=parents,
-        )
-
-    def _recent(self, place: Position, *, ops_only: bool) -> Triples:
-        found: list[tuple[int, int, str]] = []
-        for event in _before(place):
-            if len(found) == self._history_size:
-                break
-            if not ops_only or event.site.kind == "op":
-                if event.site_id is None:
-                    event.site_id = self._catalog.sites.add(event.site)
-                found.append((event.site_id, event.number, event.label))
-        return tuple(reversed(found))
-
-
-def _before(place: Position) -> Iterator[Position]:
-    event = place.previous
-    while event is not None:
-        yield event
-        event = event.previous
 
 
 class Position:
-    """Where in a pass an event happens, as far as the engine knows it before it looks at the value.
+    """An event's place in the order of its pass.
 
-    A chain: ``previous`` is the event before, so the recent history costs nothing until somebody reads it.
-    ``frame`` numbers the composite that the event runs in, 0 outside; history stays within what is visible there.
+    Positions form a chain: ``previous`` is the event before, so that the recent history costs nothing until somebody
+    reads it. Ops inside a composite are in the chain of that composite only, so history and numbers outside are the
+    same whether or not somebody looks inside.
     """
 
     __slots__ = (
@@ -107,7 +41,7 @@ class Position:
 
     def __init__(self, site: Site, previous: Position | None) -> None:
         self.site = site
-        self.site_id: int | None = None  # its number in the catalog, once somebody asked for it
+        self.site_id: int | None = None  # its number in the catalog, once it was asked for
         self.previous = previous
         self.number = 0
         self.label = ""
@@ -115,3 +49,79 @@ class Position:
         self.event_index: int | None = None
         self.module_pass = 1
         self.stack_passes: tuple[int, ...] = ()
+
+
+class TensorFacts(NamedTuple):
+    """What a record says about its tensor, apart from the values."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+    requires_grad: bool
+
+    @classmethod
+    def of(cls, value: Tensor) -> TensorFacts:
+        """The facts of a tensor; a nested one has no single shape, and gets an empty one."""
+        shape = () if value.is_nested else tuple(value.shape)
+        return cls(shape, dtype_name(value.dtype), str(value.device), value.requires_grad)
+
+
+class RecordMetaMaker:
+    """Makes the metas of a session.
+
+    Arguments:
+        catalog: where sites get their numbers.
+        history_size: how many recent events and ops a meta holds at most.
+        observed: False where the engine sees no ops. Then indices and history would be wrong, and are None.
+    """
+
+    def __init__(self, catalog: Catalog, history_size: int, *, observed: bool) -> None:
+        self.catalog = catalog
+        self._history_size = history_size
+        self._observed = observed
+
+    def make(
+        self, position: Position, site: Site, facts: TensorFacts, spec: int, parents: tuple[str, ...] | None
+    ) -> RecordMeta:
+        """The meta of values at a position; ``site`` is that of one leaf where the value is nested."""
+        observed = self._observed
+        if site.kind in ("module_enter", "module_exit"):
+            label = f"{site.name}:{position.number}"
+        else:
+            label = position.label + (site.output_address if site.kind == "op" else "")
+        return RecordMeta(
+            site=self.catalog.sites.add(site),
+            label=label,
+            number=position.number,
+            op_index=position.op_index if observed else None,
+            event_index=position.event_index if observed else None,
+            module_pass=position.module_pass,
+            stack_passes=position.stack_passes,
+            shape=facts.shape,
+            dtype=facts.dtype,
+            device=facts.device,
+            requires_grad=facts.requires_grad,
+            spec=spec,
+            recent_events=self._history(position, ops_only=False) if observed else None,
+            recent_ops=self._history(position, ops_only=True) if observed else None,
+            parents=parents,
+        )
+
+    def _history(self, position: Position, *, ops_only: bool) -> tuple[tuple[int, int, str], ...]:
+        """The last events before a position as (site number, number, label), newest last."""
+        triples: list[tuple[int, int, str]] = []
+        for event in _earlier_events(position):
+            if len(triples) == self._history_size:
+                break
+            if not ops_only or event.site.kind == "op":
+                if event.site_id is None:
+                    event.site_id = self.catalog.sites.add(event.site)
+                triples.append((event.site_id, event.number, event.label))
+        return tuple(reversed(triples))
+
+
+def _earlier_events(position: Position) -> Iterator[Position]:
+    event = position.previous
+    while event is not None:
+        yield event
+        event = event.previous

@@ -1,23 +1,36 @@
-"""What is stored once: places where events happen, and what varies between passes that ran differently."""
+"""The facts that many records share, stored once: sites, metas, passes, and the catalog that numbers them.
+
+A record itself is four numbers (its meta, its row among the kept values, its pass, its time), so a million records are
+not a million Python objects. The numbers lead from one fact to the next:
+
+    meta = catalog.metas[record_meta]  # what varies between passes that ran differently: label, shape, dtype, ...
+    site = catalog.sites[meta.site]  # what is the same in every pass: the place in the model
+    spec = catalog.specs[meta.spec]  # how its values were copied
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from time import perf_counter
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import msgspec
 
 from fastrec.events.capture import CaptureSpec
 
+T = TypeVar("T")
+
 Kind = Literal["op", "module_enter", "module_exit", "input", "buffer"]
 
-KINDS: tuple[Kind, ...] = ("op", "module_enter", "module_exit", "input", "buffer")
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Outcome = Literal["ok", "failed", "halted"]
+"""How a pass ended."""
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    """One module on the stack of calls: where it sits, what it is, and under which other addresses it is reachable."""
+    """One module on the call stack: its address, its class, and the other addresses that lead to the same module."""
 
     module_address: str
     module_type: str
@@ -27,8 +40,8 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 class Site(msgspec.Struct, frozen=True, gc=False):
     """A place where events happen, the same in every pass.
 
-    ``frames`` are the modules on the stack, outermost first, the module of the site included; for a module event
-    the last frame is the module itself.
+    ``frames`` are the modules on the call stack, outermost first. The last one is the module in which an op runs; for
+    a module event it is the module itself.
     """
 
     name: str
@@ -52,9 +65,9 @@ class Site(msgspec.Struct, frozen=True, gc=False):
 class RecordMeta(msgspec.Struct, frozen=True, gc=False):
     """What the records of one site share in all passes that ran alike.
 
-    ``label`` is chronological (``relu_3``); ``number`` is the 3 of it. Indices are None where the engine did not see
-    what it takes to count them. ``recent_events`` and ``recent_ops`` hold (site id, number, label) triples, newest
-    last, or None where operations were not observed.
+    ``label`` is chronological (``relu_3``), and ``number`` is its 3. ``event_index`` and ``op_index`` are None where
+    the engine did not see the events that it would have to count. ``recent_events`` and ``recent_ops`` hold triples of
+    site number, number and label, newest last; they are None where ops were not observed.
     """
 
     site: int
@@ -77,8 +90,8 @@ class RecordMeta(msgspec.Struct, frozen=True, gc=False):
 class PassInfo(msgspec.Struct):
     """One pass: an outermost call into a recorded root, or a region.
 
-    ``started`` is on the clock of ``time.perf_counter``, ``duration`` in seconds. ``step`` counts the marks of the
-    pass's phase that were made before it ended. ``grad`` tells whether gradients were on when it began.
+    ``started`` is a time of ``time.perf_counter``; ``duration`` is in seconds. ``step`` is how many steps had been
+    marked in its phase when the pass ended. ``grad`` is whether gradients were on when it began.
     """
 
     index: int
@@ -90,15 +103,15 @@ class PassInfo(msgspec.Struct):
     sample_id: str | int | None = None
     step: int = 0
     duration: float = 0.0
-    outcome: Literal["ok", "failed", "halted"] = "ok"
+    outcome: Outcome = "ok"
 
 
 class Origin(msgspec.Struct, frozen=True):
     """One of several recordings that were merged.
 
-    Its passes have the indices from ``first_pass`` to ``first_pass + passes``; ``phases`` are the numbers of its own
-    phases. ``rank`` tells it from the others, ``run`` and ``pid`` are what its files say; ``began`` is in seconds since
-    1970, ``header`` its recorder's options.
+    Its passes have the indices from ``first_pass`` up to, but not including, ``first_pass + passes``; ``phases`` are
+    the numbers of its phases. ``rank`` is unique among the merged recordings; ``run`` and ``pid`` come from its files.
+    ``began`` is in seconds since 1970, and ``header`` holds the options of its recorder.
     """
 
     rank: int
@@ -111,11 +124,8 @@ class Origin(msgspec.Struct, frozen=True):
     phases: tuple[int, ...] = ()
 
 
-T = TypeVar("T")
-
-
 class Interned(Generic[T]):
-    """A list in which equal items have one number; items are only ever added."""
+    """A list in which equal items share one number; items are added and never removed."""
 
     def __init__(self, items: Iterable[T] = ()) -> None:
         self.items: list[T] = []
@@ -125,7 +135,7 @@ class Interned(Generic[T]):
             self.append(item)
 
     def add(self, item: T) -> int:
-        """The number of an item, which is added if it is new."""
+        """Return the number of an item; a new item is added."""
         number = self._numbers.get(item)
         if number is None:
             with self._lock:
@@ -133,11 +143,15 @@ class Interned(Generic[T]):
                 if number is None:
                     number = len(self.items)
                     self.items.append(item)
-                    self._numbers[item] = number  # last, for others look here without the lock
+                    # Last, because other threads look a number up without the lock and then index ``items`` with it.
+                    self._numbers[item] = number
         return number
 
     def append(self, item: T) -> int:
-        """The number of an item, which is added even where an equal one has a number, that it keeps."""
+        """Add an item even if an equal one is there, and return its number; ``add`` still returns the first number.
+
+        Phases of different sessions or ranks stay apart in one recording, even where they have the same name.
+        """
         with self._lock:
             number = len(self.items)
             self.items.append(item)
@@ -155,10 +169,11 @@ class Interned(Generic[T]):
 
 
 class Catalog:
-    """Sites, metas, capture specs, entries and phases by number, and the header of the session.
+    """All that the records of a session share: sites, metas, capture specs, entries and phases, each by number.
 
-    ``began`` is when the session began, on the clock of ``time.perf_counter``. ``halted`` holds the reason by pass
-    index; ``failures`` the collected predicate failures; ``origins`` what was merged, if it was.
+    ``header`` holds the options of the recorder, and ``began`` the time of ``time.perf_counter`` when the session
+    began. ``halted`` maps a pass index to the reason for which that pass was halted. ``failures`` are the collected
+    ``PredicateFailure``s; ``origins`` are the recordings that were merged, where some were.
     """
 
     def __init__(self, header: dict[str, Any] | None = None) -> None:
@@ -176,7 +191,3 @@ class Catalog:
     def site_of(self, meta: int) -> Site:
         """The site of a meta, by the meta's number."""
         return self.sites[self.metas[meta].site]
-
-    def site_ids(self, wanted: Callable[[Site], bool]) -> list[int]:
-        """The numbers of all sites that a function picks."""
-        return [i for i, site in enumerate(self.sites.items) if wanted(site)]

@@ -1,8 +1,12 @@
 """Recordings in the formats of other tools, one file per format.
 
-``EXPORTERS`` names them; each is a function ``exporter(recording, path, *, keys=None, **options)`` that writes to a
-path where nothing is yet, and reads the recording stretch by stretch. ``OPTIONS`` has the structs of their options, and
-``export(recording, path, format, ...)`` is the same by name.
+    from fastrec.exports import export, to_numpy
+
+    to_numpy(recording, "run.npz", keys=["1/relu"])
+    export(recording, "run.npz", "numpy", keys=["1/relu"])  # the same by name
+
+``EXPORTERS`` holds the functions by name, and ``OPTIONS`` the structs of their options. A new format is a function
+``exporter(recording, path, *, keys=None, **options)`` that writes to a path where nothing is yet.
 """
 
 from __future__ import annotations
@@ -58,14 +62,14 @@ def export(
     >>> export(recording, "activations.safetensors", "safetensors", keys=["linear_1"])
 
     Arguments:
-        recording: what is written.
-        path: where; there must be nothing yet.
+        recording: what to write.
+        path: a path where nothing is yet.
         format: one of ``EXPORTERS``: "numpy", "safetensors", "huggingface", "minari", "d4rl", "robomimic".
-        keys: addresses, sites or labels, or a mapping from such to the names that they get; by default all sites.
-        options: those of the format, which are described with its function.
+        keys: addresses, sites or labels, or a mapping from them to the names that they get; by default all sites.
+        options: those of the format; its function describes them.
 
-    Raises OptionError for a format or an option that there is none of, RecordingExistsError where there is something
-    at the path, and what reading the keys raises.
+    Raises OptionError for an unknown format or option, RecordingExistsError where there is something at the path, and
+    what reading the keys raises.
     """
     exporter = EXPORTERS.get(format)
     if exporter is None:

@@ -1,4 +1,4 @@
-"""What a format is, and what all of them need."""
+"""What an exporter is, and what every format needs: options, keys, reading in stretches, and writing all or nothing."""
 
 from __future__ import annotations
 
@@ -16,16 +16,13 @@ from fastrec.recording._recording import Recording
 from fastrec.recording._rows import By, Rows
 
 Keys = str | Iterable[str] | Mapping[str, str]
-"""One key, several, or the names that they get by key."""
-
-STRETCH = 4 << 20
-"""So many bytes are read and written at a time."""
-
+"""One key, several, or a mapping from keys to the names that they get in the file."""
 
 Exporter = Callable[..., None]
 """A format: ``exporter(recording, path, *, keys=None, **options)``."""
 
-Options = TypeVar("Options", bound=msgspec.Struct)
+STRETCH_BYTES = 4 << 20
+"""About how many bytes are read and written at a time."""
 
 
 class RowOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,67 +31,60 @@ class RowOptions(msgspec.Struct, frozen=True, kw_only=True):
     by: By = None
 
 
-def read_options(format: str, options: type[Options], given: Mapping[str, Any]) -> Options:
-    """The options of a format; an OptionError for one that it does not have."""
-    known = options.__struct_fields__
-    for name in given:
-        if name not in known:
-            raise OptionError(f"the format {format!r} has no option {name!r}; {did_you_mean(name, known)}")
-    return options(**given)
+Options = TypeVar("Options", bound=msgspec.Struct)
 
 
-def named(recording: Recording, keys: Keys | None) -> dict[str, str]:
-    """The names that keys get in a file, and the keys."""
+def read_options(format: str, struct: type[Options], options: Mapping[str, Any]) -> Options:
+    """The options of a format as its struct; OptionError for one that the format does not have."""
+    allowed = struct.__struct_fields__
+    for name in options:
+        if name not in allowed:
+            raise OptionError(f"the format {format!r} has no option {name!r}; {did_you_mean(name, allowed)}")
+    return struct(**options)
+
+
+def keys_by_name(recording: Recording, keys: Keys | None) -> dict[str, str]:
+    """The name that each key gets in the file, and the key; by default all sites under their own names."""
     if keys is None:
         return {site: f"site:{site}" for site in sites_with_values(recording._view)}
     if isinstance(keys, Mapping):
-        names = {name: key for key, name in keys.items()}
-        if len(names) < len(keys):
+        by_name = {name: key for key, name in keys.items()}
+        if len(by_name) < len(keys):
             raise OptionError(f"keys={dict(keys)!r}: two keys have the same name")
-        return names
+        return by_name
     return {key: key for key in ([keys] if isinstance(keys, str) else keys)}
 
 
 def rows_of(recording: Recording, keys: Keys | None, by: By) -> dict[str, Rows]:
-    """The rows of each key by name."""
-    return {name: recording.rows(key, by) for name, key in named(recording, keys).items()}
+    """The rows of each key, by the name that it gets."""
+    return {name: recording.rows(key, by) for name, key in keys_by_name(recording, keys).items()}
 
 
-def plain(names: Iterable[str]) -> dict[str, str]:
-    """Names without slashes, which HDF5 would take for groups, all different."""
-    found: dict[str, str] = {}
-    for name in names:
-        made, number = name.replace("/", "."), 2
-        while made in found.values():
-            made, number = f"{name.replace('/', '.')}#{number}", number + 1
-        found[name] = made
-    return found
-
-
-def stretches(rows: Rows) -> Iterator[slice]:
-    """Where to divide rows to read them bit by bit."""
-    edges = rows.edges(STRETCH).tolist()
-    return (slice(a, b) for a, b in zip(edges, edges[1:], strict=False))
+def row_slices(rows: Rows) -> Iterator[slice]:
+    """Slices that divide rows into stretches, so that the whole need not be in memory."""
+    edges = rows.edges(STRETCH_BYTES).tolist()
+    return (slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False))
 
 
 @contextmanager
-def made_whole(path: str | os.PathLike[str], *suffixes: str) -> Iterator[str]:
-    """Where to write what comes to lie at a path once it is all there."""
+def atomic_output(path: str | os.PathLike[str], *suffixes: str) -> Iterator[str]:
+    """Where to write a file or folder; it is renamed to the path once it is complete, and removed if that fails."""
     target = os.fspath(path)
     if suffixes and not target.endswith(suffixes):
         raise OptionError(f"the path {target!r} has to end in {' or '.join(suffixes)}")
     if os.path.lexists(target):
         raise RecordingExistsError(f"{target!r} exists; give another path")
-    part = target.rstrip(os.sep) + ".part"
+    # In the same folder, because a rename is only atomic within one file system.
+    temporary = target.rstrip(os.sep) + ".part"
     try:
-        yield part
-        os.rename(part, target)
+        yield temporary
+        os.rename(temporary, target)
     except OSError as error:
-        if isinstance(error, RecordingFileError):
+        if isinstance(error, RecordingFileError):  # an OSError too, which reading the recording raised
             raise
         raise RecordingFileError(f"{target!r} can't be written: {error.strerror or error}") from error
     finally:
-        if os.path.isdir(part):
-            shutil.rmtree(part)
-        elif os.path.exists(part):
-            os.unlink(part)
+        if os.path.isdir(temporary):
+            shutil.rmtree(temporary)
+        elif os.path.exists(temporary):
+            os.unlink(temporary)

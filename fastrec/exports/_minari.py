@@ -1,4 +1,4 @@
-"""Minari: one group per episode, and the spaces of observations and actions."""
+"""Minari: a group per episode, and the spaces of observations and actions."""
 
 from __future__ import annotations
 
@@ -10,67 +10,68 @@ import h5py
 import numpy as np
 
 from fastrec._errors import StepError
-from fastrec.exports._contract import Keys, made_whole, read_options
-from fastrec.exports._episodes import Array, TransitionOptions, transitions
+from fastrec.exports._contract import Keys, atomic_output, read_options
+from fastrec.exports._episodes import TransitionOptions, transitions
 from fastrec.recording._recording import Recording
+from fastrec.recording._source import Array
 
-LAYOUT = "0.5.0"
-"""The version of Minari whose layout this is; later ones read it."""
+MINARI_VERSION = "0.5.0"
+"""The version of Minari whose layout is written; later versions read it."""
 
 
 class MinariOptions(TransitionOptions, frozen=True, kw_only=True):
-    """How Minari sees a recording."""
+    """Where Minari's arrays come from, and the name of the data set."""
 
     dataset_id: str = "fastrec/recording-v0"
 
 
 def to_minari(recording: Recording, path: str | os.PathLike[str], *, keys: Keys | None = None, **options: Any) -> None:
-    """A folder with the episodes, whose ``data`` folder ``minari.MinariDataset`` opens.
+    """Write a folder of episodes, whose ``data`` folder ``minari.MinariDataset`` opens.
 
     Arguments:
         path: a folder.
-        keys: see ``export``; they come to lie in ``episode_0/activations`` and so on, which Minari leaves alone.
+        keys: see ``export``; their values go into ``episode_0/activations`` and so on, which Minari ignores.
         observations, actions: a key of the recording, or a step column.
         rewards: a step column.
         dataset_id: the name that Minari shows.
 
-    An episode of T steps has T + 1 observations in Minari; the last one is not recorded, because the policy does not
-    see it, and its predecessor stands there again. An episode that was still open counts as truncated.
+    An episode of T steps has T + 1 observations in Minari. The last one was not recorded, because the policy does not
+    see it, so the one before stands there again. An episode that was still open counts as truncated.
     """
     fields = read_options("minari", MinariOptions, options)
     fields.check("minari")
     spaces: dict[str, dict[str, Any]] = {}
-    count = steps = 0
-    with made_whole(path) as part:
-        os.makedirs(os.path.join(part, "data"))
-        with h5py.File(os.path.join(part, "data", "main_data.hdf5"), "w", track_order=True) as file:
+    n_episodes = n_steps = 0
+    with atomic_output(path) as temporary:
+        os.makedirs(os.path.join(temporary, "data"))
+        with h5py.File(os.path.join(temporary, "data", "main_data.hdf5"), "w", track_order=True) as file:
             for episode in transitions(recording, keys, fields):
-                group = file.create_group(f"episode_{count}")
-                group.attrs["id"], group.attrs["total_steps"] = count, len(episode)
+                group = file.create_group(f"episode_{n_episodes}")
+                group.attrs["id"], group.attrs["total_steps"] = n_episodes, len(episode)
                 group["observations"] = np.concatenate([episode.observations, episode.observations[-1:]])
                 for name in ("actions", "rewards", "terminations", "truncations"):
                     group[name] = getattr(episode, name)
                 for name, values in episode.activations.items():
                     group[f"activations/{name}"] = values
                 for name in ("observations", "actions"):
-                    spaces[name] = _joined(spaces.get(name), _space(getattr(episode, name)), name)
-                count, steps = count + 1, steps + len(episode)
-        told = {
+                    spaces[name] = _merge_spaces(spaces.get(name), _space(getattr(episode, name)), name)
+                n_episodes, n_steps = n_episodes + 1, n_steps + len(episode)
+        metadata = {
             "dataset_id": fields.dataset_id,
-            "minari_version": LAYOUT,
+            "minari_version": MINARI_VERSION,
             "data_format": "hdf5",
             "jpeg_encoding": False,
-            "total_episodes": count,
-            "total_steps": steps,
+            "total_episodes": n_episodes,
+            "total_steps": n_steps,
             "observation_space": json.dumps(spaces["observations"]),
             "action_space": json.dumps(spaces["actions"]),
         }
-        with open(os.path.join(part, "data", "metadata.json"), "w") as text:
-            json.dump(told, text)
+        with open(os.path.join(temporary, "data", "metadata.json"), "w") as text:
+            json.dump(metadata, text)
 
 
 def _space(values: Array) -> dict[str, Any]:
-    """A space of gymnasium that has all of these values."""
+    """A space of Gymnasium that contains these values."""
     shape, dtype = values.shape[1:], values.dtype
     if dtype.kind in "iu" and not shape:
         low = int(values.min())
@@ -85,14 +86,14 @@ def _space(values: Array) -> dict[str, Any]:
     return {"type": "Box", "dtype": str(dtype), "shape": list(shape), **bounds}
 
 
-def _joined(known: dict[str, Any] | None, space: dict[str, Any], name: str) -> dict[str, Any]:
-    if known is None or known == space:
-        return space
-    if known["type"] == space["type"] == "Discrete":
-        start = min(known["start"], space["start"])
-        stop = max(one["start"] + one["n"] for one in (known, space))
-        return {**space, "start": start, "n": stop - start}
+def _merge_spaces(first: dict[str, Any] | None, second: dict[str, Any], name: str) -> dict[str, Any]:
+    if first is None or first == second:
+        return second
+    if first["type"] == second["type"] == "Discrete":
+        start = min(first["start"], second["start"])
+        stop = max(space["start"] + space["n"] for space in (first, second))
+        return {**second, "start": start, "n": stop - start}
     raise StepError(
-        f"the {name} of one episode are of shape {known.get('shape')} and dtype {known['dtype']}, those of another "
-        f"{space.get('shape')} {space['dtype']}; select(phase=) one kind"
+        f"the {name} of one episode are of shape {first.get('shape')} and dtype {first['dtype']}, those of another "
+        f"{second.get('shape')} {second['dtype']}; select(phase=) one kind"
     )

@@ -1,4 +1,7 @@
-"""Safetensors: a header of JSON and the bytes of the tensors."""
+"""Safetensors: the length of a header, the header in JSON, and the bytes of the tensors.
+
+It is written here because the ``safetensors`` package wants whole tensors in memory.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import OptionError
-from fastrec.exports._contract import Keys, RowOptions, made_whole, read_options, rows_of, stretches
-from fastrec.recording._arrays import filled
+from fastrec.exports._contract import Keys, RowOptions, atomic_output, read_options, row_slices, rows_of
+from fastrec.recording._arrays import fill_missing
 from fastrec.recording._recording import Recording
 from fastrec.recording._rows import Rows
 
@@ -39,7 +42,7 @@ DTYPES = {
 def to_safetensors(
     recording: Recording, path: str | os.PathLike[str], *, keys: Keys | None = None, **options: Any
 ) -> None:
-    """One tensor per key, and one per step column, ``steps/<name>``; ``safetensors.torch.load_file`` reads them.
+    """Write a tensor per key, and one per step column as ``steps/<name>``; ``safetensors.torch.load_file`` reads them.
 
     >>> import torch, fastrec
     >>> from fastrec.exports import to_safetensors
@@ -51,15 +54,15 @@ def to_safetensors(
         keys: see ``export``.
         by: None or "sample", as in ``Recording.rows``.
 
-    Raises OptionError where a dtype is not one of the format's.
+    Raises OptionError for a dtype that the format does not have.
     """
     rows = rows_of(recording, keys, read_options("safetensors", RowOptions, options).by)
-    columns = {f"steps/{name}": torch.from_numpy(filled(recording.steps[name])) for name in recording.steps}
+    columns = {f"steps/{name}": torch.from_numpy(fill_missing(recording.steps[name])) for name in recording.steps}
     sources: dict[str, Rows | Tensor] = {**rows, **columns}
     for name, source in sources.items():
         if source.dtype not in DTYPES:
             raise OptionError(f"safetensors has no dtype for {name!r}, which is {source.dtype}")
-    # A tensor has to start at a multiple of its element's size.
+    # The widest elements first, so that each tensor starts at a multiple of the size of its elements.
     names = sorted(sources, key=lambda name: -sources[name].dtype.itemsize)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -68,15 +71,15 @@ def to_safetensors(
         start, end = end, end + source.nbytes
         header[name] = {"dtype": DTYPES[source.dtype], "shape": list(source.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with made_whole(path, ".safetensors") as part, open(part, "wb") as file:
+    text += b" " * (-len(text) % 8)  # the data behind the header has to begin at a multiple of eight
+    with atomic_output(path, ".safetensors") as temporary, open(temporary, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
             if name in columns:
                 file.write(_bytes_of(columns[name]))
                 continue
-            for some in stretches(rows[name]):
-                file.write(_bytes_of(rows[name][some]))
+            for stretch in row_slices(rows[name]):
+                file.write(_bytes_of(rows[name][stretch]))
 
 
 def _bytes_of(values: Tensor) -> bytes:

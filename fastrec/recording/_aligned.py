@@ -1,4 +1,4 @@
-"""Several keys side by side: record by record, or step by step with the columns of the steps."""
+"""Several keys side by side in one container: record by record, or step by step with the columns of the steps."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastrec._errors import MissingExtraError, OptionError, RecordKeyError, StepError
-from fastrec.recording._arrays import filled, numpy_of, stacked
-from fastrec.recording._rows import Rows, check_together
-from fastrec.recording._source import PhaseSteps
-from fastrec.recording._steps import Steps, fired_once
+from fastrec._errors import OptionError, RecordKeyError, StepError
+from fastrec._optional import require
+from fastrec.recording._arrays import fill_missing, numpy_of, stack_records
+from fastrec.recording._rows import Rows, check_same_passes
+from fastrec.recording._source import Array, PhaseSteps
+from fastrec.recording._steps import Steps, records_by_step
 from fastrec.recording._view import View, metas_of_key
 
 if TYPE_CHECKING:
@@ -23,74 +23,70 @@ if TYPE_CHECKING:
     import xarray
 
 
-Array = npt.NDArray[Any]
-
-
 class Aligned(msgspec.Struct, frozen=True):
-    """Values whose first axis is the same, and what is known of each place on it.
+    """Tensors that share their first axis, with the arrays that number it.
 
-    ``axis`` is "record" or "step"; ``envs`` is the size of the second axis where it counts environments, else 0.
+    ``axis`` is "record" or "step"; ``coords`` and ``columns`` have one value per place on it. ``n_envs`` is the size of
+    the second axis where that counts environments, else 0.
     """
 
     axis: str
     values: dict[str, Tensor]
-    index: dict[str, Array]
+    coords: dict[str, Array]
     columns: dict[str, Array]
-    envs: int = 0
+    n_envs: int = 0
 
     def dims(self, name: str, shape: tuple[int, ...]) -> tuple[str, ...]:
         """The names of the axes of a value or column."""
-        second = "env" if self.envs and shape[1:2] == (self.envs,) else f"{name}_1"
+        second = "env" if self.n_envs and shape[1:2] == (self.n_envs,) else f"{name}_1"
         return tuple([self.axis, second, *(f"{name}_{i}" for i in range(2, len(shape)))][: len(shape)])
 
 
-def keys_of(view: View, keys: str | Iterable[str] | None) -> list[str]:
-    """The keys that are meant: those given, or the sites of all values."""
-    if isinstance(keys, str):
-        return [keys]
-    found = list(dict.fromkeys(keys)) if keys is not None else sites_with_values(view)
-    if not found:
+def align(view: View, steps: Steps, keys: str | Iterable[str] | None, by: Literal["step"] | None) -> Aligned:
+    """The values of keys side by side."""
+    if by not in (None, "step"):
+        raise OptionError(f"by={by!r}: give by='step', or leave it out for one row per record")
+    views = views_of_keys(view, keys)
+    return _align_by_step(views, steps) if by == "step" else _align_by_record(views)
+
+
+def views_of_keys(view: View, keys: str | Iterable[str] | None) -> dict[str, View]:
+    """The records of each key; without keys, those of each site that has values."""
+    if keys is None:
+        metas = {site: metas_of_key(view, f"site:{site}") for site in sites_with_values(view)}
+    else:
+        metas = {key: metas_of_key(view, key) for key in ([keys] if isinstance(keys, str) else keys)}
+    if not metas:
         raise RecordKeyError("there is nothing to read: the recording has no values, or no key was given")
-    return found
+    return {key: view.of_metas(numbers) for key, numbers in metas.items()}
 
 
 def sites_with_values(view: View) -> list[str]:
-    """The names of the sites of which a tensor was kept."""
-    kept = np.unique(view.meta_numbers[view.rows >= 0]).tolist()
-    return list(dict.fromkeys(view.site(meta).name for meta in view.metas if meta in kept))
+    """The names of the sites at which a tensor was kept."""
+    with_values = set(np.unique(view.meta_numbers[view.rows >= 0]).tolist())
+    return list(dict.fromkeys(view.site(meta).name for meta in view.metas if meta in with_values))
 
 
-def view_of(view: View, key: str, keys: str | Iterable[str] | None) -> View:
-    """The records of a key; a name that was taken from the sites means that site."""
-    return view.of_metas(metas_of_key(view, f"site:{key}" if keys is None else key))
-
-
-def aligned(view: View, steps: Steps, keys: str | Iterable[str] | None, by: Literal["step"] | None) -> Aligned:
-    """The values of keys side by side."""
-    if by not in (None, "step"):
-        raise OptionError(f"by={by!r}: there is by='step', or nothing")
-    views = {key: view_of(view, key, keys) for key in keys_of(view, keys)}
-    return _by_step(views, steps) if by == "step" else _by_record(views)
-
-
-def _by_record(views: Mapping[str, View]) -> Aligned:
-    check_together({key: Rows(view, key, None, None) for key, view in views.items()})
-    first = next(iter(views.values()))
-    infos = [first.info(position) for position in range(len(first.passes))]
-    index = {
-        "pass_index": first.passes["pass_index"][first.pass_at],
-        "step": np.array([_number(first.step_of(info)) for info in infos], np.int64)[first.pass_at],
-        "phase": np.array([first.catalog.phases[info.phase] for info in infos], str)[first.pass_at],
+def _align_by_record(views: Mapping[str, View]) -> Aligned:
+    check_same_passes({key: Rows(view, key, None, None) for key, view in views.items()})
+    view = next(iter(views.values()))
+    infos = [view.info(position) for position in range(len(view.passes))]
+    steps = [-1 if (step := view.step_of(info)) is None else step for info in infos]
+    phases = [view.catalog.phases[info.phase] for info in infos]
+    coords = {
+        "pass_index": view.passes["pass_index"][view.pass_positions],
+        "step": np.array(steps, np.int64)[view.pass_positions],
+        "phase": np.array(phases, str)[view.pass_positions],
     }
-    return Aligned("record", {key: stacked(view, key) for key, view in views.items()}, index, {})
+    return Aligned("record", {key: stack_records(view, key) for key, view in views.items()}, coords, {})
 
 
-def _by_step(views: Mapping[str, View], steps: Steps) -> Aligned:
+def _align_by_step(views: Mapping[str, View], steps: Steps) -> Aligned:
     table = _only_table(steps, next(iter(views.values())))
-    values = {key: stacked(fired_once(view, table, key), key) for key, view in views.items()}
-    envs = {column.shape[1] for column in table.columns.values() if column.ndim > 1}
-    columns = dict(table.columns)
-    return Aligned("step", values, {"step": table.numbers}, columns, envs.pop() if len(envs) == 1 else 0)
+    values = {key: stack_records(records_by_step(view, table, key), key) for key, view in views.items()}
+    env_counts = {column.shape[1] for column in table.columns.values() if column.ndim > 1}
+    n_envs = env_counts.pop() if len(env_counts) == 1 else 0
+    return Aligned("step", values, {"step": table.numbers}, dict(table.columns), n_envs)
 
 
 def _only_table(steps: Steps, view: View) -> PhaseSteps:
@@ -102,32 +98,24 @@ def _only_table(steps: Steps, view: View) -> PhaseSteps:
     return steps.tables[0]
 
 
-def _number(step: int | None) -> int:
-    return -1 if step is None else step
+def to_xarray(aligned: Aligned) -> xarray.Dataset:
+    """A data set with named axes."""
+    package = require("xarray", extra="xarray", what="to_xarray()")
+    arrays = {name: numpy_of(values) for name, values in aligned.values.items()}
+    arrays.update({name: fill_missing(column) for name, column in aligned.columns.items()})
+    variables = {name: (aligned.dims(name, array.shape), array) for name, array in arrays.items()}
+    coords = {name: (aligned.axis, array) for name, array in aligned.coords.items()}
+    dataset: xarray.Dataset = package.Dataset(variables, coords=coords)
+    return dataset
 
 
-def to_xarray(found: Aligned) -> xarray.Dataset:
-    """A data set of named axes."""
-    try:
-        import xarray
-    except ImportError as error:
-        raise MissingExtraError("to_xarray() needs xarray; install it with pip install 'fastrec[xarray]'") from error
-    arrays = {name: numpy_of(values) for name, values in found.values.items()}
-    arrays.update({name: filled(column) for name, column in found.columns.items()})
-    variables = {name: (found.dims(name, array.shape), array) for name, array in arrays.items()}
-    return xarray.Dataset(variables, coords={name: (found.axis, array) for name, array in found.index.items()})
-
-
-def to_tensordict(found: Aligned) -> tensordict.TensorDict:
-    """A tensordict whose batch is the first axis, and the environments where each value has them."""
-    try:
-        import tensordict
-    except ImportError as error:
-        raise MissingExtraError(
-            "to_tensordict() needs tensordict; install it with pip install 'fastrec[tensordict]'"
-        ) from error
-    tensors: dict[str, Any] = {name: values.detach() for name, values in found.values.items()}
-    tensors.update({name: torch.from_numpy(filled(column)) for name, column in found.columns.items()})
-    count = len(next(iter(tensors.values())))
-    together = found.envs and all(tensor.shape[1:2] == (found.envs,) for tensor in tensors.values())
-    return tensordict.TensorDict(tensors, batch_size=[count, found.envs] if together else [count])
+def to_tensordict(aligned: Aligned) -> tensordict.TensorDict:
+    """A tensordict whose batch is the first axis, and the environments too where every value has them."""
+    package = require("tensordict", extra="tensordict", what="to_tensordict()")
+    tensors: dict[str, Any] = {name: values.detach() for name, values in aligned.values.items()}
+    tensors.update({name: torch.from_numpy(fill_missing(column)) for name, column in aligned.columns.items()})
+    batch_size = [len(next(iter(tensors.values())))]
+    if aligned.n_envs and all(tensor.shape[1:2] == (aligned.n_envs,) for tensor in tensors.values()):
+        batch_size.append(aligned.n_envs)
+    container: tensordict.TensorDict = package.TensorDict(tensors, batch_size=batch_size)
+    return container

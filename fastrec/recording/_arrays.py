@@ -1,101 +1,106 @@
-"""Many values as one tensor."""
+"""Many records as one tensor, one array or one table.
+
+``stack_records`` is behind ``Recording.stack``: it checks from the metas alone that the values fit into one tensor, so
+that an error costs no reading, and then asks the source for them. ``columns_of`` is behind ``Recording.to_pandas``.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastrec._errors import GradientError, MissingExtraError, OptionError, RaggedError, RecordKeyError
+from fastrec._errors import GradientError, OptionError, RaggedError, RecordKeyError
+from fastrec._optional import require
 from fastrec._torch.tensors import outside_torch_modes
 from fastrec.events.capture import kept_dtype
 from fastrec.events.context import torch_dtype
 from fastrec.events.sites import RecordMeta, Site
-from fastrec.recording._source import Part
-from fastrec.recording._view import Integers, View, base_name
+from fastrec.recording._source import PARTS, Array, Integers, Part
+from fastrec.recording._view import View, base_name
 
 if TYPE_CHECKING:
     import pandas
 
 
-PARTS: tuple[Part, ...] = ("activation", "transformed_activation", "gradient")
-
-
-def stacked(view: View, key: str, part: Part | None = None) -> Tensor:
-    """The values of all records of a view along the first axis, a view of their memory where they lie together."""
-    part = _part_of(view, part)
-    _check_sites(view, key)
-    for what, of in (("shapes", _shape), ("dtypes", _dtype), ("devices", _device)):
-        _check_alike(view, key, what, of)
+def stack_records(view: View, key: str, part: Part | None = None) -> Tensor:
+    """The values of all records of a view along a first axis; a view of their memory where they lie side by side."""
+    part = _resolve_part(view, part)
+    _check_one_site(view, key)
+    for what, read in (("shapes", _shape), ("dtypes", _dtype), ("devices", _device)):
+        _check_one(view, key, what, read)
     try:
         pieces = view.source.values(view.meta_numbers, view.rows, part)
     except KeyError as missing:
-        raise _missing(view, key, part, missing.args[0]) from None
-    shapes: Counter[Any] = Counter()
+        raise _missing_part_error(view, key, part, missing.args[0]) from None
+    # What a transform made of a value has a shape that no meta tells.
+    shapes: Counter[tuple[int, ...]] = Counter()
     for piece in pieces:
         shapes[tuple(piece.shape[1:])] += len(piece)
     if len(shapes) > 1:
-        raise RaggedError(f"{part} of {key!r} has values of shapes {_counted(shapes)}; stack a selection of them")
+        raise RaggedError(f"{part} of {key!r} has values of shapes {_format_counts(shapes)}; stack a selection of them")
     if len(pieces) == 1:
         return pieces[0]
     with outside_torch_modes():
         return torch.cat(list(pieces))
 
 
-def checked_layouts(
-    view: View, key: str, part: Part | None
-) -> tuple[Part, Integers, Sequence[tuple[tuple[int, ...], torch.dtype]]]:
-    """The part that is meant, the layouts that it has at one site, and which of them each record has."""
-    part = _part_of(view, part)
-    _check_sites(view, key)
-    _check_alike(view, key, "devices", _device)
-    try:
-        return part, *view.source.layouts(view.rows, part)
-    except KeyError as missing:
-        raise _missing(view, key, part, missing.args[0]) from None
-
-
-def by_pass(view: View, values: Tensor, key: str) -> Tensor:
-    """Stacked values with an axis for the passes and one for the firings in each pass."""
-    firings = np.unique(view.pass_at, return_counts=True)[1]
-    if len(set(firings.tolist())) > 1:
-        counts = Counter(firings.tolist())
-        told = ", ".join(f"{n} in {passes} passes" for n, passes in counts.items())
-        raise RaggedError(f"{key!r} fired a different number of times from pass to pass: {told}; use stack without by=")
+def split_by_pass(view: View, values: Tensor, key: str) -> Tensor:
+    """Stacked values as [passes, firings, ...]; RaggedError where passes differ in the number of firings."""
+    firings = np.unique(view.pass_positions, return_counts=True)[1]
+    counts = Counter(firings.tolist())
+    if len(counts) > 1:
+        message = ", ".join(f"{number} in {passes} passes" for number, passes in counts.items())
+        raise RaggedError(
+            f"{key!r} fired a different number of times from pass to pass: {message}; use stack without by="
+        )
     return values.reshape(len(firings), -1, *values.shape[1:])
 
 
-def _part_of(view: View, part: Part | None) -> Part:
+def checked_layouts(
+    view: View, key: str, part: Part | None
+) -> tuple[Part, Integers, Sequence[tuple[tuple[int, ...], torch.dtype]]]:
+    """The part that is meant; which layout each record has; and the layouts, of shape and dtype."""
+    part = _resolve_part(view, part)
+    _check_one_site(view, key)
+    _check_one(view, key, "devices", _device)
+    try:
+        return part, *view.source.layouts(view.rows, part)
+    except KeyError as missing:
+        raise _missing_part_error(view, key, part, missing.args[0]) from None
+
+
+def _resolve_part(view: View, part: Part | None) -> Part:
     if part is not None and part not in PARTS:
         raise OptionError(f"part={part!r}: choose one of {', '.join(map(repr, PARTS))}")
-    whole = all(view.spec(meta).save_raw for meta in view.metas)
-    return part or ("activation" if whole else "transformed_activation")
+    has_raw_values = all(view.spec(meta).save_raw for meta in view.metas)
+    return part or ("activation" if has_raw_values else "transformed_activation")
 
 
-def _check_sites(view: View, key: str) -> None:
+def _check_one_site(view: View, key: str) -> None:
     sites = {view.site(meta) for meta in view.metas}
     if len({site.name for site in sites}) > 1:
         names = Counter(view.site(meta).name for meta in view.meta_numbers.tolist())
-        leaves = len({base_name(site) for site in sites}) == 1
-        what = "several leaves" if leaves else "values of several sites"
-        raise RaggedError(f"{key!r} has {what}: {_counted(names)}; stack one of them")
+        has_one_base = len({base_name(site) for site in sites}) == 1
+        what = "several leaves" if has_one_base else "values of several sites"
+        raise RaggedError(f"{key!r} has {what}: {_format_counts(names)}; stack one of them")
 
 
-def _check_alike(view: View, key: str, what: str, of: Callable[[View, int], Any]) -> None:
-    found = {meta: of(view, meta) for meta in view.metas}
-    if len(set(found.values())) > 1:
-        counted = Counter(found[meta] for meta in view.meta_numbers.tolist())
-        hint = f"recording.select(batch=...).stack({key!r})" if what == "shapes" else "a selection of them"
-        raise RaggedError(f"{key!r} has values of {what} {_counted(counted)}; stack {hint}")
+def _check_one(view: View, key: str, what: str, read: Callable[[View, int], Hashable]) -> None:
+    """Raise RaggedError unless all metas of a view have the same shape, dtype or device."""
+    by_meta = {meta: read(view, meta) for meta in view.metas}
+    if len(set(by_meta.values())) > 1:
+        counts = Counter(by_meta[meta] for meta in view.meta_numbers.tolist())
+        remedy = f"recording.select(batch=...).stack({key!r})" if what == "shapes" else "a selection of them"
+        raise RaggedError(f"{key!r} has values of {what} {_format_counts(counts)}; stack {remedy}")
 
 
 def _shape(view: View, meta: int) -> tuple[int, ...]:
-    # A transform may well make one shape of many; what it made is looked at when it is read.
+    # A transform such as a mean may give values of all shapes the same shape.
     return () if view.spec(meta).transform is not None else view.meta(meta).shape
 
 
@@ -109,7 +114,7 @@ def _device(view: View, meta: int) -> str:
     return view.meta(meta).device if device is None else str(torch.device(device))
 
 
-def _missing(view: View, key: str, part: Part, position: int) -> Exception:
+def _missing_part_error(view: View, key: str, part: Part, position: int) -> Exception:
     meta = int(view.meta_numbers[position])
     label = view.meta(meta).label
     if part == "gradient" and view.spec(meta).save_gradient:
@@ -120,13 +125,13 @@ def _missing(view: View, key: str, part: Part, position: int) -> Exception:
     )
 
 
-def _counted(counts: Counter[Any]) -> str:
+def _format_counts(counts: Counter[Any]) -> str:
     more = f" and {len(counts) - 6} more" if len(counts) > 6 else ""
-    return ", ".join(f"{what!r} ({n} records)" for what, n in list(counts.items())[:6]) + more
+    return ", ".join(f"{what!r} ({number} records)" for what, number in list(counts.items())[:6]) + more
 
 
-# Contexts also have fields that no cell of a table can hold: their stacks and what came before.
-OF_META_AND_SITE: dict[str, Callable[[RecordMeta, Site], Any]] = {
+# The fields of a context that one cell of a table can hold; its stack and its history can't be in one.
+META_FIELDS: dict[str, Callable[[RecordMeta, Site], Any]] = {
     "label": lambda meta, site: meta.label,
     "site": lambda meta, site: site.name,
     "kind": lambda meta, site: site.kind,
@@ -150,17 +155,14 @@ OF_META_AND_SITE: dict[str, Callable[[RecordMeta, Site], Any]] = {
 
 def frame_of(view: View) -> pandas.DataFrame:
     """One row per record, in order, with the fields of its context."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise MissingExtraError("to_pandas() needs pandas; install it with pip install 'fastrec[pandas]'") from error
-    return pandas.DataFrame(columns_of(view))
+    frame: pandas.DataFrame = require("pandas", extra="pandas", what="to_pandas()").DataFrame(columns_of(view))
+    return frame
 
 
-def columns_of(view: View) -> dict[str, npt.NDArray[Any]]:
-    """The fields of the contexts as arrays, without a context being made."""
+def columns_of(view: View) -> dict[str, Array]:
+    """The fields of the contexts as arrays, worked out per pass and per meta and not per record."""
     infos = [view.info(position) for position in range(len(view.passes))]
-    of_pass: dict[str, list[Any]] = {
+    pass_fields: dict[str, list[Any]] = {
         "pass_index": [info.index for info in infos],
         "phase": [view.catalog.phases[info.phase] for info in infos],
         "step": [view.step_of(info) for info in infos],
@@ -169,35 +171,36 @@ def columns_of(view: View) -> dict[str, npt.NDArray[Any]]:
         "sample_id": [info.sample_id for info in infos],
         "grad_enabled": [info.grad for info in infos],
     }
-    columns = {name: _array(found)[view.pass_at] for name, found in of_pass.items()}
+    columns = {name: _as_array(values)[view.pass_positions] for name, values in pass_fields.items()}
     numbers, inverse = np.unique(view.meta_numbers, return_inverse=True)
-    facts = [(view.meta(number), view.site(number)) for number in numbers.tolist()]
-    for name, read in OF_META_AND_SITE.items():
-        columns[name] = _array([read(meta, site) for meta, site in facts])[inverse]
-    columns["time_since_pass_start"] = view.source.records()["time"][view.at]
+    metas = [(view.meta(number), view.site(number)) for number in numbers.tolist()]
+    for name, read in META_FIELDS.items():
+        columns[name] = _as_array([read(meta, site) for meta, site in metas])[inverse]
+    columns["time_since_pass_start"] = view.source.records()["time"][view.positions]
     return columns
 
 
-def numpy_of(values: Tensor) -> npt.NDArray[Any]:
-    """A tensor as an array; what numpy has no dtype for becomes float32, which holds its values exactly."""
-    values = values.detach().cpu()
-    narrow = values.dtype.is_floating_point and values.dtype not in (torch.float16, torch.float32, torch.float64)
-    array: npt.NDArray[Any] = (values.float() if narrow else values).numpy()
-    return array
-
-
-def filled(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A step column as a plain array: missing numbers are NaN, and make floats of those that have none."""
-    if not isinstance(column, np.ma.MaskedArray):
-        return column
-    data: npt.NDArray[Any] = np.ma.getdata(column)
-    mask = np.ma.getmaskarray(column)
-    return np.where(mask, np.nan, data) if mask.any() else data
-
-
-def _array(values: list[Any]) -> npt.NDArray[Any]:
+def _as_array(values: list[Any]) -> Array:
+    # Mixed columns stay objects: numpy would turn a step of None into NaN, and the numbers beside it into floats.
     if values and all(type(value) is type(values[0]) for value in values) and isinstance(values[0], bool | int):
         return np.array(values)
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
+
+
+def numpy_of(values: Tensor) -> Array:
+    """A tensor as an array; bfloat16 and float8, which numpy lacks, become float32, which can hold all their values."""
+    values = values.detach().cpu()
+    is_unknown = values.dtype.is_floating_point and values.dtype not in (torch.float16, torch.float32, torch.float64)
+    array: Array = (values.float() if is_unknown else values).numpy()
+    return array
+
+
+def fill_missing(column: Array) -> Array:
+    """A step column as a plain array, NaN where a step was marked without it; whole numbers become floats for that."""
+    if not isinstance(column, np.ma.MaskedArray):
+        return column
+    data: Array = np.ma.getdata(column)
+    mask = np.ma.getmaskarray(column)
+    return np.where(mask, np.nan, data) if mask.any() else data

@@ -1,166 +1,43 @@
-"""What was recorded, to be read: the same from RAM and from a file."""
+"""What was recorded, to be read: the same from RAM and from a file.
+
+``Recording`` is the public face. It holds a ``View`` (which records) and ``Steps`` (which marked steps), both worked
+out from a ``Source`` when they are first needed; a selection is another recording over the same source. The work is
+done in the files beside this one: keys in ``_view``, tensors in ``_arrays``, rows and batches in ``_rows``, steps and
+episodes in ``_steps``, containers of other libraries in ``_aligned``.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from fastrec._errors import OptionError, RecordKeyError, did_you_mean
+from fastrec.events.context import PredicateFailure
 from fastrec.events.sites import Interned, Origin
-from fastrec.recording._aligned import aligned, keys_of, to_tensordict, to_xarray, view_of
-from fastrec.recording._arrays import by_pass, frame_of, numpy_of, stacked
+from fastrec.recording._aligned import align, to_tensordict, to_xarray, views_of_keys
+from fastrec.recording._arrays import frame_of, numpy_of, split_by_pass, stack_records
 from fastrec.recording._records import ActivationRecord as ActivationRecord
-from fastrec.recording._records import Records, SiteFacts, html_of, sites_of, summary_of
-from fastrec.recording._rows import Batches, BatchOptions, By, Rows, RowsDataset, check_together
-from fastrec.recording._source import Part, Source
+from fastrec.recording._records import Records, SiteFacts, format_count, html_of, sites_of, summary_of
+from fastrec.recording._rows import Batches, BatchOptions, By, Rows, RowsDataset, check_same_passes
+from fastrec.recording._source import Array, Integers, Part, Source
 from fastrec.recording._steps import Episode, Steps, episodes_of, steps_of
-from fastrec.recording._view import Integers, Mask, View, metas_of_key
+from fastrec.recording._view import Mask, View, metas_of_key
 
 if TYPE_CHECKING:
     import pandas
     import tensordict
     import xarray
 
-
-class Values(ABC):
-    """Values by key: as a tensor, an array, rows, batches, or side by side in other libraries' containers."""
-
-    @property
-    @abstractmethod
-    def _view(self) -> View:
-        """Which records there are."""
-
-    @property
-    @abstractmethod
-    def _steps(self) -> Steps:
-        """The marked steps."""
-
-    def stack(self, key: str, by: Literal["pass"] | None = None, part: Part | None = None) -> Tensor:
-        """The values of a key as one tensor [records, ...], in order of (pass, event).
-
-        >>> import torch, fastrec
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
-        >>> recording = fastrec.record(model, torch.ones(2, 4), keep_op="relu")
-        >>> recording.stack("1/relu").shape, recording.stack("1/relu", by="pass").shape
-        (torch.Size([1, 2, 4]), torch.Size([1, 1, 2, 4]))
-
-        Arguments:
-            key: a module's address, a site or a label.
-            by: "pass" gives [passes, firings, ...], of the passes in which it fired.
-            part: "activation", "transformed_activation" or "gradient"; by default the activation, or the transformed
-                one where the raw value was not kept.
-
-        The result is a view of the memory in which the records lie, where they lie together. Values kept with
-        ``keep_grad`` are stacked attached. Raises RaggedError where shapes, dtypes, leaves or sites differ.
-        """
-        if by not in (None, "pass"):
-            raise OptionError(f"stack(by={by!r}): there is by='pass', or nothing")
-        view = self._at(key)
-        values = stacked(view, key, part)
-        return by_pass(view, values, key) if by == "pass" else values
-
-    def to_numpy(self, key: str, by: Literal["pass"] | None = None) -> npt.NDArray[Any]:
-        """``stack`` as a numpy array; bfloat16 and float8, which numpy lacks, become float32."""
-        return numpy_of(self.stack(key, by))
-
-    def rows(self, key: str, by: By = None, part: Part | None = None) -> Rows:
-        """The values of a key as an array of rows that is read where it is indexed.
-
-        >>> import torch, fastrec
-        >>> model = torch.nn.Linear(4, 2)
-        >>> with fastrec.Recorder(model, keep_op="linear") as rec:
-        ...     for size in (8, 8, 5):
-        ...         out = model(torch.ones(size, 4))
-        >>> rows = rec.recording.rows("linear_1", by="sample")
-        >>> rows, rows[10:20].shape
-        (<Rows: 21x2 float32>, torch.Size([10, 2]))
-
-        Arguments:
-            key: a module's address, a site or a label.
-            by: by default a row is the value of one record, and all have one shape. With "sample" the first dimension
-                of each value is taken apart, and may differ: [rows of all batches, ...].
-            part: as in ``stack``.
-        """
-        return Rows(self._at(key), key, by, part)
-
-    def iter_batches(self, keys: str | Iterable[str], batch_size: int, *, by: By = None, **options: Any) -> Batches:
-        """Batches of rows: tensors of one key, or dicts of several whose rows come from the same passes.
-
-        >>> import torch, fastrec
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
-        >>> with fastrec.Recorder(model, keep_op=True) as rec:
-        ...     for _ in range(10):
-        ...         out = model(torch.ones(8, 4))
-        >>> batches = rec.recording.iter_batches(["0/linear", "1/relu"], 32, by="sample", shuffle=True)
-        >>> [batch["1/relu"].shape[0] for batch in batches]
-        [32, 32, 16]
-
-        Arguments:
-            keys: a key, or several.
-            batch_size: rows in a batch; the last one may have fewer.
-            by: what a row is, as in ``rows``.
-            shuffle: mix the rows: stretches of the file are read in random order, 32 at a time, and the rows of those
-                are shuffled in memory.
-            seed: makes the order the same each time, and another one for each ``set_epoch``; by default it is drawn
-                from torch's generator for each iteration.
-            drop_last: leave out a last batch that is not full.
-            buffer_bytes: how much is read at a time (64 MiB), which is about half of the memory that it takes.
-            shard: (rank, world size): read only this rank's share.
-
-        What comes back is a ``torch.utils.data.IterableDataset``: hand it to a DataLoader with ``batch_size=None``.
-        Raises RaggedError where rows differ in shape, or the keys did not fire in the same passes.
-        """
-        return Batches(self._rows_of(keys, by), _options(batch_size=batch_size, **options))
-
-    def to_dataset(self, keys: str | Iterable[str], by: By = None) -> RowsDataset:
-        """A ``torch.utils.data.Dataset`` of rows by number: tensors of one key, or dicts of several.
-
-        It suits samplers that draw rows freely; ``iter_batches`` is quicker, as it reads a file in large stretches.
-        """
-        return RowsDataset(self._rows_of(keys, by))
-
-    def to_xarray(self, keys: str | Iterable[str] | None = None, by: Literal["step"] | None = None) -> xarray.Dataset:
-        """Values as an xarray data set, side by side; needs ``fastrec[xarray]``.
-
-        Arguments:
-            keys: a key or several; by default all sites.
-            by: by default the first dimension is "record", with the coordinates ``pass_index``, ``step`` (-1 without)
-                and ``phase``. With "step" it is "step", and "env" the second of values that have one row per
-                environment; the columns of the steps are variables too.
-
-        Raises RaggedError where the keys did not fire in the same passes; StepError where one did not fire once in
-        each step.
-        """
-        return to_xarray(aligned(self._view, self._steps, keys, by))
-
-    def to_tensordict(
-        self, keys: str | Iterable[str] | None = None, by: Literal["step"] | None = None
-    ) -> tensordict.TensorDict:
-        """Values as a tensordict of batch size [records], or [steps] or [steps, envs] with ``by="step"``.
-
-        The arguments and errors are those of ``to_xarray``; needs ``fastrec[tensordict]``.
-        """
-        return to_tensordict(aligned(self._view, self._steps, keys, by))
-
-    def _at(self, key: str) -> View:
-        return self._view.of_metas(metas_of_key(self._view, key))
-
-    def _rows_of(self, keys: str | Iterable[str], by: By) -> Rows | dict[str, Rows]:
-        if isinstance(keys, str):
-            return self.rows(keys, by)
-        found = {key: Rows(view_of(self._view, key, keys), key, by, None) for key in keys_of(self._view, keys)}
-        check_together(found)
-        return found
+Numbers = int | slice | range | Iterable[int]
+"""Which passes or steps: one number, a slice or range of them, or any collection."""
 
 
-class Recording(Values):
+class Recording:
     """What was recorded up to a moment: records in order of (pass, event), read one by one or as tensors.
 
     >>> import torch, fastrec
@@ -183,11 +60,6 @@ class Recording(Values):
     def __init__(self, source: Source) -> None:
         self._source = source
 
-    def __getstate__(self) -> dict[str, Any]:
-        # What can be made of the source again is not copied with it.
-        kept = ("_source",) if "_source" in self.__dict__ else ("_view", "_steps")
-        return {name: self.__dict__[name] for name in kept}
-
     @cached_property
     def _view(self) -> View:
         return View(self._source)
@@ -196,6 +68,18 @@ class Recording(Values):
     def _steps(self) -> Steps:
         catalog = self._source.catalog
         return steps_of(self._source.steps(), catalog.phases.items, catalog.header.get("autoreset"))
+
+    @classmethod
+    def _of_view(cls, view: View, steps: Steps) -> Recording:
+        """A selection, which has no source of its own: its view and steps can't be worked out again."""
+        recording = Recording.__new__(Recording)
+        recording._view, recording._steps = view, steps
+        return recording
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickle leaves out what can be worked out of the source again.
+        names = ("_source",) if "_source" in self.__dict__ else ("_view", "_steps")
+        return {name: self.__dict__[name] for name in names}
 
     @property
     def records(self) -> Records:
@@ -209,7 +93,7 @@ class Recording(Values):
 
     @property
     def n_passes(self) -> int:
-        """How many passes ended, those without records included; of a selection, those with records."""
+        """How many passes ended, including those without records; in a selection, only those with records."""
         return self._view.n_passes
 
     def __len__(self) -> int:
@@ -233,14 +117,14 @@ class Recording(Values):
     def __getitem__(self, key: slice | str) -> list[ActivationRecord]: ...
     def __getitem__(self, key: int | slice | str) -> ActivationRecord | list[ActivationRecord]:
         if isinstance(key, str):
-            return list(Records(self._at(key)))
+            return list(Records(self._of_key(key)))
         if isinstance(key, int | np.integer | slice):
             return self.records[key]
         raise RecordKeyError(f"recording[{key!r}]: give a number, a slice, a module's address, a site or a label")
 
     def last(self, key: str) -> ActivationRecord:
         """The newest record of a key."""
-        return Records(self._at(key))[-1]
+        return Records(self._of_key(key))[-1]
 
     def select(
         self,
@@ -252,7 +136,7 @@ class Recording(Values):
         batch: int | None = None,
         grad: bool | None = None,
     ) -> Recording:
-        """A part of the recording, which is a recording again; nothing is copied.
+        """A part of the recording, which is a recording too; nothing is copied.
 
         >>> import torch, fastrec
         >>> model = torch.nn.Linear(4, 2)
@@ -271,32 +155,132 @@ class Recording(Values):
         """
         view, table = self._view, self._steps
         if phase is not None:
-            view = view.of_passes(names_mask("phase", phase, view.catalog.phases, view.passes["phase"]))
-            for own in table.tables:
-                wanted = names_mask("phase", phase, view.catalog.phases, np.array([own.phase]))
-                table = table.restrict(own.phase, np.repeat(wanted, len(own.numbers)))
+            view, table = _of_phases(view, table, phase)
         if entry is not None:
-            view = view.of_passes(names_mask("entry", entry, view.catalog.entries, view.passes["entry"]))
+            view = view.of_passes(_names_mask("entry", entry, view.catalog.entries, view.passes["entry"]))
         if passes is not None:
-            view = view.of_passes(numbers_mask("passes", passes, view.passes["pass_index"]))
-            for own in table.tables:
-                here = view.passes["step"][view.passes["phase"] == own.phase]
-                table = table.restrict(own.phase, np.isin(own.numbers, here))
+            view, table = _of_pass_numbers(view, table, passes)
         if steps is not None:
-            view, table = _of_steps(view, table, steps)
+            view, table = _of_step_numbers(view, table, steps)
         if grad is not None:
             if not isinstance(grad, bool):
                 raise OptionError(f"select(grad={grad!r}): give True or False")
             view = view.of_passes(view.passes["grad"] == grad)
         if batch is not None:
-            view = _of_batch(view, batch)
-        return self._derived(view, table)
+            view = _of_batch_size(view, batch)
+        return self._of_view(view, table)
 
     @property
     def ranks(self) -> Mapping[int, Recording]:
-        """The recordings that were merged, by rank; none where nothing was."""
-        here = ((origin.rank, of_origin(self._view, self._steps, origin)) for origin in self._view.catalog.origins)
-        return {rank: self._derived(*found) for rank, found in here}
+        """The recordings that were merged, by rank; empty where nothing was merged."""
+        origins = self._view.catalog.origins
+        return {origin.rank: self._of_view(*_of_origin(self._view, self._steps, origin)) for origin in origins}
+
+    def stack(self, key: str, by: Literal["pass"] | None = None, part: Part | None = None) -> Tensor:
+        """The values of a key as one tensor [records, ...], in order of (pass, event).
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+        >>> recording = fastrec.record(model, torch.ones(2, 4), keep_op="relu")
+        >>> recording.stack("1/relu").shape, recording.stack("1/relu", by="pass").shape
+        (torch.Size([1, 2, 4]), torch.Size([1, 1, 2, 4]))
+
+        Arguments:
+            key: a module's address, a site or a label.
+            by: "pass" gives [passes, firings, ...], of the passes in which it fired.
+            part: "activation", "transformed_activation" or "gradient"; by default the activation, or the transformed
+                one where the raw value was not kept.
+
+        Where the records lie side by side in memory, the result is a view of that memory. Values kept with
+        ``keep_grad`` stay attached to autograd. Raises RaggedError where shapes, dtypes, leaves or sites differ.
+        """
+        if by not in (None, "pass"):
+            raise OptionError(f"stack(by={by!r}): give by='pass', or leave it out for one row per record")
+        view = self._of_key(key)
+        values = stack_records(view, key, part)
+        return split_by_pass(view, values, key) if by == "pass" else values
+
+    def to_numpy(self, key: str, by: Literal["pass"] | None = None) -> Array:
+        """``stack`` as a numpy array; bfloat16 and float8, which numpy lacks, become float32."""
+        return numpy_of(self.stack(key, by))
+
+    def rows(self, key: str, by: By = None, part: Part | None = None) -> Rows:
+        """The values of a key as an array of rows that is read where it is indexed.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Linear(4, 2)
+        >>> with fastrec.Recorder(model, keep_op="linear") as rec:
+        ...     for size in (8, 8, 5):
+        ...         out = model(torch.ones(size, 4))
+        >>> rows = rec.recording.rows("linear_1", by="sample")
+        >>> rows, rows[10:20].shape
+        (<Rows: 21x2 float32>, torch.Size([10, 2]))
+
+        Arguments:
+            key: a module's address, a site or a label.
+            by: by default a row is the value of one record, and all values have the same shape. With "sample" each
+                value gives as many rows as its first dimension has: [samples of all batches, ...].
+            part: as in ``stack``.
+        """
+        return Rows(self._of_key(key), key, by, part)
+
+    def iter_batches(self, keys: str | Iterable[str], batch_size: int, *, by: By = None, **options: Any) -> Batches:
+        """Batches of rows: tensors of one key, or dicts of several whose rows come from the same passes.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+        >>> with fastrec.Recorder(model, keep_op=True) as rec:
+        ...     for _ in range(10):
+        ...         out = model(torch.ones(8, 4))
+        >>> batches = rec.recording.iter_batches(["0/linear", "1/relu"], 32, by="sample", shuffle=True)
+        >>> [batch["1/relu"].shape[0] for batch in batches]
+        [32, 32, 16]
+
+        Arguments:
+            keys: a key, or several.
+            batch_size: rows in a batch; the last one may have fewer.
+            by: what a row is, as in ``rows``.
+            shuffle: read stretches of the file in random order, 32 at a time, and shuffle the rows of those in memory.
+            seed: gives the same order each time, and another one for each ``set_epoch``; by default a seed is drawn
+                from torch's generator for each iteration.
+            drop_last: leave out a last batch that is not full.
+            buffer_bytes: how much is read at a time (64 MiB); batches take about twice that in memory.
+            shard: (rank, world size): read only this rank's share.
+
+        Returns a ``torch.utils.data.IterableDataset``, to be given to a DataLoader with ``batch_size=None``.
+        Raises RaggedError where rows differ in shape, or the keys did not fire in the same passes.
+        """
+        return Batches(self._rows_of(keys, by), _batch_options(batch_size=batch_size, **options))
+
+    def to_dataset(self, keys: str | Iterable[str], by: By = None) -> RowsDataset:
+        """A ``torch.utils.data.Dataset`` of rows by number: tensors of one key, or dicts of several.
+
+        It is for samplers that draw rows freely; ``iter_batches`` is faster, because it reads a file in long stretches.
+        """
+        return RowsDataset(self._rows_of(keys, by))
+
+    def to_xarray(self, keys: str | Iterable[str] | None = None, by: Literal["step"] | None = None) -> xarray.Dataset:
+        """Values side by side in an xarray data set; needs the extra ``xarray``.
+
+        Arguments:
+            keys: a key or several; by default all sites.
+            by: by default the first dimension is "record", with the coordinates ``pass_index``, ``step`` (-1 where
+                there is none) and ``phase``. With "step" it is "step", the second dimension of values that have one row
+                per environment is "env", and the columns of the steps are variables too.
+
+        Raises RaggedError where the keys did not fire in the same passes; StepError where one did not fire once in
+        each step.
+        """
+        return to_xarray(align(self._view, self._steps, keys, by))
+
+    def to_tensordict(
+        self, keys: str | Iterable[str] | None = None, by: Literal["step"] | None = None
+    ) -> tensordict.TensorDict:
+        """Values in a tensordict of batch size [records], or with ``by="step"`` [steps] or [steps, envs].
+
+        The arguments and errors are those of ``to_xarray``; needs the extra ``tensordict``.
+        """
+        return to_tensordict(align(self._view, self._steps, keys, by))
 
     @cached_property
     def sites(self) -> Mapping[str, SiteFacts]:
@@ -311,137 +295,154 @@ class Recording(Values):
     def episodes(self) -> list[Episode]:
         """The episodes of all environments, in order of their start.
 
-        The steps need the columns ``terminated`` and ``truncated`` (or ``done``), one value per environment, and a key
-        that is read from an episode needs one firing per step; else a StepError says what is missing. The last episode
-        of an environment may be open. Rows in which an environment was only reset belong to no episode.
+        The steps need the columns ``terminated`` and ``truncated`` (or ``done``), with one value per environment, and a
+        key that is read from an episode needs one firing per step; else a StepError says what is missing. The last
+        episode of an environment may be open. Rows in which an environment was only reset belong to no episode.
         """
         return episodes_of(self._view, self._steps)
 
     def iter_pass(self, pass_index: int) -> Iterator[ActivationRecord]:
         """The records of one pass."""
         mask = self._view.passes["pass_index"] == pass_index
-        # A pass that kept nothing has no row of its own, but it is one of those that are counted.
+        # A pass that kept nothing has no row, but it was counted, so an empty result is right for it.
         if not mask.any() and (pass_index < 0 or self.n_passes == len(self._view.passes)):
-            known = self._view.passes["pass_index"]
-            told = f"there are passes {known.min()} to {known.max()}" if len(known) else "there are none"
-            raise RecordKeyError(f"there is no pass {pass_index!r} here; {told}")
+            indices = self._view.passes["pass_index"]
+            hint = f"there are passes {indices.min()} to {indices.max()}" if len(indices) else "there are none"
+            raise RecordKeyError(f"there is no pass {pass_index!r} here; {hint}")
         return iter(Records(self._view.of_passes(mask)))
 
     @property
     def halted(self) -> Mapping[int, str]:
         """Why passes were halted, by pass index."""
-        here = set(self._view.passes["pass_index"].tolist())
-        return {index: reason for index, reason in self._view.catalog.halted.items() if index in here}
+        indices = set(self._view.passes["pass_index"].tolist())
+        return {index: reason for index, reason in self._view.catalog.halted.items() if index in indices}
 
     @property
-    def predicate_failures(self) -> list[Any]:
-        """What predicates raised, where the recorder was told to collect it: predicate, context and error of each."""
+    def predicate_failures(self) -> list[PredicateFailure]:
+        """Predicates that raised, with context and error, where the recorder has ``on_predicate_error="collect"``."""
         return list(self._view.catalog.failures)
 
     def summary(self) -> str:
         """A table of the sites: how many records in how many passes, of what shape and dtype, how many bytes."""
-        return summary_of(self._told(), self.sites)
+        return summary_of(self._describe(), self.sites)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per record, with the fields of its context; needs ``fastrec[pandas]``."""
+        """One row per record, with the fields of its context; needs the extra ``pandas``."""
         return frame_of(self._view)
 
     def __repr__(self) -> str:
-        return f"<Recording: {self._told()}>"
+        return f"<Recording: {self._describe()}>"
 
     def _repr_html_(self) -> str:
-        return html_of(self._told(), self.sites)
+        return html_of(self._describe(), self.sites)
 
-    def _told(self) -> str:
+    def _describe(self) -> str:
         sites = len({self._view.site(meta).name for meta in self._view.metas})
         return (
-            f"{self.n_records} record{_s(self.n_records)} of {sites} site{_s(sites)} in {self.n_passes} "
-            f"pass{_s(self.n_passes, 'es')}"
+            f"{format_count(self.n_records, 'record')} of {format_count(sites, 'site')} in "
+            f"{format_count(self.n_passes, 'pass', 'passes')}"
         )
 
-    def _derived(self, view: View, table: Steps) -> Recording:
-        recording = Recording.__new__(Recording)
-        recording._view, recording._steps = view, table
-        return recording
+    def _of_key(self, key: str) -> View:
+        return self._view.of_metas(metas_of_key(self._view, key))
+
+    def _rows_of(self, keys: str | Iterable[str], by: By) -> Rows | dict[str, Rows]:
+        if isinstance(keys, str):
+            return self.rows(keys, by)
+        rows = {key: Rows(view, key, by, None) for key, view in views_of_keys(self._view, keys).items()}
+        check_same_passes(rows)
+        return rows
 
 
-def _of_steps(view: View, table: Steps, steps: Numbers) -> tuple[View, Steps]:
-    kept = np.zeros(len(view.passes), np.bool_)
-    for phase in sorted(view.marked):
-        here = np.flatnonzero(view.passes["phase"] == phase)
-        numbers = next((own.numbers for own in table.tables if own.phase == phase), np.empty(0, np.int64))
-        both = numbers_mask("steps", steps, np.concatenate([numbers, view.passes["step"][here]]))
-        table = table.restrict(phase, both[: len(numbers)])
-        kept[here] = both[len(numbers) :] & (view.passes["step"][here] >= 0)
-    return view.of_passes(kept), table
+def _batch_options(**options: Any) -> BatchOptions:
+    try:
+        return BatchOptions(**options)
+    except TypeError:
+        allowed = ", ".join(name for name in BatchOptions.__struct_fields__ if name != "batch_size")
+        raise OptionError(f"iter_batches(..., {', '.join(options)}): the options are by, {allowed}") from None
 
 
-def _of_batch(view: View, batch: Any) -> View:
+def _of_phases(view: View, steps: Steps, phase: str | Iterable[str]) -> tuple[View, Steps]:
+    names = view.catalog.phases
+    view = view.of_passes(_names_mask("phase", phase, names, view.passes["phase"]))
+    for table in steps.tables:
+        is_selected = _names_mask("phase", phase, names, np.array([table.phase]))
+        steps = steps.restrict(table.phase, np.repeat(is_selected, len(table.numbers)))
+    return view, steps
+
+
+def _of_pass_numbers(view: View, steps: Steps, passes: Numbers) -> tuple[View, Steps]:
+    view = view.of_passes(_numbers_mask("passes", passes, view.passes["pass_index"]))
+    for table in steps.tables:
+        steps_with_passes = view.passes["step"][view.passes["phase"] == table.phase]
+        steps = steps.restrict(table.phase, np.isin(table.numbers, steps_with_passes))
+    return view, steps
+
+
+def _of_step_numbers(view: View, steps: Steps, numbers: Numbers) -> tuple[View, Steps]:
+    mask = np.zeros(len(view.passes), np.bool_)
+    marks = {table.phase: table.numbers for table in steps.tables}
+    for phase in sorted(view.phases_with_steps):
+        positions = np.flatnonzero(view.passes["phase"] == phase)
+        marked = marks.get(phase, np.empty(0, np.int64))
+        step_of_pass = view.passes["step"][positions]
+        # Together, so that a negative number counts from the same last step for both.
+        is_selected = _numbers_mask("steps", numbers, np.concatenate([marked, step_of_pass]))
+        steps = steps.restrict(phase, is_selected[: len(marked)])
+        mask[positions] = is_selected[len(marked) :] & (step_of_pass >= 0)
+    return view.of_passes(mask), steps
+
+
+def _of_batch_size(view: View, batch: Any) -> View:
     if not isinstance(batch, int) or isinstance(batch, bool):
         raise OptionError(f"select(batch={batch!r}): give the size of the first dimension, a number")
-    fitting = [meta for meta in view.metas if view.meta(meta).shape[:1] == (batch,)]
-    if not fitting:
+    metas = [meta for meta in view.metas if view.meta(meta).shape[:1] == (batch,)]
+    if not metas:
         sizes = sorted({shape[0] for meta in view.metas if (shape := view.meta(meta).shape)})
         raise RecordKeyError(f"select(batch={batch}): no value has that many rows; there are {sizes}")
-    view = view.take(np.isin(view.meta_numbers, fitting))
-    fired = np.zeros(len(view.passes), np.bool_)
-    fired[view.pass_at] = True
-    return view.of_passes(fired)
+    view = view.take(np.isin(view.meta_numbers, metas))
+    # Passes that lose all their records are not part of the selection.
+    has_records = np.zeros(len(view.passes), np.bool_)
+    has_records[view.pass_positions] = True
+    return view.of_passes(has_records)
 
 
-def _s(count: int, ending: str = "s") -> str:
-    return "" if count == 1 else ending
+def _of_origin(view: View, steps: Steps, origin: Origin) -> tuple[View, Steps]:
+    """The passes and steps of one of the recordings that were merged."""
+    index = view.passes["pass_index"] - origin.first_pass
+    for table in steps.tables:
+        steps = steps.restrict(table.phase, np.full(len(table.numbers), table.phase in origin.phases))
+    return view.of_passes((index >= 0) & (index < origin.passes)), steps
 
 
-def _options(**given: Any) -> BatchOptions:
-    try:
-        return BatchOptions(**given)
-    except TypeError:
-        known = ", ".join(name for name in BatchOptions.__struct_fields__ if name != "batch_size")
-        raise OptionError(f"iter_batches(..., {', '.join(given)}): the options are by, {known}") from None
-
-
-Numbers = int | slice | range | Iterable[int]
-"""Which passes or steps: one number, a slice or range of them, or any collection."""
-
-
-def numbers_mask(option: str, wanted: Numbers, values: Integers) -> Mask:
-    """Which values are wanted; negative ones count from the largest."""
+def _numbers_mask(option: str, numbers: Numbers, values: Integers) -> Mask:
+    """Which values are among some numbers; negative numbers count from the largest value."""
     end = int(values.max()) + 1 if len(values) else 0
-    if isinstance(wanted, slice):
-        start, stop, step = wanted.indices(end)
+    if isinstance(numbers, slice):
+        start, stop, step = numbers.indices(end)
         return np.isin(values, np.arange(start, stop, step))
-    if isinstance(wanted, range):
-        return np.isin(values, np.arange(wanted.start, wanted.stop, wanted.step))
-    chosen = [wanted] if isinstance(wanted, int | np.integer) else _listed(option, wanted)
-    if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in chosen):
-        raise OptionError(f"select({option}={wanted!r}): give a number, a slice, a range or a set of numbers")
-    return np.isin(values, np.array([n if n >= 0 else end + n for n in chosen], dtype=np.int64))
+    if isinstance(numbers, range):
+        return np.isin(values, np.arange(numbers.start, numbers.stop, numbers.step))
+    listed = [numbers] if isinstance(numbers, int | np.integer) else _as_list(option, numbers)
+    if not all(isinstance(number, int | np.integer) and not isinstance(number, bool) for number in listed):
+        raise OptionError(f"select({option}={numbers!r}): give a number, a slice, a range or a set of numbers")
+    return np.isin(values, np.array([number if number >= 0 else end + number for number in listed], dtype=np.int64))
 
 
-def names_mask(option: str, globs: str | Iterable[str], names: Interned[str], values: Integers) -> Mask:
-    """Which values number a name that some glob matches; a glob that matches no name is an error."""
-    listed = [globs] if isinstance(globs, str) else _listed(option, globs)
+def _names_mask(option: str, globs: str | Iterable[str], names: Interned[str], values: Integers) -> Mask:
+    """Which values are the number of a name that some glob matches; a glob that matches no name is an error."""
     numbers: list[int] = []
-    for glob in listed:
+    for glob in [globs] if isinstance(globs, str) else _as_list(option, globs):
         if not isinstance(glob, str):
             raise OptionError(f"select({option}={globs!r}): give a name, a glob or a list of them")
-        found = [number for number, name in enumerate(names.items) if fnmatchcase(name, glob)]
-        if not found:
+        matching = [number for number, name in enumerate(names.items) if fnmatchcase(name, glob)]
+        if not matching:
             raise RecordKeyError(f"select({option}={glob!r}) matches nothing; {did_you_mean(glob, names.items)}")
-        numbers += found
+        numbers += matching
     return np.isin(values, np.array(numbers, dtype=np.int64))
 
 
-def of_origin(view: View, table: Steps, origin: Origin) -> tuple[View, Steps]:
-    """The passes and steps of one of the recordings that were merged."""
-    index = view.passes["pass_index"] - origin.first_pass
-    for own in table.tables:
-        table = table.restrict(own.phase, np.full(len(own.numbers), own.phase in origin.phases))
-    return view.of_passes((index >= 0) & (index < origin.passes)), table
-
-
-def _listed(option: str, given: Any) -> list[Any]:
-    if not isinstance(given, Iterable) or isinstance(given, str | bytes):
-        raise OptionError(f"select({option}={given!r}): this is neither one of them nor a collection")
-    return list(given)
+def _as_list(option: str, value: Any) -> list[Any]:
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes):
+        raise OptionError(f"select({option}={value!r}): give one of them, or a list")
+    return list(value)

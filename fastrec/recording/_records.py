@@ -1,4 +1,8 @@
-"""One record, and the list of them that is made while it is read."""
+"""Records, made one by one when they are read, and what a recording holds per site.
+
+A record is a meta, a row and a time in the arrays of a source, and becomes an ``ActivationRecord`` when somebody asks
+for it. What ``summary()`` shows is worked out from the arrays, without making a record.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from fastrec.events.capture import CaptureSpec, kept_dtype
-from fastrec.events.context import RecordContext, torch_dtype
+from fastrec.events.context import RecordContext, dtype_name, format_shape, torch_dtype
 from fastrec.events.sites import PassInfo
 from fastrec.recording._source import Source
 from fastrec.recording._view import View
@@ -31,11 +35,11 @@ class ActivationRecord:
     A tensor that was copied is a view of the memory in which the recording keeps it.
     """
 
-    __slots__ = ("_info", "_row", "_source", "_step", "_time", "_meta")
+    __slots__ = ("_info", "_meta", "_row", "_source", "_step", "_time")
 
-    def __init__(self, source: Source, record: tuple[int, int, float], info: PassInfo, step: int | None) -> None:
+    def __init__(self, source: Source, meta_row_time: tuple[int, int, float], info: PassInfo, step: int | None) -> None:
         self._source = source
-        self._meta, self._row, self._time = record
+        self._meta, self._row, self._time = meta_row_time
         self._info = info
         self._step = step
 
@@ -65,17 +69,17 @@ class ActivationRecord:
 
     @property
     def transformed_activation(self) -> Tensor | None:
-        """What the transform made of the value; None without one."""
+        """The result of the transform; None without one."""
         return self._source.value(self._meta, self._row, "transformed_activation")
 
     @property
     def gradient(self) -> Tensor | None:
-        """The sum of the gradients that reached the value; None before a backward pass, or if not asked for."""
+        """The sum of the gradients that reached the value; None before ``backward``, or without ``save_gradient``."""
         return self._source.value(self._meta, self._row, "gradient")
 
     def __repr__(self) -> str:
         meta = self._source.catalog.metas[self._meta]
-        shape = "x".join(map(str, meta.shape)) or "scalar"
+        shape = format_shape(meta.shape)
         step = "" if self._step is None else f", step {self._step}"
         site = self._source.catalog.sites[meta.site].name
         return f"ActivationRecord({meta.label!r}, site={site!r}, {shape} {meta.dtype}, pass {self._info.index}{step})"
@@ -98,13 +102,14 @@ class Records(Sequence[ActivationRecord]):
         if isinstance(index, slice):
             return list(Records(self._view.take(np.arange(len(self))[index])))
         position = range(len(self))[index]
-        return self._make(position, self._view.info(int(self._view.pass_at[position])))
+        return self._make(position, self._view.info(int(self._view.pass_positions[position])))
 
     def __iter__(self) -> Iterator[ActivationRecord]:
-        at, info = -1, None
-        for position, pass_at in enumerate(self._view.pass_at.tolist()):
-            if pass_at != at or info is None:
-                at, info = pass_at, self._view.info(pass_at)
+        # Consecutive records are mostly of one pass, and share its info.
+        last_pass, info = -1, None
+        for position, pass_position in enumerate(self._view.pass_positions.tolist()):
+            if pass_position != last_pass or info is None:
+                last_pass, info = pass_position, self._view.info(pass_position)
             yield self._make(position, info)
 
     def __repr__(self) -> str:
@@ -112,8 +117,11 @@ class Records(Sequence[ActivationRecord]):
 
     def _make(self, position: int, info: PassInfo) -> ActivationRecord:
         view = self._view
-        record = view.source.records()[view.at[position]].item()
-        return ActivationRecord(view.source, record, info, view.step_of(info))
+        meta_row_time = view.source.records()[view.positions[position]].item()
+        return ActivationRecord(view.source, meta_row_time, info, view.step_of(info))
+
+
+MAX_HTML_ROWS = 50
 
 
 class SiteFacts(msgspec.Struct, frozen=True):
@@ -135,47 +143,50 @@ def sites_of(view: View) -> dict[str, SiteFacts]:
     metas, first, inverse = np.unique(view.meta_numbers, return_index=True, return_inverse=True)
     counts = np.bincount(inverse, minlength=len(metas))
     nbytes = np.bincount(inverse, weights=view.source.nbytes(view.meta_numbers, view.rows), minlength=len(metas))
-    by_name: dict[str, list[int]] = {}
+    indices_by_name: dict[str, list[int]] = {}
     for i in np.argsort(first).tolist():
-        by_name.setdefault(view.site(int(metas[i])).name, []).append(i)
-    found = {}
-    for name, members in by_name.items():
-        numbers = [int(metas[i]) for i in members]
+        indices_by_name.setdefault(view.site(int(metas[i])).name, []).append(i)
+    sites = {}
+    for name, indices in indices_by_name.items():
+        numbers = [int(metas[i]) for i in indices]
         site = view.site(numbers[0])
-        fired = np.isin(inverse, members)
-        found[name] = SiteFacts(
+        sites[name] = SiteFacts(
             name=name,
             kind=site.kind,
             layer_type=site.layer_type,
             module_type=site.module_type,
-            count=int(counts[members].sum()),
-            passes=len(np.unique(view.pass_at[fired])),
+            count=int(counts[indices].sum()),
+            passes=len(np.unique(view.pass_positions[np.isin(inverse, indices)])),
             shapes=tuple(dict.fromkeys(view.meta(number).shape for number in numbers)),
-            dtypes=tuple(dict.fromkeys(_dtype(view, number) for number in numbers)),
-            nbytes=int(nbytes[members].sum()),
+            dtypes=tuple(dict.fromkeys(_kept_dtype_name(view, number) for number in numbers)),
+            nbytes=int(nbytes[indices].sum()),
         )
-    return found
+    return sites
 
 
-def told_shapes(facts: SiteFacts) -> str:
-    """The shapes in a few words."""
-    shown = ", ".join("x".join(map(str, shape)) or "scalar" for shape in facts.shapes[:3])
-    return shown + (f" and {len(facts.shapes) - 3} more" if len(facts.shapes) > 3 else "")
+def _kept_dtype_name(view: View, meta: int) -> str:
+    return dtype_name(kept_dtype(view.spec(meta), torch_dtype(view.meta(meta).dtype)))
 
 
-def format_bytes(nbytes: int) -> str:
-    """A number of bytes in a few words.
+def summary_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
+    """A line for the recording and a line for each site, in columns."""
+    rows = table_of(sites)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    total = format_bytes(sum(facts.nbytes for facts in sites.values()))
+    return "\n".join([f"{heading}, {total}", *(lines if sites else [])])
 
-    >>> format_bytes(4096), format_bytes(3 * 2**20)
-    ('4.0 KiB', '3.0 MiB')
-    """
-    size, units = float(nbytes), iter(("KiB", "MiB", "GiB", "TiB"))
-    if size < 1024:
-        return f"{nbytes} B"
-    unit = ""
-    while size >= 1024 and (larger := next(units, None)):
-        size, unit = size / 1024, larger
-    return f"{size:.1f} {unit}"
+
+def html_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
+    """The same as HTML; of a long table only the first rows."""
+    head, *rows = table_of(sites)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[:MAX_HTML_ROWS])
+    more = f"<p>and {len(rows) - MAX_HTML_ROWS} more sites</p>" if len(rows) > MAX_HTML_ROWS else ""
+    return (
+        f"<details><summary>{escape(heading)}</summary><table><thead><tr>"
+        f"{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead>"
+        f"<tbody>{body}</tbody></table>{more}</details>"
+    )
 
 
 def table_of(sites: Mapping[str, SiteFacts]) -> list[tuple[str, ...]]:
@@ -188,7 +199,7 @@ def table_of(sites: Mapping[str, SiteFacts]) -> list[tuple[str, ...]]:
                 facts.kind,
                 str(facts.count),
                 str(facts.passes),
-                told_shapes(facts),
+                _format_shapes(facts.shapes),
                 ", ".join(facts.dtypes),
                 format_bytes(facts.nbytes),
             )
@@ -196,31 +207,30 @@ def table_of(sites: Mapping[str, SiteFacts]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _dtype(view: View, meta: int) -> str:
-    dtype = torch_dtype(view.meta(meta).dtype)
-    return str(kept_dtype(view.spec(meta), dtype)).removeprefix("torch.")
+def _format_shapes(shapes: tuple[tuple[int, ...], ...]) -> str:
+    listed = ", ".join(map(format_shape, shapes[:3]))
+    return listed + (f" and {len(shapes) - 3} more" if len(shapes) > 3 else "")
 
 
-MAX_ROWS_SHOWN = 50
+def format_bytes(nbytes: int) -> str:
+    """A number of bytes as it is shown to people.
+
+    >>> format_bytes(4096), format_bytes(3 * 2**20)
+    ('4.0 KiB', '3.0 MiB')
+    """
+    if nbytes < 1024:
+        return f"{nbytes} B"
+    units = ("KiB", "MiB", "GiB", "TiB")
+    power = 1
+    while nbytes >= 1024 ** (power + 1) and power < len(units):
+        power += 1
+    return f"{nbytes / 1024**power:.1f} {units[power - 1]}"
 
 
-def summary_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
-    """One line for the whole and one per site, in columns."""
-    rows = table_of(sites)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    total = format_bytes(sum(facts.nbytes for facts in sites.values()))
-    return "\n".join([f"{heading}, {total}", *(lines if sites else [])])
+def format_count(number: int, thing: str, plural: str = "") -> str:
+    """How many of something.
 
-
-def html_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
-    """The same as HTML, long tables cut."""
-    head, *rows = table_of(sites)
-    shown = rows[:MAX_ROWS_SHOWN]
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in shown)
-    cut = f"<p>and {len(rows) - len(shown)} more sites</p>" if len(rows) > len(shown) else ""
-    return (
-        f"<details><summary>{escape(heading)}</summary><table><thead><tr>"
-        f"{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead>"
-        f"<tbody>{body}</tbody></table>{cut}</details>"
-    )
+    >>> format_count(1, "pass", "passes"), format_count(3, "record")
+    ('1 pass', '3 records')
+    """
+    return f"{number} {thing if number == 1 else plural or thing + 's'}"

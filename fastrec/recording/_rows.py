@@ -1,4 +1,9 @@
-"""The values of a key as rows that are read when they are asked for."""
+"""The values of keys as rows that are read when they are indexed, and as batches and data sets for training.
+
+``Rows`` is an array that stays where it was recorded. ``Batches`` and ``RowsDataset`` read one or several of them, side
+by side, for torch's ``DataLoader``. A file is fast to read in long stretches and slow to read row by row, so shuffled
+batches read stretches in random order and shuffle within what is in memory.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,6 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
@@ -16,13 +20,19 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from fastrec._errors import OptionError, RaggedError
 from fastrec._torch.tensors import outside_torch_modes
 from fastrec.recording._arrays import checked_layouts, numpy_of
-from fastrec.recording._source import Part
-from fastrec.recording._view import Integers, View
+from fastrec.recording._source import Array, Integers, Part
+from fastrec.recording._view import View
 
 By = Literal["sample"] | None
 
-SPAN = 16 << 20
-"""So many bytes of records are held at once while some of their samples are picked."""
+MAX_PICK_BYTES = 16 << 20
+"""About how many bytes of records are in memory at once while some of their samples are picked."""
+
+ITERATION_BYTES = 1 << 20
+"""About how many bytes are read at once when rows are iterated over."""
+
+MIXED_STRETCHES = 32
+"""How many stretches of a file are shuffled together."""
 
 
 class Rows:
@@ -34,21 +44,22 @@ class Rows:
 
     def __init__(self, view: View, key: str, by: By, part: Part | None) -> None:
         if by not in (None, "sample"):
-            raise OptionError(f"rows(by={by!r}): there is by='sample', or nothing")
+            raise OptionError(f"rows(by={by!r}): give by='sample', or leave it out for one row per record")
         self._view = view
-        self._part, which, layouts = checked_layouts(view, key, part)
+        self._part, layout_numbers, layouts = checked_layouts(view, key, part)
         if by == "sample" and any(not shape for shape, _ in layouts):
             raise RaggedError(f"{key!r} has values without dimensions, and so no samples; leave by='sample' out")
         self.by: By = by
-        features = list(dict.fromkeys((shape if by is None else shape[1:], dtype) for shape, dtype in layouts))
-        if len(features) > 1:
-            told = ", ".join(f"{shape} {dtype}" for shape, dtype in features[:6])
-            hint = ", by='sample' where the first dimension differs," if by is None else ""
-            raise RaggedError(f"{key!r} has values of {told}; give rows(){hint} of a selection of them")
-        feature, self.dtype = features[0]
-        sizes = np.array([1 if by is None else shape[0] for shape, _ in layouts], np.int64)[which]
-        self._stops = None if by is None else np.cumsum(sizes)
-        self.shape = (int(sizes.sum()), *feature)
+        row_layouts = list(dict.fromkeys((shape if by is None else shape[1:], dtype) for shape, dtype in layouts))
+        if len(row_layouts) > 1:
+            shapes = ", ".join(f"{shape} {dtype}" for shape, dtype in row_layouts[:6])
+            remedy = ", by='sample' where the first dimension differs," if by is None else ""
+            raise RaggedError(f"{key!r} has values of {shapes}; give rows(){remedy} of a selection of them")
+        row_shape, self.dtype = row_layouts[0]
+        rows_per_layout = np.array([1 if by is None else shape[0] for shape, _ in layouts], np.int64)
+        rows_per_record = rows_per_layout[layout_numbers]
+        self._stops = None if by is None else np.cumsum(rows_per_record)
+        self.shape = (int(rows_per_record.sum()), *row_shape)
 
     @property
     def ndim(self) -> int:
@@ -68,29 +79,29 @@ class Rows:
     @property
     def pass_index(self) -> Integers:
         """The pass that each row comes from."""
-        passes: Integers = self._view.passes["pass_index"][self._view.pass_at]
+        passes: Integers = self._view.passes["pass_index"][self._view.pass_positions]
         return passes if self._stops is None else np.repeat(passes, np.diff(self._stops, prepend=0))
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __iter__(self) -> Iterator[Tensor]:
-        step = max(1, (1 << 20) // max(1, self.row_bytes))
+        step = max(1, ITERATION_BYTES // max(1, self.row_bytes))
         for start in range(0, len(self), step):
             yield from self[start : start + step]
 
-    def __getitem__(self, index: int | slice | Sequence[int] | npt.NDArray[Any] | Tensor) -> Tensor:
+    def __getitem__(self, index: int | slice | Sequence[int] | Array | Tensor) -> Tensor:
         if isinstance(index, int | np.integer):
-            at = range(len(self))[index]  # an IndexError where there is no such row
-            return self.read(at, at + 1)[0]
+            row = range(len(self))[index]  # an IndexError where there is no such row
+            return self.read(row, row + 1)[0]
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             if step == 1:
                 return self.read(start, max(start, stop))
             return self.pick(np.arange(start, stop, step))
-        return self.pick(_positions(index, len(self)))
+        return self.pick(_row_numbers(index, len(self)))
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         array = numpy_of(self[:])
         return array if dtype is None else array.astype(dtype, copy=False)
 
@@ -100,31 +111,34 @@ class Rows:
     def read(self, start: int, stop: int) -> Tensor:
         """Consecutive rows."""
         if self._stops is None:
-            return self._records(np.arange(start, stop))
+            return self._read_records(np.arange(start, stop))
         if start >= stop:
             return self._empty(0)
         first, last = np.searchsorted(self._stops, [start, stop - 1], side="right").tolist()
-        before = int(self._stops[first - 1]) if first else 0
-        return self._records(np.arange(first, last + 1))[start - before : stop - before]
+        offset = int(self._stops[first - 1]) if first else 0
+        return self._read_records(np.arange(first, last + 1))[start - offset : stop - offset]
 
-    def pick(self, at: Integers) -> Tensor:
+    def pick(self, rows: Integers) -> Tensor:
         """Rows in any order."""
         if self._stops is None:
-            return self._records(at)
-        out = self._empty(len(at))
-        records = np.searchsorted(self._stops, at, side="right")
-        order = np.argsort(records, kind="stable")
-        for some in _groups(records[order], np.diff(self._stops, prepend=0) * self.row_bytes):
-            here = order[some]
-            found, inverse = np.unique(records[here], return_inverse=True)
-            sizes = np.diff(self._stops, prepend=0)[found]
-            places = at[here] - (self._stops[found] - sizes)[inverse] + (np.cumsum(sizes) - sizes)[inverse]
+            return self._read_records(rows)
+        sizes = np.diff(self._stops, prepend=0)
+        picked = self._empty(len(rows))
+        records = np.searchsorted(self._stops, rows, side="right")
+        order = np.argsort(records, kind="stable")  # each record is read once, however many of its rows are picked
+        for group in _groups(records[order], sizes * self.row_bytes):
+            targets = order[group]
+            numbers, inverse = np.unique(records[targets], return_inverse=True)
+            offsets_in_record = rows[targets] - (self._stops[numbers] - sizes[numbers])[inverse]
+            record_starts = np.cumsum(sizes[numbers]) - sizes[numbers]
+            sources = record_starts[inverse] + offsets_in_record
             with outside_torch_modes():
-                out[torch.from_numpy(here)] = self._records(found)[torch.from_numpy(places)].detach()
-        return out
+                values = self._read_records(numbers)[torch.from_numpy(sources)].detach()
+                picked[torch.from_numpy(targets)] = values
+        return picked
 
     def edges(self, nbytes: int) -> Integers:
-        """Where to divide the rows into stretches of about so many bytes that are quick to read."""
+        """Where to divide the rows into stretches of about so many bytes, none of which begins inside a record."""
         if self._stops is None:
             step = max(1, nbytes // max(1, self.row_bytes))
             return np.append(np.arange(0, len(self), step), len(self))
@@ -132,11 +146,12 @@ class Rows:
         ends = self._stops[np.flatnonzero(np.diff(stretch, append=stretch[-1:] + 1))]
         return np.unique(np.concatenate([[0], ends]))
 
-    def _records(self, at: Integers) -> Tensor:
+    def _read_records(self, positions: Integers) -> Tensor:
+        """The rows of whole records, by their positions in the view."""
         view = self._view
-        if not len(at):
+        if not len(positions):
             return self._empty(0)
-        pieces = view.source.values(view.meta_numbers[at], view.rows[at], self._part)
+        pieces = view.source.values(view.meta_numbers[positions], view.rows[positions], self._part)
         if self._stops is not None:
             pieces = [piece.reshape(-1, *self.shape[1:]) for piece in pieces]
         if len(pieces) == 1:
@@ -149,30 +164,26 @@ class Rows:
             return torch.empty((count, *self.shape[1:]), dtype=self.dtype)
 
 
-def _positions(index: Any, count: int) -> Integers:
+def _row_numbers(index: Any, count: int) -> Integers:
     """An index of several rows as numbers from 0 on."""
-    at = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
-    if at.dtype == np.bool_ and at.shape == (count,):
-        return np.flatnonzero(at)
-    if at.ndim != 1 or (at.dtype.kind not in "iu" and at.size):
+    rows = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
+    if rows.dtype == np.bool_ and rows.shape == (count,):
+        return np.flatnonzero(rows)
+    if rows.ndim != 1 or (rows.dtype.kind not in "iu" and rows.size):
         raise OptionError(f"rows[{index!r:.80}]: give a number, a slice, a list of numbers, or one bool per row")
-    at = at.astype(np.int64)
-    at = np.where(at < 0, at + count, at)
-    if at.size and not 0 <= at.min() <= at.max() < count:
-        raise IndexError(f"there are {count} rows, and the index goes from {at.min()} to {at.max()}")
-    return at
+    rows = rows.astype(np.int64)
+    rows = np.where(rows < 0, rows + count, rows)
+    if rows.size and not 0 <= rows.min() <= rows.max() < count:
+        raise IndexError(f"there are {count} rows, and the index goes from {rows.min()} to {rows.max()}")
+    return rows
 
 
 def _groups(records: Integers, nbytes: Integers) -> Iterator[slice]:
-    """Stretches of sorted records that take about ``SPAN`` bytes together, each record counted once."""
-    new = np.diff(records, prepend=-1) > 0
-    taken = np.cumsum(np.where(new, nbytes[records], 0))
-    edges = [0, *(np.flatnonzero(np.diff((taken - 1) // SPAN) > 0) + 1).tolist(), len(records)]
-    yield from (slice(a, b) for a, b in zip(edges, edges[1:], strict=False))
-
-
-STRETCHES = 32
-"""So many stretches of a file are mixed at a time."""
+    """Divide sorted records into groups of about ``MAX_PICK_BYTES``; a record that is there twice counts once."""
+    is_first = np.diff(records, prepend=-1) > 0
+    total = np.cumsum(np.where(is_first, nbytes[records], 0))
+    edges = [0, *(np.flatnonzero(np.diff((total - 1) // MAX_PICK_BYTES) > 0) + 1).tolist(), len(records)]
+    yield from (slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False))
 
 
 class BatchOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,7 +222,7 @@ class Batches(IterableDataset[Any]):
 
     def __init__(self, rows: Rows | Mapping[str, Rows], options: BatchOptions) -> None:
         self._rows = {"": rows} if isinstance(rows, Rows) else dict(rows)
-        self._single = isinstance(rows, Rows)
+        self._has_one_key = isinstance(rows, Rows)
         self._options = options
         self._epoch = 0
 
@@ -221,59 +232,66 @@ class Batches(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._batches():
-            yield batch[""] if self._single else batch
+            yield batch[""] if self._has_one_key else batch
 
     def __repr__(self) -> str:
         count = len(next(iter(self._rows.values())))
         return f"<Batches of {self._options.batch_size} of {count} rows>"
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
-        """Fill a pool with stretches of rows, hand out what makes full batches, and keep the rest for the next."""
+        """Fill a pool with stretches of rows, hand out as many full batches as it has, and keep the rest in it."""
         options = self._options
-        generator = torch.Generator().manual_seed(self._seed()) if options.shuffle else None
+        generator = torch.Generator().manual_seed(self._epoch_seed()) if options.shuffle else None
         pool: dict[str, Tensor] = {}
-        for some in self._fillings(generator):
-            read = {name: [rows.read(a, b).detach() for a, b in some] for name, rows in self._rows.items()}
+        for stretches in self._stretch_groups(generator):
+            parts = {name: [rows.read(*stretch).detach() for stretch in stretches] for name, rows in self._rows.items()}
             with outside_torch_modes():
-                pool = {name: torch.cat([*([pool[name]] if pool else []), *parts]) for name, parts in read.items()}
-            del read
+                pool = {name: torch.cat([*([pool[name]] if pool else []), *tensors]) for name, tensors in parts.items()}
+            del parts  # else the stretches would be in memory twice while batches are handed out
             count = len(next(iter(pool.values())))
             order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-            whole = count - count % options.batch_size
-            for start in range(0, whole, options.batch_size):
-                yield _picked(pool, order[start : start + options.batch_size])
-            pool = _picked(pool, order[whole:])
+            stop = count - count % options.batch_size
+            for start in range(0, stop, options.batch_size):
+                yield _take_rows(pool, order[start : start + options.batch_size])
+            pool = _take_rows(pool, order[stop:])
         if pool and len(next(iter(pool.values()))) and not options.drop_last:
             yield pool
 
-    def _fillings(self, generator: torch.Generator | None) -> Iterator[list[tuple[int, int]]]:
-        """The stretches that are read together, those of this worker and rank alone."""
-        worker, (rank, ranks) = get_worker_info(), self._options.shard
-        workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        least = max(1, self._options.buffer_bytes // STRETCHES)
-        edges = stretches(list(self._rows.values()), least)
+    def _stretch_groups(self, generator: torch.Generator | None) -> Iterator[list[tuple[int, int]]]:
+        """The stretches (start, stop) that are in the pool together, those of this worker and rank alone."""
+        worker, (rank, world_size) = get_worker_info(), self._options.shard
+        n_workers, worker_id = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        stretch_bytes = max(1, self._options.buffer_bytes // MIXED_STRETCHES)
+        edges = shared_edges(list(self._rows.values()), stretch_bytes)
         row_bytes = sum(rows.row_bytes for rows in self._rows.values())
         order = np.arange(len(edges) - 1)
         if generator is not None:
             order = torch.randperm(len(order), generator=generator).numpy()
-        # One stretch goes to one share, and each share mixes its own.
-        some: list[tuple[int, int]] = []
+        group: list[tuple[int, int]] = []
         nbytes = 0
-        for i in order[rank * workers + number :: ranks * workers].tolist():
-            some.append((int(edges[i]), int(edges[i + 1])))
-            nbytes += (some[-1][1] - some[-1][0]) * row_bytes
-            if generator is None or nbytes + least > self._options.buffer_bytes:
-                yield some
-                some, nbytes = [], 0
-        if some:
-            yield some
+        # A stretch goes to one worker of one rank as a whole, and each worker shuffles within its own stretches.
+        for i in order[rank * n_workers + worker_id :: world_size * n_workers].tolist():
+            start, stop = int(edges[i]), int(edges[i + 1])
+            group.append((start, stop))
+            nbytes += (stop - start) * row_bytes
+            if generator is None or nbytes + stretch_bytes > self._options.buffer_bytes:
+                yield group
+                group, nbytes = [], 0
+        if group:
+            yield group
 
-    def _seed(self) -> int:
+    def _epoch_seed(self) -> int:
         """The seed of this epoch, the same in all workers."""
         if self._options.seed is not None:
             return int(np.random.SeedSequence([self._options.seed, self._epoch]).generate_state(1, np.uint64)[0] >> 1)
         worker = get_worker_info()
+        # A DataLoader draws one seed per epoch, and gives worker n that seed plus n.
         return int(torch.randint(1 << 62, ()).item()) if worker is None else worker.seed - worker.id
+
+
+def _take_rows(pool: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    with outside_torch_modes():
+        return {name: values[rows] for name, values in pool.items()}
 
 
 class RowsDataset(Dataset[Any]):
@@ -292,34 +310,29 @@ class RowsDataset(Dataset[Any]):
         """Many rows read at once, which is how a DataLoader asks."""
         if isinstance(self._rows, Rows):
             return list(self._rows[list(indices)].detach())
-        read = {name: rows[list(indices)].detach() for name, rows in self._rows.items()}
-        return [{name: values[i] for name, values in read.items()} for i in range(len(indices))]
+        columns = {name: rows[list(indices)].detach() for name, rows in self._rows.items()}
+        return [{name: values[i] for name, values in columns.items()} for i in range(len(indices))]
 
 
-def check_together(rows: Mapping[str, Rows]) -> None:
-    """Raise RaggedError unless the rows of several keys stand side by side, each from the same pass."""
-    (first, expected), *others = rows.items()
-    for name, found in others:
-        if len(found) != len(expected):
+def check_same_passes(rows_by_key: Mapping[str, Rows]) -> None:
+    """Raise RaggedError unless row i of every key comes from the same pass."""
+    (first_key, expected), *others = rows_by_key.items()
+    for key, rows in others:
+        if len(rows) != len(expected):
             raise RaggedError(
-                f"{first!r} has {len(expected)} rows and {name!r} has {len(found)}, which don't stand side by side; "
-                "read them one by one, or of a selection in which each fired as often"
+                f"{first_key!r} has {len(expected)} rows and {key!r} has {len(rows)}, which don't stand side by side; "
+                "read them one by one, or from a selection in which each fired as often"
             )
-        if not np.array_equal(found.pass_index, expected.pass_index):
-            at = int(np.argmax(found.pass_index != expected.pass_index))
+        if not np.array_equal(rows.pass_index, expected.pass_index):
+            row = int(np.argmax(rows.pass_index != expected.pass_index))
             raise RaggedError(
-                f"row {at} of {first!r} is of pass {expected.pass_index[at]} and that of {name!r} of pass "
-                f"{found.pass_index[at]}, so they don't stand side by side; read them one by one, or of a selection"
+                f"row {row} of {first_key!r} is of pass {expected.pass_index[row]} and that of {key!r} of pass "
+                f"{rows.pass_index[row]}, so they don't stand side by side; read them one by one, or from a selection"
             )
 
 
-def stretches(rows: Sequence[Rows], nbytes: int) -> Integers:
-    """Where to divide rows that are read together."""
-    widest = max(rows, key=lambda one: one.row_bytes)
-    total = sum(one.row_bytes for one in rows)
+def shared_edges(all_rows: Sequence[Rows], nbytes: int) -> Integers:
+    """Where to divide rows that are read together into stretches of about so many bytes in all."""
+    widest = max(all_rows, key=lambda rows: rows.row_bytes)
+    total = sum(rows.row_bytes for rows in all_rows)
     return widest.edges(nbytes * widest.row_bytes // total if total else nbytes)
-
-
-def _picked(pool: Mapping[str, Tensor], at: Tensor) -> dict[str, Tensor]:
-    with outside_torch_modes():
-        return {name: values[at] for name, values in pool.items()}

@@ -1,78 +1,35 @@
-"""What the parts promise each other: predicates, engines and sinks slot in by these protocols alone."""
+"""What a recording reads from: the ``Source`` protocol, and the tables that a source hands out.
+
+RAM, a folder of files and several merged recordings each implement it; ``tests/contracts/sink.py`` holds them to it.
+Passes and records are structured arrays and values are asked for many at a time, so that reading a million records
+makes no million objects.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, TypeAlias, get_args
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastrec.events.sites import Catalog
+from fastrec.events.sites import Catalog, Outcome
 
+Array: TypeAlias = npt.NDArray[Any]
 
-class PhaseSteps(msgspec.Struct, frozen=True):
-    """The marked steps of one phase.
+Integers: TypeAlias = npt.NDArray[np.int64]
 
-    ``numbers`` counts the marks of the phase, ``order`` those of all phases. ``columns`` hold one row per mark, masked
-    where a mark did not give that column. ``before`` are the columns of the mark before the first one, as far as it is
-    known: what a trimmed or popped recording needs to tell whether an environment had just ended. ``starts`` are the
-    numbers of the marks with which another session began, in a recording that was continued.
-    """
+StructuredArray: TypeAlias = npt.NDArray[np.void]
 
-    phase: int
-    numbers: npt.NDArray[np.int64]
-    order: npt.NDArray[np.int64]
-    columns: Mapping[str, npt.NDArray[Any]]
-    before: Mapping[str, npt.NDArray[Any]]
-    starts: tuple[int, ...] = ()
+Part: TypeAlias = str
+"""Which tensor of a record, one of ``PARTS``."""
 
+PARTS: tuple[Part, ...] = ("activation", "transformed_activation", "gradient")
 
-class Source(Protocol):
-    """Where a recording reads from, RAM or a file: a snapshot, the same whenever it is read."""
-
-    catalog: Catalog
-
-    def n_passes(self) -> int:
-        """How many passes ended, those that kept nothing included."""
-
-    def passes(self) -> npt.NDArray[Any]:
-        """One row per pass that kept something or ended badly, of ``PASS_DTYPE``, in order of ``pass_index``.
-
-        ``started`` is in seconds since the session began.
-        """
-
-    def records(self) -> npt.NDArray[Any]:
-        """One row per record, of ``RECORD_DTYPE``, in order of (pass, event); row -1 where no tensor was kept."""
-
-    def steps(self) -> Sequence[PhaseSteps]:
-        """The marked steps, of each phase that has some."""
-
-    def sample_id(self, pass_index: int) -> str | int | None:
-        """The sample id that a pass was logged with."""
-
-    def value(self, meta: int, row: int, part: Part) -> torch.Tensor | None:
-        """One part of a record, None where it has no such part (yet)."""
-
-    def values(self, metas: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], part: Part) -> Sequence[torch.Tensor]:
-        """The values of many records in their order, as few tensors as possible, each with its records in front.
-
-        A KeyError tells the position of the first record that has no such part.
-        """
-
-    def layouts(
-        self, rows: npt.NDArray[np.int64], part: Part
-    ) -> tuple[npt.NDArray[np.int64], Sequence[tuple[tuple[int, ...], torch.dtype]]]:
-        """Which layout the values of records have, and the shape and dtype of each; a KeyError as of ``values``."""
-
-    def nbytes(self, metas: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The bytes that each record's tensors take."""
-
-
-Part = str
-"""Which tensor of a record: "activation", "transformed_activation" or "gradient"."""
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+"""How a pass ended; a row of ``PASS_DTYPE`` holds the position in this tuple."""
 
 PASS_DTYPE = np.dtype(
     [
@@ -89,7 +46,66 @@ PASS_DTYPE = np.dtype(
         ("count", "i8"),
     ]
 )
+"""One pass: the fields of ``PassInfo``, and its records: ``count`` rows of the record table, from ``first`` on."""
 
 RECORD_DTYPE = np.dtype([("meta", "i4"), ("row", "i8"), ("time", "f8")])
+"""One record: its meta, the row of its value (-1 where no tensor was kept), and seconds since its pass began."""
 
-OUTCOMES: tuple[Literal["ok", "failed", "halted"], ...] = ("ok", "failed", "halted")
+
+class Source(Protocol):
+    """Where a recording reads from: a snapshot that never changes, whatever is recorded later."""
+
+    catalog: Catalog
+
+    def n_passes(self) -> int:
+        """How many passes ended, including those that kept nothing."""
+
+    def passes(self) -> StructuredArray:
+        """One row of ``PASS_DTYPE`` for each pass that kept something or failed, in order of ``pass_index``.
+
+        ``started`` is in seconds since the session began.
+        """
+
+    def records(self) -> StructuredArray:
+        """One row of ``RECORD_DTYPE`` for each record, in order of (pass, event)."""
+
+    def steps(self) -> Sequence[PhaseSteps]:
+        """The marked steps of each phase that has some."""
+
+    def sample_id(self, pass_index: int) -> str | int | None:
+        """The sample id that a pass was logged with."""
+
+    def value(self, meta: int, row: int, part: Part) -> torch.Tensor | None:
+        """One part of a record; None where the record has no such part (yet)."""
+
+    def values(self, metas: Integers, rows: Integers, part: Part) -> Sequence[torch.Tensor]:
+        """The values of many records in their order, in as few tensors as possible, each of shape [records, ...].
+
+        Raises KeyError with the position of the first record that has no such part.
+        """
+
+    def layouts(self, rows: Integers, part: Part) -> tuple[Integers, Sequence[tuple[tuple[int, ...], torch.dtype]]]:
+        """The shapes and dtypes that values of these records have, and for each record which of them is its own.
+
+        Raises KeyError as ``values`` does.
+        """
+
+    def nbytes(self, metas: Integers, rows: Integers) -> Integers:
+        """The bytes that the tensors of each record take."""
+
+
+class PhaseSteps(msgspec.Struct, frozen=True):
+    """The marked steps of one phase.
+
+    ``numbers`` counts the marks of the phase, ``order`` those of all phases. ``columns`` hold one row per mark, masked
+    where a mark did not give that column. ``columns_before`` are the columns of the mark before the first one, where it
+    is known: a trimmed or popped recording needs them to tell whether an environment had just ended. ``starts`` are the
+    numbers of the marks with which a further session began, in a recording that was continued.
+    """
+
+    phase: int
+    numbers: Integers
+    order: Integers
+    columns: Mapping[str, Array]
+    columns_before: Mapping[str, Array]
+    starts: tuple[int, ...] = ()

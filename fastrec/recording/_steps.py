@@ -1,9 +1,12 @@
-"""The marked steps as a table."""
+"""The marked steps as a table, and the episodes that their columns make of them.
+
+``Steps`` is ``recording.steps``, and an ``Episode`` is an element of ``recording.episodes()``. The marks come from the
+source as one ``PhaseSteps`` per phase; what a step has of a key is found by the step number of each record's pass.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,13 +14,12 @@ import numpy.typing as npt
 from torch import Tensor
 
 from fastrec._errors import RecordKeyError, StepError, did_you_mean
-from fastrec.recording._arrays import stacked
-from fastrec.recording._source import PhaseSteps
-from fastrec.recording._view import Integers, Mask, View, metas_of_key
+from fastrec.recording._arrays import stack_records
+from fastrec.recording._source import Array, Integers, PhaseSteps
+from fastrec.recording._view import Mask, View, metas_of_key
 
-Array = npt.NDArray[Any]
-
-DONE = ("terminated", "truncated", "done")
+END_COLUMNS = ("terminated", "truncated", "done")
+"""The columns that say when an episode ends; ``done`` is either of the other two, as older Gym had it."""
 
 RESET_ONLY = "reset_only"
 
@@ -30,16 +32,16 @@ class Steps:
     ``reset_only`` marks the rows in which an environment, having ended before, was only reset.
     """
 
-    def __init__(self, tables: Sequence[PhaseSteps], names: Sequence[str]) -> None:
+    def __init__(self, tables: Sequence[PhaseSteps], phase_names: Sequence[str]) -> None:
         self.tables = tables
-        self._names = names
-        together = np.concatenate([table.order for table in tables]) if tables else np.empty(0, np.int64)
-        self._order = np.argsort(together)
+        self._phase_names = phase_names
+        marks = np.concatenate([table.order for table in tables]) if tables else np.empty(0, np.int64)
+        self._order = np.argsort(marks)
 
     @property
     def phase(self) -> npt.NDArray[np.object_]:
         """The name of the phase of each step."""
-        names = [np.full(len(t.numbers), self._names[t.phase], dtype=object) for t in self.tables]
+        names = [np.full(len(table.numbers), self._phase_names[table.phase], dtype=object) for table in self.tables]
         return np.concatenate(names)[self._order] if names else np.empty(0, dtype=object)
 
     @property
@@ -60,88 +62,40 @@ class Steps:
         return iter(dict.fromkeys(name for table in self.tables for name in table.columns))
 
     def __getitem__(self, name: str) -> Array:
-        having = [table.columns[name] for table in self.tables if name in table.columns]
-        if not having:
+        by_phase = {table.phase: table.columns[name] for table in self.tables if name in table.columns}
+        if not by_phase:
             raise RecordKeyError(f"no step was marked with a column {name!r}; {did_you_mean(name, list(self))}")
-        if len({column.shape[1:] for column in having}) > 1:
-            told = " and ".join(
-                f"{table.columns[name].shape[1:]} in {self._names[table.phase]!r}"
-                for table in self.tables
-                if name in table.columns
+        if len({column.shape[1:] for column in by_phase.values()}) > 1:
+            shapes = " and ".join(
+                f"{column.shape[1:]} in {self._phase_names[phase]!r}" for phase, column in by_phase.items()
             )
-            raise StepError(f"the column {name!r} has other shapes in other phases: {told}; select(phase=...) first")
-        parts = [table.columns.get(name, _absent(len(table.numbers), having[0])) for table in self.tables]
-        masked = any(isinstance(part, np.ma.MaskedArray) for part in parts)
-        joined: Array = (np.ma.concatenate if masked else np.concatenate)(parts)[self._order]
-        return joined
+            raise StepError(f"the column {name!r} has other shapes in other phases: {shapes}; select(phase=...) first")
+        like = next(iter(by_phase.values()))
+        parts = [
+            table.columns[name] if name in table.columns else _missing_column(len(table.numbers), like)
+            for table in self.tables
+        ]
+        is_masked = any(isinstance(part, np.ma.MaskedArray) for part in parts)
+        column: Array = (np.ma.concatenate if is_masked else np.concatenate)(parts)[self._order]
+        return column
 
     def __repr__(self) -> str:
         return f"<{len(self)} steps: {', '.join(self) or 'no columns'}>"
 
     def restrict(self, phase: int, mask: Mask) -> Steps:
-        """Without the steps of one phase that a mask leaves out."""
-        tables = [_masked(t, mask) if t.phase == phase else t for t in self.tables]
-        return Steps([table for table in tables if len(table.numbers)], self._names)
+        """These steps without those of one phase that a mask leaves out."""
+        tables = [_masked_table(table, mask) if table.phase == phase else table for table in self.tables]
+        return Steps([table for table in tables if len(table.numbers)], self._phase_names)
 
 
-def steps_of(tables: Sequence[PhaseSteps], names: Sequence[str], autoreset: str | None) -> Steps:
-    """All steps of a source, with the rows marked in which environments were only reset."""
+def steps_of(tables: Sequence[PhaseSteps], phase_names: Sequence[str], autoreset: str | None) -> Steps:
+    """All steps of a source; with ``autoreset="next_step"`` also the column of rows that only reset."""
     if autoreset == "next_step":
         tables = [_with_reset_only(table) for table in tables]
-    return Steps(tables, names)
+    return Steps(tables, phase_names)
 
 
-def session_edges(table: PhaseSteps) -> list[int]:
-    """Rows between which the steps are of one session, the first and the end included."""
-    starts = np.searchsorted(table.numbers, np.array(table.starts, np.int64))
-    return sorted({0, *starts.tolist(), len(table.numbers)})
-
-
-def done_of(table: PhaseSteps) -> Array | None:
-    """Whether each environment ended in each step, of shape [steps, envs]; None where no column tells."""
-    columns = [table.columns[name] for name in DONE if name in table.columns]
-    if not columns:
-        return None
-    flags = [np.ma.filled(column.astype(bool), False).reshape(len(column), -1) for column in columns]
-    if len({flag.shape for flag in flags}) > 1:
-        told = " and ".join(f"{n} {table.columns[n].shape[1:]}" for n in DONE if n in table.columns)
-        raise StepError(f"the columns that say when an episode ends differ in shape: {told}; give one value per env")
-    done: Array = np.logical_or.reduce(flags)
-    return done
-
-
-def _with_reset_only(table: PhaseSteps) -> PhaseSteps:
-    done = done_of(table)
-    if done is None or RESET_ONLY in table.columns:
-        return table
-    before = [table.before[name].astype(bool).reshape(-1) for name in DONE if name in table.before]
-    fresh = np.zeros(done.shape[1], np.bool_)
-    previous = np.logical_or.reduce(before) if before else fresh
-    edges = session_edges(table)
-    parts = []
-    for start, stop in zip(edges, edges[1:], strict=False):
-        # A session begins with a reset of its own, which is no row.
-        previous = fresh if int(table.numbers[start]) in table.starts else previous
-        parts.append(_reset_only(done[start:stop], previous))
-    reset_only = np.concatenate([np.zeros((0, done.shape[1]), np.bool_), *parts])
-    shape = next(table.columns[name].shape for name in DONE if name in table.columns)
-    return msgspec.structs.replace(table, columns={**table.columns, RESET_ONLY: reset_only.reshape(shape)})
-
-
-def _reset_only(done: Array, previous: Array) -> Array:
-    """In which rows of a session environments were only reset, given which of them ended in the row before."""
-    reset_only = np.zeros_like(done)
-    # A row that only resets has no end of its own, whatever its columns say.
-    if (done[:-1] & done[1:]).any() or (done[:1] & previous).any():
-        for row in range(len(done)):
-            reset_only[row] = previous
-            previous = done[row] & ~previous
-    else:
-        reset_only[1:], reset_only[:1] = done[:-1], previous
-    return reset_only
-
-
-def _masked(table: PhaseSteps, mask: Mask) -> PhaseSteps:
+def _masked_table(table: PhaseSteps, mask: Mask) -> PhaseSteps:
     return msgspec.structs.replace(
         table,
         numbers=table.numbers[mask],
@@ -150,12 +104,66 @@ def _masked(table: PhaseSteps, mask: Mask) -> PhaseSteps:
     )
 
 
-def _absent(rows: int, like: Array) -> Array:
+def _missing_column(rows: int, like: Array) -> Array:
+    """The rows of a phase in which no step was marked with a column: all masked."""
     data = np.zeros((rows, *like.shape[1:]), like.dtype)
     if like.dtype.kind == "f":
         data[:] = np.nan
-    absent: Array = np.ma.MaskedArray(data, np.True_)
-    return absent
+    column: Array = np.ma.MaskedArray(data, np.True_)
+    return column
+
+
+def _with_reset_only(table: PhaseSteps) -> PhaseSteps:
+    ends = _ends_of(table)
+    if ends is None or RESET_ONLY in table.columns:
+        return table
+    columns_before = [
+        table.columns_before[name].astype(bool).reshape(-1) for name in END_COLUMNS if name in table.columns_before
+    ]
+    none_ended = np.zeros(ends.shape[1], np.bool_)
+    ended_before = np.logical_or.reduce(columns_before) if columns_before else none_ended
+    edges = _session_edges(table)
+    parts = [np.zeros((0, ends.shape[1]), np.bool_)]
+    for start, stop in zip(edges, edges[1:], strict=False):
+        # A session begins with a reset of its own, which is no row.
+        ended_before = none_ended if int(table.numbers[start]) in table.starts else ended_before
+        parts.append(_reset_only_rows(ends[start:stop], ended_before))
+    shape = next(table.columns[name].shape for name in END_COLUMNS if name in table.columns)
+    reset_only = np.concatenate(parts).reshape(shape)
+    return msgspec.structs.replace(table, columns={**table.columns, RESET_ONLY: reset_only})
+
+
+def _reset_only_rows(ends: Array, ended_before: Array) -> Array:
+    """The rows of a session in which environments were only reset, given which of them ended in the row before it."""
+    reset_only = np.zeros_like(ends)
+    # A row that only resets is not an end, whatever its columns say. Two ends in a row are rare, and only they need the
+    # loop that goes from row to row.
+    if (ends[:-1] & ends[1:]).any() or (ends[:1] & ended_before).any():
+        for row in range(len(ends)):
+            reset_only[row] = ended_before
+            ended_before = ends[row] & ~ended_before
+    else:
+        reset_only[1:], reset_only[:1] = ends[:-1], ended_before
+    return reset_only
+
+
+def _session_edges(table: PhaseSteps) -> list[int]:
+    """The rows at which sessions begin, and the end of the table."""
+    starts = np.searchsorted(table.numbers, np.array(table.starts, np.int64))
+    return sorted({0, *starts.tolist(), len(table.numbers)})
+
+
+def _ends_of(table: PhaseSteps) -> Array | None:
+    """Whether each environment ended in each step, of shape [steps, envs]; None where no column says so."""
+    columns = {name: table.columns[name] for name in END_COLUMNS if name in table.columns}
+    if not columns:
+        return None
+    flags = [np.ma.filled(column.astype(bool), False).reshape(len(column), -1) for column in columns.values()]
+    if len({flag.shape for flag in flags}) > 1:
+        shapes = " and ".join(f"{name} {column.shape[1:]}" for name, column in columns.items())
+        raise StepError(f"the columns that say when an episode ends differ in shape: {shapes}; give one value per env")
+    ends: Array = np.logical_or.reduce(flags)
+    return ends
 
 
 class Episode:
@@ -167,12 +175,12 @@ class Episode:
 
     __slots__ = ("_phase", "_rows", "env", "terminated", "truncated")
 
-    def __init__(self, phase: _Phase, env: int, rows: range) -> None:
+    def __init__(self, phase: _PhaseEpisodes, env: int, rows: range) -> None:
         self._phase = phase
         self._rows = rows
         self.env = env
-        self.terminated = phase.ended(rows[-1], env, ("terminated", "done"))
-        self.truncated = phase.ended(rows[-1], env, ("truncated",))
+        self.terminated = phase.has_flag(rows[-1], env, ("terminated", "done"))
+        self.truncated = phase.has_flag(rows[-1], env, ("truncated",))
 
     @property
     def phase(self) -> str:
@@ -195,11 +203,15 @@ class Episode:
         return len(self._rows)
 
     @property
-    def columns(self) -> Mapping[str, npt.NDArray[Any]]:
+    def columns(self) -> Mapping[str, Array]:
         """The step columns of this environment, of shape [length]."""
         rows = slice(self._rows.start, self._rows.stop)
-        columns = self._phase.table.columns
-        return {n: c[rows, self.env] if c.ndim > 1 else c[rows] for n, c in columns.items() if n != RESET_ONLY}
+        columns = self._phase.table.columns.items()
+        return {
+            name: column[rows, self.env] if column.ndim > 1 else column[rows]
+            for name, column in columns
+            if name != RESET_ONLY
+        }
 
     def __getitem__(self, key: str) -> Tensor:
         return self._phase.values(key, self._rows, self.env)
@@ -213,67 +225,80 @@ class Episode:
         return f"<Episode of env {self.env}: steps {self.start_step} to {self.stop_step - 1}{phase}, {end}>"
 
 
-class _Phase:
-    """The steps of one phase, and which records fired in them."""
+def episodes_of(view: View, steps: Steps) -> list[Episode]:
+    """All episodes of the steps, phase by phase, in order of their start."""
+    if not steps:
+        raise StepError(
+            "episodes are made of steps, and none was marked; call rec.step(terminated=..., truncated=...) after "
+            "env.step"
+        )
+    episodes: list[Episode] = []
+    for table in sorted(steps.tables, key=lambda table: table.phase):
+        of_phase = _PhaseEpisodes(view, table).episodes()
+        episodes += sorted(of_phase, key=lambda episode: (episode.start_step, episode.env))
+    return episodes
+
+
+class _PhaseEpisodes:
+    """The steps of one phase, where its environments end, and the values that fired in its steps."""
 
     def __init__(self, view: View, table: PhaseSteps) -> None:
         self.view = view
         self.table = table
         self.name = view.catalog.phases[table.phase]
-        done = done_of(table)
-        if done is None:
+        ends = _ends_of(table)
+        if ends is None:
             raise StepError(
                 f"episodes need to know when they end, and the steps{self._where()} have no such column; call "
                 "rec.step(terminated=..., truncated=...) with one value per environment"
             )
-        if (np.diff(table.numbers) != 1).any():
+        if not _is_gapless(table):
             raise StepError("episodes need every step from first to last; select steps by a range, or not at all")
-        for name in DONE:
-            missing = np.ma.getmaskarray(table.columns[name]) if name in table.columns else np.zeros(1, np.bool_)
-            if missing.any():
-                step = table.numbers[np.argwhere(missing)[0][0]]
+        end_columns = {name: table.columns[name] for name in END_COLUMNS if name in table.columns}
+        for name, column in end_columns.items():
+            mask = np.ma.getmaskarray(column)
+            if mask.any():
+                step = table.numbers[np.argwhere(mask)[0][0]]
                 raise StepError(f"step {step}{self._where()} was marked without {name!r}; give it every time")
-        self.done: npt.NDArray[np.bool_] = done
-        only = table.columns.get(RESET_ONLY)
-        self.reset_only = np.zeros_like(done) if only is None else only.reshape(done.shape)
-        self.per_env = any(table.columns[name].ndim > 1 for name in DONE if name in table.columns)
-        self._fired: dict[str, tuple[View, Integers, Integers]] = {}
+        self.ends: npt.NDArray[np.bool_] = ends
+        reset_only = table.columns.get(RESET_ONLY)
+        self.reset_only = np.zeros_like(ends) if reset_only is None else reset_only.reshape(ends.shape)
+        self.has_env_axis = any(column.ndim > 1 for column in end_columns.values())
+        self._firings: dict[str, tuple[View, Integers, Integers]] = {}
 
-    def ended(self, row: int, env: int, names: tuple[str, ...]) -> bool:
-        """Whether one of these columns says that an environment ended in a row."""
-        found = [self.table.columns[name].reshape(len(self.done), -1) for name in names if name in self.table.columns]
-        return any(bool(column[row, env]) for column in found)
+    def has_flag(self, row: int, env: int, names: tuple[str, ...]) -> bool:
+        """Whether one of some columns is true for an environment in a row."""
+        columns = [self.table.columns[name].reshape(len(self.ends), -1) for name in names if name in self.table.columns]
+        return any(bool(column[row, env]) for column in columns)
 
     def episodes(self) -> Iterator[Episode]:
         """All episodes, environment by environment."""
-        # The environments of the next session begin anew, so what is open at the end of one stays open.
-        last = np.array(session_edges(self.table)[1:], np.int64) - 1
-        for env in range(self.done.shape[1]):
-            only = self.reset_only[:, env]
-            ends = np.union1d(np.flatnonzero(self.done[:, env]), last).tolist()
+        # The next session resets its environments, so an episode that is open at the end of a session stays open.
+        last_rows = np.array(_session_edges(self.table)[1:], np.int64) - 1
+        for env in range(self.ends.shape[1]):
             start = 0
-            for end in ends:
-                start += bool(only[start])
+            for end in np.union1d(np.flatnonzero(self.ends[:, env]), last_rows).tolist():
+                start += bool(self.reset_only[start, env])
                 if start <= end:
                     yield Episode(self, env, range(start, end + 1))
                 start = end + 1
 
     def values(self, key: str, rows: range, env: int) -> Tensor:
-        """What a key's records hold for an environment in consecutive steps."""
-        if key not in self._fired:
+        """The values of a key for one environment in consecutive steps."""
+        if key not in self._firings:
             view = self.view.of_passes(self.view.passes["phase"] == self.table.phase)
-            self._fired[key] = firings(view.of_metas(metas_of_key(view, key)), self.table)
-        fired, at, count = self._fired[key]
-        here = slice(rows.start, rows.stop)
-        _check_once(count[here], self.table.numbers[here], key, self._where())
-        values = stacked(fired.take(at[here]), key)
-        if not self.per_env:
+            self._firings[key] = _firings(view.of_metas(metas_of_key(view, key)), self.table)
+        view, records, counts = self._firings[key]
+        steps = slice(rows.start, rows.stop)
+        _check_fired_once(counts[steps], self.table.numbers[steps], key, self._where())
+        values = stack_records(view.take(records[steps]), key)
+        if not self.has_env_axis:
             return values[:, 0] if values.ndim > 1 and values.shape[1] == 1 else values
-        envs = self.done.shape[1]
-        if values.ndim < 2 or values.shape[1] != envs:
+        n_envs = self.ends.shape[1]
+        if values.ndim < 2 or values.shape[1] != n_envs:
             raise StepError(
                 f"{key!r} has values of shape {tuple(values.shape[1:])}, and episodes need one row per environment "
-                f"({envs} of them); choose another key, or recording.select(batch={envs})"
+                f"({n_envs} of them); choose another key, or recording.select(batch={n_envs})"
             )
         return values[:, env]
 
@@ -281,42 +306,35 @@ class _Phase:
         return f" of phase {self.name!r}" if self.name else ""
 
 
-def firings(view: View, table: PhaseSteps) -> tuple[View, Integers, Integers]:
-    """The records of a phase; for each of its steps one of them, and how many there are."""
-    view = view.of_passes(view.passes["phase"] == table.phase)
-    rows = view.passes["step"][view.pass_at] - table.numbers[0]
-    inside = np.flatnonzero((rows >= 0) & (rows < len(table.numbers)))
-    count = np.bincount(rows[inside], minlength=len(table.numbers))
-    at = np.zeros(len(table.numbers), np.int64)
-    at[rows[inside]] = inside
-    return view, at, count
-
-
-def fired_once(view: View, table: PhaseSteps, key: str) -> View:
-    """The record of each step; a StepError where a step has none or several."""
-    if (np.diff(table.numbers) != 1).any():
+def records_by_step(view: View, table: PhaseSteps, key: str) -> View:
+    """The record of each step; StepError where a step has none or several."""
+    if not _is_gapless(table):
         raise StepError("every step is needed from first to last; select steps by a range, or not at all")
     name = view.catalog.phases[table.phase]
-    fired, at, count = firings(view, table)
-    _check_once(count, table.numbers, key, f" of phase {name!r}" if name else "")
-    return fired.take(at)
+    of_phase, records, counts = _firings(view, table)
+    _check_fired_once(counts, table.numbers, key, f" of phase {name!r}" if name else "")
+    return of_phase.take(records)
 
 
-def _check_once(count: Integers, numbers: Integers, key: str, where: str) -> None:
-    if (count != 1).any():
-        row = int(np.argmax(count != 1))
+def _firings(view: View, table: PhaseSteps) -> tuple[View, Integers, Integers]:
+    """The records of a phase; the position of one of them for each step; and how many there are in each step."""
+    view = view.of_passes(view.passes["phase"] == table.phase)
+    rows = view.passes["step"][view.pass_positions] - table.numbers[0]
+    in_table = np.flatnonzero((rows >= 0) & (rows < len(table.numbers)))
+    counts = np.bincount(rows[in_table], minlength=len(table.numbers))
+    records = np.zeros(len(table.numbers), np.int64)
+    records[rows[in_table]] = in_table
+    return view, records, counts
+
+
+def _check_fired_once(counts: Integers, numbers: Integers, key: str, where: str) -> None:
+    if (counts != 1).any():
+        row = int(np.argmax(counts != 1))
         raise StepError(
-            f"{key!r} fired {count[row]} times in step {numbers[row]}{where}, and one firing per step is needed; "
+            f"{key!r} fired {counts[row]} times in step {numbers[row]}{where}, and one firing per step is needed; "
             "leave other passes out with recording.select(entry=, batch=, grad=, phase=)"
         )
 
 
-def episodes_of(view: View, steps: Steps) -> list[Episode]:
-    """All episodes of the steps, in order of their start."""
-    if not steps:
-        raise StepError(
-            "episodes are made of steps, and none was marked; call rec.step(terminated=..., truncated=...) after "
-            "env.step"
-        )
-    found = [episode for table in steps.tables for episode in _Phase(view, table).episodes()]
-    return sorted(found, key=lambda episode: (episode._phase.table.phase, episode.start_step, episode.env))
+def _is_gapless(table: PhaseSteps) -> bool:
+    return bool((np.diff(table.numbers) == 1).all())

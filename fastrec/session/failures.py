@@ -1,4 +1,4 @@
-"""What becomes of predicates that raise."""
+"""Predicates that raise, and predicates that halt a pass."""
 
 from __future__ import annotations
 
@@ -6,33 +6,10 @@ import warnings
 from typing import Literal, NoReturn
 
 from fastrec._errors import FastrecWarning, PredicateError
-from fastrec.events.context import PredicateFailure as PredicateFailure
-from fastrec.events.context import RecordContext
-from fastrec.events.sites import Site
-from fastrec.predicates._protocol import Context, Decision, Predicate
+from fastrec.events.context import PredicateFailure, RecordContext
+from fastrec.predicates._protocol import Predicate
 
 MAX_COLLECTED = 100
-
-
-class Failing:
-    """What is left of a predicate that raised when it was settled for a place: it raises there at each event."""
-
-    reads = frozenset({"site"})  # it tells at each event
-
-    def __init__(self, predicate: Predicate, error: Exception) -> None:
-        self._predicate = predicate
-        self._error = error
-
-    def narrow(self, site: Site) -> Failing:
-        """It stays as it is."""
-        return self
-
-    def decide(self, ctx: Context) -> Decision:
-        """Raise what the predicate raised."""
-        raise self._error
-
-    def __repr__(self) -> str:
-        return repr(self._predicate)
 
 
 class PredicateFailures:
@@ -46,17 +23,17 @@ class PredicateFailures:
     def handle(self, predicate: Predicate, ctx: RecordContext, error: Exception) -> None:
         """A predicate raised at an event."""
         if self._raises:
-            told = str(error) if isinstance(error, PredicateError) else f"{type(error).__name__}: {error}"
+            reason = str(error) if isinstance(error, PredicateError) else f"{type(error).__name__}: {error}"
             raise PredicateError(
                 f"the predicate {predicate!r} failed at {ctx.label!r} ({ctx.kind} at {ctx.site!r}, pass "
-                f"{ctx.pass_index}): {told}. Mend it, or open the recorder with on_predicate_error='collect'"
+                f"{ctx.pass_index}): {reason}. Fix it, or open the recorder with on_predicate_error='collect'"
             ) from error
         self.total += 1
         if len(self.collected) < MAX_COLLECTED:
             self.collected.append(PredicateFailure(repr(predicate), ctx, f"{type(error).__name__}: {error}"))
 
     def warn(self) -> None:
-        """Say at the end of a session that events were skipped."""
+        """Warn at the end of a session that events were skipped."""
         if self.total:
             first = self.collected[0]
             warnings.warn(
@@ -68,7 +45,7 @@ class PredicateFailures:
 
 
 class Halt(BaseException):
-    """Unwinds a pass; no Exception, so that no ``except Exception`` of the model swallows it."""
+    """Ends a pass by unwinding it. It is no Exception, so that no ``except Exception`` of the model swallows it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -87,6 +64,6 @@ def halt(reason: str = "halted by a predicate") -> NoReturn:
     (['linear_1'], {0: 'saw a relu'})
 
     Arguments:
-        reason: told by ``recording.halted``.
+        reason: shown by ``recording.halted``.
     """
     raise Halt(reason)

@@ -1,4 +1,4 @@
-"""The options of a recorder, each declared once."""
+"""The options of a recorder, each declared once: ``Recorder`` and ``dry_run`` take them, the signatures show them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ import torch
 from fastrec._errors import OptionError, did_you_mean
 from fastrec.events.capture import CaptureSpec
 
+NO_COMPILED_GRADIENTS = (
+    "save_gradient=True can't be kept by the compiled engine, whose values are extra outputs of the compiled code: the "
+    "gradient that reaches the model's own value does not pass through them. Record the model that was compiled "
+    "(model._orig_mod) with engine='eager'"
+)
+
 
 class RecorderOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a recorder can be told; ``Recorder`` describes each option."""
+    """The options of a recorder, checked one by one; ``Recorder`` describes each of them."""
 
     keep_op: Any = None
     keep_module: Any = None
@@ -41,26 +47,26 @@ class RecorderOptions(msgspec.Struct, frozen=True, kw_only=True):
         self._check_choice("autoreset", ("next_step", "same_step", None))
         self._check_choice("on_predicate_error", ("raise", "collect"))
         self._check_choice("on_forward_error", ("drop", "keep"))
-        self._check_count("check_every", least=1)
-        self._check_count("history_size", least=0)
+        self._check_count("check_every", minimum=1)
+        self._check_count("history_size", minimum=0)
         if self.retain is not None:
-            self._check_count("retain", least=1)
+            self._check_count("retain", minimum=1)
         if self.random_seed is not None:
-            self._check_count("random_seed", least=0)
+            self._check_count("random_seed", minimum=0)
         if isinstance(self.engine, str) and self.engine not in ("auto", "eager", "static", "compiled"):
-            raise OptionError(f"engine={self.engine!r}: there are 'auto', 'eager', 'static' and 'compiled'")
+            raise OptionError(f"engine={self.engine!r}: choose one of 'auto', 'eager', 'static' and 'compiled'")
         if self.returns_none and self.halt is None:
-            raise OptionError("returns_none=True only goes with halt=..., whose passes return None")
+            raise OptionError("returns_none=True is only allowed with halt=..., whose passes return None")
 
     @property
     def default_capture(self) -> CaptureSpec:
-        """How a value is copied that a predicate keeps without saying how."""
+        """How values are copied where a predicate keeps them without a spec of its own."""
         return self.capture.with_changes({"keep_grad": True}) if self.train_mode else self.capture
 
     def capture_of(self, spec: CaptureSpec, dtype: torch.dtype) -> CaptureSpec:
-        """The spec for values of a very dtype: train_mode keeps gradients only where there can be some."""
-        trains = self.train_mode and spec.keep_grad and spec == self.default_capture
-        if trains and not (dtype.is_floating_point or dtype.is_complex):
+        """The spec for values of a dtype: the default of train_mode keeps gradients only where there can be some."""
+        is_default = self.train_mode and spec.keep_grad and spec == self.default_capture
+        if is_default and not (dtype.is_floating_point or dtype.is_complex):
             return spec.with_changes({"keep_grad": False, "save_gradient": False})
         return spec
 
@@ -68,16 +74,16 @@ class RecorderOptions(msgspec.Struct, frozen=True, kw_only=True):
         if getattr(self, name) not in allowed:
             raise OptionError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(map(repr, allowed))}")
 
-    def _check_count(self, name: str, least: int) -> None:
+    def _check_count(self, name: str, minimum: int) -> None:
         value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise OptionError(f"{name}={value!r}: give a whole number from {least} up")
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise OptionError(f"{name}={value!r}: give a whole number from {minimum} up")
 
 
-def options_of(given: dict[str, Any]) -> RecorderOptions:
-    """The options given by name; an unknown name is an OptionError that names the close ones."""
-    known = RecorderOptions.__struct_fields__
-    for name in given:
-        if name not in known:
-            raise OptionError(f"there is no option {name!r}; {did_you_mean(name, known)}")
-    return RecorderOptions(**given)
+def options_from(options: dict[str, Any]) -> RecorderOptions:
+    """Options by name as a struct; OptionError for an unknown name."""
+    names = RecorderOptions.__struct_fields__
+    for name in options:
+        if name not in names:
+            raise OptionError(f"there is no option {name!r}; {did_you_mean(name, names)}")
+    return RecorderOptions(**options)

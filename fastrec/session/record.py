@@ -1,4 +1,4 @@
-"""One call, one recording."""
+"""``fastrec.record``: a recorder for one call."""
 
 from __future__ import annotations
 

@@ -1,10 +1,14 @@
-"""The recorder: a session around an unchanged loop."""
+"""The recorder: the public class that opens a session around an unchanged loop.
+
+It turns options into the parts of a session (roots, plan, sinks, engine), opens and closes them together, and warns at
+the end about what can't have been meant. All that happens while it records is up to ``Session`` and the engine.
+"""
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -17,12 +21,12 @@ from fastrec._errors import FastrecWarning, OptionError, SessionError, did_you_m
 from fastrec._torch.process import FORKS
 from fastrec._torch.state import seeded
 from fastrec.engines import EagerEngine, is_compiled
-from fastrec.engines._protocol import Engine, PassFilter
+from fastrec.engines._protocol import Engine
 from fastrec.events.sites import Catalog
 from fastrec.predicates._base import Matched
 from fastrec.recording._recording import Recording
 from fastrec.session.inputs import args_of, roots_of
-from fastrec.session.options import RecorderOptions, options_of
+from fastrec.session.options import RecorderOptions, options_from
 from fastrec.session.pass_batch import pass_batch
 from fastrec.session.plan import Plan
 from fastrec.session.session import Session
@@ -33,7 +37,7 @@ from fastrec.sinks._steps import step_columns
 
 
 class Recorder:
-    """Records, inside of a ``with`` block, what a model computes whoever calls it, and keeps what predicates ask for.
+    """Records what a model computes inside a ``with`` block, whoever calls it, and keeps what predicates ask for.
 
     >>> import torch, fastrec
     >>> policy = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
@@ -48,29 +52,29 @@ class Recorder:
         model: a module, or a dict name -> module to record several roots.
         keep_op: which op, input and buffer events to keep: a predicate, a callable ``ctx -> bool | CaptureSpec``, op
             types as a string or list of strings (globs), or True for all ops.
-        keep_module: which module events to keep: the same, strings being module addresses (their outputs).
+        keep_module: which module events to keep: the same, with strings as module addresses (their outputs).
         capture: how kept values are copied, a CaptureSpec.
-        sink: where records go: a path that ends in .h5 or .hdf5, a sink, or a list of them; default RAM.
-        engine: "auto" (compiled for what ``torch.compile`` made, else eager), "eager" or "compiled"; "static" where
-            every pass runs the same ops; or an engine object.
-        check_every: after so many passes of an entry the static engine makes one eagerly, to compare; default 1000.
+        sink: where records go: a path that ends in .h5 or .hdf5, a sink, or a list of them; by default RAM.
+        engine: "auto" (compiled for a model that ``torch.compile`` made, else eager), "eager" or "compiled"; "static"
+            where every pass runs the same ops; or an engine object.
+        check_every: the static engine runs one pass eagerly after so many passes of an entry, to compare; default 1000.
         history_size: how many recent events and ops a context shows; default 8.
         include_source_events: inputs of a pass and buffers that are read become events.
         track_parents: contexts know the labels of the values that an op read.
         train_mode: the default capture keeps gradients.
-        retain: RAM keeps the last n steps, or passes where there are no steps; default all.
+        retain: RAM keeps the last n steps, or passes where there are no steps; by default all.
         halt: a predicate that ends the pass after the event that it matches.
-        returns_none: a halted call that a framework made returns None, instead of being an error.
+        returns_none: a halted call that a framework made returns None; without it that is an error.
         autoreset: "next_step" or "same_step", how vectorised environments reset (Gymnasium's meaning).
         on_predicate_error: "raise", or "collect" to skip the event and go on.
-        on_forward_error: "drop" the pass that raised, or "keep" what it recorded, flagged.
+        on_forward_error: "drop" a pass that raised, or "keep" what it recorded, with its outcome "failed".
         random_seed: set before each call by ``rec.log``; the random state is restored after it.
 
-    Raises OptionError for options that do not fit, UnsupportedModelError for models that can't be recorded.
+    Raises OptionError for options that contradict each other, UnsupportedModelError for models that can't be recorded.
     """
 
     def __init__(self, model: nn.Module | Mapping[str, nn.Module], **options: Any) -> None:
-        self.options = options_of(options)
+        self.options = options_from(options)
         self._roots = roots_of(model)
         self._plan = Plan(self.options)
         self._plan.check_can_keep()
@@ -78,11 +82,10 @@ class Recorder:
         self._ram = next((sink for sink in self._sinks if isinstance(sink, RAMSink)), None)
         if self._ram is None and (self.options.train_mode or self.options.capture.keep_grad):
             raise OptionError(
-                "gradients can't be kept by a file; add RAM, sink=[RAMSink(), ...], or leave keep_grad and "
-                "train_mode out"
+                "a file can't keep gradients; add RAM, sink=[RAMSink(), ...], or leave keep_grad and train_mode out"
             )
         if self._ram is None and self.options.retain is not None:
-            raise OptionError("retain= concerns RAM, and no sink is in RAM; a file keeps everything")
+            raise OptionError("retain= concerns RAM, and no sink is in RAM; leave it out, as a file keeps everything")
         self._session: Session | None = None
         self._engine: Any = None
         self._state = "new"
@@ -100,9 +103,9 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         if self._state != "new":
-            raise SessionError(f"this recorder is {self._state}; a recorder is used once, make another one")
+            raise SessionError(f"this recorder is {self._state}, and a recorder is used once; make another one")
         sink = self._sinks[0] if len(self._sinks) == 1 else TeeSink(self._sinks)
-        self._engine = self._make_engine(self._plan.wanted(self._catalog))
+        self._engine = self._make_engine()
         self._session = Session(self.options, self._plan, self._catalog, sink, self._ram, self._engine)
         try:
             self._engine.open(self._roots, self._session)
@@ -113,14 +116,14 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if FORKS.count != self._forks:  # a forked child leaves the block too; the session is its parent's
+        if FORKS.count != self._forks:  # a forked child leaves the block too, but the session is its parent's
             return
         session, self._state = self._open(), "closed"
         self._engine.close()
         session.close()
         if error is None:
             session.warn_about_failures()
-            warn_about_nothing(session, self._plan, self._engine)
+            _warn_about_nothing(session, self._plan, self._engine)
 
     def log(
         self,
@@ -130,7 +133,7 @@ class Recorder:
         sample_id: str | int | None = None,
         root: str | None = None,
     ) -> Any:
-        """Call the model, as any other call of it is recorded, with a sample id.
+        """Call the model, with a sample id; the call is recorded like any other.
 
         >>> import torch, fastrec
         >>> model = torch.nn.Linear(4, 2)
@@ -160,14 +163,14 @@ class Recorder:
         Arguments:
             columns: numbers, or arrays with one number per environment (``reward``, ``terminated``, ``truncated``).
 
-        Raises StepError for columns that are no numbers.
+        Raises StepError for columns that are not numbers, or that change their shape within a phase.
         """
         session = self._open()
         session.mark(step_columns(columns))
         session.retain(steps=True)
 
     def phase(self, name: str | Callable[[str], str]) -> AbstractContextManager[None]:
-        """Name a stretch of the run: passes that begin inside of the block belong to this phase.
+        """Name a stretch of the run: passes that begin inside the block belong to this phase.
 
         >>> import torch, fastrec
         >>> agent = torch.nn.ModuleDict({"actor": torch.nn.Linear(4, 2), "critic": torch.nn.Linear(4, 1)})
@@ -180,8 +183,8 @@ class Recorder:
         ['rollout', 'judging']
 
         Arguments:
-            name: the phase; or a function that names it from the entry of each pass that begins, where the code in
-                between can't be divided into blocks. A step needs a phase with a name.
+            name: the phase; or a function that gets the entry of each pass that begins and returns its phase, for code
+                that can't be divided into blocks. Steps can't be marked while a function names the phase.
         """
         session = self._open()
         if not (isinstance(name, str) or callable(name)):
@@ -190,13 +193,13 @@ class Recorder:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Record nothing of the passes that begin inside of the block."""
+        """Record nothing of the passes that begin inside the block."""
         with self._open().pause():
             yield
 
     @contextmanager
     def region(self, name: str = "region") -> Iterator[None]:
-        """Make everything that this thread runs inside of the block one pass, ops outside of any module included."""
+        """Make everything that this thread runs inside the block one pass, including ops outside any module."""
         session = self._open()
         with session.own_call():
             token = self._engine.enter_region(name)
@@ -212,7 +215,7 @@ class Recorder:
             self._engine.leave_region(token, None)
 
     def flush(self) -> None:
-        """Return once the passes that ended are in the files of this session, safe if the process is killed."""
+        """Return once the passes that ended are in the files of this session, safe even if the process is killed."""
         self._open()
         for sink in self._sinks:
             if isinstance(sink, HDF5Sink):
@@ -222,13 +225,13 @@ class Recorder:
     def recording(self) -> Recording:
         """What has been recorded so far: a pass appears when it ends."""
         if self._state == "new":
-            raise SessionError("nothing is recorded before the block begins; open it with `with Recorder(...) as rec:`")
+            raise SessionError("nothing was recorded yet; open the recorder with `with Recorder(...) as rec:`")
         return Recording(self._in_ram("recording").source())
 
     def pop(self) -> Recording:
         """Hand over the passes that ended, and forget them."""
         session, ram = self._session, self._ram
-        # Called after each pass of a training loop, so it asks as little as it can.
+        # A training loop calls this after each pass, so the usual case is one condition.
         if session is None or ram is None or self._state != "open" or FORKS.count != self._forks:
             session, ram = self._open(), self._in_ram("pop()")
         session.forget_attached()
@@ -242,14 +245,15 @@ class Recorder:
         engine = self.options.engine
         return engine == "compiled" or (engine == "auto" and any(map(is_compiled, self._roots.values())))
 
-    def _make_engine(self, ahead: PassFilter | None) -> Any:
+    def _make_engine(self) -> Any:
         if not isinstance(self.options.engine, str):
             return self.options.engine
         make_batch = partial(pass_batch, self._sinks[0] if len(self._sinks) == 1 else None)
+        pass_filter = self._plan.pass_filter(self._catalog)
         sources, parents = self.options.include_source_events, self.options.track_parents
         if self._records_compiled():
             self._plan.check_compilable(self.options.default_capture)
-            return engines.CompiledEngine(batch=make_batch, sources=sources, parents=parents, ahead=ahead)
+            return engines.CompiledEngine(batch=make_batch, sources=sources, parents=parents, ahead=pass_filter)
         if self.options.engine == "static":
             return engines.StaticEngine(
                 idle=skips_pass,
@@ -258,20 +262,18 @@ class Recorder:
                 ops=self._plan.watches_ops,
                 sources=sources,
                 parents=parents,
-                ahead=ahead,
+                ahead=pass_filter,
             )
-        return EagerEngine(ops=self._plan.watches_ops, sources=sources, parents=parents, ahead=ahead)
+        return EagerEngine(ops=self._plan.watches_ops, sources=sources, parents=parents, ahead=pass_filter)
 
     def _open(self) -> Session:
         if FORKS.count != self._forks:
             raise SessionError(
-                "this recorder was opened in another process, and a forked child can't write to it; open a recorder "
-                "of its own in the child"
+                "this recorder was opened in another process, and a forked child can't write to it; open another "
+                "recorder in the child"
             )
         if self._session is None or self._state != "open":
-            raise SessionError(
-                f"this recorder is {self._state}; use it inside of its `with Recorder(...) as rec:` block"
-            )
+            raise SessionError(f"this recorder is {self._state}; use it inside its `with Recorder(...) as rec:` block")
         return self._session
 
     def _root(self, name: str | None) -> Any:
@@ -307,21 +309,21 @@ def _signature() -> inspect.Signature:
 Recorder.__init__.__signature__ = _signature()  # type: ignore[attr-defined]
 
 
-def warn_about_nothing(session: Session, plan: Plan, engine: Engine) -> None:
+def _warn_about_nothing(session: Session, plan: Plan, engine: Engine) -> None:
     """Warn where no pass ran, or where a glob matched nothing that did."""
-    for message in _complaints(session, plan, engine):
+    for message in _messages_about_nothing(session, plan, engine):
         warnings.warn(message, FastrecWarning, stacklevel=3)
 
 
-def _complaints(session: Session, plan: Plan, engine: Engine) -> Iterable[str]:
+def _messages_about_nothing(session: Session, plan: Plan, engine: Engine) -> Iterator[str]:
     if not len(session.catalog.entries):
         yield (
-            "no pass was recorded: the model was not called inside of the block, or only in another process, inside "
-            "of compiled code, or while the recorder was paused"
+            "no pass was recorded: the model was not called inside the block, or only in another process, inside "
+            "compiled code, or while the recorder was paused"
         )
         return
     frames, called = engine.frames(), engine.called()
-    known: dict[Matched, tuple[str, set[str]]] = {
+    names_of: dict[Matched, tuple[str, set[str]]] = {
         "op": ("op type that ran", session.seen_layer_types),
         "module": ("module address", {a for frame in frames for a in (frame.module_address, *frame.aliases)}),
         "module_type": ("module class", {frame.module_type for frame in frames}),
@@ -329,14 +331,14 @@ def _complaints(session: Session, plan: Plan, engine: Engine) -> Iterable[str]:
         "entry": ("entry of a pass", set(session.catalog.entries.items)),
     }
     # Where no pass was watched, because nothing could be kept of any, nobody knows what ran in them.
-    watched = bool(called or session.seen_layer_types)
+    was_watched = bool(called or session.seen_layer_types)
     for option, predicate in (("keep_op", plan.keep_op), ("keep_module", plan.keep_module)):
-        for what, pattern, matches in predicate.patterns(*known):
-            told, names = known[what]
-            if what == "op" and not watched:
+        for matched, pattern, matches in predicate.patterns(*names_of):
+            if matched == "op" and not was_watched:
                 continue
-            matched = sorted(filter(matches, names))
-            if not matched:
-                yield f"{option}: {pattern!r} matched no {told}; {did_you_mean(pattern, sorted(names))}"
-            elif what == "module" and watched and called.isdisjoint(matched):
-                yield f"{option}: {pattern!r} matched {matched[0]!r}, which was not called in any pass"
+            description, names = names_of[matched]
+            matching = sorted(filter(matches, names))
+            if not matching:
+                yield f"{option}: {pattern!r} matched no {description}; {did_you_mean(pattern, sorted(names))}"
+            elif matched == "module" and was_watched and called.isdisjoint(matching):
+                yield f"{option}: {pattern!r} matched {matching[0]!r}, which was not called in any pass"

@@ -1,4 +1,21 @@
-"""The callables that an engine feeds: one keeps every value of a place, one asks first."""
+"""Taps: what an engine calls with the values of one site.
+
+    tap = make_tap(state, position, site, keep, halt)  # once per position and leaf
+    tap(run, value)  # at each event
+
+There are two. A ``KeepTap`` keeps every value and asks nobody. An ``AskTap`` has a residual predicate: it builds a
+context, asks, and hands the value to a ``KeepTap`` for each spec that was answered. Engines and taps know nothing of
+the session; what all taps share is a ``TapState``, and what they keep goes into the ``PassRun`` of the pass.
+
+**The hot path** is ``KeepTap.__call__``, which costs as much as all the rest of an event. Two things make it short:
+
+- *A guard in place of questions.* The meta of a record holds shape, dtype, device and more of the value, and its column
+  expects values of one layout. Asking a value for each of these costs more than copying it. So the tap holds one guard
+  of torch's, written in C++, that says in one call whether the value is like the last one, and beside it what was
+  worked out for such values. ``GuardedCache`` has the same for other values that were seen at this position.
+- *A pass is three lists.* A record appends its row, its meta and its time. What a pass kept becomes readable when the
+  session commits these lists at its end.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +23,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 from torch import Tensor
@@ -14,43 +31,55 @@ from torch import Tensor
 from fastrec._errors import FastrecWarning, OptionError, UnsupportedTensorError
 from fastrec._torch.internals import are_function_modes_off, function_mode_count, functorch_level, no_function_modes
 from fastrec._torch.tensors import TensorGuard, check_copyable, never_matches, tensor_guard
-from fastrec.engines._protocol import Engine
+from fastrec.engines._protocol import Engine, PlannedTap
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import PASS_FIELDS, RecordContext
-from fastrec.events.position import Position, RecordMetaMaker
+from fastrec.events.position import Position, RecordMetaMaker, TensorFacts
 from fastrec.events.sites import Catalog, PassInfo, RecordMeta, Site
+from fastrec.predicates import NEVER
 from fastrec.predicates._answers import spec_of
-from fastrec.predicates._base import PredicateBase
+from fastrec.predicates._base import Constant, PredicateBase
 from fastrec.predicates._protocol import Predicate
 from fastrec.session.failures import Halt, PredicateFailures
-from fastrec.session.options import RecorderOptions
+from fastrec.session.options import NO_COMPILED_GRADIENTS, RecorderOptions
+from fastrec.session.plan import NO_TENSOR
 from fastrec.sinks._protocol import ColumnWriter, Sink
 
-MAX_CELLS = 64
-"""Shapes that a tap remembers at one place, before it looks them up anew."""
-
-# Looking at a value is an op to every mode on the stack: this recorder's own around a module, or another's.
+MAX_ENTRIES = 64
+"""Kinds of values that a tap remembers at one position before it forgets them all."""
 
 
-def _no_tensor(value: Tensor) -> int:
-    return -1
+class PassRun(msgspec.Struct):
+    """What a pass has kept so far, in event order; times on the clock of ``time.perf_counter``.
 
+    ``rows`` is a list, until a pass that ends is kept uncopied as a whole: then an ``UncopiedPass`` takes its place.
 
-NO_COMPILED_GRADIENTS = (
-    "save_gradient=True can't be kept by the compiled engine, whose values are extra outputs of the compiled code: the "
-    "gradient that reaches the model's own value does not pass through them. Record the model that was compiled "
-    "(model._orig_mod) with engine='eager'"
-)
+    ``logged``: the recorder itself made the call, or it is a region, so it may return None. ``parents`` are the labels
+    of the values that the current op read. ``error`` is what a tap raised, and ``stop`` how many records there were
+    then. ``answers`` are those of residuals that are asked once per pass.
+    """
 
-NOT_ASKED: Any = object()
+    info: PassInfo
+    logged: bool
+    metas: list[int]
+    rows: list[int]
+    times: list[float]
+    parents: tuple[str, ...] | None = None
+    error: BaseException | None = None
+    stop: int = 0
+    answers: dict[ResidualPredicate, CaptureSpec | None] = msgspec.field(default_factory=dict)
+
+    def fail(self, error: BaseException) -> None:
+        """Remember what a tap raised, because the model's own code may swallow it, or go on after it."""
+        if self.error is None:
+            self.error, self.stop = error, len(self.rows)
 
 
 class TapState:
     """What all taps of a session share: where values go, how they are copied, and what predicates answered.
 
-    ``meta_maker`` makes the facts that records share, ``attached`` are those of them whose values carry gradients.
-    ``unseen`` runs a function of which the engine sees nothing. Where ``is_compiled``, values are outputs of compiled
-    code, not the model's own.
+    ``attached`` are the metas whose values carry gradients. ``unseen`` runs a function of which the engine sees
+    nothing. Where ``is_compiled``, values are outputs of compiled code and not the model's own.
     """
 
     def __init__(
@@ -64,7 +93,7 @@ class TapState:
         observes_ops: bool,
     ) -> None:
         self.options = options
-        self.default = options.default_capture
+        self.default_spec = options.default_capture
         self.catalog = catalog
         self.sink = sink
         self.halt = halt
@@ -74,12 +103,19 @@ class TapState:
         self.columns: dict[int, ColumnWriter] = {}
         self.attached: set[int] = set()
         self.failures = PredicateFailures(on_error=options.on_predicate_error)
-        self._warned: set[str] = set()
+        self._residuals: dict[Predicate, ResidualPredicate] = {}
+        self._warnings: set[str] = set()
+
+    def residual(self, predicate: Predicate) -> ResidualPredicate:
+        """A predicate to be asked at each event; one about passes is the same object wherever it is asked."""
+        if not predicate.reads <= PASS_FIELDS:
+            return ResidualPredicate(predicate)
+        return self._residuals.setdefault(predicate, ResidualPredicate(predicate))
 
     def ask(self, predicate: Predicate, ctx: RecordContext) -> CaptureSpec | None:
         """What a predicate says about an event, as a spec; errors of the user's function name the event."""
         try:
-            return spec_of(predicate.decide(ctx), self.default)
+            return spec_of(predicate.decide(ctx), self.default_spec)
         # The predicate is the user's code, which may raise anything.
         except Exception as error:
             self.failures.handle(predicate, ctx, error)
@@ -91,7 +127,7 @@ class TapState:
             raise Halt(f"{self.halt!r} matched {ctx.label!r} ({ctx.site})")
 
     def warn_transformed(self, site: Site) -> None:
-        """Say once that values inside of functorch transforms are left out."""
+        """Warn once per site that values inside functorch transforms are left out."""
         self.warn(
             f"functorch {site.name}",
             f"{site.name!r} ran inside of a functorch transform (vmap, grad, jvp); its values there are wrappers that "
@@ -100,82 +136,98 @@ class TapState:
 
     def warn(self, key: str, message: str) -> None:
         """Warn once per key and session."""
-        if key not in self._warned:
-            self._warned.add(key)
+        if key not in self._warnings:
+            self._warnings.add(key)
             warnings.warn(message, FastrecWarning, stacklevel=2)
 
 
 class ResidualPredicate:
-    """A rest, with whether its answer is the same for all events of a pass; one object for all places that ask it."""
+    """What is left of a predicate after narrowing; ``is_once_per_pass`` if its answer is the same throughout a pass."""
 
-    __slots__ = ("once_a_pass", "rest")
+    __slots__ = ("is_once_per_pass", "predicate")
 
-    def __init__(self, rest: Predicate) -> None:
-        self.rest = rest
-        self.once_a_pass = rest.reads <= PASS_FIELDS
-
-    def ask(self, state: TapState, ctx: RecordContext) -> CaptureSpec | None:
-        """What it says of an event."""
-        return state.ask(self.rest, ctx)
+    def __init__(self, predicate: Predicate) -> None:
+        self.predicate = predicate
+        self.is_once_per_pass = predicate.reads <= PASS_FIELDS
 
 
-Made = TypeVar("Made")
+def make_tap(state: TapState, position: Position, site: Site, keep: Predicate, halt: Predicate) -> PlannedTap | None:
+    """The tap for a leaf of the value at a position, by what is left of the predicates; None: nothing is kept."""
+    if halt == NEVER:
+        if keep == NEVER:
+            return None
+        if isinstance(keep, Constant):
+            spec = spec_of(keep.decision, state.default_spec)
+            return None if spec is None else KeepTap(state, position, site, spec)
+    return AskTap(state, position, site, state.residual(keep), None if halt == NEVER else halt)
 
 
-class Cells(Generic[Made]):
-    """What was worked out once for the values of a place that are alike."""
+T = TypeVar("T")
 
-    __slots__ = ("_cells", "_count")
+Entry: TypeAlias = tuple[TensorGuard, bool, T]
+"""A guard for values that are alike, whether they require a gradient, and what was worked out for them."""
+
+
+class GuardedCache(Generic[T]):
+    """What was worked out for each kind of value at one position."""
+
+    __slots__ = ("_count", "_entries")
 
     def __init__(self) -> None:
-        self._cells: dict[Any, list[tuple[TensorGuard, Made]]] = {}
+        self._entries: dict[Any, list[Entry[T]]] = {}
         self._count = 0
 
-    def find(self, value: Tensor, parents: Any, make: Callable[[], Made]) -> tuple[TensorGuard, bool, Made]:
-        """The test for values like this one, whether they require a gradient, and what was made for them."""
-        requires_grad = value.requires_grad
-        key = (value.shape, value.dtype, value.device, requires_grad, parents)
-        for test, made in self._cells.get(key, ()):
-            if test(value):
-                return test, requires_grad, made
-        made = make()
-        if self._count >= MAX_CELLS:
-            self._cells, self._count = {}, 0
+    def find(self, value: Tensor, parents: tuple[str, ...] | None, make: Callable[[], T]) -> Entry[T]:
+        """The entry for values like this one; what is new is made and remembered."""
+        # The key does not tell everything that a guard does (strides, lazy negation, class), but finds it quickly.
+        key = (value.shape, value.dtype, value.device, value.requires_grad, parents)
+        for entry in self._entries.get(key, ()):
+            if entry[0](value):
+                return entry
+        result = make()
+        if self._count >= MAX_ENTRIES:
+            self._entries, self._count = {}, 0
         self._count += 1
-        test = tensor_guard(value)
-        self._cells.setdefault(key, []).append((test, made))
-        return test, requires_grad, made
+        entry = (tensor_guard(value), value.requires_grad, result)
+        self._entries.setdefault(key, []).append(entry)
+        return entry
 
 
-_Kept = tuple[int, Callable[[Tensor], Any]]
-"""The meta, and where its values go."""
+Keeper: TypeAlias = tuple[int, Callable[[Tensor], Any]]
+"""The meta of a record, and the function that copies its value and returns the row."""
+
+
+def _keep_no_tensor(value: Tensor) -> int:
+    return -1
 
 
 class KeepTap:
-    """Keeps every value of one leaf of one place, in one way."""
+    """Keeps every value of one leaf at one position, copied as one spec says."""
 
-    __slots__ = ("_cell", "_cells", "_place", "_state", "_site", "_spec")
+    __slots__ = ("_cache", "_last", "_position", "_site", "_spec", "_state")
 
-    def __init__(self, state: TapState, place: Position, site: Site, spec: CaptureSpec) -> None:
+    def __init__(self, state: TapState, position: Position, site: Site, spec: CaptureSpec) -> None:
         self._state = state
-        self._place = place
+        self._position = position
         self._site = site
         self._spec = spec
-        self._cells: Cells[_Kept] = Cells()
-        self._cell: tuple[TensorGuard, bool, _Kept] = (never_matches, False, (-1, _no_tensor))
+        self._cache: GuardedCache[Keeper] = GuardedCache()
+        self._last: Entry[Keeper] = (never_matches, False, (-1, _keep_no_tensor))
 
     def __call__(self, run: PassRun, value: Tensor) -> None:
+        # Looking at a value is an op to every mode on the stack: this recorder's own around a module, or another's.
         if function_mode_count() and not are_function_modes_off():
             with no_function_modes():
                 return self(run, value)
-        # Read as one, because other threads turn to other cells.
-        test, requires_grad, kept = self._cell
+        # Read as one tuple, because another thread may replace it.
+        guard, requires_grad, keeper = self._last
         try:
-            if not test(value) or value.requires_grad is not requires_grad or run.parents is not None:
+            # Where gradients are off the guard ignores requires_grad, which a record tells. A meta holds parents too.
+            if not guard(value) or value.requires_grad is not requires_grad or run.parents is not None:
                 if functorch_level() is not None:
                     return self._state.warn_transformed(self._site)
-                kept = self._meet(run, value)
-            meta, append = kept
+                keeper = self._find(run, value)
+            meta, append = keeper
             row = append(value)
         except Exception as error:
             error = _reason_for(error, value)
@@ -193,7 +245,7 @@ class KeepTap:
 
     @property
     def site(self) -> Site:
-        """The leaf of a place that it keeps."""
+        """The site of the leaf that it keeps."""
         return self._site
 
     @property
@@ -201,137 +253,25 @@ class KeepTap:
         """Whether values are kept as they are."""
         return self._spec.is_plain
 
-    def kept_as(self, run: PassRun, value: Tensor) -> tuple[TensorGuard, bool, int]:
-        """The test for values like this one, whether they require a gradient, and their meta."""
-        test, requires_grad, (meta, _) = self._cells.find(value, run.parents, partial(self._make, run, value))
-        return test, requires_grad, meta
+    def _find(self, run: PassRun, value: Tensor) -> Keeper:
+        self._last = entry = self._cache.find(value, run.parents, partial(self._make, run, value))
+        return entry[-1]
 
-    def _meet(self, run: PassRun, value: Tensor) -> _Kept:
-        """Turn to values that are unlike the last one."""
-        self._cell = cell = self._cells.find(value, run.parents, partial(self._make, run, value))
-        return cell[-1]
-
-    def _make(self, run: PassRun, value: Tensor) -> _Kept:
+    def _make(self, run: PassRun, value: Tensor) -> Keeper:
         state = self._state
         spec = state.options.capture_of(self._spec, value.dtype)
         if spec.save_gradient and state.is_compiled:
             raise OptionError(NO_COMPILED_GRADIENTS)
         catalog = state.catalog
-        meta = state.meta_maker.make(self._place, self._site, value, catalog.specs.add(spec), run.parents)
-        number = catalog.metas.add(meta)
+        facts, spec_number = TensorFacts.of(value), catalog.specs.add(spec)
+        number = catalog.metas.add(state.meta_maker.make(self._position, self._site, facts, spec_number, run.parents))
         if spec.keep_grad:
             state.attached.add(number)
         if not spec.save_activation:
-            return number, _no_tensor
+            return number, _keep_no_tensor
         column = state.columns[number] = state.sink.column(number, value)
-        # A transform may call a part of the model, which is no event then.
+        # A transform may call a part of the model, which is not an event then.
         return number, column.append if spec.transform is None else partial(state.unseen, column.append)
-
-
-class AskTap:
-    """Asks a rest about each value of one leaf of one place, and keeps what it says."""
-
-    __slots__ = ("_cell", "_cells", "_halt", "_keeper", "_keepers", "_place", "_question", "_state", "_site")
-
-    def __init__(
-        self, state: TapState, place: Position, site: Site, question: ResidualPredicate, halt: Predicate | None
-    ) -> None:
-        self._state = state
-        self._place = place
-        self._site = site
-        self._question = question
-        self._halt = halt
-        self._keeper: tuple[CaptureSpec | None, KeepTap | None] = (None, None)
-        self._keepers: dict[CaptureSpec, KeepTap] = {}
-        self._cells: Cells[RecordMeta] = Cells()
-        self._cell: tuple[TensorGuard, bool, RecordMeta | None] = (never_matches, False, None)
-
-    def __call__(self, run: PassRun, value: Tensor) -> None:
-        if function_mode_count() and not are_function_modes_off():
-            with no_function_modes():
-                return self(run, value)
-        question = self._question
-        try:
-            spec = run.settled.get(question, NOT_ASKED)
-            if spec is NOT_ASKED:
-                spec = question.ask(self._state, self._context(run, value))
-                if question.once_a_pass:
-                    run.settled[question] = spec
-            if spec is not None:
-                known, keeper = self._keeper
-                if spec is not known:
-                    keeper = self._keepers.get(spec) or KeepTap(self._state, self._place, self._site, spec)
-                    self._keepers[spec] = keeper
-                    self._keeper = spec, keeper
-                keeper(run, value)  # type: ignore[misc]
-            if self._halt is not None:
-                self._state.ask_halt(self._halt, self._context(run, value))
-        except BaseException as error:
-            run.fail(error)
-            raise
-        return None
-
-    @property
-    def pass_question(self) -> ResidualPredicate | None:
-        """The question that settles a pass for this tap; None where it may stop the pass, or asks about each event."""
-        return self._question if self._question.once_a_pass and self._halt is None else None
-
-    def keeps_in(self, run: PassRun) -> bool:
-        """What the answer to ``pass_question`` is, for a pass that begins."""
-        question = self._question
-        if question not in run.settled:
-            state, info = self._state, run.info
-            _, _, meta = self._cell
-            if meta is None:  # any will do for what is the same for all events of a pass
-                meta = state.meta_maker.of(self._place, self._site, ((), "float32", "cpu", False), 0, None)
-            ctx = RecordContext(state.catalog, self._site, meta, info, 0.0, info.step)
-            run.settled[question] = question.ask(state, ctx)
-        return run.settled[question] is not None
-
-    @property
-    def attached(self) -> bool:
-        """Whether the values may have to carry gradients."""
-        rest = self._question.rest
-        return self._state.default.keep_grad or not (isinstance(rest, PredicateBase) and rest.is_plain)
-
-    def _context(self, run: PassRun, value: Tensor) -> RecordContext:
-        test, requires_grad, meta = self._cell
-        if not test(value) or value.requires_grad is not requires_grad or run.parents is not None:
-            meta = self._meet(run, value)
-        info = run.info
-        state = self._state
-        return RecordContext(
-            state.catalog,
-            self._site,
-            meta,  # type: ignore[arg-type]
-            info,
-            perf_counter() - info.started,
-            info.step,
-        )
-
-    def _meet(self, run: PassRun, value: Tensor) -> RecordMeta:
-        """Turn to values that are unlike the last one."""
-        self._cell = cell = self._cells.find(value, run.parents, partial(self._make, run, value))
-        return cell[-1]
-
-    def _make(self, run: PassRun, value: Tensor) -> RecordMeta:
-        return self._state.meta_maker.make(self._place, self._site, value, 0, run.parents)
-
-
-def skips_pass(taps: Sequence[Any]) -> Callable[[PassRun], bool] | None:
-    """Whether none of some taps keeps anything in a pass that begins; None where that can't be told of all passes."""
-    asked: dict[ResidualPredicate, AskTap] = {}
-    for tap in taps:
-        question = tap.pass_question if isinstance(tap, AskTap) else None
-        if question is None:
-            return None
-        asked.setdefault(question, tap)
-    askers = list(asked.values())
-
-    def is_idle(run: PassRun) -> bool:
-        return not any(tap.keeps_in(run) for tap in askers)
-
-    return is_idle
 
 
 def _reason_for(error: Exception, value: Tensor) -> Exception:
@@ -343,26 +283,108 @@ def _reason_for(error: Exception, value: Tensor) -> Exception:
     return error
 
 
-class PassRun(msgspec.Struct):
-    """What a pass has kept so far, in event order; times on the clock of ``time.perf_counter``.
+NOT_ASKED: Any = object()
 
-    ``rows`` is a list, or a HeldPass once all values of a pass that ends are held as they are.
 
-    ``logged``: the recorder itself made the call, or it is a region, so it may return None. ``error`` is what a tap
-    raised, and ``stop`` how many records there were before. ``settled`` holds what questions about the pass said.
-    """
+class AskTap:
+    """Asks a residual about each value of one leaf at one position, and keeps what it answers; may halt the pass."""
 
-    info: PassInfo
-    logged: bool
-    metas: list[int]
-    rows: Any
-    times: list[float]
-    parents: tuple[str, ...] | None = None
-    error: BaseException | None = None
-    stop: int = 0
-    settled: dict[Any, Any] = msgspec.field(default_factory=dict)
+    __slots__ = ("_cache", "_halt", "_keep_tap", "_keep_taps", "_last", "_position", "_residual", "_site", "_state")
 
-    def fail(self, error: BaseException) -> None:
-        """Remember what a tap raised, for the model's own code may swallow it, or go on after it."""
-        if self.error is None:
-            self.error, self.stop = error, len(self.rows)
+    def __init__(
+        self, state: TapState, position: Position, site: Site, residual: ResidualPredicate, halt: Predicate | None
+    ) -> None:
+        self._state = state
+        self._position = position
+        self._site = site
+        self._residual = residual
+        self._halt = halt
+        self._keep_tap: tuple[CaptureSpec | None, KeepTap | None] = (None, None)
+        self._keep_taps: dict[CaptureSpec, KeepTap] = {}
+        self._cache: GuardedCache[RecordMeta] = GuardedCache()
+        self._last: Entry[RecordMeta | None] = (never_matches, False, None)
+
+    def __call__(self, run: PassRun, value: Tensor) -> None:
+        if function_mode_count() and not are_function_modes_off():
+            with no_function_modes():
+                return self(run, value)
+        residual = self._residual
+        try:
+            spec = run.answers.get(residual, NOT_ASKED)
+            if spec is NOT_ASKED:
+                spec = self._state.ask(residual.predicate, self._context(run, value))
+                if residual.is_once_per_pass:
+                    run.answers[residual] = spec
+            if spec is not None:
+                last_spec, keep_tap = self._keep_tap
+                if spec is not last_spec:
+                    keep_tap = self._keep_taps.get(spec) or KeepTap(self._state, self._position, self._site, spec)
+                    self._keep_taps[spec] = keep_tap
+                    self._keep_tap = spec, keep_tap
+                keep_tap(run, value)  # type: ignore[misc]
+            if self._halt is not None:
+                self._state.ask_halt(self._halt, self._context(run, value))
+        except BaseException as error:
+            run.fail(error)
+            raise
+        return None
+
+    @property
+    def attached(self) -> bool:
+        """Whether the values may have to carry gradients."""
+        predicate = self._residual.predicate
+        return self._state.default_spec.keep_grad or not (isinstance(predicate, PredicateBase) and predicate.is_plain)
+
+    @property
+    def pass_residual(self) -> ResidualPredicate | None:
+        """The residual, if one answer to it settles a whole pass for this tap; None if it asks about each event."""
+        return self._residual if self._residual.is_once_per_pass and self._halt is None else None
+
+    def keeps_in(self, run: PassRun) -> bool:
+        """Whether ``pass_residual`` says that values are kept in a pass that begins."""
+        residual = self._residual
+        if residual not in run.answers:
+            state, info = self._state, run.info
+            _, _, meta = self._last
+            if meta is None:  # any meta will do for a predicate that only reads what is the same throughout a pass
+                meta = state.meta_maker.make(self._position, self._site, NO_TENSOR, 0, None)
+            ctx = RecordContext(state.catalog, self._site, meta, info, 0.0, info.step)
+            run.answers[residual] = state.ask(residual.predicate, ctx)
+        return run.answers[residual] is not None
+
+    def _context(self, run: PassRun, value: Tensor) -> RecordContext:
+        guard, requires_grad, meta = self._last
+        if not guard(value) or value.requires_grad is not requires_grad or run.parents is not None:
+            meta = self._find(run, value)
+        info = run.info
+        state = self._state
+        return RecordContext(
+            state.catalog,
+            self._site,
+            meta,  # type: ignore[arg-type]
+            info,
+            perf_counter() - info.started,
+            info.step,
+        )
+
+    def _find(self, run: PassRun, value: Tensor) -> RecordMeta:
+        self._last = entry = self._cache.find(value, run.parents, partial(self._make, run, value))
+        return entry[-1]
+
+    def _make(self, run: PassRun, value: Tensor) -> RecordMeta:
+        return self._state.meta_maker.make(self._position, self._site, TensorFacts.of(value), 0, run.parents)
+
+
+def skips_pass(taps: Sequence[object]) -> Callable[[PassRun], bool] | None:
+    """A test of a pass that begins, whether these taps keep nothing in it; None where some tap asks at each event."""
+    tap_of_residual: dict[ResidualPredicate, AskTap] = {}
+    for tap in taps:
+        if not isinstance(tap, AskTap) or tap.pass_residual is None:
+            return None
+        tap_of_residual.setdefault(tap.pass_residual, tap)
+    ask_taps = list(tap_of_residual.values())
+
+    def skips(run: PassRun) -> bool:
+        return not any(tap.keeps_in(run) for tap in ask_taps)
+
+    return skips

@@ -1,4 +1,11 @@
-"""What RAM holds of passes and records beside the values: packed rows, no object for each."""
+"""Passes and their records in memory, without the values: packed bytes and arrays, and no object for each.
+
+    table = PassTable()
+    table.add([(info, metas, rows, times), ...])
+    table.read_passes()  # a structured array
+
+A pass is a row of ``PASS_DTYPE``, and a record an element of the arrays ``metas``, ``rows`` and ``times``.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +18,29 @@ from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from fastrec.events.sites import PassInfo
-from fastrec.recording._source import OUTCOMES, PASS_DTYPE
-from fastrec.sinks._blocks import UncopiedPass
+from fastrec.recording._source import OUTCOMES, PASS_DTYPE, StructuredArray
+from fastrec.recording._view import Mask
 
-Entry: TypeAlias = tuple[PassInfo, Sequence[int], Sequence[int], Sequence[float]]
+PassEntry: TypeAlias = tuple[PassInfo, Sequence[int], Sequence[int], Sequence[float]]
 """A pass with the metas, rows and times of its records, not packed yet."""
 
-Ended: TypeAlias = tuple[PassInfo, Sequence[int], Sequence[int] | UncopiedPass, Sequence[float]]
-"""The same, where its values may be held as they are, by nobody else yet."""
+MAX_UNPACKED = 64
+"""Passes are packed in batches, which is faster; many more objects would set off the garbage collector in the loop."""
 
-_pack_pass = struct.Struct("<qiqi?bqddqq").pack
+MAX_ENDED = 4096
+"""So many passes wake the writer of a file; the loop waits for it when eight times as many are there."""
 
-_OUTCOME = {name: number for number, name in enumerate(OUTCOMES)}
+_pack_pass = struct.Struct("<qiqi?bqddqq").pack  # PASS_DTYPE
+
+_OUTCOME_NUMBER = {name: number for number, name in enumerate(OUTCOMES)}
 
 
-class Table:
+class PassTable:
     """Passes and their records, in the order in which the passes ended."""
 
-    __slots__ = ("passes", "rows", "samples", "times", "metas")
+    __slots__ = ("metas", "passes", "rows", "samples", "times")
 
     def __init__(self) -> None:
         self.passes = bytearray()
@@ -43,7 +52,7 @@ class Table:
     def __len__(self) -> int:
         return len(self.passes) // PASS_DTYPE.itemsize
 
-    def add(self, entries: Sequence[Entry]) -> None:
+    def add(self, entries: Sequence[PassEntry]) -> None:
         """Pack passes that ended."""
         first = len(self.rows)
         for info, _, rows, _ in entries:
@@ -53,7 +62,7 @@ class Table:
                 info.entry_pass,
                 info.phase,
                 info.grad,
-                _OUTCOME[info.outcome],
+                _OUTCOME_NUMBER[info.outcome],
                 info.step,
                 info.started,
                 info.duration,
@@ -67,59 +76,47 @@ class Table:
         self.rows.extend(chain.from_iterable(entry[2] for entry in entries))
         self.times.extend(time - info.started for info, _, _, times in entries for time in times)
 
-    def copy(self) -> Table:
-        """The same again."""
-        new = Table()
-        new.passes[:] = self.passes
-        new.metas, new.rows, new.times = self.metas[:], self.rows[:], self.times[:]
-        new.samples = dict(self.samples)
-        return new
+    def copy(self) -> PassTable:
+        """A table with the same passes and records."""
+        table = PassTable()
+        table.passes[:] = self.passes
+        table.metas, table.rows, table.times = self.metas[:], self.rows[:], self.times[:]
+        table.samples = dict(self.samples)
+        return table
 
-    def split(self, kept: npt.NDArray[np.bool_]) -> tuple[Table, list[int]]:
-        """The passes of a mask, and the rows of all others."""
+    def split(self, keep: Mask) -> tuple[PassTable, list[int]]:
+        """A table with the passes of a mask, and the rows of the records of all others."""
         passes = self.read_passes()
-        records = np.repeat(kept, passes["count"])
-        passes = passes[kept]
+        keep_records = np.repeat(keep, passes["count"])
+        passes = passes[keep]
         passes["first"] = np.cumsum(passes["count"]) - passes["count"]
-        new = Table()
-        new.passes[:] = passes.tobytes()
+        table = PassTable()
+        table.passes[:] = passes.tobytes()
         for name in ("metas", "rows", "times"):
             column: array[Any] = getattr(self, name)
-            getattr(new, name).frombytes(np.frombuffer(column, column.typecode)[records].tobytes())
+            getattr(table, name).frombytes(np.frombuffer(column, column.typecode)[keep_records].tobytes())
         indices = set(passes["pass_index"].tolist())
-        new.samples = {index: sample for index, sample in self.samples.items() if index in indices}
-        return new, np.frombuffer(self.rows, np.int64)[~records].tolist()
+        table.samples = {index: sample for index, sample in self.samples.items() if index in indices}
+        return table, np.frombuffer(self.rows, np.int64)[~keep_records].tolist()
 
-    def told(self) -> list[tuple[int, int, int]]:
-        """The index, phase and step of each pass."""
-        passes = self.read_passes()
-        return list(zip(passes["pass_index"].tolist(), passes["phase"].tolist(), passes["step"].tolist(), strict=True))
-
-    def read_passes(self) -> npt.NDArray[Any]:
+    def read_passes(self) -> StructuredArray:
         """The passes as an array of ``PASS_DTYPE``, in the order in which they ended."""
         return np.frombuffer(bytes(self.passes), PASS_DTYPE)
 
 
-MAX_UNPACKED = 64
-"""Passes are packed in batches: as objects they would set off the garbage collector, which stops the loop."""
-
-MAX_ENDED = 4096
-"""As many passes wake the writer, eight times as many wait for it."""
-
-
 class EndedPasses:
-    """Passes in the order in which they ended, packed by whoever adds them, so that the writer need not."""
+    """Passes in the order in which they ended, packed by the threads that add them and not by the writer."""
 
     def __init__(self) -> None:
-        self._unpacked: deque[Entry] = deque()
-        self._table = Table()
+        self._unpacked: deque[PassEntry] = deque()
+        self._table = PassTable()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._table) + len(self._unpacked)
 
-    def add(self, entry: Entry) -> bool:
-        """One more; whether so many wait that they are to be written."""
+    def add(self, entry: PassEntry) -> bool:
+        """Add a pass; True where so many are here that they should be written."""
         self._unpacked.append(entry)
         if len(self._unpacked) < MAX_UNPACKED:
             return False
@@ -127,13 +124,13 @@ class EndedPasses:
             self._pack()
             return len(self._table) >= MAX_ENDED
 
-    def take(self) -> Table:
-        """All that wait."""
+    def take(self) -> PassTable:
+        """Take out all passes."""
         with self._lock:
             self._pack()
-            table, self._table = self._table, Table()
+            table, self._table = self._table, PassTable()
         return table
 
     def _pack(self) -> None:
-        # Other threads may append meanwhile, which the length that was read first leaves for the next time.
+        # The length is read once: what other threads append meanwhile waits for the next time.
         self._table.add([self._unpacked.popleft() for _ in range(len(self._unpacked))])

@@ -1,4 +1,9 @@
-"""The marked steps of a session, growing."""
+"""The marked steps of a session, growing: one table per phase, with columns that may come late or be left out.
+
+steps = StepTable()
+steps.mark(phase, step, step_columns({"reward": 1.0, "terminated": False}))
+steps.read()  # a PhaseSteps for each phase
+"""
 
 from __future__ import annotations
 
@@ -11,47 +16,63 @@ import numpy.typing as npt
 import torch
 
 from fastrec._errors import StepError
-from fastrec.recording._source import PhaseSteps
+from fastrec.recording._source import Array, PhaseSteps
 
-Array = npt.NDArray[Any]
+
+def step_columns(columns: Mapping[str, Any]) -> dict[str, Array]:
+    """Scalars and per-environment values as numpy arrays of numbers; anything else is a StepError."""
+    arrays = {}
+    for name, value in columns.items():
+        numbers = np.array(_on_host(value) if isinstance(value, torch.Tensor) else value)
+        if numbers.dtype.kind not in "biuf" or numbers.ndim > 1:
+            raise StepError(f"step({name}={value!r}): give a number, a bool, or an array with one per environment")
+        arrays[name] = numbers
+    return arrays
+
+
+def _on_host(value: torch.Tensor) -> Array:
+    """A tensor's numbers; bfloat16, which numpy lacks, as float32."""
+    value = value.detach().cpu()
+    array: Array = (value.float() if value.dtype is torch.bfloat16 else value).numpy()
+    return array
 
 
 class StepTable:
-    """Marks by phase, each with its columns; a column may come late, or be left out of some marks."""
+    """All marks of a session by phase, each with its columns."""
 
     def __init__(self) -> None:
         self._phases: dict[int, _PhaseTable] = {}
-        self._marks = 0
+        self._n_marks = 0
 
     def mark(self, phase: int, step: int, columns: Mapping[str, Array]) -> None:
         """Add a mark; a column whose shape changed within its phase is a StepError."""
         table = self._phases.get(phase)
         if table is None:
             table = self._phases[phase] = _PhaseTable()
-        table.add(step, self._marks, columns)
-        self._marks += 1
+        table.add(step, self._n_marks, columns)
+        self._n_marks += 1
 
-    def marked(self) -> dict[int, int]:
-        """How many marks each phase has had, those that were dropped included."""
-        return {phase: table.marked for phase, table in self._phases.items()}
+    def counts(self) -> dict[int, int]:
+        """How many marks each phase has had, including those that were dropped."""
+        return {phase: table.count for phase, table in self._phases.items()}
 
     def read(self) -> list[PhaseSteps]:
-        """A copy of all marks that are still here."""
+        """A copy of all marks that were not dropped."""
         return [table.read(phase) for phase, table in self._phases.items() if table.numbers]
 
-    def drop(self, most: int = 0) -> None:
-        """Forget all but the last marks of each phase."""
+    def keep_last(self, count: int) -> None:
+        """Drop all but the last marks of each phase."""
         for table in self._phases.values():
-            table.drop(len(table.numbers) - most)
+            table.drop(len(table.numbers) - count)
 
 
 class _PhaseTable:
     def __init__(self) -> None:
-        self.marked = 0
+        self.count = 0
         self.numbers = array("q")
         self._order = array("q")
         self._columns: dict[str, _Column] = {}
-        self._before: dict[str, Array] = {}
+        self._columns_before: dict[str, Array] = {}
 
     def add(self, step: int, order: int, columns: Mapping[str, Array]) -> None:
         for name, value in columns.items():
@@ -69,7 +90,7 @@ class _PhaseTable:
             column.put(row, value)
         self.numbers.append(step)
         self._order.append(order)
-        self.marked = step + 1
+        self.count = step + 1
 
     def read(self, phase: int) -> PhaseSteps:
         rows = len(self.numbers)
@@ -77,18 +98,21 @@ class _PhaseTable:
             phase,
             np.array(self.numbers, dtype=np.int64),
             np.array(self._order, dtype=np.int64),
-            {name: column.read(rows) for name, column in self._columns.items() if column.present[:rows].any()},
-            dict(self._before),
+            {name: column.read(rows) for name, column in self._columns.items() if column.is_given[:rows].any()},
+            dict(self._columns_before),
         )
 
     def drop(self, rows: int) -> None:
+        """Drop the first rows, and remember the last of them."""
         if rows <= 0:
             return
-        self._before = {n: c.data[rows - 1].copy() for n, c in self._columns.items() if c.has(rows - 1)}
-        left = len(self.numbers) - rows
+        self._columns_before = {
+            name: column.data[rows - 1].copy() for name, column in self._columns.items() if column.has(rows - 1)
+        }
+        n_left = len(self.numbers) - rows
         del self.numbers[:rows], self._order[:rows]
         for column in self._columns.values():
-            column.drop(rows, left)
+            column.drop(rows, n_left)
 
 
 class _Column:
@@ -96,7 +120,7 @@ class _Column:
 
     def __init__(self, like: Array) -> None:
         self.data: Array = np.zeros((8, *like.shape), like.dtype)
-        self.present: npt.NDArray[np.bool_] = np.zeros(8, np.bool_)
+        self.is_given: npt.NDArray[np.bool_] = np.zeros(8, np.bool_)
 
     def put(self, row: int, value: Array) -> None:
         if value.dtype != self.data.dtype:
@@ -104,50 +128,32 @@ class _Column:
         if row >= len(self.data):
             self._resize(2 * row)
         self.data[row] = value
-        self.present[row] = True
+        self.is_given[row] = True
 
     def has(self, row: int) -> bool:
-        return row < len(self.present) and bool(self.present[row])
+        return row < len(self.is_given) and bool(self.is_given[row])
 
     def read(self, rows: int) -> Array:
         if rows > len(self.data):
             self._resize(rows)
         data: Array = self.data[:rows].copy()
-        missing = ~self.present[:rows]
-        if not missing.any():
+        is_missing = ~self.is_given[:rows]
+        if not is_missing.any():
             return data
-        mask = np.broadcast_to(missing.reshape(-1, *[1] * (data.ndim - 1)), data.shape)
+        mask = np.broadcast_to(is_missing.reshape(-1, *[1] * (data.ndim - 1)), data.shape)
         if data.dtype.kind == "f":
-            data[missing] = np.nan
-        masked: Array = np.ma.MaskedArray(data, mask)
-        return masked
+            data[is_missing] = np.nan
+        column: Array = np.ma.MaskedArray(data, mask)
+        return column
 
-    def drop(self, rows: int, left: int) -> None:
-        data, present = self.data[rows : rows + left].copy(), self.present[rows : rows + left].copy()
-        self.data = np.zeros((max(8, 2 * left), *data.shape[1:]), data.dtype)
-        self.present = np.zeros(len(self.data), np.bool_)
-        self.data[: len(data)], self.present[: len(present)] = data, present
+    def drop(self, rows: int, n_left: int) -> None:
+        self._replace(max(8, 2 * n_left), self.data[rows : rows + n_left], self.is_given[rows : rows + n_left])
 
     def _resize(self, rows: int) -> None:
-        data, present = self.data, self.present
+        self._replace(rows, self.data, self.is_given)
+
+    def _replace(self, rows: int, data: Array, is_given: npt.NDArray[np.bool_]) -> None:
+        """New memory of so many rows, of which the first are copied."""
         self.data = np.zeros((rows, *data.shape[1:]), data.dtype)
-        self.present = np.zeros(rows, np.bool_)
-        self.data[: len(data)], self.present[: len(present)] = data, present
-
-
-def step_columns(columns: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    """Scalars and per-environment values as numpy arrays of numbers; anything else is a StepError."""
-    found = {}
-    for name, value in columns.items():
-        array = np.array(_on_host(value) if isinstance(value, torch.Tensor) else value)
-        if array.dtype.kind not in "biuf" or array.ndim > 1:
-            raise StepError(f"step({name}={value!r}): give a number, a bool, or an array with one per environment")
-        found[name] = array
-    return found
-
-
-def _on_host(value: torch.Tensor) -> npt.NDArray[Any]:
-    """A tensor's numbers; bfloat16, which numpy lacks, as float32."""
-    value = value.detach().cpu()
-    array: npt.NDArray[Any] = (value.float() if value.dtype is torch.bfloat16 else value).numpy()
-    return array
+        self.is_given = np.zeros(rows, np.bool_)
+        self.data[: len(data)], self.is_given[: len(is_given)] = data, is_given

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastrec import CaptureSpec, Recording
 from fastrec._errors import StepError, UnsupportedTensorError
 from fastrec._torch.tensors import TensorGuard, tensor_guard
-from fastrec.events.capture import CaptureSpec
 from fastrec.events.sites import Catalog, PassInfo, RecordMeta, Site
 from fastrec.recording._source import Source
+from fastrec.sinks import RAMSink
 from fastrec.sinks._protocol import Sink
 
 PLAIN = CaptureSpec()
@@ -49,10 +50,10 @@ class Rig:
         self.catalog = Catalog(header)
         self.catalog.phases.add("")
         self.catalog.entries.add("")
-        self.ledger = sink.open(self.catalog)
+        self.pass_log = sink.open(self.catalog)
         self.columns: dict[int, Any] = {}
-        self.like_it: dict[int, list[tuple[TensorGuard, Any]]] = {}
-        self.began = 0
+        self.guarded_columns: dict[int, list[tuple[TensorGuard, Any]]] = {}
+        self.n_begun = 0
         self.lock = threading.Lock()
 
     def meta(self, site: Site | str, value: Tensor, spec: CaptureSpec, label: str | None) -> int:
@@ -84,23 +85,23 @@ class Rig:
         if not spec.save_activation:
             return meta, -1
         with self.lock:
-            like_it = self.like_it.setdefault(meta, [])
-            column = next((column for test, column in like_it if test(value)), None)
+            guarded_columns = self.guarded_columns.setdefault(meta, [])
+            column = next((column for guard, column in guarded_columns if guard(value)), None)
             if column is None:
                 column = self.columns[meta] = self.sink.column(meta, value)
-                like_it.append((tensor_guard(value), column))
+                guarded_columns.append((tensor_guard(value), column))
         return meta, column.append(value)
 
     def begin(self, **facts: Any) -> PassInfo:
         with self.lock:
-            index = self.began
-            self.began += 1
-        known = {"index": index, "entry": 0, "entry_pass": index, "phase": 0, "grad": False}
-        return PassInfo(**{**known, "started": self.catalog.began + index, **facts})
+            index = self.n_begun
+            self.n_begun += 1
+        defaults = {"index": index, "entry": 0, "entry_pass": index, "phase": 0, "grad": False}
+        return PassInfo(**{**defaults, "started": self.catalog.began + index, **facts})
 
     def commit(self, info: PassInfo, kept: list[tuple[int, int]]) -> None:
         times = [info.started + 0.5 * i for i in range(len(kept))]
-        self.ledger.commit(info, [v for v, _ in kept], [r for _, r in kept], times)
+        self.pass_log.commit(info, [v for v, _ in kept], [r for _, r in kept], times)
 
     def one_pass(self, *values: Tensor | tuple[str, Tensor], spec: CaptureSpec = PLAIN, **facts: Any) -> None:
         """A pass in which values appeared, at a site "a" where none is named."""
@@ -109,7 +110,17 @@ class Rig:
         self.commit(info, [self.append(site, value, spec) for site, value in named])
 
     def mark(self, step: int, phase: int = 0, **columns: Any) -> None:
-        self.ledger.mark(phase, step, {name: np.array(value) for name, value in columns.items()})
+        self.pass_log.mark(phase, step, {name: np.array(value) for name, value in columns.items()})
+
+    def recording(self) -> Recording:
+        """What a sink in RAM holds by now."""
+        assert isinstance(self.sink, RAMSink)
+        return Recording(self.sink.source())
+
+
+def number(i: float, rows: int = 2) -> Tensor:
+    """A value that shows its number."""
+    return torch.full((rows, 3), float(i))
 
 
 def kept_in(source: Source) -> Iterator[tuple[int, str, Tensor | None]]:
@@ -126,14 +137,14 @@ def check_source(source: Source, expected: list[tuple[int, str, Tensor]]) -> Non
     """The records are those expected, one by one and all at once."""
     found = list(kept_in(source))
     assert [(index, site) for index, site, _ in found] == [(index, site) for index, site, _ in expected]
-    for (_, _, value), (_, _, wanted) in zip(found, expected, strict=True):
-        assert_same(value, wanted)
+    for (_, _, value), (_, _, expected_value) in zip(found, expected, strict=True):
+        assert_same(value, expected_value)
     records = source.records()
     for site in {site for _, site, _ in expected}:
         at = np.array([i for i, (_, name, _) in enumerate(expected) if name == site])
         values = [expected[i][2] for i in at]
-        which, layouts = source.layouts(records["row"][at], "activation")
-        assert [layouts[i] for i in which] == [(tuple(value.shape), value.dtype) for value in values]
+        numbers, layouts = source.layouts(records["row"][at], "activation")
+        assert [layouts[i] for i in numbers] == [(tuple(value.shape), value.dtype) for value in values]
         if len({value.shape for value in values}) == 1:
             pieces = source.values(records["meta"][at].astype(np.int64), records["row"][at], "activation")
             assert sum(len(piece) for piece in pieces) == len(values)
@@ -351,7 +362,7 @@ class SinkContract(ABC):
         assert steps.columns["done"].tolist() == [i % 2 == 0 for i in range(20)]
         assert np.ma.getmaskarray(steps.columns["late"])[:, 0].tolist() == [i < 10 for i in range(20)]
         assert steps.columns["late"][10:].tolist() == [[i, i] for i in range(10, 20)]
-        assert not steps.before
+        assert not steps.columns_before
 
     def test_phases_have_steps_of_their_own(self, rig: Rig) -> None:
         rig.catalog.phases.add("eval")
@@ -368,13 +379,15 @@ class SinkContract(ABC):
             rig.mark(1, reward=1.0)
 
     @pytest.mark.parametrize(
-        ("value", "told"),
+        ("value", "message"),
         [
             (torch.eye(3).to_sparse(), "layout torch.sparse_coo"),
             (torch.empty(3, device="meta"), "meta tensor"),
         ],
         ids=["coo", "meta"],
     )
-    def test_tensors_of_which_no_right_copy_can_be_made_are_refused(self, rig: Rig, value: Tensor, told: str) -> None:
-        with pytest.raises(UnsupportedTensorError, match=told):
+    def test_tensors_of_which_no_right_copy_can_be_made_are_refused(
+        self, rig: Rig, value: Tensor, message: str
+    ) -> None:
+        with pytest.raises(UnsupportedTensorError, match=message):
             rig.append("a", value)

@@ -16,7 +16,7 @@ from fastrec.engines.static.engine import StaticEngine
 from fastrec.engines.static.schedule import _Calls
 from fastrec.predicates import inside, op
 from fastrec.session.pass_batch import UncopiedBatch
-from fastrec.sinks._blocks import UncopiedPass
+from fastrec.sinks.ram.pool import UncopiedPass
 from tests.models import encoder
 from tests.naive import seeded
 from tests.same_recordings import assert_same_recordings

@@ -210,8 +210,8 @@ def test_huggingface_loads_what_saelens_needs(tmp_path: Path, dtype: torch.dtype
 
 def test_huggingface_writes_large_recordings_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr("fastrec.exports._huggingface.SHARD", 500)
-    monkeypatch.setattr("fastrec.exports._huggingface.STRETCH", 200)
+    monkeypatch.setattr("fastrec.exports._huggingface.SHARD_BYTES", 500)
+    monkeypatch.setattr("fastrec.exports._huggingface.STRETCH_BYTES", 200)
     recording = cached(tmp_path)
     export(recording, tmp_path / "cached", "huggingface", keys="0")
     assert len(list((tmp_path / "cached").glob("*.arrow"))) > 2
@@ -219,7 +219,7 @@ def test_huggingface_writes_large_recordings_in_shards(tmp_path: Path, monkeypat
     assert torch.equal(found[:]["0"], recording.rows("0", by="sample")[:])
 
 
-def test_what_is_missing_is_told(recording: Recording, tmp_path: Path) -> None:
+def test_what_is_missing_is_an_error(recording: Recording, tmp_path: Path) -> None:
     for format in ("minari", "d4rl", "robomimic"):
         with pytest.raises(OptionError, match=f"{format} needs actions: give actions= a key of the recording"):
             export(recording, tmp_path / "x.hdf5", format, observations=OBSERVATIONS)
@@ -246,7 +246,7 @@ def test_nothing_is_written_over_and_nothing_half_written_stays(recording: Recor
     assert {path.name for path in tmp_path.iterdir()} <= {"run.h5", "taken.npz"}
 
 
-def test_formats_and_options_that_are_none_are_told(recording: Recording, tmp_path: Path) -> None:
+def test_formats_and_options_that_are_none_are_errors(recording: Recording, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="there is no format 'minary'; did you mean 'minari'"):
         export(recording, tmp_path / "x", "minary")
     for format in EXPORTERS:
@@ -259,7 +259,7 @@ def test_formats_and_options_that_are_none_are_told(recording: Recording, tmp_pa
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(FastrecError, match=r"pip install 'fastrec\[datasets\]'"):
+    with pytest.raises(FastrecError, match=r"huggingface needs datasets.*pip install '.*\[datasets\]'"):
         export(rollout(), tmp_path / "x", "huggingface")
 
 

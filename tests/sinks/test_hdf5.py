@@ -33,7 +33,7 @@ class TestHDF5SinkContractWhileItGrows(SinkContract):
 
 class TestHDF5SinkContractOnceFinished(TestHDF5SinkContractWhileItGrows):
     def read(self, rig: Rig) -> Source:
-        rig.ledger.close()
+        rig.pass_log.close()
         return source_of(rig)
 
 
@@ -47,6 +47,6 @@ def test_one_pass_may_lie_in_many_segments(tmp_path: Path, rounds: int) -> None:
     rig = Rig(HDF5Sink(tmp_path / "run.h5", segment_bytes=1 << 20, queue_bytes=1 << 18, flush_seconds=100))
     info, values = rig.begin(), [torch.full((300, 400 + 2 * (i % 2)), float(i)) for i in range(40)]
     rig.commit(info, [rig.append("ab"[i % 2], value) for i, value in enumerate(values)])
-    rig.ledger.close()
+    rig.pass_log.close()
     assert len(list(tmp_path.iterdir())) > 2
     check_source(source_of(rig), [(0, "ab"[i % 2], value) for i, value in enumerate(values)])

@@ -22,7 +22,7 @@ def test_sites_may_have_any_name(tmp_path: Path) -> None:
     values = [torch.full((2,), float(i)) for i in range(len(names))]
     for _ in range(2):
         rig.one_pass(*zip(names, values, strict=True))
-    rig.ledger.close()
+    rig.pass_log.close()
     expected = [(i, name, value) for i in range(2) for name, value in zip(names, values, strict=True)]
     check_source(HDF5Source(tmp_path / "run.h5"), expected)
     with h5py.File(tmp_path / "run.h5") as file:
@@ -47,7 +47,7 @@ def test_thousands_of_shapes_at_one_site_come_back(tmp_path: Path, segment_bytes
     values = [torch.full((1 + i % 7, i // 7) if i % 3 else (i,), float(i)) for i in range(700)]
     for value in values:
         rig.one_pass(value)
-    rig.ledger.close()
+    rig.pass_log.close()
     check_source(HDF5Source(tmp_path / "run.h5"), [(i, "a", value) for i, value in enumerate(values)])
     check_checksums(tmp_path / "run.h5")
 
@@ -62,7 +62,7 @@ def test_late_sites_have_data_sets_once_a_file_is_finished(tmp_path: Path) -> No
         rig.mark(i, **{f"column{i // 20}": i})
         if i % 15 == 0:
             rig.sink.flush()  # type: ignore[attr-defined]
-    rig.ledger.close()
+    rig.pass_log.close()
     source = HDF5Source(tmp_path / "run.h5")
     check_source(source, expected)
     (steps,) = source.steps()
@@ -79,7 +79,7 @@ def test_values_of_many_dimensions_come_back(tmp_path: Path) -> None:
     values = [torch.ones((1,) * 31 + (2,)), torch.ones((1,) * 40), torch.ones((2,) + (1,) * 30)]
     for value in values:
         rig.one_pass(value)
-    rig.ledger.close()
+    rig.pass_log.close()
     check_source(HDF5Source(tmp_path / "run.h5"), [(i, "a", value) for i, value in enumerate(values)])
 
 
@@ -89,7 +89,7 @@ def test_a_quantized_tensor_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedTensorError, match=r"a quantized tensor \(torch.qint8\) can't be recorded"):
         rig.append("a", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8))
     rig.one_pass(torch.ones(3))
-    rig.ledger.close()
+    rig.pass_log.close()
     assert HDF5Source(tmp_path / "run.h5").n_passes() == 1
 
 

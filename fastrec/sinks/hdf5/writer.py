@@ -355,7 +355,7 @@ def _note(segment: Segment, block: StagedBlock, start: int, parts: Sequence[Byte
 def _arrived(block: StagedBlock) -> None:
     """Wait for copies from a device that are under way."""
     for maker, rows in zip(block.stage.makers, block.values, strict=True):
-        if maker.arrive_from is not None:
+        if maker.pinned_for is not None:
             rows.read()
 
 

@@ -1,180 +1,186 @@
-"""The passes of a session in RAM: written down as they end, read, handed over, forgotten."""
+"""The passes of a session in RAM: added as they end, read, handed over by ``pop``, forgotten by ``retain``.
+
+Passes that ended wait as they are in ``_unpacked``, because a loop that pops after each pass would pack every one of
+them for nothing. When ``MAX_UNPACKED`` are there, they are packed into the table.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from fastrec.events.sites import Catalog, PassInfo
-from fastrec.recording._source import PhaseSteps
-from fastrec.sinks._blocks import Block, UncopiedPass
-from fastrec.sinks._pass_table import Ended, Entry, Table
+from fastrec.recording._source import Array, PhaseSteps
+from fastrec.sinks._pass_table import MAX_UNPACKED, PassEntry, PassTable
 from fastrec.sinks._steps import StepTable
-from fastrec.sinks.ram.pool import BlockPool
-from fastrec.sinks.ram.source import RAMSource
+from fastrec.sinks.ram.pool import Block, BlockPool, UncopiedPass
+from fastrec.sinks.ram.source import RAMSource, UnpackedPass
 
-MAX_UNPACKED = 64
-"""Passes are packed in batches, which is quicker, and not at all where each pass is handed over."""
+PassKey: TypeAlias = tuple[int, int, int]
+"""The index, phase and step of a pass."""
 
 
 class RAMPassLog:
-    """Writes down the passes of a session, hands them over, and forgets those that need not be kept."""
+    """Holds the passes of a session, hands them over, and forgets those that need not be kept."""
 
     def __init__(self, catalog: Catalog, pool: BlockPool) -> None:
         self._catalog = catalog
         self._pool = pool
         self._lock = threading.Lock()
-        self._ended: deque[Ended] = deque()
-        self._table = Table()
+        self._unpacked: deque[UnpackedPass] = deque()
+        self._table = PassTable()
         self._steps = StepTable()
-        self._retained: tuple[int, bool] | None = None
-        self._trim_at = 0
-        self._empty = 0  # passes that ended well and kept nothing
-        self._is_bare = False  # nothing is here but passes that are not packed yet
+        self._retention: tuple[int, bool] | None = None  # how many passes or steps to keep, and whether steps
+        self._trim_threshold = 0
+        self._n_empty = 0  # passes that ended well and kept nothing
+        self._has_only_unpacked = False  # no table, no steps, nothing to trim: `take` needs no lock
 
     def commit(self, info: PassInfo, metas: Sequence[int], rows: Sequence[int], times: Sequence[float]) -> None:
-        """A pass ended: its records in event order, times on the clock of ``info.started``."""
+        """Add a pass that ended, with its records in event order; times are on the clock of ``info.started``."""
         if not rows and info.outcome == "ok":
-            # A run without end in which a predicate keeps nothing must not fill the memory with passes.
+            # An endless run in which a predicate keeps nothing must not fill the memory with passes.
             with self._lock:
-                self._empty += 1
+                self._n_empty += 1
             return
-        self._ended.append((info, metas, rows, times))
-        if len(self._ended) >= MAX_UNPACKED:
+        self._unpacked.append((info, metas, rows, times))
+        if len(self._unpacked) >= MAX_UNPACKED:
             with self._lock:
                 self._pack()
 
-    def mark(self, phase: int, step: int, columns: Mapping[str, npt.NDArray[Any]]) -> None:
-        """A step was marked."""
+    def mark(self, phase: int, step: int, columns: Mapping[str, Array]) -> None:
+        """Add a step that was marked."""
         with self._lock:
-            self._is_bare = False
+            self._has_only_unpacked = False
             self._steps.mark(phase, step, columns)
 
     def close(self) -> None:
-        """The session ended; what was recorded stays readable."""
+        """End the session; what was recorded stays readable."""
 
     def source(self) -> RAMSource:
         """The passes that ended so far; later ones do not change it."""
         with self._lock:
             self._trim()
-            table, ended = self._table.copy() if self._table else _NOTHING, list(self._ended)
-            blocks: dict[int, Block | UncopiedPass] = {**self._pool.blocks, **self._pool.held}
-            steps = self._steps.read()
-            return RAMSource(self._catalog, table, ended, blocks, steps, self._empty)
+            table, unpacked = self._table.copy() if self._table else _NO_PASSES, list(self._unpacked)
+            blocks: dict[int, Block | UncopiedPass] = {**self._pool.blocks, **self._pool.uncopied}
+            return RAMSource(self._catalog, table, unpacked, blocks, self._steps.read(), self._n_empty)
 
     def take(self) -> RAMSource:
         """The passes that ended so far, which are forgotten here."""
-        # Called after every pass of a training loop, where a lock takes as long as all else.
-        if self._empty or not self._is_bare or len(self._ended) > 1:
+        # A training loop calls this after every pass, and a lock takes as long as all the rest.
+        if self._n_empty or not self._has_only_unpacked or len(self._unpacked) > 1:
             with self._lock:
                 return self._take_all()
-        taken, rows = self._drain()
+        unpacked, rows = self._drain()
         blocks = self._pool.release(rows) if rows else _NO_BLOCKS
-        return RAMSource(self._catalog, _NOTHING, taken, blocks, _NO_STEPS, 0)
+        return RAMSource(self._catalog, _NO_PASSES, unpacked, blocks, _NO_STEPS, 0)
 
     def _take_all(self) -> RAMSource:
-        if self._retained is not None:
+        if self._retention is not None:
             self._trim()
-        taken, rows = self._drain()
-        table, steps = _NOTHING, _NO_STEPS
-        blocks: Mapping[int, Block | UncopiedPass] = _NO_BLOCKS
-        if not self._is_bare:
-            table, self._table = self._table, Table()
+        unpacked, rows = self._drain()
+        table, steps = _NO_PASSES, _NO_STEPS
+        if not self._has_only_unpacked:
+            table, self._table = self._table, PassTable()
             rows += table.rows
             steps = self._steps.read()
-            self._steps.drop()
-            self._is_bare = self._retained is None
-        if rows:
-            blocks = self._pool.release(rows)
-        self._pool.hand_over()
-        empty, self._empty = self._empty, 0
-        return RAMSource(self._catalog, table, taken, blocks, steps, empty)
+            self._steps.keep_last(0)
+            self._has_only_unpacked = self._retention is None
+        blocks = self._pool.release(rows) if rows else _NO_BLOCKS
+        self._pool.expect_release()
+        n_empty, self._n_empty = self._n_empty, 0
+        return RAMSource(self._catalog, table, unpacked, blocks, steps, n_empty)
 
-    def trim(self, most: int, *, steps: bool) -> None:
+    def trim(self, count: int, *, by_step: bool) -> None:
         """Forget all but the last passes; or of each phase the last steps, or passes where it has no steps."""
         with self._lock:
-            self._pool.hand_over()
-            self._is_bare = False
-            self._retained = (most, steps)
-            self._empty = 0
-            # Each trim looks at all that is kept, so it waits until a share of that has come in anew.
-            if len(self._table) + len(self._ended) >= self._trim_at:
+            self._pool.expect_release()
+            self._has_only_unpacked = False
+            self._retention = (count, by_step)
+            self._n_empty = 0
+            # A trim looks at everything that is kept, so it waits until a quarter as much has come in again.
+            if len(self._table) + len(self._unpacked) >= self._trim_threshold:
                 self._trim()
-                kept = len(self._table) + len(self._ended)
-                self._trim_at = kept + kept // 4 + 1
-
-    def _drain(self) -> tuple[list[Ended], list[int]]:
-        """The passes that ended, and the rows of those whose values are not held as they are."""
-        taken: list[Ended] = []
-        rows: list[int] = []
-        for _ in range(len(self._ended)):  # other threads may append more meanwhile
-            try:
-                entry = self._ended.popleft()
-            except IndexError:  # or take some
-                break
-            taken.append(entry)
-            if not isinstance(entry[2], UncopiedPass):
-                rows += entry[2]
-        return taken, rows
-
-    def _settled(self) -> list[Entry]:
-        """The passes that ended, drained; what is held of them is among the blocks from now on."""
-        return [
-            (info, metas, self._pool.add(rows) if isinstance(rows, UncopiedPass) else rows, times)
-            for info, metas, rows, times in self._drain()[0]
-        ]
-
-    def _pack(self) -> None:
-        self._is_bare = False
-        self._table.add(self._settled())
+                n_passes = len(self._table) + len(self._unpacked)
+                self._trim_threshold = n_passes + n_passes // 4 + 1
 
     def _trim(self) -> None:
         """Forget exactly what need not be kept."""
-        if self._retained is None:
+        if self._retention is None:
             return
-        most, steps = self._retained
-        marked = self._steps.marked() if steps else None
+        count, by_step = self._retention
+        step_counts = self._steps.counts() if by_step else None
         if self._table:
             self._pack()
-            kept = np.array(_kept(self._table.told(), most, marked), np.bool_)
-            if not kept.all():
-                self._table, dropped = self._table.split(kept)
-                self._pool.release(dropped)
+            passes = self._table.read_passes()
+            keys = zip(*(passes[name].tolist() for name in ("pass_index", "phase", "step")), strict=True)
+            keep = np.array(_are_last(list(keys), count, step_counts), np.bool_)
+            if not keep.all():
+                self._table, rows = self._table.split(keep)
+                self._pool.release(rows)
         else:
-            ended = self._settled()
-            few = _kept([(entry[0].index, entry[0].phase, entry[0].step) for entry in ended], most, marked)
-            self._ended.extendleft(entry for entry, stays in zip(ended[::-1], few[::-1], strict=True) if stays)
-            self._pool.release(row for entry, stays in zip(ended, few, strict=True) if not stays for row in entry[2])
-        if steps:
-            self._steps.drop(most)
+            entries = self._drain_with_rows()
+            are_last = _are_last([(info.index, info.phase, info.step) for info, *_ in entries], count, step_counts)
+            pairs = list(zip(entries, are_last, strict=True))
+            # In front of what other threads have appended meanwhile.
+            self._unpacked.extendleft(entry for entry, is_last in reversed(pairs) if is_last)
+            self._pool.release(row for entry, is_last in pairs if not is_last for row in entry[2])
+        if by_step:
+            self._steps.keep_last(count)
+
+    def _pack(self) -> None:
+        self._has_only_unpacked = False
+        self._table.add(self._drain_with_rows())
+
+    def _drain_with_rows(self) -> list[PassEntry]:
+        """Take out the unpacked passes; the pool holds the values of uncopied ones from now on."""
+        return [
+            (info, metas, self._pool.add_uncopied(rows) if isinstance(rows, UncopiedPass) else rows, times)
+            for info, metas, rows, times in self._drain()[0]
+        ]
+
+    def _drain(self) -> tuple[list[UnpackedPass], list[int]]:
+        """Take out the unpacked passes, and list the rows of those whose values were copied."""
+        passes: list[UnpackedPass] = []
+        rows: list[int] = []
+        for _ in range(len(self._unpacked)):  # other threads may append more meanwhile
+            try:
+                entry = self._unpacked.popleft()
+            except IndexError:  # or take some
+                break
+            passes.append(entry)
+            if not isinstance(entry[2], UncopiedPass):
+                rows += entry[2]
+        return passes, rows
 
 
-_NOTHING = Table()
+# Shared by all sources that have none; nobody writes into them.
+_NO_PASSES = PassTable()
 
 _NO_BLOCKS: Mapping[int, Block | UncopiedPass] = {}
 
 _NO_STEPS: Sequence[PhaseSteps] = ()
 
 
-def _kept(passes: Sequence[tuple[int, int, int]], most: int, marked: Mapping[int, int] | None) -> list[bool]:
-    """Which passes, told by index, phase and step, are among the last; of each phase where marks are given."""
-    if marked is None:
-        first = _first_of([index for index, _, _ in passes], most)
+def _are_last(passes: Sequence[PassKey], count: int, step_counts: Mapping[int, int] | None) -> list[bool]:
+    """Whether each pass is among the last; with the number of steps of phases, among the last of its phase."""
+    if step_counts is None:
+        first = _first_of_last((index for index, _, _ in passes), count)
         return [index >= first for index, _, _ in passes]
-    without: dict[int, list[int]] = {}
+    indices_by_phase: dict[int, list[int]] = {}
     for index, phase, _ in passes:
-        if phase not in marked:
-            without.setdefault(phase, []).append(index)
-    firsts = {phase: _first_of(indices, most) for phase, indices in without.items()}
+        if phase not in step_counts:
+            indices_by_phase.setdefault(phase, []).append(index)
+    first_indices = {phase: _first_of_last(indices, count) for phase, indices in indices_by_phase.items()}
     return [
-        step >= marked[phase] - most if phase in marked else index >= firsts[phase] for index, phase, step in passes
+        step >= step_counts[phase] - count if phase in step_counts else index >= first_indices[phase]
+        for index, phase, step in passes
     ]
 
 
-def _first_of(indices: list[int], most: int) -> int:
-    return sorted(indices)[-most] if len(indices) > most else -1
+def _first_of_last(indices: Iterable[int], count: int) -> int:
+    ordered = sorted(indices)
+    return ordered[-count] if len(ordered) > count else -1

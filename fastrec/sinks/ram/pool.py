@@ -1,99 +1,189 @@
-"""The blocks of a RAM sink: made as columns grow, let go when nothing in them is kept."""
+"""The blocks in which RAM keeps values: made as columns grow, let go when nobody keeps a row of them.
+
+A row is a number that names a block and a position in it, so that a record is a few numbers. Three kinds of block share
+the numbers:
+
+- ``Block``: copied values of one layout, one below the other. Those of a column grow from one row to about a MiB.
+- ``Block`` with ``own_tensors``: one record whose tensors are its own, such as the attached clones of ``keep_grad``.
+- ``UncopiedBlock``: one value that was not copied, because nobody else can reach it (see ``session/pass_batch.py``).
+"""
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+import msgspec
+import torch
 from torch import Tensor
 
+from fastrec._torch.tensors import outside_torch_modes
 from fastrec.events.capture import CaptureSpec
 from fastrec.recording._source import Part
-from fastrec.sinks._blocks import MAX_ROWS, ROW_BITS, Block, Layout, RowMaker, SingleTensor, UncopiedPass
+from fastrec.sinks._blocks import MAX_ROWS, ROW_BITS, BlockRows, Layout, RowMaker
 
-# New memory costs page faults, fewer in large blocks. But a session whose records are handed over or
-# trimmed goes on in memory that is warm, and holds as little of it as its blocks are small.
-LARGE_BLOCK = 1024 * 1024
+# New memory costs page faults, fewer of them in large blocks. But a session whose records are popped or trimmed goes on
+# in memory that is warm, and the smaller its blocks are, the less memory it keeps for a few rows.
+LARGE_BLOCK_BYTES = 1024 * 1024
 
-SMALL_BLOCK = 128 * 1024
+SMALL_BLOCK_BYTES = 128 * 1024
 
-MAX_UNCOPIED = 256
-"""Passes whose values are held as they are: many small tensors would take more room than what is in them."""
+MAX_UNCOPIED_PASSES = 256
+"""Passes that are kept uncopied at a time: many small tensors would take more room than the values in them."""
 
-MAX_VALUES = 4096
-"""Values of one pass that can be held."""
+MAX_UNCOPIED_VALUES = 4096
+"""Values of one pass that can be kept uncopied."""
 
-FIRST_HELD = 1 << 30
-"""Blocks from this number on are values of held passes."""
+FIRST_UNCOPIED_BLOCK = 1 << 30
+"""Blocks from this number on hold uncopied values; each pass gets ``MAX_UNCOPIED_VALUES`` numbers."""
+
+
+class Block:
+    """Rows that are filled in turn and let go together; the parts of a record have the same position in each part."""
+
+    __slots__ = ("first", "gradients", "next_row", "number", "own_tensors", "parts", "rows_left", "stop")
+
+    def __init__(self, number: int, count: int) -> None:
+        self.number = number
+        self.first = number << ROW_BITS
+        self.stop = self.first + count
+        # itertools.count gives each number to one thread, without a lock.
+        self.next_row = itertools.count(self.first).__next__
+        self.rows_left = count  # that some record may still have
+        self.parts: dict[Part, BlockRows | SingleTensor] = {}
+        self.own_tensors: dict[Part, Tensor] = {}
+        self.gradients: dict[int, Tensor] = {}
+
+
+_FULL_BLOCK = Block(0, 0)
+
+
+class SingleTensor:
+    """A value in a tensor of its own, as the only row of a block: a large value is cloned faster than it is copied."""
+
+    __slots__ = ("_value", "nbytes", "origin")
+
+    def __init__(self, value: Tensor, maker: RowMaker) -> None:
+        if torch.is_inference_mode_enabled():
+            with outside_torch_modes():
+                self._value = value.detach().clone()
+        else:
+            self._value = value.detach().clone()
+        self.nbytes = maker.nbytes
+        self.origin = 0
+
+    def write(self, index: int, value: Tensor) -> None:
+        """Put another value in its place."""
+        self._value.copy_(value)
+
+    def read(self) -> Tensor:
+        """The value as the only row, with a version counter of its own, as ``BlockRows.read`` explains."""
+        with outside_torch_modes():
+            return self._value.data.unsqueeze(0)
+
+
+class UncopiedBlock(Block):
+    """One value that was not copied."""
+
+    __slots__ = ()
+
+    def __init__(self, number: int, value: Tensor) -> None:
+        super().__init__(number, 1)
+        with outside_torch_modes():
+            self.own_tensors["activation"] = value.data  # with a version counter of its own
+
+
+class UncopiedPass(msgspec.Struct, frozen=True):
+    """The values of a pass that were not copied; ``number`` is that of the block of the first value.
+
+    It stands where the rows of a pass would, and its blocks are made when somebody reads them: a training loop that
+    pops each pass often reads none of it.
+    """
+
+    number: int
+    values: list[Tensor]
+
+    @property
+    def rows(self) -> range:
+        """The rows, in the order of the values: the first row of each block."""
+        return range(self.number << ROW_BITS, (self.number + len(self.values)) << ROW_BITS, MAX_ROWS)
+
+    def blocks(self) -> Iterator[UncopiedBlock]:
+        """A block for each value."""
+        return map(UncopiedBlock, itertools.count(self.number), self.values)
 
 
 class BlockPool:
-    """All blocks that hold kept rows, by number."""
+    """All blocks of a sink in which some row is kept, by number.
+
+    ``uncopied`` are passes that were kept uncopied and that the pass log has packed. ``takes_uncopied`` says whether
+    more passes may be kept like that: only where passes are popped or trimmed, because else they would pile up, and in
+    blocks they take less room.
+    """
 
     def __init__(self) -> None:
         self.blocks: dict[int, Block] = {}
-        self.held: dict[int, UncopiedPass] = {}
-        self.largest = LARGE_BLOCK
-        # Whether values that nobody else has are held; a session that hands nothing over packs what it keeps.
-        self.holds = False
-        self.held_number = itertools.count(FIRST_HELD, MAX_VALUES).__next__
-        self._number = itertools.count().__next__
+        self.uncopied: dict[int, UncopiedPass] = {}
+        self.max_block_bytes = LARGE_BLOCK_BYTES
+        self.takes_uncopied = False
+        self.next_uncopied_number = itertools.count(FIRST_UNCOPIED_BLOCK, MAX_UNCOPIED_VALUES).__next__
+        self._next_number = itertools.count().__next__
         self._lock = threading.Lock()
 
     def make(self, count: int, makers: Mapping[Part, RowMaker]) -> Block:
         """A new block with room for so many records of these parts."""
-        block = Block(self._number(), count)
+        block = Block(self._next_number(), count)
         for part, maker in makers.items():
             block.parts[part] = maker.make(count)
         self.blocks[block.number] = block
         return block
 
-    def keep(self, parts: dict[Part, Tensor]) -> Block:
+    def keep(self, tensors: dict[Part, Tensor]) -> Block:
         """A block of one record that owns its tensors."""
-        block = Block(self._number(), 1)
-        block.kept = parts
+        block = Block(self._next_number(), 1)
+        block.own_tensors = tensors
         self.blocks[block.number] = block
         return block
 
-    def keep_alone(self, part: Part, value: Tensor, maker: RowMaker) -> Block:
+    def keep_clone(self, part: Part, value: Tensor, maker: RowMaker) -> Block:
         """A block of one record that is a clone of its value."""
-        block = Block(self._number(), 1)
+        block = Block(self._next_number(), 1)
         block.parts[part] = SingleTensor(value, maker)
         self.blocks[block.number] = block
         return block
 
-    def hand_over(self) -> None:
-        """What is kept is handed over or trimmed from now on, so that it lies in small blocks, or is held as it is."""
-        self.largest = SMALL_BLOCK
-        self.holds = len(self.held) < MAX_UNCOPIED
+    def expect_release(self) -> None:
+        """Records are popped or trimmed from now on: keep them in small blocks, or uncopied."""
+        self.max_block_bytes = SMALL_BLOCK_BYTES
+        self.takes_uncopied = len(self.uncopied) < MAX_UNCOPIED_PASSES
 
-    def add(self, held: UncopiedPass) -> range:
-        """Keep the values of a pass that is written down now; their rows."""
-        self.held[held.number] = held
-        self.holds = len(self.held) < MAX_UNCOPIED
-        return held.rows
+    def add_uncopied(self, uncopied: UncopiedPass) -> range:
+        """Hold a pass that was kept uncopied, because its log packs it now; its rows."""
+        self.uncopied[uncopied.number] = uncopied
+        self.takes_uncopied = len(self.uncopied) < MAX_UNCOPIED_PASSES
+        return uncopied.rows
 
     def release(self, rows: Iterable[int]) -> dict[int, Block | UncopiedPass]:
-        """Let go of rows that are kept no longer, and of each block in which no other row is; their blocks.
+        """Let go of rows, and of each block in which no other row is kept; return the blocks that the rows are in.
 
-        The rows of a pass come together.
+        All rows of a pass are released together.
         """
-        blocks, held = self.blocks, self.held
-        found: dict[int, Block | UncopiedPass] = {}
+        blocks, uncopied = self.blocks, self.uncopied
+        released: dict[int, Block | UncopiedPass] = {}
         with self._lock:
             for row in rows:
-                if row < 0:
+                if row < 0:  # a record without a tensor
                     continue
                 number = row >> ROW_BITS
-                if number < FIRST_HELD:
-                    block = found[number] = blocks[number]
-                    block.left -= 1
-                    if not block.left:
+                if number < FIRST_UNCOPIED_BLOCK:
+                    block = released[number] = blocks[number]
+                    block.rows_left -= 1
+                    if not block.rows_left:
                         del blocks[number]
-                elif number in held:
-                    found[number] = held.pop(number)
-        return found
+                elif number in uncopied:  # the first of its values, which stands for all of them
+                    released[number] = uncopied.pop(number)
+        return released
 
 
 class BlockAllocator:
@@ -105,14 +195,53 @@ class BlockAllocator:
         self._nbytes = max(1, sum(maker.nbytes for maker in self._makers.values()))
         self._count = 1
 
-    def __call__(self) -> Block:
+    def make(self) -> Block:
+        """A new block."""
         block = self._pool.make(self._count, self._makers)
-        self._count = max(1, min(2 * self._count, self._pool.largest // self._nbytes, MAX_ROWS))
+        self._count = max(1, min(2 * self._count, self._pool.max_block_bytes // self._nbytes, MAX_ROWS))
         return block
 
-    def keep(self, value: Tensor) -> int | None:
-        """The row of a contiguous value that is kept by itself, where a block would hold no second one."""
-        if 2 * self._nbytes <= self._pool.largest:
+    def keep_clone(self, value: Tensor) -> int | None:
+        """Keep a contiguous value as a clone where a block would hold no second one; its row, or None."""
+        if 2 * self._nbytes <= self._pool.max_block_bytes:
             return None
         ((part, maker),) = self._makers.items()
-        return self._pool.keep_alone(part, value, maker).first if maker.is_same else None
+        return self._pool.keep_clone(part, value, maker).first if maker.is_same else None
+
+
+class RowAllocator:
+    """Hands out one row after the other, and goes on to a new block when one is full.
+
+    Any number of threads may take rows at once. A row belongs to the thread that the block's counter gave it to, so
+    only going on to a new block takes a lock.
+    """
+
+    __slots__ = ("_allocator", "_lock", "block", "free_rows")
+
+    def __init__(self, allocator: BlockAllocator) -> None:
+        self._allocator = allocator
+        self._lock = threading.Lock()
+        self.free_rows: list[tuple[Block, int]] = []
+        self.block = allocator.make()
+
+    def take(self) -> tuple[Block, int]:
+        """A row that nobody else has, and its block."""
+        block = self.block
+        row = block.next_row()
+        while row >= block.stop:
+            with self._lock:
+                if self.free_rows:
+                    return self.free_rows.pop()
+                if self.block is block:  # else another thread has gone on already
+                    self.block = self._allocator.make()
+            block = self.block
+            row = block.next_row()
+        if block.stop - block.first == 1 and self.block is block:
+            # It is full now. Were it held until the next value comes, that value could not use its memory, still warm,
+            # after the record has been popped.
+            self.block = _FULL_BLOCK
+        return block, row
+
+    def give_back(self, block: Block, row: int) -> None:
+        """Let a row that nobody has read be used again."""
+        self.free_rows.append((block, row))

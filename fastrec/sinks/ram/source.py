@@ -1,78 +1,72 @@
-"""What was kept in RAM up to a moment, to be read."""
+"""What RAM held at one moment, to be read: the ``Source`` of recordings in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fastrec._torch.tensors import outside_torch_modes
-from fastrec.events.sites import Catalog
-from fastrec.recording._source import RECORD_DTYPE, Part, PhaseSteps
-from fastrec.sinks._blocks import MAX_ROWS, ROW_BITS, Block, UncopiedPass
-from fastrec.sinks._pass_table import Ended, Table
+from fastrec.events.sites import Catalog, PassInfo
+from fastrec.recording._source import RECORD_DTYPE, Integers, Part, PhaseSteps, StructuredArray
+from fastrec.sinks._blocks import MAX_ROWS, ROW_BITS
+from fastrec.sinks._pass_table import PassTable
+from fastrec.sinks.ram.pool import Block, UncopiedPass
 
-Integers = npt.NDArray[np.int64]
+UnpackedPass: TypeAlias = tuple[PassInfo, Sequence[int], Sequence[int] | UncopiedPass, Sequence[float]]
+"""A pass with the metas, rows and times of its records; an ``UncopiedPass`` stands for the rows and has the values."""
+
+MAX_RUNS = 64
+"""Records that change blocks more often than this are gathered block by block."""
 
 
 class RAMSource(msgspec.Struct, dict=True, eq=False):
-    """Passes that ended, and the blocks that their values are in."""
+    """Passes that ended, and the blocks that their values are in.
+
+    ``pop`` makes one after each pass of a training loop, so everything else is worked out when it is read.
+    """
 
     catalog: Catalog
-    table: Table
-    ended: Sequence[Ended]
-    given: Mapping[int, Block | UncopiedPass]
-    marked: Sequence[PhaseSteps]
-    empty: int
-
-    @cached_property
-    def _blocks(self) -> Mapping[int, Block]:
-        blocks: dict[int, Block] = {}
-        for _, _, rows, _ in self.ended:
-            if isinstance(rows, UncopiedPass):
-                blocks.update((one.number, one) for one in rows.blocks())
-        for number, block in self.given.items():
-            if isinstance(block, UncopiedPass):
-                blocks.update((one.number, one) for one in block.blocks())
-            else:
-                blocks[number] = block
-        return blocks
+    table: PassTable
+    unpacked: Sequence[UnpackedPass]
+    blocks: Mapping[int, Block | UncopiedPass]
+    phase_steps: Sequence[PhaseSteps]
+    n_empty: int
 
     def n_passes(self) -> int:
-        """How many passes ended, those that kept nothing included."""
-        return len(self.passes()) + self.empty
+        """How many passes ended, including those that kept nothing."""
+        return len(self.passes()) + self.n_empty
 
-    def passes(self) -> npt.NDArray[Any]:
-        """One row per pass that kept something or ended badly, of ``PASS_DTYPE``, in order of ``pass_index``."""
-        return self._sorted[0]
+    def passes(self) -> StructuredArray:
+        """One row of ``PASS_DTYPE`` for each pass that kept something or failed, in order of ``pass_index``."""
+        return self._tables[0]
 
-    def records(self) -> npt.NDArray[Any]:
-        """One row per record, of ``RECORD_DTYPE``, in order of (pass, event)."""
-        return self._sorted[1]
+    def records(self) -> StructuredArray:
+        """One row of ``RECORD_DTYPE`` for each record, in order of (pass, event)."""
+        return self._tables[1]
 
     def steps(self) -> Sequence[PhaseSteps]:
-        """The marked steps, of each phase that has some."""
-        return self.marked
+        """The marked steps of each phase that has some."""
+        return self.phase_steps
 
     def sample_id(self, pass_index: int) -> str | int | None:
         """The sample id that a pass was logged with."""
-        return self._sorted[2].get(pass_index)
+        return self._tables[2].get(pass_index)
 
     def value(self, meta: int, row: int, part: Part) -> Tensor | None:
-        """One part of a record, None where it has no such part (yet)."""
+        """One part of a record; None where the record has no such part (yet)."""
         if row < 0:
             return None
-        block = self._blocks[row >> ROW_BITS]
+        block = self._block_of_number[row >> ROW_BITS]
         if part == "gradient":
             return block.gradients.get(row)
-        if block.kept:
-            return block.kept.get(part)
+        if block.own_tensors:
+            return block.own_tensors.get(part)
         rows = block.parts.get(part)
         if rows is None:
             return None
@@ -80,40 +74,47 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
             return rows.read()[row - block.first]
 
     def values(self, metas: Integers, rows: Integers, part: Part) -> Sequence[Tensor]:
-        """The values of many records in their order, each with its records in front; as few tensors as possible."""
+        """The values of many records in their order, in as few tensors as possible, each of shape [records, ...]."""
         numbers = rows >> ROW_BITS
         edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(rows)]
         with outside_torch_modes():
-            gathered = self._gather(rows, part) if len(edges) > 64 else None
+            gathered = self._gather(rows, part) if len(edges) > MAX_RUNS else None
             if gathered is not None:
                 return [gathered]
-            return [self._run(rows[start:stop], part, start) for start, stop in zip(edges, edges[1:], strict=False)]
+            return [
+                self._read_run(rows[start:stop], part, start) for start, stop in zip(edges, edges[1:], strict=False)
+            ]
 
     def layouts(self, rows: Integers, part: Part) -> tuple[Integers, list[tuple[tuple[int, ...], torch.dtype]]]:
-        """Which layout the values of records have, and the shape and dtype of each."""
-        # Values of a block have one layout, but each has a gradient of its own, or none.
-        alike = rows if part == "gradient" else rows >> ROW_BITS
-        _, first, inverse = np.unique(alike, return_index=True, return_inverse=True)
-        numbers: dict[tuple[tuple[int, ...], torch.dtype], int] = {}
-        which = np.empty(len(first), np.int64)
+        """The shapes and dtypes that values of these records have, and for each record which of them is its own."""
+        # Values of one block have one layout. A gradient is there or not for each record on its own.
+        groups = rows if part == "gradient" else rows >> ROW_BITS
+        _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+        number_of_layout: dict[tuple[tuple[int, ...], torch.dtype], int] = {}
+        numbers = np.empty(len(first), np.int64)
         for i in np.argsort(first).tolist():
             position = int(first[i])
-            which[i] = numbers.setdefault(self._layout(int(rows[position]), part, position), len(numbers))
-        return which[inverse], list(numbers)
+            layout = self._layout(int(rows[position]), part, position)
+            numbers[i] = number_of_layout.setdefault(layout, len(number_of_layout))
+        return numbers[inverse], list(number_of_layout)
 
     def nbytes(self, metas: Integers, rows: Integers) -> Integers:
-        """The bytes that each record's tensors take."""
+        """The bytes that the tensors of each record take."""
         numbers, inverse = np.unique(rows >> ROW_BITS, return_inverse=True)
-        sizes = [_row_bytes(self._blocks[number]) if number >= 0 else 0 for number in numbers.tolist()]
+        sizes = [_row_bytes(self._block_of_number[number]) if number >= 0 else 0 for number in numbers.tolist()]
         return np.array(sizes, dtype=np.int64)[inverse]
 
     @cached_property
-    def _sorted(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Mapping[int, str | int]]:
+    def _tables(self) -> tuple[StructuredArray, StructuredArray, Mapping[int, str | int]]:
+        """Passes and records in order, and the sample ids."""
         table = self.table
-        if self.ended:
+        if self.unpacked:
             table = table.copy()
             table.add(
-                [(i, v, rows.rows if isinstance(rows, UncopiedPass) else rows, t) for i, v, rows, t in self.ended]
+                [
+                    (info, metas, rows.rows if isinstance(rows, UncopiedPass) else rows, times)
+                    for info, metas, rows, times in self.unpacked
+                ]
             )
         passes = table.read_passes().copy()
         passes["started"] -= self.catalog.began
@@ -129,64 +130,78 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
             passes["first"] = first
         return passes, records, table.samples
 
+    @cached_property
+    def _block_of_number(self) -> Mapping[int, Block]:
+        """All blocks, those of uncopied passes made now."""
+        blocks: dict[int, Block] = {}
+        uncopied = [rows for _, _, rows, _ in self.unpacked if isinstance(rows, UncopiedPass)]
+        for number, block in self.blocks.items():
+            if isinstance(block, UncopiedPass):
+                uncopied.append(block)
+            else:
+                blocks[number] = block
+        for pass_ in uncopied:
+            blocks.update((block.number, block) for block in pass_.blocks())
+        return blocks
+
     def _layout(self, row: int, part: Part, position: int) -> tuple[tuple[int, ...], torch.dtype]:
-        block = self._blocks.get(row >> ROW_BITS)
+        block = self._block_of_number.get(row >> ROW_BITS)
         if block is None:  # row -1: no tensor was kept
             raise KeyError(position)
         if part == "gradient" and row in block.gradients:
             value = block.gradients[row]
-        elif part in block.kept:
-            value = block.kept[part]
+        elif part in block.own_tensors:
+            value = block.own_tensors[part]
         elif part in block.parts:
             value = block.parts[part].read()[0]
         else:
             raise KeyError(position)
         return tuple(value.shape), value.dtype
 
-    def _run(self, rows: Integers, part: Part, start: int) -> Tensor:
-        """The values of rows of one block."""
-        block = self._blocks.get(int(rows[0]) >> ROW_BITS)
+    def _read_run(self, rows: Integers, part: Part, position: int) -> Tensor:
+        """The values of consecutive records that are in one block; ``position`` is that of the first, for errors."""
+        block = self._block_of_number.get(int(rows[0]) >> ROW_BITS)
         if block is None:  # row -1: no tensor was kept
-            raise KeyError(start)
+            raise KeyError(position)
         if part == "gradient":
             for i, row in enumerate(rows.tolist()):
                 if row not in block.gradients:
-                    raise KeyError(start + i)
+                    raise KeyError(position + i)
             return torch.stack([block.gradients[row] for row in rows.tolist()])
-        if part in block.kept:
-            return block.kept[part].unsqueeze(0)
+        if part in block.own_tensors:
+            return block.own_tensors[part].unsqueeze(0)
         if part not in block.parts:
-            raise KeyError(start)
-        return _pick(block.parts[part].read(), rows & (MAX_ROWS - 1))
+            raise KeyError(position)
+        return _take_rows(block.parts[part].read(), rows & (MAX_ROWS - 1))
 
     def _gather(self, rows: Integers, part: Part) -> Tensor | None:
         """The values of rows that change blocks all the time, block by block; None where that can't be one tensor."""
         numbers = rows >> ROW_BITS
         order = np.argsort(numbers, kind="stable")
-        found, starts = np.unique(numbers[order], return_index=True)
-        blocks = [self._blocks.get(number) for number in found.tolist()]
-        if len(found) * 2 > len(rows) or not all(block and part in block.parts for block in blocks):
+        block_numbers, starts = np.unique(numbers[order], return_index=True)
+        blocks = [self._block_of_number.get(number) for number in block_numbers.tolist()]
+        if len(blocks) * 2 > len(rows) or not all(block and part in block.parts for block in blocks):
             return None
         tensors = [block.parts[part].read() for block in blocks if block]
         if len({(tensor.shape[1:], tensor.dtype, tensor.device) for tensor in tensors}) > 1:
             return None
-        places = np.split(rows[order] & (MAX_ROWS - 1), starts[1:])
-        together = torch.cat([_pick(tensor, place) for tensor, place in zip(tensors, places, strict=True)])
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        return together[torch.from_numpy(back).to(together.device)]
+        indices = np.split(rows[order] & (MAX_ROWS - 1), starts[1:])
+        values = torch.cat([_take_rows(*pair) for pair in zip(tensors, indices, strict=True)])
+        position_in_values = np.empty(len(order), np.int64)
+        position_in_values[order] = np.arange(len(order))
+        return values[torch.from_numpy(position_in_values).to(values.device)]
 
 
-def _pick(values: Tensor, places: Integers) -> Tensor:
+def _take_rows(values: Tensor, indices: Integers) -> Tensor:
     """Some rows of a tensor: a view where they are evenly spaced, else a copy."""
-    first = int(places[0])
-    if len(places) == 1:
+    first = int(indices[0])
+    if len(indices) == 1:
         return values[first : first + 1]
-    step = int(places[1]) - first
-    if step > 0 and bool((np.diff(places) == step).all()):
-        return values[first : int(places[-1]) + 1 : step]
-    return values[torch.from_numpy(places).to(values.device)]
+    step = int(indices[1]) - first
+    if step > 0 and bool((np.diff(indices) == step).all()):
+        return values[first : int(indices[-1]) + 1 : step]
+    return values[torch.from_numpy(indices).to(values.device)]
 
 
 def _row_bytes(block: Block) -> int:
-    return sum(rows.nbytes for rows in block.parts.values()) + sum(kept.nbytes for kept in block.kept.values())
+    return sum(rows.nbytes for rows in block.parts.values()) + sum(own.nbytes for own in block.own_tensors.values())

@@ -1,12 +1,11 @@
+"""The marked steps as a table, and selections by step, phase, entry and pass."""
+
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from fastrec._errors import OptionError, RecordKeyError, StepError
-from fastrec.recording._recording import Recording
 from fastrec.sinks import RAMSink
-from tests.contracts.sink import Rig
+from tests.contracts.sink import Rig, number
 
 ROLLOUT, EVAL = 1, 2
 
@@ -15,15 +14,6 @@ def rig_with(autoreset: str | None = None) -> Rig:
     rig = Rig(RAMSink(), {"autoreset": autoreset})
     assert (rig.catalog.phases.add("rollout"), rig.catalog.phases.add("eval")) == (ROLLOUT, EVAL)
     return rig
-
-
-def recorded(rig: Rig) -> Recording:
-    assert isinstance(rig.sink, RAMSink)
-    return Recording(rig.sink.source())
-
-
-def number(i: float, rows: int = 2) -> Tensor:
-    return torch.full((rows, 3), float(i))
 
 
 def loop(rig: Rig, steps: int, phase: int = ROLLOUT, envs: int = 2, passes: int = 1) -> None:
@@ -39,7 +29,7 @@ def test_steps_are_a_table_in_order_of_their_marks() -> None:
     loop(rig, 2)
     loop(rig, 1, EVAL)
     loop(rig, 1)
-    steps = recorded(rig).steps
+    steps = rig.recording().steps
     assert len(steps) == 4 and list(steps) == ["reward"] == list(steps.columns)
     assert steps.phase.tolist() == ["rollout", "rollout", "eval", "rollout"]
     assert steps.step.tolist() == [0, 1, 0, 0]
@@ -50,7 +40,7 @@ def test_steps_are_a_table_in_order_of_their_marks() -> None:
 
 
 def test_a_recording_without_steps_has_an_empty_table() -> None:
-    steps = recorded(rig_with()).steps
+    steps = rig_with().recording().steps
     assert len(steps) == 0 and not steps and list(steps) == [] and steps.step.tolist() == [] == steps.phase.tolist()
 
 
@@ -59,17 +49,17 @@ def test_a_column_that_some_marks_left_out_is_masked() -> None:
     rig.mark(0, ROLLOUT, reward=1.0, count=1)
     rig.mark(0, EVAL, reward=2.0)
     rig.mark(1, ROLLOUT, reward=3.0, count=2)
-    steps = recorded(rig).steps
+    steps = rig.recording().steps
     assert isinstance(steps["count"], np.ma.MaskedArray) and not isinstance(steps["reward"], np.ma.MaskedArray)
     assert steps["count"].mask.tolist() == [False, True, False] and steps["count"].compressed().tolist() == [1, 2]
-    assert recorded(rig).select(phase="rollout").steps["count"].tolist() == [1, 2]
+    assert rig.recording().select(phase="rollout").steps["count"].tolist() == [1, 2]
 
 
 def test_a_column_of_two_shapes_is_read_phase_by_phase() -> None:
     rig = rig_with()
     loop(rig, 2)
     loop(rig, 2, EVAL, envs=1)
-    recording = recorded(rig)
+    recording = rig.recording()
     with pytest.raises(StepError, match=r"\(2,\) in 'rollout' and \(1,\) in 'eval'; select\(phase=...\) first"):
         recording.steps["reward"]
     assert recording.select(phase="eval").steps["reward"].shape == (2, 1)
@@ -80,7 +70,7 @@ def test_passes_know_their_step_where_their_phase_has_some() -> None:
     rig.one_pass(number(0))
     loop(rig, 2, passes=2)
     rig.one_pass(number(9), phase=ROLLOUT, step=2)
-    assert [record.ctx.step for record in recorded(rig)] == [None, 0, 0, 1, 1, 2]
+    assert [record.ctx.step for record in rig.recording()] == [None, 0, 0, 1, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +91,7 @@ def test_steps_are_selected_by_number_slice_range_or_set(steps: object, wanted: 
     rig = rig_with()
     rig.one_pass(number(7))
     loop(rig, 5)
-    selected = recorded(rig).select(steps=steps)  # type: ignore[arg-type]
+    selected = rig.recording().select(steps=steps)  # type: ignore[arg-type]
     assert [record.ctx.step for record in selected] == wanted
     assert selected.steps.step.tolist() == wanted
 
@@ -109,7 +99,7 @@ def test_steps_are_selected_by_number_slice_range_or_set(steps: object, wanted: 
 def test_a_selection_of_passes_has_their_steps() -> None:
     rig = rig_with()
     loop(rig, 5, passes=2)
-    selected = recorded(rig).select(passes=range(3, 7))
+    selected = rig.recording().select(passes=range(3, 7))
     assert [record.ctx.step for record in selected] == [1, 2, 2, 3] and selected.steps.step.tolist() == [1, 2, 3]
 
 
@@ -119,7 +109,7 @@ def test_phases_and_entries_are_selected_by_globs() -> None:
     loop(rig, 2)
     loop(rig, 3, EVAL)
     rig.one_pass(number(1), entry=1)
-    recording = recorded(rig)
+    recording = rig.recording()
     assert recording.select(phase="roll*").n_passes == 2 and recording.select(phase=["rollout", "eval"]).n_passes == 5
     assert recording.select(entry="actor.*").n_passes == 1
     assert recording.select(phase="eval").select(steps=0).n_passes == 1
@@ -128,7 +118,7 @@ def test_phases_and_entries_are_selected_by_globs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"passes": "3"}, r"select\(passes='3'\)"),
         ({"passes": [True]}, "give a number, a slice, a range or a set of numbers"),
@@ -140,18 +130,18 @@ def test_phases_and_entries_are_selected_by_globs() -> None:
     ],
     ids=str,
 )
-def test_wrong_selections_are_told(options: dict[str, object], told: str) -> None:
+def test_wrong_selections_are_errors(options: dict[str, object], message: str) -> None:
     rig = rig_with()
     loop(rig, 2)
-    with pytest.raises(OptionError, match=told):
-        recorded(rig).select(**options)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=message):
+        rig.recording().select(**options)  # type: ignore[arg-type]
 
 
-def test_a_batch_that_no_value_has_is_told_with_those_there_are() -> None:
+def test_a_batch_that_no_value_has_is_an_error_that_names_those_there_are() -> None:
     rig = rig_with()
     rig.one_pass(number(0, 8), number(0, 1))
     with pytest.raises(RecordKeyError, match=r"select\(batch=4\): no value has that many rows; there are \[1, 8\]"):
-        recorded(rig).select(batch=4)
+        rig.recording().select(batch=4)
 
 
 def test_rows_that_only_reset_are_marked_under_next_step() -> None:
@@ -159,7 +149,7 @@ def test_rows_that_only_reset_are_marked_under_next_step() -> None:
     ended = [[0, 0], [1, 0], [0, 1], [0, 0], [1, 0]]
     for step, row in enumerate(ended):
         rig.mark(step, ROLLOUT, terminated=np.array(row, bool), truncated=np.zeros(2, bool))
-    reset_only = recorded(rig).steps["reset_only"]
+    reset_only = rig.recording().steps["reset_only"]
     assert reset_only.dtype == bool and reset_only.astype(int).tolist() == [[0, 0], [0, 0], [1, 0], [0, 1], [0, 0]]
 
 
@@ -167,14 +157,14 @@ def test_a_row_that_only_resets_has_no_end_of_its_own() -> None:
     rig = rig_with("next_step")
     for step, ended in enumerate([True, True, True, False]):
         rig.mark(step, ROLLOUT, terminated=ended)
-    assert recorded(rig).steps["reset_only"].tolist() == [False, True, False, True]
+    assert rig.recording().steps["reset_only"].tolist() == [False, True, False, True]
 
 
 @pytest.mark.parametrize("autoreset", ["same_step", None])
 def test_no_rows_only_reset_otherwise(autoreset: str | None) -> None:
     rig = rig_with(autoreset)
     rig.mark(0, ROLLOUT, terminated=[True, True])
-    assert "reset_only" not in recorded(rig).steps
+    assert "reset_only" not in rig.recording().steps
 
 
 def test_what_was_trimmed_still_tells_whether_the_first_row_only_resets() -> None:
@@ -183,4 +173,4 @@ def test_what_was_trimmed_still_tells_whether_the_first_row_only_resets() -> Non
     assert isinstance(rig.sink, RAMSink)
     rig.sink.take()
     rig.mark(1, ROLLOUT, terminated=[False, False])
-    assert recorded(rig).steps["reset_only"].tolist() == [[True, False]]
+    assert rig.recording().steps["reset_only"].tolist() == [[True, False]]

@@ -153,16 +153,18 @@ def test_a_long_training_loop_does_not_grow(how: str) -> None:
 
 
 def test_many_attached_passes_bring_one_warning(model: nn.Module) -> None:
-    with pytest.warns(FastrecWarning, match=r"more than 64 passes with attached graphs.*rec.pop\(\).*retain=n") as told:
+    with pytest.warns(
+        FastrecWarning, match=r"more than 64 passes with attached graphs.*rec.pop\(\).*retain=n"
+    ) as caught:
         with Recorder(model, keep_op="tanh", train_mode=True) as rec:
             for _ in range(64):
                 model(torch.randn(1, 4))
-            assert not told.list
+            assert not caught.list
             for _ in range(10):
                 model(torch.randn(1, 4))
-            assert len(told.list) == 1
+            assert len(caught.list) == 1
             rec.pop()
-    assert len(told.list) == 1
+    assert len(caught.list) == 1
 
 
 @pytest.mark.parametrize("retain", [{}, {"retain": 100}])
@@ -222,7 +224,7 @@ def test_a_file_keeps_no_graphs(model: nn.Module) -> None:
             raise AssertionError
 
     for options in ({"train_mode": True}, {"capture": CaptureSpec(keep_grad=True)}):
-        with pytest.raises(ValueError, match=r"gradients can't be kept by a file; add RAM, sink=\[RAMSink\(\), ...\]"):
+        with pytest.raises(ValueError, match=r"a file can't keep gradients; add RAM, sink=\[RAMSink\(\), ...\]"):
             Recorder(model, keep_op="tanh", sink=FileSink(), **options)
         Recorder(model, keep_op="tanh", sink=[RAMSink()], **options)
 

@@ -61,14 +61,14 @@ def test_any_index_reads_what_it_would_of_all(
         if isinstance(index, slice):
             assert torch.equal(rows[index], torch.from_numpy(whole.numpy()[index].copy()))
             continue
-        wanted = whole[torch.tensor(index, dtype=None if index else torch.long) if isinstance(index, list) else index]
-        assert torch.equal(rows[index], wanted)
+        expected = whole[torch.tensor(index, dtype=None if index else torch.long) if isinstance(index, list) else index]
+        assert torch.equal(rows[index], expected)
         if isinstance(index, list):
-            assert torch.equal(rows[np.array(index, dtype=None if index else int)], wanted)
-            assert torch.equal(rows[torch.tensor(index, dtype=None if index else torch.long)], wanted)
+            assert torch.equal(rows[np.array(index, dtype=None if index else int)], expected)
+            assert torch.equal(rows[torch.tensor(index, dtype=None if index else torch.long)], expected)
 
 
-def test_rows_tell_their_shape(ragged: list[Recording], even: list[Recording]) -> None:
+def test_rows_have_the_shape_of_the_whole(ragged: list[Recording], even: list[Recording]) -> None:
     for recording in even:
         rows = recording.rows("tanh_1")
         assert (rows.shape, rows.ndim, rows.dtype) == ((25, 4, 3), 3, torch.float32)
@@ -96,7 +96,7 @@ def test_values_that_differ_only_in_their_batch_need_samples(ragged: list[Record
 
 
 @pytest.mark.parametrize(
-    ("index", "error", "told"),
+    ("index", "error", "message"),
     [
         (25, IndexError, "range"),
         ([3, 25], IndexError, "there are 25 rows, and the index goes from 3 to 25"),
@@ -106,15 +106,17 @@ def test_values_that_differ_only_in_their_batch_need_samples(ragged: list[Record
         ([0.5], OptionError, "give a number, a slice"),
     ],
 )
-def test_an_index_that_is_none_is_told(even: list[Recording], index: object, error: type[Exception], told: str) -> None:
+def test_an_index_that_is_none_is_an_error(
+    even: list[Recording], index: object, error: type[Exception], message: str
+) -> None:
     for recording in even:
-        with pytest.raises(error, match=told):
+        with pytest.raises(error, match=message):
             recording.rows("tanh_1")[index]
 
 
-def test_rows_that_can_not_be_are_told(even: list[Recording]) -> None:
+def test_rows_that_can_not_be_are_errors(even: list[Recording]) -> None:
     for recording in even:
-        with pytest.raises(OptionError, match="there is by='sample', or nothing"):
+        with pytest.raises(OptionError, match="give by='sample', or leave it out"):
             recording.rows("tanh_1", by="pass")
         with pytest.raises(RecordKeyError, match="did you mean"):
             recording.rows("tanh_2")
@@ -185,4 +187,4 @@ def test_edges_divide_all_rows(sizes: list[int], nbytes: int) -> None:
     assert edges == sorted(set(edges)) and set(edges) >= {0, len(rows)}
     stops = set(np.cumsum(sizes).tolist()) | {0}
     assert set(edges) <= stops
-    assert all(12 * (b - a) < nbytes + 12 * max(sizes) for a, b in zip(edges, edges[1:], strict=False))
+    assert all(12 * (stop - start) < nbytes + 12 * max(sizes) for start, stop in zip(edges, edges[1:], strict=False))

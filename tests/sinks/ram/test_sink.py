@@ -108,8 +108,8 @@ def test_taking_hands_over_the_steps_too(rig: Rig) -> None:
     rig.mark(1, done=[False, False])
     rig.mark(2, done=[False, True])
     (second,) = sink_of(rig).take().steps()
-    assert first.numbers.tolist() == [0] and not first.before
-    assert second.numbers.tolist() == [1, 2] and second.before["done"].tolist() == [True, False]
+    assert first.numbers.tolist() == [0] and not first.columns_before
+    assert second.numbers.tolist() == [1, 2] and second.columns_before["done"].tolist() == [True, False]
     assert not sink_of(rig).take().steps()
 
 
@@ -142,7 +142,7 @@ def test_trimming_frees_memory(rig: Rig) -> None:
         rig.one_pass(torch.full((64, 64), float(i)))
         sink_of(rig).trim(passes=3)
     assert blocks_held(rig) <= 3
-    assert len(sink_of(rig)._ledger._table.rows) <= 64  # type: ignore[union-attr]
+    assert len(sink_of(rig)._pass_log._table.rows) <= 64  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("most", [1, 5])
@@ -163,7 +163,7 @@ def test_trimming_to_steps_shows_exactly_the_last_steps(rig: Rig, most: int) -> 
     assert train["pass_index"].tolist() == [4 * s + 3 for s in steps]
     (marks,) = source.steps()
     assert marks.numbers.tolist() == list(steps)
-    assert marks.columns["reward"].tolist() == list(steps) and marks.before["reward"] == 39 - most
+    assert marks.columns["reward"].tolist() == list(steps) and marks.columns_before["reward"] == 39 - most
 
 
 def test_trimming_looks_at_the_order_of_starts(rig: Rig) -> None:
@@ -329,7 +329,7 @@ def test_a_record_costs_little_beside_its_tensor() -> None:
     try:
         for _ in range(passes):
             info = rig.begin()
-            rig.ledger.commit(info, [meta] * per_pass, [append(value) for _ in range(per_pass)], [0.0] * per_pass)
+            rig.pass_log.commit(info, [meta] * per_pass, [append(value) for _ in range(per_pass)], [0.0] * per_pass)
         gc.collect()
         used = tracemalloc.get_traced_memory()[0]
     finally:

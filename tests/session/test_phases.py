@@ -32,7 +32,7 @@ def test_a_step_is_marked_in_a_phase_with_a_name() -> None:
             net["actor"](x)
             with rec.phase("rollout"):
                 rec.step()
-        with pytest.raises(FastrecError, match=r"mark it inside of `with rec.phase\('rollout'\):`"):
+        with pytest.raises(FastrecError, match=r"mark it inside `with rec.phase\('rollout'\):`"):
             rec.step()
     assert [r.ctx.step for r in rec.recording] == [0, 1]
 

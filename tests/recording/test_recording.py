@@ -1,5 +1,7 @@
-import builtins
+"""Records by number, key and selection; tensors, arrays and tables of them."""
+
 import gc
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from typing import Any
@@ -9,14 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
+from fastrec import ActivationRecord, CaptureSpec, Recording
 from fastrec._errors import GradientError, MissingExtraError, OptionError, RaggedError, RecordKeyError
-from fastrec.events.capture import CaptureSpec
 from fastrec.events.sites import Frame, Site
-from fastrec.recording._recording import ActivationRecord, Recording
 from fastrec.sinks import RAMSink
-from tests.contracts.sink import Rig
+from tests.contracts.sink import Rig, number
 
 RELU = Site("features.3/relu", "op", "relu", "relu", (Frame("", "Net"), Frame("features.3", "ReLU")))
 CONV = Site("features.3", "module_exit", "relu", "ReLU", (Frame("", "Net"), Frame("features.3", "ReLU")))
@@ -31,15 +31,6 @@ def rig() -> Rig:
     return Rig(RAMSink())
 
 
-def recorded(rig: Rig) -> Recording:
-    assert isinstance(rig.sink, RAMSink)
-    return Recording(rig.sink.source())
-
-
-def number(i: float, rows: int = 2) -> Tensor:
-    return torch.full((rows, 3), float(i))
-
-
 @pytest.fixture
 def ten(rig: Rig) -> Recording:
     """Ten passes: a relu fires twice, its module's output once."""
@@ -47,7 +38,7 @@ def ten(rig: Rig) -> Recording:
         kept = [rig.append(RELU, number(i), label="relu_1"), rig.append(RELU, number(-i), label="relu_2")]
         kept.append(rig.append(CONV, number(100 + i), label="features.3:1"))
         rig.commit(rig.begin(), kept)
-    return recorded(rig)
+    return rig.recording()
 
 
 def test_records_come_in_order_by_number_slice_and_iteration(ten: Recording) -> None:
@@ -86,7 +77,7 @@ def test_a_key_is_a_module_a_site_or_a_label(ten: Recording, key: str, count: in
 
 
 @pytest.mark.parametrize(
-    ("key", "told"),
+    ("key", "message"),
     [
         ("relu_3", "there is nothing under 'relu_3'; did you mean 'relu_2' or 'relu_1'"),
         ("site:features.4", "did you mean 'features.3'"),
@@ -94,25 +85,25 @@ def test_a_key_is_a_module_a_site_or_a_label(ten: Recording, key: str, count: in
         ("conv", "there is nothing under 'conv'; there are 'features.3/relu', 'features.3'"),
     ],
 )
-def test_an_unknown_key_is_told_with_close_ones(ten: Recording, key: str, told: str) -> None:
+def test_an_unknown_key_is_an_error_that_names_close_ones(ten: Recording, key: str, message: str) -> None:
     for read in (ten.__getitem__, ten.stack, ten.last, ten.to_numpy):
-        with pytest.raises(RecordKeyError, match=told):
+        with pytest.raises(RecordKeyError, match=message):
             read(key)
     assert key not in ten
 
 
-def test_a_module_of_which_only_ops_were_kept_is_told_with_them(rig: Rig) -> None:
+def test_the_error_for_a_module_names_its_ops_where_only_they_were_kept(rig: Rig) -> None:
     rig.one_pass()
     rig.commit(rig.begin(), [rig.append(RELU, number(1))])
     with pytest.raises(RecordKeyError, match="nothing under 'features.3' itself, but there is 'features.3/relu'"):
-        recorded(rig)["features.3"]
+        rig.recording()["features.3"]
 
 
 def test_a_key_that_means_two_things_is_an_error_that_shows_both(rig: Rig) -> None:
     module = Site("relu_1", "module_exit", "relu", "ReLU", (Frame("relu_1", "ReLU"),))
     kept = [rig.append(RELU, number(1), label="relu_1"), rig.append(module, number(2), label="relu_1:1")]
     rig.commit(rig.begin(), kept)
-    recording = recorded(rig)
+    recording = rig.recording()
     with pytest.raises(RecordKeyError, match="'relu_1' is ambiguous here; say 'module:relu_1' or 'label:relu_1'"):
         recording["relu_1"]
     assert recording.stack("module:relu_1")[0, 0, 0] == 2 and recording.stack("label:relu_1")[0, 0, 0] == 1
@@ -120,9 +111,9 @@ def test_a_key_that_means_two_things_is_an_error_that_shows_both(rig: Rig) -> No
 
 def test_an_empty_recording_says_so(rig: Rig) -> None:
     with pytest.raises(RecordKeyError, match="this recording has no records"):
-        recorded(rig)["relu_1"]
-    assert recorded(rig).summary() == "0 records of 0 sites in 0 passes, 0 B"
-    assert not recorded(rig).sites and list(recorded(rig)) == []
+        rig.recording()["relu_1"]
+    assert rig.recording().summary() == "0 records of 0 sites in 0 passes, 0 B"
+    assert not rig.recording().sites and list(rig.recording()) == []
 
 
 def test_stacks_are_ordered_by_pass_and_event(ten: Recording) -> None:
@@ -130,14 +121,14 @@ def test_stacks_are_ordered_by_pass_and_event(ten: Recording) -> None:
     assert ten.stack("features.3/relu")[:, 0, 0].tolist() == [x for i in range(10) for x in (i, -i)]
     by_pass = ten.stack("features.3/relu", by="pass")
     assert by_pass.shape == (10, 2, 2, 3) and by_pass[4, 1, 0, 0] == -4
-    with pytest.raises(OptionError, match="there is by='pass'"):
+    with pytest.raises(OptionError, match="give by='pass', or leave it out"):
         ten.stack("relu_1", by="step")  # type: ignore[arg-type]
 
 
 def test_values_that_lie_together_are_stacked_without_a_copy(rig: Rig) -> None:
     for i in range(63):  # blocks of 1, 2, 4, 8, 16 and 32 rows
         rig.one_pass(number(i))
-    tail = recorded(rig).select(passes=slice(-16, None))
+    tail = rig.recording().select(passes=slice(-16, None))
     stacked = tail.stack("a")
     first, last = tail[0].activation, tail[-1].activation
     assert first is not None and last is not None
@@ -152,19 +143,19 @@ def test_different_shapes_are_ragged(rig: Rig) -> None:
     for rows in (8, 8, 1):
         rig.one_pass(number(1, rows))
     with pytest.raises(RaggedError, match=r"'a' has values of shapes \(8, 3\) \(2 records\), \(1, 3\) \(1 records\)"):
-        recorded(rig).stack("a")
-    assert recorded(rig).select(batch=8).stack("a").shape == (2, 8, 3)
+        rig.recording().stack("a")
+    assert rig.recording().select(batch=8).stack("a").shape == (2, 8, 3)
 
 
 def test_different_dtypes_are_ragged(rig: Rig) -> None:
     rig.one_pass(number(1), number(2).double())
     with pytest.raises(RaggedError, match=r"dtypes 'torch.float32' \(1 records\), 'torch.float64' \(1 records\)"):
-        recorded(rig).stack("a")
+        rig.recording().stack("a")
 
 
 def test_different_leaves_are_ragged(rig: Rig) -> None:
     rig.commit(rig.begin(), [rig.append(site, number(i)) for i, site in enumerate(LSTM)])
-    recording = recorded(rig)
+    recording = rig.recording()
     assert len(recording["lstm"]) == 3
     with pytest.raises(RaggedError, match=r"'lstm' has several leaves: 'lstm\[0\]' \(1 records\), 'lstm\[1\]\[0\]'"):
         recording.stack("lstm")
@@ -175,7 +166,7 @@ def test_different_sites_under_one_label_are_ragged(rig: Rig) -> None:
     for site in ("a/relu", "b/relu", "b/relu"):
         rig.commit(rig.begin(), [rig.append(Site(site, "op", "relu", "relu"), number(1), label="relu_1")])
     with pytest.raises(RaggedError, match=r"several sites: 'a/relu' \(1 records\), 'b/relu' \(2 records\)"):
-        recorded(rig).stack("relu_1")
+        rig.recording().stack("relu_1")
 
 
 def test_different_firings_are_ragged_by_pass(rig: Rig) -> None:
@@ -183,14 +174,14 @@ def test_different_firings_are_ragged_by_pass(rig: Rig) -> None:
     rig.one_pass(number(1), number(2))
     rig.one_pass()
     with pytest.raises(RaggedError, match="1 in 1 passes, 2 in 1 passes; use stack without by="):
-        recorded(rig).stack("a", by="pass")
+        rig.recording().stack("a", by="pass")
 
 
 def test_attached_values_are_stacked_attached(rig: Rig) -> None:
     leaf = torch.ones(3, requires_grad=True)
     for i in range(3):
         rig.one_pass(leaf * i, spec=CaptureSpec(keep_grad=True))
-    recording = recorded(rig)
+    recording = rig.recording()
     assert recording[1].activation is recording[1].activation
     recording.stack("a").sum().backward()
     assert leaf.grad is not None and leaf.grad.tolist() == [3.0] * 3
@@ -202,7 +193,7 @@ def test_gradients_are_stacked_once_they_arrived(rig: Rig) -> None:
     values = [leaf * i for i in range(3)]
     for value in values:
         rig.one_pass(value, spec=CaptureSpec(save_gradient=True))
-    recording = recorded(rig)
+    recording = rig.recording()
     assert recording[0].gradient is None
     with pytest.raises(GradientError, match="no gradient has reached 'a' yet .*call backward"):
         recording.stack("a", part="gradient")
@@ -213,7 +204,7 @@ def test_gradients_are_stacked_once_they_arrived(rig: Rig) -> None:
 def test_what_only_a_transform_kept_is_what_is_stacked(rig: Rig) -> None:
     for i in range(3):
         rig.one_pass(number(i), spec=CaptureSpec(transform=lambda t: t.sum(), save_raw=False))
-    recording = recorded(rig)
+    recording = rig.recording()
     assert recording[1].activation is None and recording[1].transformed_activation == 6
     assert recording.stack("a").tolist() == [0.0, 6.0, 12.0]
     with pytest.raises(RecordKeyError, match="was kept without its activation: CaptureSpec"):
@@ -225,7 +216,7 @@ def test_what_only_a_transform_kept_is_what_is_stacked(rig: Rig) -> None:
 def test_transforms_may_make_one_shape_of_many(rig: Rig) -> None:
     for rows in (1, 2, 3):
         rig.one_pass(number(rows, rows), spec=CaptureSpec(transform=lambda t: t.mean(0)))
-    recording = recorded(rig)
+    recording = rig.recording()
     assert recording.stack("a", part="transformed_activation")[:, 0].tolist() == [1.0, 2.0, 3.0]
     with pytest.raises(RaggedError, match=r"activation of 'a' has values of shapes \(1, 3\) \(1 records\)"):
         recording.stack("a")
@@ -233,28 +224,28 @@ def test_transforms_may_make_one_shape_of_many(rig: Rig) -> None:
 
 def test_a_record_without_a_tensor_still_has_its_context(rig: Rig) -> None:
     rig.one_pass(number(1), spec=CaptureSpec(save_activation=False))
-    (record,) = recorded(rig)
+    (record,) = rig.recording()
     assert record.activation is None and record.ctx.tensor_shape == (2, 3) and not record.spec.save_activation
     with pytest.raises(RecordKeyError, match="was kept without its activation"):
-        recorded(rig).stack("a")
+        rig.recording().stack("a")
 
 
 def test_records_show_themselves_in_one_line(rig: Rig) -> None:
     rig.one_pass(("a", number(1)), ("b", torch.tensor(1)))
     rig.mark(0)
     rig.one_pass(number(1), step=1)
-    first, second, third = recorded(rig)
+    first, second, third = rig.recording()
     assert repr(first) == "ActivationRecord('a', site='a', 2x3 float32, pass 0, step 0)"
     assert repr(second) == "ActivationRecord('b', site='b', scalar int64, pass 0, step 0)"
-    assert third.ctx.step == 1 and repr(recorded(rig).records) == "<3 records>"
-    assert repr(recorded(rig)) == "<Recording: 3 records of 2 sites in 2 passes>"
+    assert third.ctx.step == 1 and repr(rig.recording().records) == "<3 records>"
+    assert repr(rig.recording()) == "<Recording: 3 records of 2 sites in 2 passes>"
 
 
 def test_contexts_know_their_pass(rig: Rig) -> None:
     rig.catalog.phases.add("eval")
     rig.catalog.entries.add("actor")
     rig.one_pass(number(1), phase=1, entry=1, entry_pass=5, grad=True, sample_id="x")
-    ctx = recorded(rig)[0].ctx
+    ctx = rig.recording()[0].ctx
     assert (ctx.phase, ctx.entry, ctx.entry_pass, ctx.grad_enabled, ctx.sample_id) == ("eval", "actor", 5, True, "x")
     assert ctx.step is None and ctx.site == "a" and ctx.time_since_pass_start == pytest.approx(0)
 
@@ -268,20 +259,20 @@ def test_passes_are_read_one_by_one(ten: Recording) -> None:
 def test_a_pass_without_records_is_read_as_one(rig: Rig) -> None:
     rig.one_pass()
     rig.one_pass(number(1))
-    recording = recorded(rig)
+    recording = rig.recording()
     assert [len(list(recording.iter_pass(i))) for i in range(recording.n_passes)] == [0, 1]
     with pytest.raises(RecordKeyError, match="there is no pass -1 here"):
         recording.iter_pass(-1)
 
 
-def test_halted_passes_tell_why(rig: Rig) -> None:
+def test_a_recording_knows_why_passes_were_halted(rig: Rig) -> None:
     for outcome in ("ok", "halted", "halted"):
         rig.one_pass(number(1), outcome=outcome)
     rig.catalog.halted = {1: "first", 2: "second"}
-    assert recorded(rig).halted == {1: "first", 2: "second"}
-    assert recorded(rig).select(passes=[0, 2]).halted == {2: "second"}
+    assert rig.recording().halted == {1: "first", 2: "second"}
+    assert rig.recording().select(passes=[0, 2]).halted == {2: "second"}
     rig.catalog.failures = ["failure"]
-    assert recorded(rig).predicate_failures == ["failure"]
+    assert rig.recording().predicate_failures == ["failure"]
 
 
 def test_sites_are_counted(ten: Recording) -> None:
@@ -302,7 +293,7 @@ def test_the_summary_is_a_table(ten: Recording) -> None:
 
 def test_html_is_escaped_and_cut(rig: Rig) -> None:
     rig.one_pass(*((f"<b>{i}", number(i)) for i in range(60)))
-    html = recorded(rig)._repr_html_()
+    html = rig.recording()._repr_html_()
     assert "<b>" not in html and "&lt;b&gt;1<" in html and "script" not in html
     assert html.startswith("<details>") and "and 10 more sites" in html
 
@@ -316,16 +307,9 @@ def test_pandas_gets_one_row_per_record(ten: Recording) -> None:
             assert row[name] == getattr(record.ctx, name) or row[name] is getattr(record.ctx, name), name
 
 
-def test_a_missing_pandas_is_told_with_its_extra(ten: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = builtins.__import__
-
-    def without(name: str, *args: Any) -> Any:
-        if name == "pandas":
-            raise ImportError(name)
-        return found(name, *args)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingExtraError, match=r"pip install 'fastrec\[pandas\]'"):
+def test_a_missing_pandas_is_an_error_that_names_its_extra(ten: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match=r"to_pandas\(\) needs pandas.*pip install '.*\[pandas\]'"):
         ten.to_pandas()
 
 
@@ -334,7 +318,7 @@ def test_numpy_gets_what_it_has_no_dtype_for_as_float32(rig: Rig) -> None:
     info = rig.begin()
     specs = {"bf16": torch.bfloat16, "fp8": torch.float8_e5m2, "f64": torch.float64, "own": None}
     rig.commit(info, [rig.append(site, value, CaptureSpec(dtype=dtype)) for site, dtype in specs.items()])
-    recording = recorded(rig)
+    recording = rig.recording()
     dtypes = {site: recording.to_numpy(site).dtype.name for site in specs}
     assert dtypes == {"bf16": "float32", "fp8": "float32", "f64": "float64", "own": "float32"}
     assert recording.to_numpy("bf16")[0].tolist() == value.bfloat16().tolist()
@@ -376,19 +360,19 @@ def test_a_recording_equals_a_list_of_tuples(passes: Any, random: Any, data: Any
             model.append((i, event, site, rows, phase, grad, value))
         rig.commit(infos[i], kept)
     model.sort(key=lambda record: record[:2])
-    recording = recorded(rig)
+    recording = rig.recording()
     check(recording, model, len(passes))
 
-    chosen = {i for i in range(len(passes)) if data.draw(st.booleans())}
-    filled = {i for i, (_, _, fired) in enumerate(passes) if fired}
-    check(recording.select(passes=chosen), [r for r in model if r[0] in chosen], len(chosen & filled))
-    on = recording.select(grad=True, phase="other")
+    selected = {i for i in range(len(passes)) if data.draw(st.booleans())}
+    with_records = {i for i, (_, _, fired) in enumerate(passes) if fired}
+    check(recording.select(passes=selected), [r for r in model if r[0] in selected], len(selected & with_records))
+    with_grad = recording.select(grad=True, phase="other")
     fitting = [i for i, (phase, grad, _) in enumerate(passes) if grad and phase == 1]
-    check(on, [r for r in model if r[0] in fitting], len(filled.intersection(fitting)))
+    check(with_grad, [r for r in model if r[0] in fitting], len(with_records.intersection(fitting)))
     if any(record[3] == 8 for record in model):
         batch = recording.select(passes=slice(None), batch=8)
-        wanted = [r for r in model if r[3] == 8]
-        check(batch, wanted, len({r[0] for r in wanted}))
+        of_size_8 = [r for r in model if r[3] == 8]
+        check(batch, of_size_8, len({r[0] for r in of_size_8}))
 
 
 def check(recording: Recording, model: list[Any], passes: int) -> None:
@@ -418,8 +402,8 @@ def many() -> Iterator[tuple[Recording, int]]:
     tracemalloc.start()
     for i in range(20_000):
         value = torch.tensor([float(i)])
-        rig.ledger.commit(rig.begin(), [meta] * 10, [append(value) for _ in range(10)], [0.0] * 10)
-    recording = recorded(rig)
+        rig.pass_log.commit(rig.begin(), [meta] * 10, [append(value) for _ in range(10)], [0.0] * 10)
+    recording = rig.recording()
     stacked = recording.select(grad=False).stack("a")
     gc.collect()
     used = tracemalloc.get_traced_memory()[0]

@@ -190,8 +190,8 @@ def test_phases_have_steps_of_their_own(model: nn.Module, x: Tensor) -> None:
                 model(x)
             with rec.phase("train"):
                 model(x)
-    told = [(r.ctx.phase, r.ctx.step) for r in rec.recording]
-    assert told == [
+    facts = [(r.ctx.phase, r.ctx.step) for r in rec.recording]
+    assert facts == [
         *(("rollout", 0), ("rollout", 1), ("eval", None), ("rollout", 2), ("train", None)),
         *(("rollout", 2), ("rollout", 3), ("eval", None), ("rollout", 4), ("train", None)),
     ]
@@ -298,13 +298,13 @@ def test_every_and_first_count_the_passes_of_an_entry(model: nn.Module, x: Tenso
         for _ in range(5):
             model(x)
             model[4](torch.ones(1, 8))
-    told = [(r.ctx.layer_type, r.ctx.pass_index, r.ctx.entry, r.ctx.entry_pass) for r in rec.recording]
-    assert [t for t in told if t[0] == "tanh"] == [("tanh", 0, "", 0), ("tanh", 6, "", 3)]
-    assert [t for t in told if t[0] == "relu"] == [("relu", 0, "", 0), ("relu", 2, "", 1)]
-    assert [t[1:] for t in told if t[0] == "linear"] == [(2 * n + 1, "4", n) for n in range(5)]
+    facts = [(r.ctx.layer_type, r.ctx.pass_index, r.ctx.entry, r.ctx.entry_pass) for r in rec.recording]
+    assert [t for t in facts if t[0] == "tanh"] == [("tanh", 0, "", 0), ("tanh", 6, "", 3)]
+    assert [t for t in facts if t[0] == "relu"] == [("relu", 0, "", 0), ("relu", 2, "", 1)]
+    assert [t[1:] for t in facts if t[0] == "linear"] == [(2 * n + 1, "4", n) for n in range(5)]
 
 
-def test_gradient_modes_tell_rollouts_from_training(model: nn.Module, x: Tensor) -> None:
+def test_gradient_modes_separate_rollouts_from_training(model: nn.Module, x: Tensor) -> None:
     with Recorder(model, keep_op=op("tanh") & grad_enabled() | op("relu") & ~grad_enabled()) as rec:
         with torch.no_grad():
             model(x)
@@ -317,8 +317,8 @@ def test_inputs_and_buffers_become_events_when_asked(x: Tensor) -> None:
     model = nn.Sequential(nn.BatchNorm1d(4), nn.ReLU()).eval()
     with Recorder(model, keep_op=kind("input", "buffer", "op"), include_source_events=True) as rec:
         model(x)
-    told = [(r.ctx.kind, r.ctx.site, r.ctx.label) for r in rec.recording]
-    assert told == [
+    facts = [(r.ctx.kind, r.ctx.site, r.ctx.label) for r in rec.recording]
+    assert facts == [
         ("input", ":in[0]", "input_1"),
         ("buffer", "0.running_mean:buffer", "buffer_1"),
         ("buffer", "0.running_var:buffer", "buffer_2"),
@@ -362,8 +362,8 @@ def test_recent_events_are_bounded_and_cleared(model: nn.Module, x: Tensor) -> N
     with Recorder(model, keep_op=True, history_size=3) as rec:
         model(x), model(x)
     for number in range(2):
-        told = [[e.label for e in r.ctx.recent_ops] for r in rec.recording.iter_pass(number)]
-        assert told == [
+        labels = [[e.label for e in r.ctx.recent_ops] for r in rec.recording.iter_pass(number)]
+        assert labels == [
             *([], ["linear_1"], ["linear_1", "tanh_1"], ["linear_1", "tanh_1", "linear_2"]),
             ["tanh_1", "linear_2", "relu_1"],
         ]
@@ -442,7 +442,7 @@ def test_a_retried_pass_is_a_pass_of_its_own(model: nn.Module, x: Tensor) -> Non
     assert [(r.ctx.pass_index, r.ctx.step) for r in rec.recording] == [(1, 0), (3, 1)]
 
 
-def test_a_recorder_tells_about_itself(model: nn.Module, x: Tensor) -> None:
+def test_a_recorder_shows_its_roots_and_state(model: nn.Module, x: Tensor) -> None:
     rec = Recorder(model, keep_op="tanh")
     assert repr(rec).startswith("<Recorder of Sequential: new")
     with rec:
@@ -453,17 +453,17 @@ def test_a_recorder_tells_about_itself(model: nn.Module, x: Tensor) -> None:
 
 def test_using_a_recorder_outside_of_its_block_is_an_error(model: nn.Module, x: Tensor) -> None:
     rec = Recorder(model, keep_op="tanh")
-    with pytest.raises(RuntimeError, match="nothing is recorded before the block begins"):
+    with pytest.raises(RuntimeError, match="nothing was recorded yet; open the recorder"):
         _ = rec.recording
     with rec:
         model(x)
-        with pytest.raises(RuntimeError, match="this recorder is open; a recorder is used once"):
+        with pytest.raises(RuntimeError, match="this recorder is open, and a recorder is used once"):
             rec.__enter__()
     uses = [lambda: rec.log(x), rec.step, rec.pop, lambda: rec.phase("a").__enter__()]
     for use in [*uses, lambda: rec.pause().__enter__(), lambda: rec.region().__enter__()]:
-        with pytest.raises(RuntimeError, match=r"this recorder is closed; use it inside of its `with Recorder\(...\)"):
+        with pytest.raises(RuntimeError, match=r"this recorder is closed; use it inside its `with Recorder\(...\)"):
             use()
-    with pytest.raises(RuntimeError, match="a recorder is used once, make another one"):
+    with pytest.raises(RuntimeError, match="a recorder is used once; make another one"):
         rec.__enter__()
     assert len(rec.recording) == 1
 
@@ -482,7 +482,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"on_predicate_error": "ignore"}, "choose one of 'raise', 'collect'"),
     ({"on_forward_error": "ignore"}, "choose one of 'drop', 'keep'"),
     ({"engine": "egaer"}, "engine='egaer': "),
-    ({"returns_none": True}, "returns_none=True only goes with halt="),
+    ({"returns_none": True}, "returns_none=True is only allowed with halt="),
     ({"sink": 3}, "sink=3: give a path such as 'run.h5', a sink, or a list of them"),
     ({"sink": []}, "sink=[]: give at least one sink"),
     ({"keep_op": 3}, "keep_op got 3 (int); give a predicate, a function of the context"),
@@ -531,7 +531,7 @@ def test_a_structural_predicate_that_raises_is_handled_alike(model: nn.Module, x
         assert len(record(model, x, keep_op=broken, on_predicate_error="collect")) == 0
 
 
-def test_predicates_of_modules_speak_of_outputs_unless_told(model: nn.Module, x: Tensor) -> None:
+def test_predicates_of_modules_select_outputs_unless_they_say_inputs(model: nn.Module, x: Tensor) -> None:
     both = record(model, x, keep_module=lambda ctx: ctx.module_address == "1")
     assert [r.ctx.kind for r in both] == ["module_enter", "module_exit"]
     assert [r.ctx.kind for r in record(model, x, keep_module=module("1"))] == ["module_exit"]

@@ -1,5 +1,6 @@
 """Values side by side in the containers of other libraries, from RAM as from files."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +28,19 @@ def recording(request: pytest.FixtureRequest, tmp_path: Path) -> Recording:
 
 
 def test_xarray_has_a_variable_per_site_and_record(recording: Recording) -> None:
-    found = recording.to_xarray()
-    assert list(found) == ["0/linear", "1/tanh"] and found["1/tanh"].dims == ("record", "1/tanh_1", "1/tanh_2")
-    assert np.array_equal(found["1/tanh"], recording.to_numpy("tanh_1"))
-    assert found["pass_index"].values.tolist() == found["step"].values.tolist() == list(range(STEPS))
-    assert set(found["phase"].values.tolist()) == {""}
+    data = recording.to_xarray()
+    assert list(data) == ["0/linear", "1/tanh"] and data["1/tanh"].dims == ("record", "1/tanh_1", "1/tanh_2")
+    assert np.array_equal(data["1/tanh"], recording.to_numpy("tanh_1"))
+    assert data["pass_index"].values.tolist() == data["step"].values.tolist() == list(range(STEPS))
+    assert set(data["phase"].values.tolist()) == {""}
 
 
 def test_xarray_by_step_has_environments_and_columns(recording: Recording) -> None:
-    found = recording.to_xarray("tanh_1", by="step")
-    assert found["tanh_1"].dims == ("step", "env", "tanh_1_2") and found["reward"].dims == ("step", "env")
-    assert found["count"].dims == ("step",)
-    assert found.sel(step=3)["reward"].values.tolist() == [3.0, 0.0]
-    assert np.array_equal(found["tanh_1"], recording.to_numpy("tanh_1"))
+    data = recording.to_xarray("tanh_1", by="step")
+    assert data["tanh_1"].dims == ("step", "env", "tanh_1_2") and data["reward"].dims == ("step", "env")
+    assert data["count"].dims == ("step",)
+    assert data.sel(step=3)["reward"].values.tolist() == [3.0, 0.0]
+    assert np.array_equal(data["tanh_1"], recording.to_numpy("tanh_1"))
 
 
 def test_tensordicts_have_one_batch(recording: Recording) -> None:
@@ -56,8 +57,8 @@ def test_a_batch_has_environments_where_all_values_do() -> None:
         for i in range(STEPS):
             model(torch.randn(ENVS, 3))
             rec.step(reward=[float(i), 0.0])
-    found = rec.recording.to_tensordict(by="step")
-    assert found.batch_size == (STEPS, ENVS) and found[2, 1]["reward"].item() == 0.0
+    data = rec.recording.to_tensordict(by="step")
+    assert data.batch_size == (STEPS, ENVS) and data[2, 1]["reward"].item() == 0.0
 
 
 def test_steps_without_a_column_are_missing_numbers() -> None:
@@ -69,7 +70,7 @@ def test_steps_without_a_column_are_missing_numbers() -> None:
     assert np.isnan(rec.recording.to_xarray(by="step")["late"].values).tolist() == [True, True, False]
 
 
-def test_what_does_not_stand_side_by_side_is_told() -> None:
+def test_what_does_not_stand_side_by_side_is_an_error() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
     with Recorder(model, keep_op=True) as rec:
         model(torch.randn(ENVS, 3))
@@ -89,7 +90,7 @@ def test_what_does_not_stand_side_by_side_is_told() -> None:
         recording.to_tensordict(by="step")
     with pytest.raises(StepError, match="'0/linear' fired 2 times in step 1, and one firing per step is needed"):
         recording.select(phase="").to_xarray(by="step")
-    with pytest.raises(OptionError, match="there is by='step', or nothing"):
+    with pytest.raises(OptionError, match="give by='step', or leave it out"):
         recording.to_xarray(by="pass")
     with pytest.raises(RecordKeyError, match="there is nothing to read"):
         recording.to_tensordict([])
@@ -97,6 +98,6 @@ def test_what_does_not_stand_side_by_side_is_told() -> None:
 
 def test_extras_that_are_missing_are_named(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("xarray", "tensordict"):
-        monkeypatch.setitem(__import__("sys").modules, name, None)
-        with pytest.raises(fastrec.FastrecError, match=rf"pip install 'fastrec\[{name}\]'"):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(fastrec.FastrecError, match=rf"to_{name}\(\) needs {name}.*pip install '.*\[{name}\]'"):
             getattr(recording, f"to_{name}")()

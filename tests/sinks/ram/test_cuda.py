@@ -1,12 +1,11 @@
-"""Values of a GPU. These tests need one; the logic of waiting once is tested without in test_copying."""
+"""Values of a GPU. These tests need one; that values are waited for once is tested without one in test_blocks."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from fastrec.events.capture import CaptureSpec
-from fastrec.recording._recording import Recording
+from fastrec import CaptureSpec, Recording
 from fastrec.sinks import RAMSink
 from tests.contracts.sink import PLAIN, Rig
 
@@ -29,11 +28,6 @@ def waiting_is_an_error() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-def recorded(rig: Rig) -> Recording:
-    assert isinstance(rig.sink, RAMSink)
-    return Recording(rig.sink.source())
-
-
 @pytest.mark.parametrize("spec", [PLAIN, TO_CPU, TO_HALF], ids=["stay", "to_cpu", "to_cpu_half"])
 @pytest.mark.parametrize("shape", [(4, 8), (), (600, 700)], ids=str)
 def test_values_of_a_gpu_come_back(rig: Rig, spec: CaptureSpec, shape: tuple[int, ...]) -> None:
@@ -41,9 +35,9 @@ def test_values_of_a_gpu_come_back(rig: Rig, spec: CaptureSpec, shape: tuple[int
     for value in values:
         rig.one_pass(value, spec=spec)
     expected = torch.stack(values).to(device=spec.device, dtype=spec.dtype)
-    stacked = recorded(rig).stack("a")
+    stacked = rig.recording().stack("a")
     assert stacked.device.type == ("cpu" if spec.device else "cuda") and torch.equal(stacked, expected)
-    assert torch.equal(recorded(rig)[7].activation, expected[7])
+    assert torch.equal(rig.recording()[7].activation, expected[7])
 
 
 @pytest.mark.usefixtures("waiting_is_an_error")
@@ -55,7 +49,7 @@ def test_recording_waits_for_no_value(rig: Rig, spec: CaptureSpec) -> None:
         rig.one_pass(value, value.t(), spec=spec)
     value.fill_(-1)
     torch.cuda.set_sync_debug_mode("default")
-    assert recorded(rig).stack("a")[::2, 0, 0].tolist() == list(range(200))
+    assert rig.recording().stack("a")[::2, 0, 0].tolist() == list(range(200))
 
 
 def test_rows_that_are_let_go_while_they_arrive_are_not_given_away(rig: Rig) -> None:

@@ -1,4 +1,4 @@
-"""A dry run tells what a recorder would do, and leaves everything as it was."""
+"""A dry run shows what a recorder would do, and leaves everything as it was."""
 
 import random
 from collections.abc import Callable
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 import fastrec
 from fastrec import CaptureSpec, RecordContext, dry_run
 from fastrec._errors import ContextFieldError, OptionError, PredicateError, UnsupportedModelError
-from fastrec.events.context import FIELDS
 from fastrec.predicates import (
     after,
     dtype,
@@ -33,6 +32,7 @@ from fastrec.predicates import (
 from tests.models import DYNAMIC, MODELS, mlp
 from tests.stable_ids import stable
 
+FIELDS = {name for name, field in vars(RecordContext).items() if isinstance(field, property)}
 ALL_MODELS = {**MODELS, **DYNAMIC}
 CONTEXT_ONLY = CaptureSpec(save_activation=False)
 
@@ -43,20 +43,20 @@ def always(ctx: RecordContext) -> bool:
 
 def fields_of(ctx: RecordContext) -> dict[str, Any]:
     """All fields but the time, which no two runs have in common."""
-    found: dict[str, Any] = {}
-    for name in set(FIELDS) - {"time_since_pass_start"}:
+    fields: dict[str, Any] = {}
+    for name in FIELDS - {"time_since_pass_start"}:
         try:
-            found[name] = getattr(ctx, name)
+            fields[name] = getattr(ctx, name)
         except ContextFieldError as error:
-            found[name] = str(error)
-    return found
+            fields[name] = str(error)
+    return fields
 
 
 def assert_same_answers(left: fastrec.DryRun, right: fastrec.DryRun) -> None:
     assert [fields_of(ctx) for ctx in left.contexts] == [fields_of(ctx) for ctx in right.contexts]
     assert len(left.decisions) == len(right.decisions)
-    for one, other in zip(left.decisions, right.decisions, strict=True):
-        assert getattr(one, "error", one) == getattr(other, "error", other)
+    for first_, second in zip(left.decisions, right.decisions, strict=True):
+        assert getattr(first_, "error", first_) == getattr(second, "error", second)
     assert left.sizes == right.sizes
     assert left.tree() == right.tree()
     assert left.summary() == right.summary()

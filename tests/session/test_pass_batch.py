@@ -1,4 +1,4 @@
-"""Passes whose values are held as they are, however they are read, popped and trimmed."""
+"""Passes whose values are kept uncopied, however they are read, popped and trimmed."""
 
 import random
 import sys
@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastrec import Recorder
+from fastrec import Recorder, Recording
 from fastrec.predicates import every, op
-from fastrec.recording._recording import Recording
 
 
 def policy() -> nn.Module:
@@ -19,19 +18,18 @@ def policy() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 1))
 
 
-def told(recording: Recording) -> list[tuple[int, str, list[float]]]:
+def facts_of(recording: Recording) -> list[tuple[int, str, list[float]]]:
     return [(r.ctx.pass_index, r.ctx.site, r.activation.flatten().tolist()) for r in recording]
 
 
 def expected(model: nn.Module, inputs: list[torch.Tensor]) -> list[list[tuple[str, list[float]]]]:
+    values = []
     with torch.no_grad():
-        found = []
         for x in inputs:
             hidden = model[1](model[0](x))
-            found.append(
-                [("1/tanh", hidden.flatten().tolist()), ("3/relu", model[3](model[2](hidden)).flatten().tolist())]
-            )
-    return found
+            out = model[3](model[2](hidden))
+            values.append([("1/tanh", hidden.flatten().tolist()), ("3/relu", out.flatten().tolist())])
+    return values
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -47,15 +45,15 @@ def test_what_is_read_popped_and_kept_is_every_pass_once(seed: int, options: dic
             model(x)
             if number < 8 or rng.random() < 0.02:  # long stretches without a pop are packed
                 taken = rec.pop()
-                popped += told(taken)
+                popped += facts_of(taken)
                 assert taken.n_records == len(taken)
             if rng.random() < 0.02:
                 read.append(rec.recording)
-        popped += told(rec.pop())
+        popped += facts_of(rec.pop())
         assert len(rec.recording) == 0
     if not options:
         assert popped == [(i, site, value) for i, values in enumerate(right) for site, value in values]
-    for seen in [popped, *map(told, read)]:
+    for seen in [popped, *map(facts_of, read)]:
         assert all((site, value) in right[i] for i, site, value in seen)
         assert [i for i, _, _ in seen] == sorted(i for i, _, _ in seen)
 
@@ -75,7 +73,7 @@ def test_threads_that_pop_at_once_share_the_passes() -> None:
             model(x)
         taken += [record.ctx.pass_index for record in rec.pop()]
         threads = [threading.Thread(target=pop) for _ in range(4)]
-        before = sys.getswitchinterval()
+        interval = sys.getswitchinterval()
         sys.setswitchinterval(1e-6)
         try:
             for thread in threads:
@@ -83,7 +81,7 @@ def test_threads_that_pop_at_once_share_the_passes() -> None:
             for thread in threads:
                 thread.join()
         finally:
-            sys.setswitchinterval(before)
+            sys.setswitchinterval(interval)
     assert sorted(taken) == list(range(5 + 4 * 300))
 
 
@@ -95,3 +93,38 @@ def test_passes_that_kept_nothing_are_counted_by_whoever_pops_them() -> None:
             model(torch.ones(1, 3))
             counts.append(rec.pop().n_passes)
     assert counts == [1] * 12
+
+
+class Raises(nn.Module):
+    """The last module of a model; when it raises, nobody holds the values of the modules before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raises = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.raises:
+            raise ArithmeticError("no")
+        return x
+
+
+@pytest.mark.parametrize("failing", range(1, 6))
+@pytest.mark.parametrize("on_forward_error", ["drop", "keep"])
+def test_a_pass_that_raises_after_its_last_value_is_dropped_or_kept(on_forward_error: str, failing: int) -> None:
+    end, x = Raises(), torch.ones(1, 3)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), end)
+    with torch.no_grad():
+        hidden = model[1](model[0](x))
+    counts = []
+    with torch.no_grad(), Recorder(model, keep_op="tanh", engine="static", on_forward_error=on_forward_error) as rec:
+        for number in range(10):
+            end.raises = number == failing
+            if end.raises:
+                with pytest.raises(ArithmeticError):
+                    model(x)
+            else:
+                model(x)
+            popped = rec.pop()
+            counts.append(popped.n_records)
+            assert all(torch.equal(record.activation, hidden) for record in popped)
+    assert counts == [int(number != failing or on_forward_error == "keep") for number in range(10)]

@@ -1,3 +1,5 @@
+"""Episodes: cut from the steps of each environment, with the values of each step."""
+
 from typing import Any
 
 import msgspec
@@ -7,15 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastrec import Recording
 from fastrec._errors import RaggedError, RecordKeyError, StepError
-from fastrec.recording._recording import Recording
 from fastrec.sinks import RAMSink
 from tests.contracts.sink import Rig
-
-
-def recorded(rig: Rig) -> Recording:
-    assert isinstance(rig.sink, RAMSink)
-    return Recording(rig.sink.source())
 
 
 def played(ended: list[list[int]], autoreset: str | None = None, cut: list[list[int]] | None = None) -> Rig:
@@ -35,7 +32,7 @@ def facts(recording: Recording) -> list[Any]:
 
 def test_episodes_begin_after_an_end_and_may_be_open() -> None:
     rig = played([[0, 0], [1, 0], [0, 0], [0, 1]], "same_step", cut=[[0, 1], [0, 0], [0, 0], [0, 0]])
-    assert facts(recorded(rig)) == [
+    assert facts(rig.recording()) == [
         (0, 0, 2, True, False),
         (1, 0, 1, False, True),
         (1, 1, 4, True, False),
@@ -45,7 +42,7 @@ def test_episodes_begin_after_an_end_and_may_be_open() -> None:
 
 def test_rows_that_only_reset_belong_to_no_episode() -> None:
     rig = played([[0, 1], [1, 0], [0, 0], [0, 0]], "next_step")
-    assert facts(recorded(rig)) == [
+    assert facts(rig.recording()) == [
         (0, 0, 2, True, False),
         (1, 0, 1, True, False),
         (1, 2, 4, False, False),
@@ -55,13 +52,13 @@ def test_rows_that_only_reset_belong_to_no_episode() -> None:
 
 def test_an_end_in_the_last_row_leaves_no_empty_episode() -> None:
     for autoreset in ("same_step", "next_step"):
-        assert facts(recorded(played([[0], [1]], autoreset))) == [(0, 0, 2, True, False)]
-    assert facts(recorded(played([[1], [0]], "next_step"))) == [(0, 0, 1, True, False)]
+        assert facts(played([[0], [1]], autoreset).recording()) == [(0, 0, 2, True, False)]
+    assert facts(played([[1], [0]], "next_step").recording()) == [(0, 0, 1, True, False)]
 
 
 def test_an_episode_has_the_values_and_columns_of_its_environment() -> None:
     rig = played([[0, 0], [1, 0], [0, 0], [0, 1]])
-    episode = recorded(rig).episodes()[-1]
+    episode = rig.recording().episodes()[-1]
     assert (episode.env, episode.length, len(episode), episode.phase) == (0, 2, 2, "")
     assert episode["a"].tolist() == [[200.0], [300.0]]
     assert {n: c.tolist() for n, c in episode.columns.items()} == {
@@ -71,7 +68,7 @@ def test_an_episode_has_the_values_and_columns_of_its_environment() -> None:
         "total": [2.0, 3.0],
     }
     assert repr(episode) == "<Episode of env 0: steps 2 to 3, open>"
-    assert repr(recorded(rig).episodes()[0]) == "<Episode of env 0: steps 0 to 1, terminated>"
+    assert repr(rig.recording().episodes()[0]) == "<Episode of env 0: steps 0 to 1, terminated>"
 
 
 def test_done_alone_tells_when_episodes_end() -> None:
@@ -79,7 +76,7 @@ def test_done_alone_tells_when_episodes_end() -> None:
     for step in range(4):
         rig.one_pass(torch.full((3,), float(step)), step=step)
         rig.mark(step, done=step == 1)
-    first, second = recorded(rig).episodes()
+    first, second = rig.recording().episodes()
     assert (first.terminated, first.length, second.terminated, second.length) == (True, 2, False, 2)
     assert second["a"].tolist() == [[2.0] * 3, [3.0] * 3]
 
@@ -89,7 +86,7 @@ def test_a_single_environment_may_have_a_batch_of_one() -> None:
     for step in range(2):
         rig.one_pass(torch.full((1, 3), float(step)), step=step)
         rig.mark(step, terminated=False, truncated=False)
-    assert recorded(rig).episodes()[0]["a"].shape == (2, 3)
+    assert rig.recording().episodes()[0]["a"].shape == (2, 3)
 
 
 def test_phases_have_episodes_of_their_own() -> None:
@@ -97,63 +94,63 @@ def test_phases_have_episodes_of_their_own() -> None:
     rig.catalog.phases.add("eval")
     for phase, envs in ((0, 2), (1, 1), (0, 2)):
         for step in range(2):
-            number = step + 2 * (rig.began >= 4)
+            number = step + 2 * (rig.n_begun >= 4)
             rig.one_pass(torch.full((envs, 1), float(number)), phase=phase, step=number if phase == 0 else step)
             rig.mark(number if phase == 0 else step, phase, terminated=[False] * envs)
-    found = [(e.phase, e.env, e.length) for e in recorded(rig).episodes()]
+    found = [(e.phase, e.env, e.length) for e in rig.recording().episodes()]
     assert found == [("", 0, 4), ("", 1, 4), ("eval", 0, 2)]
-    assert recorded(rig).select(phase="eval").episodes()[0].phase == "eval"
+    assert rig.recording().select(phase="eval").episodes()[0].phase == "eval"
 
 
 def test_selected_steps_have_the_episodes_between_them() -> None:
-    recording = recorded(played([[0], [1], [0], [0], [1], [0]], "next_step"))
+    recording = played([[0], [1], [0], [0], [1], [0]], "next_step").recording()
     assert facts(recording.select(steps=slice(2, 5))) == [(0, 3, 5, True, False)]
     with pytest.raises(StepError, match="episodes need every step from first to last"):
         recording.select(steps={0, 2}).episodes()
 
 
-def test_missing_steps_and_columns_are_told() -> None:
+def test_missing_steps_and_columns_are_errors() -> None:
     rig = Rig(RAMSink())
     rig.one_pass(torch.zeros(2, 1))
     with pytest.raises(StepError, match=r"none was marked; call rec.step\(terminated=..., truncated=...\)"):
-        recorded(rig).episodes()
+        rig.recording().episodes()
     rig.mark(0, reward=[1.0, 2.0])
     with pytest.raises(StepError, match=r"the steps have no such column; call rec.step\(terminated=..., truncated=..."):
-        recorded(rig).episodes()
+        rig.recording().episodes()
     rig.mark(1, terminated=[True, False])
     with pytest.raises(StepError, match="step 0 was marked without 'terminated'; give it every time"):
-        recorded(rig).episodes()
+        rig.recording().episodes()
 
 
-def test_ends_of_different_shapes_are_told() -> None:
+def test_ends_of_different_shapes_are_errors() -> None:
     rig = Rig(RAMSink())
     rig.mark(0, terminated=[True, False], truncated=False)
     with pytest.raises(StepError, match=r"differ in shape: terminated \(2,\) and truncated \(\); give one value"):
-        recorded(rig).episodes()
+        rig.recording().episodes()
 
 
-def test_more_or_less_than_one_firing_per_step_is_told() -> None:
+def test_more_or_less_than_one_firing_per_step_is_an_error() -> None:
     rig = played([[0, 0], [0, 0]])
     rig.one_pass(("b", torch.zeros(2, 1)), ("a", torch.zeros(5, 1)), step=2)
     rig.one_pass(("a", torch.ones(2, 1)), step=2)
     rig.mark(2, terminated=[False] * 2, truncated=[False] * 2)
-    episode = recorded(rig).episodes()[0]
+    episode = rig.recording().episodes()[0]
     with pytest.raises(StepError, match=r"'a' fired 2 times in step 2, and one firing per step is needed; .*batch="):
         episode["a"]
     with pytest.raises(StepError, match="'b' fired 0 times in step 0"):
         episode["b"]
     with pytest.raises(RecordKeyError, match="nothing under 'c'"):
         episode["c"]
-    selected = recorded(rig).select(batch=2).episodes()[1]
+    selected = rig.recording().select(batch=2).episodes()[1]
     assert selected["a"].tolist() == [[1.0], [101.0], [1.0]]
 
 
-def test_values_without_a_row_per_environment_are_told() -> None:
+def test_values_without_a_row_per_environment_are_errors() -> None:
     rig = Rig(RAMSink())
     for step in range(2):
         rig.one_pass(("a", torch.zeros(3 + step, 1)), ("b", torch.zeros(3, 1)), ("c", torch.zeros(())), step=step)
         rig.mark(step, terminated=[False] * 2)
-    episode = recorded(rig).episodes()[0]
+    episode = rig.recording().episodes()[0]
     with pytest.raises(RaggedError, match="'a' has values of shapes"):
         episode["a"]
     for key in ("b", "c"):
@@ -163,7 +160,7 @@ def test_values_without_a_row_per_environment_are_told() -> None:
 
 @given(st.lists(st.lists(st.booleans(), min_size=2, max_size=2), min_size=1, max_size=30), st.booleans())
 def test_episodes_are_those_that_a_loop_over_the_rows_finds(ended: list[list[bool]], next_step: bool) -> None:
-    recording = recorded(played([[int(e) for e in row] for row in ended], "next_step" if next_step else "same_step"))
+    recording = played([[int(e) for e in row] for row in ended], "next_step" if next_step else "same_step").recording()
     expected = set()
     for env in range(2):
         rows: list[int] = []
@@ -195,12 +192,12 @@ def test_sessions_have_the_episodes_that_each_has_alone(
     autoreset = "next_step" if next_step else "same_step"
     rows = [[int(e) for e in row] for row in ended]
     source: Any = played(rows, autoreset).sink.source()
-    source.marked = [msgspec.structs.replace(table, starts=tuple(starts)) for table in source.marked]
+    source.phase_steps = [msgspec.structs.replace(table, starts=tuple(starts)) for table in source.phase_steps]
     edges = [0, *sorted(start for start in starts if 0 < start < len(rows)), len(rows)]
     expected = [
         (env, first + start, first + stop, done, cut)
         for first, end in zip(edges, edges[1:], strict=False)
-        for env, start, stop, done, cut in facts(recorded(played(rows[first:end], autoreset)))
+        for env, start, stop, done, cut in facts(played(rows[first:end], autoreset).recording())
     ]
     found = facts(Recording(source))
     assert len(found) == len(expected) and set(found) == set(expected)
