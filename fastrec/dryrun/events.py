@@ -148,7 +148,7 @@ class DryRunListener:
         with no_function_modes():
             seconds = perf_counter() - run.info.started
             # Of inputs and buffers it is always known that they come from no event.
-            parents = run.parents if self._tracks_parents or site.kind in SOURCES else None
+            parents = run.parents if self._tracks_parents or site.kind in SOURCE_KINDS else None
             if self._source_filter is not None and parents:
                 parents = self._source_filter.filter_labels(parents)
             meta = self._meta_maker.make(position, site, TensorFacts.of(value), 0, parents)
