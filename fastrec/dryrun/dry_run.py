@@ -19,7 +19,8 @@ from fastrec._optional import require
 from fastrec._torch.state import random_state_restored, restored, seeded
 from fastrec.dryrun.decisions import Decider, Decision, Outcome, Verdict
 from fastrec.dryrun.events import DryRunListener, Event
-from fastrec.dryrun.report import SiteLine, site_lines, summary, summary_rows, timeline, totals, tree
+from fastrec.dryrun.report import SiteLine, site_lines, summary, summary_rows, timeline, totals
+from fastrec.dryrun.tree import tree
 from fastrec.engines import EagerEngine
 from fastrec.events.context import PredicateFailure, RecordContext
 from fastrec.recording._arrays import META_FIELDS
@@ -94,7 +95,17 @@ def dry_run(
             run(engine)
         finally:
             engine.close()
-    return DryRun(", ".join(type(root).__name__ for root in roots.values()), events, outcomes, decider)
+    title = ", ".join(type(root).__name__ for root in roots.values())
+    return DryRun(title, _parameters(roots), events, outcomes, decider)
+
+
+def _parameters(roots: Mapping[str, nn.Module]) -> dict[str, int]:
+    """How many parameters each module has with those inside it, by address."""
+    return {
+        f"{name}.{address}" if name and address else name or address: sum(p.numel() for p in module.parameters())
+        for name, root in roots.items()
+        for address, module in root.named_modules()
+    }
 
 
 class DryRun:
@@ -111,8 +122,16 @@ class DryRun:
     The elements of ``contexts``, ``decisions`` and ``sizes`` at one position belong to one event.
     """
 
-    def __init__(self, title: str, events: Sequence[Event], outcomes: Sequence[Outcome], decider: Decider) -> None:
+    def __init__(
+        self,
+        title: str,
+        parameters: Mapping[str, int],
+        events: Sequence[Event],
+        outcomes: Sequence[Outcome],
+        decider: Decider,
+    ) -> None:
         self._title = title
+        self._parameters = parameters
         self._events = events
         self._outcomes = outcomes
         self._decider = decider
@@ -177,27 +196,34 @@ class DryRun:
         """
         options = msgspec.structs.replace(self._decider.options, keep_op=keep_op, keep_module=keep_module)
         decider = Decider(options)
-        return DryRun(self._title, self._events, [decider.outcome(event) for event in self._events], decider)
+        return DryRun(
+            self._title, self._parameters, self._events, [decider.outcome(event) for event in self._events], decider
+        )
 
-    def tree(self) -> str:
-        """The modules that ran as a tree, with their ops; ● marks what is kept, ✗ an error."""
-        return tree(self._lines, self.halted)
+    def tree(self, depth: int | None = None, *, fold_repeats: bool = True) -> str:
+        """The text that ``print_tree`` prints."""
+        return tree(self._lines, self.halted, self._parameters, depth=depth, fold_repeats=fold_repeats)
 
-    def print_tree(self) -> None:
+    def print_tree(self, depth: int | None = None, *, fold_repeats: bool = True) -> None:
         """Print the modules that ran as a tree, with their ops; ● marks what is kept, ✗ an error.
 
         >>> import torch, fastrec
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(12)), torch.nn.Tanh())
         >>> fastrec.dry_run(model, torch.zeros(2, 4), keep_op="tanh").print_tree()
-        :in[0] (input)  2x4 float32  32 B
-        Sequential      2x8 float32  64 B
-        ├─ 0: Linear    2x8 float32  64 B
-        │  └─ linear    2x8 float32  64 B
-        └─ 1: Tanh      2x8 float32  64 B
-           └─ tanh      2x8 float32  64 B  ● 64 B
-        1 of 9 events kept: 64 B per pass, 62.5 KiB per 1,000 passes
+        :in[0] (input)                       2x4 float32  32 B
+        Sequential               240 params  2x4 float32  32 B
+        ├─ 0 to 11: Linear x12   20 params   2x4 float32  32 B
+        │  └─ linear                         2x4 float32  32 B
+        └─ 12: Tanh                          2x4 float32  32 B
+           └─ tanh                           2x4 float32  32 B  ● 32 B
+        1 of 42 events kept: 32 B per pass, 31.2 KiB per 1,000 passes
+
+        Arguments:
+            depth: how many levels of modules are shown with what is in them: 1 shows each top-level module as one
+                line, which tells what is kept of all that is in it; None shows all.
+            fold_repeats: show three or more modules in a row that do the same, and of which the same is kept, as one.
         """
-        print(self.tree())
+        print(self.tree(depth, fold_repeats=fold_repeats))
 
     def summary(self) -> str:
         """A table of all sites: how often each fires in a pass, the bytes of its values, and what is kept of it.
