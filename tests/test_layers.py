@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "fastrec"
 
 # From the ground up. A folder (or a file at the top) may import from those in lines above its own; imports for the type
-# checker and in functions count like any other.
+# checker and in functions count like any other. Drawing knows nothing of graphs, so that a dry run can be drawn, too.
 LAYERS = """
     _errors _version
     _optional _torch
@@ -23,7 +23,8 @@ LAYERS = """
     engines recording
     sinks exports
     session
-    files
+    files _web
+    graph.draw
     dryrun _cli integrations
     graph
 """.strip().splitlines()
@@ -72,7 +73,8 @@ def import_graph() -> dict[str, set[str]]:
 
 
 def room_of(module: str) -> str:
-    return module.partition(".")[0]
+    inner = ".".join(module.split(".")[:2])
+    return inner if inner in HEIGHT else module.partition(".")[0]
 
 
 def violation(importer: str, imported: str) -> str | None:
@@ -161,7 +163,7 @@ def test_no_files_import_each_other_in_a_loop() -> None:
 def test_the_house_stays_as_low_as_it_was_built() -> None:
     rooms = {room_of(name) for name in MODULES} - {""}
     arrows = {(room_of(a), room_of(b)) for a, targets in import_graph().items() for b in targets if room_of(a)}
-    assert (len(rooms) <= 18, floors(import_graph()) <= 9, len([a for a in arrows if a[0] != a[1]]) <= 70) == (
+    assert (len(rooms) <= 20, floors(import_graph()) <= 9, len([a for a in arrows if a[0] != a[1]]) <= 70) == (
         True,
     ) * 3
 
@@ -177,6 +179,8 @@ def test_the_house_stays_as_low_as_it_was_built() -> None:
         ("_errors", "events.sites", False),
         ("session.recorder", "graph.log", False),
         ("graph.log", "session.recorder", True),
+        ("dryrun.drawing", "graph.draw.dot", True),
+        ("graph.draw.dot", "graph.structure", False),
         ("session.recorder", "", False),
     ],
 )

@@ -38,6 +38,8 @@ class PassRunner:
         self._roots = roots
         self._run = ModelRun.of(roots, input_args, input_kwargs, call)
         self._seed = random_seed
+        self.failed: Capture | None = None
+        """What was captured of a run that raised."""
 
     @property
     def is_call(self) -> bool:
@@ -61,8 +63,14 @@ class PassRunner:
                     tracer.inputs(f"{next(iter(self._roots))}:in", self._run.args, self._run.kwargs)
                 capture.started = time.time()
                 out = self._run(engine)
-                capture.ended = time.time()
+            except BaseException as error:
+                tracer.failed(error)
+                tracer.finish()
+                self.failed = capture
+                raise
             finally:
+                capture.ended = time.time()
+                capture.seconds = perf_counter() - began
                 engine.close()
                 tracer.outside = None  # a frame holds the output, and through the tracer itself
             tracer.outputs(out)
