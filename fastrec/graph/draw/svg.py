@@ -183,10 +183,11 @@ def path_of(route: Route, drawn: set[str], look: str) -> str:
     path, is_down = "", False
     for start, piece in pieces:
         key = f"{look} {start}{piece}"
-        if key not in drawn:
+        is_new = key not in drawn
+        if is_new:
             drawn.add(key)
             path += piece if is_down else start + piece
-        is_down = key in drawn and bool(path) and path.endswith(piece)
+        is_down = is_new
     return path
 
 
