@@ -9,20 +9,27 @@ window.addEventListener("error", (event) => wrong.push(`${event.message} at line
 window.addEventListener("unhandledrejection", (event) => wrong.push(String(event.reason)));
 document.addEventListener("securitypolicyviolation", (event) => wrong.push(`${event.violatedDirective}: ${event.blockedURI}`));
 
-async function runChecks(page) {
-  const checks = {
-    firstPaint: page.firstPaint,
-    firstNodes: page.scene.nodes.length,
-    views: viewsOf(page),
-    modules: checkModules(page),
-    folds: checkFolds(page),
-    reveals: checkReveals(page),
-    probes: checkPixels(page),
-    requests: performance.getEntriesByType("resource").map((entry) => entry.name),
+function runChecks(page) {
+  const checks = {};
+  const parts = {
+    firstPaint: () => page.firstPaint,
+    firstNodes: () => page.scene.nodes.length,
+    views: () => viewsOf(page),
+    modules: () => checkModules(page),
+    folds: () => checkFolds(page),
+    reveals: () => checkReveals(page),
+    probes: () => checkPixels(page),
+    requests: () => performance.getEntriesByType("resource").map((entry) => entry.name),
   };
-  await new Promise((resolve) => window.setTimeout(resolve, 50)); // late errors are errors too
-  checks.errors = wrong;
-  document.body.append(element("pre", {id: "checks"}, JSON.stringify(checks)));
+  for (const [name, check] of Object.entries(parts)) {
+    try {
+      checks[name] = check();
+    } catch (error) {
+      wrong.push(`${name}: ${error.stack}`);
+    }
+  }
+  // Errors of the next frames are errors, too.
+  window.setTimeout(() => document.body.append(element("pre", {id: "checks"}, JSON.stringify({...checks, errors: wrong}))), 100);
 }
 
 /** What is seen at each depth, with folds and laid out whole. */

@@ -186,7 +186,7 @@ class Controls {
       "/": () => elements.query.focus(),
       f: () => page.fit(),
       s: () => this.save(),
-      t: () => page.setTheme(!page.isDark),
+      t: () => page.chooseTheme(!page.isDark),
       p: () => elements.fold.click(),
       c: () => this.nextColour(),
       ".": () => page.selectedThing() && page.reveal(page.selectedThing()),
@@ -325,7 +325,7 @@ class Controls {
     elements.colour.addEventListener("change", () => page.setColour(elements.colour.value));
     const clicks = {
       shallower: () => this.deepen(-1), deeper: () => this.deepen(1), save: () => this.save(),
-      theme: () => page.setTheme(!page.isDark), help: () => this.sheet(true),
+      theme: () => page.chooseTheme(!page.isDark), help: () => this.sheet(true),
       fold: () => elements.panel.classList.toggle("is-hidden"),
       out: () => page.zoom(0.8), in: () => page.zoom(1.25), scale: () => page.zoom(1 / page.camera.scale), fit: () => page.fit(),
     };

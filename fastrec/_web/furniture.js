@@ -8,8 +8,8 @@ function placeTools(page, tools) {
   if (!isShown) return;
   const {camera} = page;
   const right = Math.min((frame.place.x + frame.place.width) * camera.scale + camera.x, page.painter.width - 12);
-  const top = Math.max(frame.place.y * camera.scale + camera.y + 32, 40);
-  tools.style.left = `${right - 4}px`;
+  const top = Math.max(frame.place.y * camera.scale + camera.y, 26);
+  tools.style.left = `${right - 10}px`;
   tools.style.top = `${top}px`;
   const shown = frame.kind === "fold" ? page.opening.folds.get(frame.index) : 0;
   const key = `${frame.id}/${shown}`;
@@ -32,6 +32,24 @@ function placeTools(page, tools) {
       small("collapse", "Close", () => page.toggleModule(frame.index)),
     );
   }
+}
+
+/** The frames around the middle of the screen whose titles are above it, as links. */
+function placePath(page, path) {
+  const {camera, painter, scene} = page;
+  const {x, y} = page.toScene(painter.width / 2, painter.height / 3);
+  const frames = camera.scale * BOX_TITLE.size < 7.5 ? [] : scene.frames.filter(({place}) =>
+    x >= place.x && x <= place.x + place.width && y >= place.y && y <= place.y + place.height &&
+    place.y * camera.scale + camera.y < -8);
+  const key = frames.map((frame) => frame.id).join("\n");
+  if (path.dataset.key === key) return;
+  path.dataset.key = key;
+  path.hidden = !frames.length;
+  path.replaceChildren(...frames.flatMap((frame, place) => [
+    place ? element("span", {}, "›") : "",
+    element("button", {title: `${frame.title.join(" · ")}: to its upper end`, onclick: () => page.centre({...frame.place, height: 1e6}, camera.scale)},
+      frame.kind === "module" ? ownName(page.graph, page.graph.modules[frame.index]) : frame.texts[0]),
+  ].filter(Boolean)));
 }
 
 const SIGNS = [
@@ -95,7 +113,7 @@ function sheetOf(page, close) {
         return row(keys.map((key) => element("kbd", {}, key)), entry[entry.length - 1]);
       })),
     element("h3", {}, "Search"),
-    element("div", {class: "columns"}, SEARCHES.map(([query, text]) => row(element("code", {}, query), text))),
+    element("div", {class: "columns is-wide"}, SEARCHES.map(([query, text]) => row(element("code", {}, query), text))),
     element("h3", {}, "Signs"),
     element("div", {class: "columns"}, SIGNS.map(([fill, text, look]) => row(swatch(fill, page, look), text))),
     element("div", {class: "row"}, element("button", {onclick: close}, "Close")),

@@ -29,7 +29,10 @@ class Page {
     this.motion = null;
     this.camera = {x: 0, y: 0, scale: 1};
     this.opening = this.firstOpening();
-    this.isDark = window.matchMedia("(prefers-color-scheme: dark)").matches;
+    this.isThemeChosen = false;
+    const system = window.matchMedia("(prefers-color-scheme: dark)");
+    system.addEventListener("change", () => this.isThemeChosen || this.setTheme(system.matches));
+    this.isDark = system.matches;
     document.documentElement.dataset.theme = this.isDark ? "dark" : "light";
     this.rebuild();
   }
@@ -468,6 +471,13 @@ class Page {
     this.saveState();
   }
 
+  /** Take the other theme than the system's; the address keeps that. */
+  chooseTheme(isDark) {
+    this.isThemeChosen = true;
+    this.setTheme(isDark);
+    this.saveState();
+  }
+
   setTheme(isDark) {
     this.isDark = isDark;
     document.documentElement.dataset.theme = isDark ? "dark" : "light";
@@ -546,6 +556,7 @@ class Page {
     });
     this.elements.scale.textContent = this.camera.scale < 0.1 ? `${(this.camera.scale * 100).toFixed(1)} %` : `${Math.round(this.camera.scale * 100)} %`;
     placeTools(this, this.elements.tools);
+    placePath(this, this.elements.path);
   }
 
   /** What stands in the scene for the things that were found. */

@@ -7,7 +7,9 @@
 // that look alike are one path, and all edges of a kind are one path, which is what makes thousands of them quick.
 
 const MIN_TEXT = 4.5; // pixels: smaller letters are not painted
+const SMALL_NAME = 9; // pixels: what names of nodes grow to where they would be smaller
 const MIN_LABEL_HEIGHT = 22;
+const HIGH_FRAME = 140; // pixels: from here on a label stands in the upper left corner
 const FONT_STACK = 'Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif';
 
 class Painter {
@@ -264,20 +266,43 @@ class Painter {
     const {context, scale} = this;
     context.textAlign = "center";
     context.textBaseline = "alphabetic";
-    for (const font of [TITLE, TEXT]) {
-      if (font.size * scale < (font === TITLE ? MIN_TEXT : MIN_TEXT + 1)) continue;
-      context.font = this.font(font);
-      for (const {paint, nodes} of groups.values()) {
-        context.fillStyle = font === TITLE ? paint.title : paint.text;
-        for (const node of nodes) {
-          const {x, y, width, height} = this.place(node);
-          if (width < node.place.width - 1 || height < node.place.height - 1) continue; // it is still growing
-          const first = y + firstLine(node, node.place) + TITLE.line;
-          if (font === TITLE) context.fillText(node.texts[0], x + width / 2, first);
-          else for (let line = 1; line < node.texts.length; line++) context.fillText(node.texts[line], x + width / 2, first + line * TEXT.line);
-        }
+    const isWhole = TEXT.size * scale >= MIN_TEXT + 1;
+    for (const {paint, nodes} of groups.values()) {
+      const grown = nodes.filter((node) => this.place(node).width >= node.place.width - 1 && this.place(node).height >= node.place.height - 1);
+      context.fillStyle = paint.title;
+      if (!isWhole) {
+        this.names(grown);
+        continue;
+      }
+      context.font = this.font(TITLE);
+      for (const node of grown) {
+        const {x, y, width} = this.place(node);
+        context.fillText(node.texts[0], x + width / 2, y + firstLine(node, node.place) + TITLE.line);
+      }
+      context.fillStyle = paint.text;
+      context.font = this.font(TEXT);
+      for (const node of grown) {
+        const {x, y, width} = this.place(node);
+        const first = y + firstLine(node, node.place) + TITLE.line;
+        for (let line = 1; line < node.texts.length; line++) context.fillText(node.texts[line], x + width / 2, first + line * TEXT.line);
       }
     }
+  }
+
+  /** From afar the name alone, in the middle of its node and as large as it can be read well there. */
+  names(nodes) {
+    const {context, scale} = this;
+    const wanted = Math.max(SMALL_NAME / (TITLE.size * scale), 1);
+    context.textBaseline = "middle";
+    for (const node of nodes) {
+      node.nameWidth = node.nameWidth || textWidth(node.texts[0], TITLE);
+      const {x, y, width, height} = this.place(node);
+      const growth = Math.min(wanted, (width - 14) / node.nameWidth, (height - 6) / TITLE.line);
+      if (growth * TITLE.size * scale < MIN_TEXT) continue;
+      context.font = this.font({...TITLE, size: Math.round(TITLE.size * growth)});
+      context.fillText(node.texts[0], x + width / 2, y + height / 2);
+    }
+    context.textBaseline = "alphabetic";
   }
 
   /** Around what is selected, under the pointer, or found. */
@@ -331,18 +356,21 @@ class Painter {
       const top = Math.max(y * scale + camera.y, 0), bottom = Math.min((y + height) * scale + camera.y, this.height);
       if (right <= left || bottom <= top) return;
       const text = frame.texts[0];
-      const isWide = context.measureText(text).width + 12 <= Math.max(right - left, 150);
       const isLarge = bottom - top > this.height * 0.55 && frame.frames.length > 1;
-      if (!isLarge && isWide && bottom - top >= MIN_LABEL_HEIGHT) {
-        const [middleX, middleY] = [(left + right) / 2, (top + bottom) / 2];
-        context.lineWidth = 4;
-        context.strokeStyle = options.theme.paper;
-        context.strokeText(text, middleX, middleY);
-        context.fillStyle = options.theme.ink;
-        context.fillText(text, middleX, middleY);
-      } else {
+      if (isLarge || bottom - top < MIN_LABEL_HEIGHT) {
         frame.frames.forEach(visit);
+        return;
       }
+      const isWide = context.measureText(text).width + 16 <= right - left;
+      const isHigh = isWide && bottom - top > HIGH_FRAME;
+      context.textAlign = isWide && !isHigh ? "center" : "left"; // beside a narrow one
+      const labelX = isHigh ? left + 10 : isWide ? (left + right) / 2 : right + 8;
+      const labelY = isHigh ? top + 14 : (top + bottom) / 2;
+      context.lineWidth = 4;
+      context.strokeStyle = options.theme.paper;
+      context.strokeText(text, labelX, labelY);
+      context.fillStyle = options.theme.ink;
+      context.fillText(text, labelX, labelY);
     };
     scene.top.forEach(visit);
   }

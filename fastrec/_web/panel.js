@@ -42,7 +42,7 @@ class Panel {
     const path = around.map((index) => graph.modules[index]).filter((module) => !module.isSingle);
     const steps = path.flatMap((module, place) => [
       place ? element("span", {}, "›") : null,
-      this.inline(module.id.split(".").pop() || module.id, {kind: "module", index: module.index}, `${module.id} · ${module.className}`),
+      this.inline(ownName(graph, module), {kind: "module", index: module.index}, `${module.id} · ${module.className}`),
     ]);
     const said = verdict && element("span", {class: `chip ${verdict}`}, verdict + (keptBytes ? `, ${formatBytes(keptBytes)} per pass` : ""));
     return element("section", {},
@@ -237,6 +237,13 @@ class Panel {
   inline(text, thing, title) {
     return element("button", {class: "link is-inline", title, onclick: () => this.page.follow(thing)}, text);
   }
+}
+
+/** The part of a module's address that the one around it does not have. */
+function ownName(graph, module) {
+  const above = module.parent >= 0 ? `${graph.modules[module.parent].address}.` : "";
+  const address = module.address.startsWith(above) ? module.address.slice(above.length) : module.address;
+  return module.pass && module.passes > 1 ? `${address}:${module.pass}` : address;
 }
 
 function meter(share) {

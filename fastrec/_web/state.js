@@ -1,5 +1,5 @@
 // What the address keeps after its #, so that a page opens as it was left: o= modules, f= folds, u= unfolded, s= selection,
-// c= colour, v= camera. `#op=conv2d_1_1` (or any id) opens a page at an operation or a module.
+// c= colour, t= theme, v= camera. `#op=conv2d_1_1` (or any id) opens a page at an operation or a module.
 
 function stateOf(page) {
   const {opening, camera} = page;
@@ -8,6 +8,7 @@ function stateOf(page) {
   if (opening.unfolded.size) parts.push(`u=${[...opening.unfolded].join(",")}`);
   if (page.selected !== null) parts.push(`s=${encodeURIComponent(page.selected)}`);
   if (page.colour !== "rule") parts.push(`c=${page.colour}`);
+  if (page.isThemeChosen) parts.push(`t=${page.isDark ? "dark" : "light"}`);
   parts.push(`v=${Math.round(camera.x)},${Math.round(camera.y)},${camera.scale.toPrecision(3)}`);
   return parts.join("&");
 }
@@ -30,6 +31,10 @@ function restoreState(page, hash) {
     };
   }
   if (values.has("c") && availableColours(graph).includes(values.get("c"))) page.colour = values.get("c");
+  if (values.has("t")) {
+    page.isThemeChosen = true;
+    page.setTheme(values.get("t") === "dark");
+  }
   const id = decoded(values.get("s") ?? values.get("op") ?? "");
   const thing = id ? page.thingOf(id) : null;
   page.selected = thing ? id : null;
