@@ -73,19 +73,13 @@ class Scene {
   }
 }
 
-/** The straight and bent pieces of all near edges, each once, by how they look. */
+/** The straight and bent pieces of all near edges, by how they look. */
 function piecesByLook(edges) {
   const looks = {plain: [], dashed: [], backward: []};
-  const seen = new Set();
   for (const edge of edges) {
     if (edge.route.kind !== "near") continue;
     const look = edge.kind === "backward" ? "backward" : edge.isDashed ? "dashed" : "plain";
-    for (const piece of piecesAsNumbers(edge.route)) {
-      const key = look + piece.join();
-      if (seen.has(key)) continue;
-      seen.add(key);
-      looks[look].push(piece);
-    }
+    for (const piece of piecesAsNumbers(edge.route)) looks[look].push(piece);
   }
   return looks;
 }

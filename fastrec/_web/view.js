@@ -103,7 +103,7 @@ class Viewer {
       const sourceHidden = this.around(source).hiddenIn, targetHidden = this.around(target).hiddenIn;
       if (sourceHidden && sourceHidden === targetHidden) continue;
       const from = numbers.get(sourceHidden || source.id), to = numbers.get(targetHidden || target.id);
-      const key = `${from}/${to}/${edge.kind}`;
+      const key = (from * nodes.length + to) * 2 + (edge.kind === "backward" ? 1 : 0);
       let seen = merged.get(key);
       if (!seen) {
         seen = {source: from, target: to, head: [], tail: [], isDashed: true, kind: edge.kind, edges: []};
@@ -139,6 +139,7 @@ class Viewer {
 
 /** Whether two places lie in different repetitions of one fold. */
 function isAcross(source, target) {
+  if (source === target || !source.repetitions.length) return false;
   return source.repetitions.some(([fold, repetition]) =>
     target.repetitions.some(([other, number]) => other === fold && number !== repetition),
   );
