@@ -68,6 +68,10 @@ class MissingExtraError(FastrecError, ImportError):
     """An optional dependency is not installed."""
 
 
+class DrawingError(FastrecError, RuntimeError):
+    """A drawing can't be made: it is too large, or the program that draws it is missing, fails or takes too long."""
+
+
 class RecordingExistsError(FastrecError, FileExistsError):
     """A recording would be written over another file."""
 
@@ -86,6 +90,10 @@ class DamagedFileError(FastrecError, ValueError):
 
 class FastrecWarning(UserWarning):
     """Something that is not an error, but that changes what a recording holds."""
+
+
+class FusedKernelWarning(FastrecWarning):
+    """A module runs without its fused kernel while it is recorded, so that its output may differ in the last bits."""
 
 
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 4) -> str:

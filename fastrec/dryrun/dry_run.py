@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from html import escape
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from torch import Tensor, nn
 
-from fastrec._errors import FastrecWarning, MissingExtraError, OptionError
+from fastrec._errors import MissingExtraError
 from fastrec._torch.state import random_state_restored, restored, seeded
-from fastrec.dryrun.decisions import Decider, Decision, Outcome
+from fastrec.dryrun.decisions import Decider, Decision, Outcome, Verdict
 from fastrec.dryrun.events import Event, Watch
-from fastrec.dryrun.report import SiteLine, counted, site_lines, summary, summary_rows, timeline, tree
+from fastrec.dryrun.report import SiteLine, counted, site_lines, summary, summary_rows, timeline, totals, tree
 from fastrec.engines import EagerEngine
-from fastrec.engines._protocol import Region
 from fastrec.events.context import RecordContext
 from fastrec.recording._arrays import OF_META_AND_SITE
 from fastrec.recording._records import format_bytes
 from fastrec.session.failures import PredicateFailure
-from fastrec.session.inputs import NOT_GIVEN, args_of, check_inputs, roots_of
+from fastrec.session.inputs import NOT_GIVEN, ModelRun, roots_of
 from fastrec.session.options import options_of
 
 if TYPE_CHECKING:
     import pandas
+
+    from fastrec.graph.draw.description import Drawing
+    from fastrec.graph.draw.picture import Picture
 
 
 def dry_run(
@@ -69,14 +70,9 @@ def dry_run(
     and random states are what they were; parameters and other attributes are as the call leaves them. What a
     predicate raises is shown at its event.
     """
-    check_inputs(input_args, call)
-    options = options_of(recorder_options)
     roots = roots_of(model)
-    if call is None and len(roots) > 1:
-        raise OptionError(
-            f"there are several roots ({', '.join(map(repr, roots))}), and inputs are for one; "
-            "run them with call=lambda: ..."
-        )
+    run = ModelRun.of(roots, input_args, input_kwargs, call)
+    options = options_of(recorder_options)
     decider = Decider(options)
     events: list[Event] = []
     outcomes: list[Outcome] = []
@@ -88,35 +84,14 @@ def dry_run(
     watch = Watch(options, tell)
     engine: Any = options.engine
     if isinstance(engine, str):
-        engine = EagerEngine(ops=True, sources=True, parents=options.track_parents)
-    with restored(roots.values()), random_state_restored(), seeded(options.random_seed), _quiet_about_fusing():
+        engine = EagerEngine(ops=True, sources=True, parents=True)
+    with restored(roots.values()), random_state_restored(), seeded(options.random_seed):
         engine.open(roots, watch)
         try:
-            if call is None:
-                next(iter(roots.values()))(*args_of(input_args), **(input_kwargs or {}))
-            else:
-                _run_region(engine, call)
+            run(engine)
         finally:
             engine.close()
     return DryRun(", ".join(type(root).__name__ for root in roots.values()), events, outcomes, decider)
-
-
-@contextmanager
-def _quiet_about_fusing() -> Iterator[None]:
-    # Fused modules are opened so that their inside is seen; the output is dropped, so its last bits don't matter.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*without its fused kernel", FastrecWarning)
-        yield
-
-
-def _run_region(engine: Region, call: Callable[[], Any]) -> None:
-    token = engine.enter_region("call")
-    try:
-        call()
-    except BaseException as error:
-        engine.leave_region(token, error)
-        raise
-    engine.leave_region(token, None)
 
 
 class DryRun:
@@ -153,6 +128,25 @@ class DryRun:
     def sizes(self) -> tuple[int, ...]:
         """The bytes that are kept of each event, after casting and transforming; gradients come on top."""
         return tuple(outcome.nbytes for outcome in self._outcomes)
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """What becomes of each event: its decision, the bytes that are kept, its verdict."""
+        return tuple(self._outcomes)
+
+    @property
+    def totals(self) -> list[str]:
+        """What is kept of the whole pass, in a few lines."""
+        return totals(self._lines, self.halted)
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What becomes of each event, in a word.
+
+        ``"kept"``; ``"rejected"``: it could be kept; ``"unreachable"``: it can't be, as these options are: an input or
+        a buffer without ``include_source_events``, or what comes after a halt; ``"failed"``: an error.
+        """
+        return tuple(outcome.verdict for outcome in self._outcomes)
 
     @property
     def kept(self) -> tuple[RecordContext, ...]:
@@ -209,6 +203,45 @@ class DryRun:
         is taken to answer in each pass as it did in this one.
         """
         return summary(self._lines, self.halted)
+
+    def drawing(self, **options: Any) -> Drawing:
+        """The description of the picture that ``draw`` makes."""
+        # What draws is loaded when somebody draws.
+        from fastrec.dryrun.drawing import drawing_of
+        from fastrec.graph.draw.options import drawing_options
+
+        return drawing_of(self._title, self._events, self._outcomes, drawing_options(options), self.totals)
+
+    def draw(
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        format: str | None = None,
+        seconds: float = 60.0,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> Picture:
+        """Draw the ops that ran and where their values went, coloured by what becomes of them.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+        >>> picture = fastrec.dry_run(model, torch.zeros(2, 4), keep_op="tanh").draw(format="mermaid")
+        >>> "kept: 64 B per pass" in picture.text
+        True
+
+        Sky blue is kept, white rejected, pale gray unreachable, vermilion failing; see ``verdicts``.
+
+        Arguments:
+            path, format, seconds, overwrite: as for fastrec.graph.show_model_graph.
+            options: ``vis_nesting_depth``, ``fold_repeats``, ``buffers``, ``direction``.
+
+        Values are followed from op to op; what an op writes through a view of a value is not. fastrec.graph.preview
+        draws the same marks on the whole graph of the pass, which follows that, too.
+        """
+        from fastrec.graph.draw.picture import picture_of, target_of
+
+        target = target_of(path, format, overwrite=overwrite)
+        return picture_of(self.drawing(**options), target, seconds=seconds, overwrite=overwrite)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per event, with the fields of its context and what is kept of it; needs ``fastrec[pandas]``."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastrec._errors import FastrecError
 from fastrec._torch.internals import functorch_level, no_function_modes
 from fastrec._torch.tensors import check_copyable
+from fastrec.dryrun.links import Linker, Links
 from fastrec.engines._protocol import Tap
 from fastrec.events.capture import CaptureSpec, check_gradients
 from fastrec.events.context import RecordContext, torch_dtype
@@ -34,13 +35,14 @@ class Obstacles(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One event: where it happened, and what keeping its value would have met."""
+    """One event: where it happened, what keeping its value would have met, and where its value comes from."""
 
     catalog: Catalog
     meta: RecordMeta
     info: PassInfo
     time: float
     obstacles: Obstacles
+    links: Links
 
     @property
     def site(self) -> Site:
@@ -82,6 +84,8 @@ class Watch:
         self._metas = RecordMetaMaker(self.catalog, options.history_size, observed=True)
         self._history = _History() if not options.include_source_events else None
         self._entries: dict[str, Callable[[], int]] = {}
+        self._tracks_parents = options.track_parents
+        self._linker = Linker()
 
     def tap(self, place: Position, site: Site) -> Tap | None:
         """The tap of a place: there always is one."""
@@ -106,6 +110,7 @@ class Watch:
             perf_counter(),
         )
         self.infos.append(info)
+        self._linker.begin()
         return DryPass(info)
 
     def end(self, run: DryPass, error: BaseException | None) -> bool:
@@ -116,13 +121,15 @@ class Watch:
     def _meet(self, place: Position, site: Site, run: DryPass, value: Tensor) -> None:
         with no_function_modes():
             now = perf_counter()
-            parents = run.parents
+            # Of inputs and buffers it is always known that they come from no event.
+            parents = run.parents if self._tracks_parents or site.kind in SOURCES else None
             if self._history is not None and parents:
                 parents = self._history.less_sources(parents)
             # A nested tensor has no shape of its own.
             facts = () if value.is_nested else tuple(value.shape), _name(value), str(value.device), value.requires_grad
             meta = self._metas.of(place, site, facts, 0, parents)
-            self._tell(Event(self.catalog, meta, run.info, now - run.info.started, _obstacles(value)), value)
+            links = self._linker.links(site, meta, value, run.parents or ())
+            self._tell(Event(self.catalog, meta, run.info, now - run.info.started, _obstacles(value), links), value)
 
 
 class _History:

@@ -1,5 +1,12 @@
-"""The slow path: the whole graph of a forward pass."""
+"""The slow path: the whole graph of one forward pass.
 
+    history = log_forward_pass(model, x)
+    history["relu_1"].parent_layers, history["relu_1"].activation
+
+``import fastrec`` does not load this package.
+"""
+
+from fastrec.graph.call_stack import FuncCallLocation as FuncCallLocation
 from fastrec.graph.diff import HistoryDiff as HistoryDiff
 from fastrec.graph.history import ModelHistory as ModelHistory
 from fastrec.graph.history import load_history as load_history
@@ -8,7 +15,9 @@ from fastrec.graph.log import log_forward_pass as log_forward_pass
 from fastrec.graph.operation import Operation as Operation
 from fastrec.graph.operations import LayerEntry as LayerEntry
 from fastrec.graph.operations import Operations as Operations
-from fastrec.graph.tracking import FuncCallLocation as FuncCallLocation
+from fastrec.graph.pictures import show_model_graph as show_model_graph
+from fastrec.graph.previews import Preview as Preview
+from fastrec.graph.previews import preview as preview
 from fastrec.graph.validation.recording import validate_recording as validate_recording
 from fastrec.graph.validation.report import ValidationReport as ValidationReport
 from fastrec.graph.validation.saved import validate_history as validate_history

@@ -1,4 +1,23 @@
-"""The listener that builds the raw graph while a forward pass runs."""
+"""The tracer: runs each op of a forward pass, and notes what ran and where its arguments came from.
+
+    capture = Capture()
+    tracer = GraphTracer(ModelState(roots, attributes=False), capture, Saver(request, capture.gradients))
+    engine = EagerEngine(performs=True)
+    engine.open(roots, tracer)      # from here on the engine hands every op, composite and module call to the tracer
+
+The edges of the graph follow the identity of tensors: what an op returned is remembered by its ``id``, and when the
+same object is an argument later, it came from that op. Nothing is put on the tensor itself, where the user would see
+it. An id may be reused once its tensor is gone, so a weak reference is kept beside it.
+
+Values also move without an op, and each way has its own rule:
+
+- a write through another view (``y[0].mul_(2)``, then ``y`` is read): ``Writes`` compares memory;
+- a buffer that a function wrote besides returning its result, as batch norm does: it is read again, as a child of the
+  writer;
+- ``x.data``, ``x.data = y``: the same values in another tensor, see ``glance``;
+- wrappers of ``vmap`` and the like: ``Transforms`` looks inside;
+- a composite or a module whose inside could not be seen: it becomes one op.
+"""
 
 from __future__ import annotations
 
@@ -22,76 +41,88 @@ from fastrec._torch.internals import (
 from fastrec._torch.trees import argument_leaves, leaves
 from fastrec.events.position import Position
 from fastrec.events.sites import Site
+from fastrec.graph.call_stack import StackReader
 from fastrec.graph.raw import (
     Capture,
     CapturedCall,
     CapturedOp,
     ConstantTensor,
+    Failure,
     ModuleCall,
+    OpKind,
     Overwritten,
     Parameter,
     Ref,
+    Stack,
     ValueRead,
     flat,
-    referenced,
+    template_of,
 )
 from fastrec.graph.saving import Saver
-from fastrec.graph.tracking import GeneratorStates, ModelState, StackReader, Transforms, Writes
+from fastrec.graph.tracking import GeneratorStates, ModelState, Transforms, Writes
 from fastrec.ops.facts import OpFacts, reads_inplace_flag
 
+# Arguments that are in a template as they are; most arguments other than tensors are of these types.
 _ATOMS = frozenset(
     (int, float, bool, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device, torch.Size)
 )
 
-# Functions by which Python looks at a value.
-_LOOKS: Mapping[Any, str] = {
+# Functions by which Python looks at a value, and what a ValueRead calls them.
+_VALUE_READS: Mapping[Any, str] = {
     getattr(Tensor, name): name.strip("_")
     for name in ("__bool__", "item", "__int__", "__float__", "__index__", "__complex__", "tolist")
 }
 
-_GRADIENTS: frozenset[Any] = frozenset({vars(TensorBase)["grad"].__get__})
+_GET_GRADIENT: Any = vars(TensorBase)["grad"].__get__
 
-_DATA_SETTERS: frozenset[Any] = frozenset({vars(TensorBase)["data"].__set__})
+_SET_DATA: Any = vars(TensorBase)["data"].__set__
 
 
 class Pass:
-    """What the engine hands through a pass."""
+    """The run that the engine hands through a pass; a tracer needs nothing of it."""
 
     parents: tuple[str, ...] | None = None
 
 
-class GraphListener:
-    """Runs each op of the pass, and notes where its arguments came from."""
+class GraphTracer:
+    """Runs each op of a pass, and notes where its arguments came from.
 
-    def __init__(self, state: ModelState, capture: Capture, saver: Saver, *, takes_inputs: bool) -> None:
+    With ``takes_inputs``, when a user's function runs the model and its inputs are unknown, each tensor from outside is
+    an input. ``outside`` is the frame that runs the pass, where call stacks begin.
+    """
+
+    def __init__(self, state: ModelState, capture: Capture, saver: Saver, *, takes_inputs: bool = False) -> None:
+        self.outside: FrameType | None = None
         self._state = state
         self._capture = capture
         self._ops = capture.ops
+        self._refs: list[Ref] = []  # one for each operation, for all templates in which it stands
         self._saver = saver
-        self._keeps = saver.keeps_any
-        self._takes_inputs = takes_inputs  # tensors from outside are inputs, for nobody has named the inputs
-        self._rng = GeneratorStates()
+        self._takes_inputs = takes_inputs
+        self._generators = GeneratorStates()
         self._writes = Writes()
         self._transforms = Transforms()
         self._stacks = StackReader()
-        self._values: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # which operation a tensor came from
-        self._refs: list[Ref] = []
+        self._producers: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # the operation that a tensor came from
         self._constants: dict[int, tuple[weakref.ref[Tensor], int, ConstantTensor]] = {}
-        self._rewritten: dict[int, int] = {}  # buffers that an operation wrote without returning them
+        self._buffer_writers: dict[int, int] = {}  # the operation that wrote a buffer without returning it
+        self._source_counts: dict[str, int] = {}
+        self._open_calls: list[tuple[ModuleCall, FrameType]] = []
+        self._module: ModuleCall | None = None
+        # What the arguments of the current call came from; filled while its template is made.
         self._parents: list[int] = []
         self._parameters: list[Parameter] = []
-        self._module: ModuleCall | None = None
-        self._open: list[tuple[ModuleCall, FrameType]] = []
-        self._numbers: dict[str, int] = {}
-        self.outside: FrameType | None = None  # the frame that runs the pass: where call stacks begin
+        # The latest op that raised, and the innermost module that an exception left, with how much had been seen then.
+        self._raised: tuple[Exception, CapturedCall, tuple[int, ...], ModuleCall | None] | None = None
+        self._left_by_error: tuple[int, int, ModuleCall] | None = None
 
-    # What the engine asks of any listener.
+    # What an engine asks of every listener.
 
     def tap(self, place: Position, site: Site) -> None:
         """Nothing is tapped."""
 
     def may_keep(self, site: Site) -> bool:
-        """All is to be seen."""
+        """Everything is traced."""
         return True
 
     def begin(self, entry: str) -> Pass:
@@ -102,24 +133,31 @@ class GraphListener:
         """A call of a root ended."""
         return False
 
-    # What it tells a performer.
+    # What an engine tells an OpRunner.
 
     def perform(
         self, facts: OpFacts, label: str, site: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Run an op, and note it if it returns tensors."""
-        reference = self._reference
+        template = self._template
         parents: list[int] = []
         parameters: list[Parameter] = []
         self._parents, self._parameters = parents, parameters
-        told_args = tuple([a if type(a) in _ATOMS else reference(a) for a in args])
-        told_kwargs = {k: a if type(a) in _ATOMS else reference(a) for k, a in kwargs.items()} if kwargs else kwargs
-        states = self._rng.before(func, kwargs)
+        # Before the op runs, because it may write to its arguments. Atoms are left out here rather than in the method:
+        # most arguments are atoms, and this is asked for each argument of each op.
+        arg_templates = tuple([a if type(a) in _ATOMS else template(a) for a in args])
+        kwarg_templates = {k: a if type(a) in _ATOMS else template(a) for k, a in kwargs.items()} if kwargs else kwargs
+        states = self._generators.before(func, kwargs)
         started = perf_counter()
-        out = func(*args, **kwargs) if kwargs else func(*args)
+        try:
+            out = func(*args, **kwargs) if kwargs else func(*args)
+        except Exception as error:
+            call = CapturedCall(func, facts.func_name, facts.layer_type, label, site, arg_templates, kwarg_templates)
+            self._raised = error, call, tuple(parents), self._module
+            raise
         seconds = perf_counter() - started
         writes = reads_inplace_flag(facts, args, kwargs)
-        value = args[0] if out is None and writes and args else out
+        value = args[0] if out is None and writes and args else out  # `x[i] = y` returns nothing
         if type(value) is not Tensor and next(leaves(value), None) is None:
             return out
         call = CapturedCall(
@@ -128,62 +166,64 @@ class GraphListener:
             facts.layer_type,
             label,
             site,
-            told_args,
-            told_kwargs,
+            arg_templates,
+            kwarg_templates,
             tuple(dict.fromkeys(parameters)),
             states,
             seconds,
             self._stack(2),
             writes,
-            _autocast() if is_any_autocast_enabled() else (),
+            _autocast_dtypes() if is_any_autocast_enabled() else (),
         )
+        # To copy a value or to look at its storage must not become an op of the pass.
         with no_function_modes():
-            self._returned(call, tuple(parents), value, args, kwargs)
+            self._add_values(call, tuple(parents), value, args, kwargs)
         return out
 
     def compose(
         self, place: Position, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inside: Callable[[], Any]
     ) -> Any:
-        """Run a composite; where nothing inside of it could be seen it is an op like any other."""
+        """Run a composite. Its ops are noted one by one; if none of them returned its value, it is an op itself."""
         first = len(self._ops)
         out = inside()
-        found = self._produced(out)
-        if len(found) == sum(1 for _ in leaves(out)):
-            name = place.label, place.site.name
-            self._capture.composites.update({(*name, path): op for path, op in found.items()})
+        produced = self._produced(out)
+        if len(produced) == sum(1 for _ in leaves(out)):
+            label, site = place.label, place.site.name
+            self._capture.composites.update({(label, site, path): op for path, op in produced.items()})
             return out
         parents: list[int] = []
         parameters: list[Parameter] = []
         self._parents, self._parameters = parents, parameters
         call = CapturedCall(func, place.site.func_name, place.site.layer_type, place.label, place.site.name)
-        call.args = tuple(map(self._reference, args))
-        call.kwargs = {key: self._reference(value) for key, value in kwargs.items()}
+        call.args = tuple(map(self._template, args))
+        call.kwargs = {key: self._template(value) for key, value in kwargs.items()}
         call.parameters = tuple(dict.fromkeys(parameters))
         call.stack = self._stack(2)
-        inner = tuple(range(first, len(self._ops)))
+        # The last op that was seen inside is a parent: the unseen rest of the composite is likely to have read it.
+        inner = range(first, len(self._ops))
         with no_function_modes():
             unseen = [value for _, value in leaves(out) if self._producer(value) is None]
-            self._returned(call, tuple(dict.fromkeys((*parents, *inner[-1:]))), unseen, args, kwargs)
+            self._add_values(call, tuple(dict.fromkeys((*parents, *inner[-1:]))), unseen, args, kwargs)
         return out
 
     def glance(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a function that is no event; note if Python looks at a value, or gets a tensor by another name."""
+        """Run a function that is not an event; note if Python looks at a value, or gets it in another tensor."""
         out = func(*args, **kwargs)
-        how = _LOOKS.get(func)
+        how = _VALUE_READS.get(func)
         if how is not None:
             producer = self._producer(args[0])
             if producer is not None:
-                look = ValueRead(producer, how, out if how != "tolist" else None, self._stack(2), len(self._ops))
-                self._capture.truths.append(look)
-        elif func in _DATA_SETTERS:
+                read = ValueRead(producer, how, out if how != "tolist" else None, self._stack(2), len(self._ops))
+                self._capture.value_reads.append(read)
+        elif func == _SET_DATA:
             producer = self._producer(args[1])
             if producer is None:
-                self._values.pop(id(args[0]), None)
+                self._producers.pop(id(args[0]), None)
             else:
-                self._bind(args[0], producer)  # `x.data = y`: the values of another tensor
-        elif func in _GRADIENTS:
+                self._bind(args[0], producer)  # `x.data = y`: from now on x has the values of y
+        elif func == _GET_GRADIENT:
             if isinstance(out, Tensor):
-                self._constant(out)  # what a backward pass left there, not what its tensor is
+                self._constant(out)  # what a backward pass left there, not the values of this tensor
         elif isinstance(out, Tensor) and args and isinstance(args[0], Tensor) and self._producer(out) is None:
             producer = self._producer(args[0])  # `x.data`: the same values in another tensor
             if producer is not None:
@@ -192,21 +232,23 @@ class GraphListener:
 
     def enter(self, place: Position, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is called."""
-        frame = sys._getframe(2)
-        stack = self._stack(3)  # without the frame that stands for this call
+        frame = sys._getframe(2)  # the engine's frame for this module call; the model's own frames are inside it
+        stack = self._stack(3)
         site = place.site
-        address = site.frames[-1].module_address
-        call = ModuleCall(address, site.frames[-1].module_type, place.number, self._module, stack)
-        found = {}
-        plain = len(args) == 1 and type(args[0]) is Tensor and not kwargs
-        for path, value in (("[0]", args[0]),) if plain else argument_leaves(args, kwargs):
+        call = ModuleCall(
+            site.frames[-1].module_address, site.frames[-1].module_type, place.number, self._module, stack
+        )
+        entered = {}
+        # Most modules take a single tensor, which needs no walk through nested arguments.
+        is_plain = len(args) == 1 and type(args[0]) is Tensor and not kwargs
+        for path, value in (("[0]", args[0]),) if is_plain else argument_leaves(args, kwargs):
             producer = self._producer(value)
-            if producer is None and self._takes_inputs and not self._open:
-                producer = self._input(value, f"{site.name}{path}").index
+            if producer is None and self._takes_inputs and not self._open_calls:
+                producer = self._add_input(value, f"{site.name}{path}").index
             if producer is not None:
-                found[path] = producer
-        call.entered_at = found
-        self._open.append((call, frame))
+                entered[path] = producer
+        call.entered_at = entered
+        self._open_calls.append((call, frame))
         self._module = call
         call.ops = len(self._ops)
         self._capture.module_calls.append(call)
@@ -214,14 +256,14 @@ class GraphListener:
 
     def leave(self, place: Position, out: Any) -> None:
         """A module returned."""
-        call, _ = self._open.pop()
+        call, _ = self._open_calls.pop()
         self._close(call)
         call.exited_at = self._produced(out)
         self._capture.returns.append(call)
 
     def hidden(self, place: Position, module: nn.Module, out: Any) -> None:
-        """A module of whose inside nothing was seen is one op."""
-        entered = self._open[-1][0]
+        """A module whose inside could not be seen, such as a scripted one, is one op."""
+        entered, _ = self._open_calls[-1]
         site = place.site
         call = CapturedCall(
             module, site.func_name, site.layer_type, place.label, f"{site.frames[-1].module_address}/:hidden"
@@ -229,212 +271,235 @@ class GraphListener:
         call.args = tuple(self._refs[op] for op in entered.entered)
         call.stack = entered.stack
         with no_function_modes():
-            self._returned(call, entered.entered, out, (), {})
+            self._add_values(call, entered.entered, out, (), {})
 
     def raised(self, place: Position) -> None:
-        """An exception left a module, and those inside of it before."""
-        address = place.site.frames[-1].module_address
-        if any((call.address, call.number) == (address, place.number) for call, _ in self._open):
-            left = None
-            while left is None or (left.address, left.number) != (address, place.number):
-                left, _ = self._open.pop()
-                self._close(left)
+        """An exception left a module, after those that were open inside it."""
+        address, number = place.site.frames[-1].module_address, place.number
+        if any((call.address, call.number) == (address, number) for call, _ in self._open_calls):
+            closed = None
+            while closed is None or (closed.address, closed.number) != (address, number):
+                closed, _ = self._open_calls.pop()
+                self._close(closed)
+                seen = len(self._ops), len(self._capture.module_calls)
+                if self._left_by_error is None or self._left_by_error[:2] != seen:
+                    self._left_by_error = (*seen, closed)
 
-    # What whoever makes the pass tells.
+    # What the runner of the pass tells it.
 
     def inputs(self, prefix: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """The pass begins with these arguments."""
         for path, value in argument_leaves(args, kwargs):
             if self._producer(value) is None:
-                self._input(value, f"{prefix}{path}")
+                self._add_input(value, f"{prefix}{path}")
 
     def outputs(self, out: Any) -> None:
-        """The pass returned."""
+        """The pass returned this value."""
         for path, value in leaves(out):
             self._parents = []
             with no_function_modes():
-                template = self._tensor(value)
-                call = CapturedCall(None, "", "output", "", f":out{path}")
-                call.args = (template,)
+                call = CapturedCall(None, "", "output", "", f":out{path}", (self._tensor_template(value),))
                 op = self._add("output", call, tuple(self._parents), value)
-                op.path = path
-                op.address = path
+                op.path = op.address = path
+
+    def failed(self, error: BaseException) -> None:
+        """An exception ended the pass; the model may have caught others before."""
+        module = None
+        if self._left_by_error is not None:
+            *seen, left = self._left_by_error
+            if seen == [len(self._ops), len(self._capture.module_calls)]:
+                module = left
+        text = f"{type(error).__name__}: {error}"
+        self._capture.failure = Failure(text, None, (), module)
+        if self._raised is not None and self._raised[0] is error:
+            _, call, parents, module = self._raised
+            self._capture.failure = Failure(text, call, parents, module)
 
     def finish(self) -> None:
-        """Let go of the capture, whoever still holds the listener."""
+        """Drop the capture, because the engine's state for this thread may hold the tracer longer."""
         self._capture = Capture()
         self._ops = self._capture.ops
         self._refs = []
-        for held in (self._values, self._constants, self._rewritten):
-            held.clear()
+        self._producers.clear()
+        self._constants.clear()
+        self._buffer_writers.clear()
+        self._raised = self._left_by_error = None
 
-    # Inside.
+    # Templates: what takes an argument's place, and which operation it came from.
 
-    def _reference(self, argument: Any) -> Any:
+    def _template(self, argument: Any) -> Any:
         kind = type(argument)
         if kind is Tensor:
-            return self._tensor(argument)
+            return self._tensor_template(argument)
         if kind is nn.Parameter:
-            return self._source(argument) if id(argument) not in self._values else self._tensor(argument)
+            # Once an op has written to a parameter in place, the parameter is that op's value.
+            is_source = id(argument) not in self._producers
+            return self._source_template(argument) if is_source else self._tensor_template(argument)
         if kind is tuple and _ATOMS.issuperset(map(type, argument)):
             return argument
-        return referenced(argument, self._tensor)
+        return template_of(argument, self._tensor_template)
 
-    def _tensor(self, value: Tensor) -> Any:
-        held = self._values.get(id(value))
-        if held is None or held[0]() is not value:
-            return self._source(value)
-        op = held[1]
+    def _tensor_template(self, value: Tensor) -> Any:
+        producer = self._producers.get(id(value))
+        if producer is None or producer[0]() is not value:
+            return self._source_template(value)
+        op = producer[1]
         if op not in self._parents:
             self._parents.append(op)
         if self._writes.by_storage:
             with no_function_modes():
-                later = self._writes.since(value, op)
-                if later:
-                    self._parents.extend(w for w in later if w not in self._parents)
-                    return Overwritten(op, later, self._saver.snapshot(value))
+                writers = self._writes.since(value, op)
+                if writers:
+                    self._parents.extend(writer for writer in writers if writer not in self._parents)
+                    return Overwritten(op, writers, self._saver.snapshot(value))
         return self._refs[op]
 
-    def _source(self, value: Tensor) -> Any:
-        """The reference to a tensor that no operation has produced."""
+    def _source_template(self, value: Tensor) -> Any:
+        """The reference to a tensor that no op returned."""
         parameter = self._state.parameter(value)
         if parameter is not None:
             self._parameters.append(parameter)
             return parameter
         address = self._state.buffer_address(value)
-        wrapped = None
-        if self._transforms.inside or is_functorch_wrapper(value):
-            wrapped = self._transforms.producer(value, self._producer)
-        if wrapped is not None:
-            index = wrapped
-        elif address is not None:
-            index = self._buffer(value, address).index
-        elif self._takes_inputs and id(value) not in self._constants and not self._state.holds(value):
-            index = self._input(value, ":in").index
-        else:
-            return self._constant(value)
+        index = None
+        if self._transforms.by_storage or is_functorch_wrapper(value):
+            index = self._transforms.producer(value, self._producer)
+        if index is None:
+            if address is not None:
+                index = self._add_buffer(value, address).index
+            elif self._takes_inputs and id(value) not in self._constants and not self._state.has_attribute(value):
+                index = self._add_input(value, ":in").index
+            else:
+                return self._constant(value)
         if index not in self._parents:
             self._parents.append(index)
         return self._refs[index]
 
     def _constant(self, value: Tensor) -> ConstantTensor:
+        """One reference for all uses of a constant, until it is written to."""
         version = 0 if value.is_inference() else value._version
-        held = self._constants.get(id(value))
-        if held is not None and held[0]() is value and held[1] == version:
-            return held[2]
+        entry = self._constants.get(id(value))
+        if entry is not None and entry[0]() is value and entry[1] == version:
+            return entry[2]
         with no_function_modes():
             shape = () if value.is_nested else tuple(value.shape)
             constant = ConstantTensor(shape, value.dtype, self._saver.snapshot(value))
         self._constants[id(value)] = (weakref.ref(value), version, constant)
         return constant
 
-    def _input(self, value: Tensor, site: str) -> CapturedOp:
-        op = self._add_source("input", value, site)
-        op.address = site.rpartition(":in")[2]
-        return op
-
-    def _buffer(self, value: Tensor, address: str) -> CapturedOp:
-        writer = self._rewritten.pop(id(value), None)
-        op = self._add_source("buffer", value, f"{address}:buffer", () if writer is None else (writer,))
-        op.address = address
-        op.module = self._module
-        return op
-
-    def _add_source(self, kind: Any, value: Tensor, site: str, parents: tuple[int, ...] = ()) -> CapturedOp:
-        number = self._numbers[kind] = self._numbers.get(kind, 0) + 1
-        with no_function_modes():
-            op = self._add(kind, CapturedCall(None, "", kind, f"{kind}_{number}", site), parents, value)
-            self._bind(value, op.index)
-        return op
-
-    def _returned(
-        self, call: CapturedCall, parents: tuple[int, ...], out: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        """An op returned: each tensor in its value is an operation."""
-        if type(out) is Tensor:
-            self._value(call, parents, out)
-            found: Iterable[Tensor] = (out,)
-        else:
-            found = []
-            for index, (path, value) in enumerate(leaves(out)):
-                op = self._value(call, parents, value)
-                if path:
-                    op.path, op.output_index = path, index
-                found.append(value)
-        if call.inplace:
-            self._note_writes(call, found, args, kwargs)
-
-    def _value(self, call: CapturedCall, parents: tuple[int, ...], value: Tensor) -> CapturedOp:
-        index = len(self._ops)
-        op = CapturedOp.of(index, "op", call, parents, value)
-        op.module = self._module
-        self._ops.append(op)
-        self._refs.append(Ref(index))
-        self._values[id(value)] = (weakref.ref(value), index)
-        if self._keeps:
-            self._saver.save(op, value)
-        if functorch_level() is not None:
-            self._transforms.note(value, op.index)
-        return op
-
-    def _add(self, kind: Any, call: CapturedCall, parents: tuple[int, ...], value: Tensor) -> CapturedOp:
-        index = len(self._ops)
-        op = CapturedOp.of(index, kind, call, parents, value)
-        self._ops.append(op)
-        self._refs.append(Ref(index))
-        self._saver.save(op, value)
-        return op
-
-    def _bind(self, value: Tensor, op: int) -> None:
-        self._values[id(value)] = (weakref.ref(value), op)
+    def _producer(self, value: Any) -> int | None:
+        """The operation that a value came from."""
+        producer = self._producers.get(id(value))
+        return producer[1] if producer is not None and producer[0]() is value else None
 
     def _produced(self, out: Any) -> dict[str, int]:
         """The operation that each leaf of a value came from."""
         if type(out) is Tensor:
             producer = self._producer(out)
             return {} if producer is None else {"": producer}
-        found = {path: self._producer(value) for path, value in leaves(out)}
-        return {path: op for path, op in found.items() if op is not None}
+        return {path: op for path, value in leaves(out) if (op := self._producer(value)) is not None}
 
-    def _producer(self, value: Any) -> int | None:
-        held = self._values.get(id(value))
-        return held[1] if held is not None and held[0]() is value else None
+    def _bind(self, value: Tensor, op: int) -> None:
+        self._producers[id(value)] = (weakref.ref(value), op)
+
+    # New operations.
+
+    def _add_values(
+        self, call: CapturedCall, parents: tuple[int, ...], out: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """An op returned: each tensor in its value is an operation."""
+        if type(out) is Tensor:
+            self._add_value(call, parents, out)
+            values: Iterable[Tensor] = (out,)
+        else:
+            values = []
+            for index, (path, value) in enumerate(leaves(out)):
+                op = self._add_value(call, parents, value)
+                if path:
+                    op.path, op.output_index = path, index
+                values.append(value)
+        if call.inplace:
+            self._note_writes(call, values, args, kwargs)
+
+    def _add_value(self, call: CapturedCall, parents: tuple[int, ...], value: Tensor) -> CapturedOp:
+        op = self._add("op", call, parents, value)
+        op.module = self._module
+        self._bind(value, op.index)
+        if functorch_level() is not None:
+            self._transforms.note(value, op.index)
+        return op
+
+    def _add_input(self, value: Tensor, site: str) -> CapturedOp:
+        op = self._add_source("input", value, site)
+        op.address = site.rpartition(":in")[2]
+        return op
+
+    def _add_buffer(self, value: Tensor, address: str) -> CapturedOp:
+        writer = self._buffer_writers.pop(id(value), None)
+        op = self._add_source("buffer", value, f"{address}:buffer", () if writer is None else (writer,))
+        op.address = address
+        op.module = self._module
+        return op
+
+    def _add_source(self, kind: OpKind, value: Tensor, site: str, parents: tuple[int, ...] = ()) -> CapturedOp:
+        number = self._source_counts[kind] = self._source_counts.get(kind, 0) + 1
+        with no_function_modes():
+            op = self._add(kind, CapturedCall(None, "", kind, f"{kind}_{number}", site), parents, value)
+            self._bind(value, op.index)
+        return op
+
+    def _add(self, kind: OpKind, call: CapturedCall, parents: tuple[int, ...], value: Tensor) -> CapturedOp:
+        index = len(self._ops)
+        op = CapturedOp.of(index, kind, call, parents, value)
+        self._ops.append(op)
+        self._refs.append(Ref(index))
+        if self._saver.saves_any:
+            self._saver.save(op, value)
+        return op
+
+    # Writes in place.
 
     def _note_writes(
-        self, call: CapturedCall, found: Iterable[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, call: CapturedCall, values: Iterable[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        """Which memory an op wrote to: its output if that is an argument, and what it writes beside."""
-        written = [value for value in found if any(value is a for a in args)]
+        """Note which memory an op wrote: that of its output if it is also an argument, else buffers it was given."""
+        written = [value for value in values if any(value is a for a in args)]
         if not written:
-            given = {id(a) for a in flat((args, dict(kwargs))) if isinstance(a, Tensor)}
-            written = [value for value in found if id(value) in given]
+            arguments = {id(a) for a in flat((args, dict(kwargs))) if isinstance(a, Tensor)}
+            written = [value for value in values if id(value) in arguments]
         for value in written:
-            op = self._values[id(value)][1]
+            _, op = self._producers[id(value)]
             self._writes.note(value, op)
-            self._wrote(value, op)
-        if not written:  # a batch norm returns a new tensor and writes its statistics beside
+            self._note_buffer_write(value, op)
+        if not written:  # a batch norm returns a new tensor, and updates its statistics
             for value in self._state.buffers_among(flat((args, dict(kwargs)))):
-                self._values.pop(id(value), None)
-                op = self._rewritten[id(value)] = self._ops[-1].index
-                self._wrote(value, op)
+                self._producers.pop(id(value), None)
+                op = self._buffer_writers[id(value)] = self._ops[-1].index
+                self._note_buffer_write(value, op)
 
-    def _wrote(self, value: Tensor, op: int) -> None:
+    def _note_buffer_write(self, value: Tensor, op: int) -> None:
         address = self._state.buffer_address(value)
         if address is not None:
             self._capture.buffer_writes.append((address, op))
+
+    # Module calls and call stacks.
 
     def _close(self, call: ModuleCall) -> None:
         call.seconds = perf_counter() - call.started
         call.ops = len(self._ops) - call.ops
         self._module = call.parent
 
-    def _stack(self, depth: int) -> Any:
-        stop, outside = self.outside, None
-        if self._open:
-            call, stop = self._open[-1]
-            outside = call.stack
-        return self._stacks.read(sys._getframe(depth + 1), stop, outside)
+    def _stack(self, depth: int) -> Stack | None:
+        """The call stack, up to the innermost module call and from there on that of the module call itself.
+
+        ``depth`` is the number of frames between the caller of this method and the model: those of the engine.
+        """
+        stop, around = self.outside, None
+        if self._open_calls:
+            call, stop = self._open_calls[-1]
+            around = call.stack
+        return self._stacks.read(sys._getframe(depth + 1), stop, around)
 
 
-def _autocast() -> tuple[tuple[str, torch.dtype], ...]:
+def _autocast_dtypes() -> tuple[tuple[str, torch.dtype], ...]:
     return tuple((d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d))

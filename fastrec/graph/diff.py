@@ -1,9 +1,8 @@
-"""Where two histories differ."""
+"""Where two passes differ: as a report for the user, and as an error where they must not."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from itertools import zip_longest
 
 import msgspec
@@ -13,12 +12,9 @@ from fastrec.graph.raw import Capture, CapturedOp
 from fastrec.graph.structure import Graph
 from fastrec.graph.validation.replay import largest_difference
 
-_Place = tuple[str, str, str, int]
-"""Kind, site, leaf, and the how-manieth operation there."""
-
 
 class Changed(msgspec.Struct, frozen=True):
-    """An operation that both histories have at one place, and what is not the same: parents, shape, and so on."""
+    """An operation that both histories have at the same place, and what differs: parents, shape, and so on."""
 
     first: str
     second: str
@@ -30,11 +26,11 @@ class Changed(msgspec.Struct, frozen=True):
 
 
 class HistoryDiff(msgspec.Struct, frozen=True):
-    """What two histories do not share; false as a value where they ran the same operations.
+    """How two histories differ; false as a value if they ran the same operations.
 
-    ``only_in_first`` and ``only_in_second`` are labels of operations that the other has not; ``changed`` are those that
-    both have, with other parents, functions, parameters, shapes or dtypes. ``values`` are those whose saved values
-    differ, which two inputs make of one graph, and does not count as a difference of it.
+    ``only_in_first`` and ``only_in_second`` are labels of operations that the other one lacks; ``changed`` are those
+    that both have, with other parents, functions, parameters, shapes or dtypes. ``values`` are those whose saved values
+    differ; these are to be expected for different inputs, and don't count as a difference.
     """
 
     only_in_first: tuple[str, ...]
@@ -62,89 +58,83 @@ class HistoryDiff(msgspec.Struct, frozen=True):
 
 
 def diff_of(first: Graph, second: Graph) -> HistoryDiff:
-    """Compare two graphs, place by place: a site does not move when a branch elsewhere is or isn't taken."""
-    here, there = _places(first), _places(second)
-    of_first = {index: place for place, index in here.items()}
-    of_second = {index: place for place, index in there.items()}
+    """Compare two graphs place by place: a site does not move when a branch elsewhere is or isn't taken."""
+    first_ops, second_ops = _by_place(first), _by_place(second)
+    first_places = {index: place for place, index in first_ops.items()}
+    second_places = {index: place for place, index in second_ops.items()}
     changed, values = [], []
-    for place, i in here.items():
-        j = there.get(place)
+    for place, i in first_ops.items():
+        j = second_ops.get(place)
         if j is None:
             continue
-        one, other = first.ops[i], second.ops[j]
-        what = _changes(one, other)
-        if [of_first[p] for p in one.parents] != [of_second[p] for p in other.parents]:
+        op, other = first.ops[i], second.ops[j]
+        what = _changes(op, other)
+        if [first_places[p] for p in op.parents] != [second_places[p] for p in other.parents]:
             what.insert(0, "parents")
         if what:
             changed.append(Changed(first.label(i), second.label(j), tuple(what)))
-        if one.value is not None and other.value is not None and largest_difference(one.value, other.value) != 0.0:
+        value, other_value = op.value, other.value  # read once, because they may be in files
+        if value is not None and other_value is not None and largest_difference(value, other_value) != 0.0:
             values.append(first.label(i))
     return HistoryDiff(
-        tuple(first.label(i) for place, i in here.items() if place not in there),
-        tuple(second.label(j) for place, j in there.items() if place not in here),
+        tuple(first.label(i) for place, i in first_ops.items() if place not in second_ops),
+        tuple(second.label(j) for place, j in second_ops.items() if place not in first_ops),
         tuple(changed),
         tuple(values),
     )
 
 
-def _places(graph: Graph) -> dict[_Place, int]:
-    seen: Counter[tuple[str, str, str]] = Counter()
-    found: dict[_Place, int] = {}
+_Place = tuple[str, str, str, str, int]
+"""Kind, module pass, site and leaf of an operation, and its number among the operations that share all of these."""
+
+
+def _by_place(graph: Graph) -> dict[_Place, int]:
+    counts: Counter[tuple[str, str, str, str]] = Counter()
+    by_place: dict[_Place, int] = {}
     for index in graph.order:
         op = graph.ops[index]
-        module = op.module.label if op.module is not None else ""
-        place = (f"{op.kind} {module}", op.call.site, op.path)
-        seen[place] += 1
-        kind, site, path = place
-        found[kind, site, path, seen[place]] = index
-    return found
+        kind, module, site, path = place = (op.kind, _module(op), op.call.site, op.path)
+        counts[place] += 1
+        by_place[kind, module, site, path, counts[place]] = index
+    return by_place
 
 
-def _changes(one: CapturedOp, other: CapturedOp) -> list[str]:
-    facts = {
-        "function": (one.call.layer_type, other.call.layer_type),
-        "parameters": (_addresses(one), _addresses(other)),
-        "shape": (one.shape, other.shape),
-        "dtype": (one.dtype, other.dtype),
-    }
-    return [name for name, (a, b) in facts.items() if a != b]
+def _module(op: CapturedOp) -> str:
+    return "" if op.module is None else op.module.label
 
 
-def _addresses(op: CapturedOp) -> Iterable[str]:
+def _parameters(op: CapturedOp) -> list[str]:
     return [parameter.address for parameter in op.call.parameters]
 
 
-def check_same_graph(before: Capture, now: Capture, *, remedy: str) -> None:
+def _changes(op: CapturedOp, other: CapturedOp) -> list[str]:
+    compared = {
+        "function": (op.call.layer_type, other.call.layer_type),
+        "parameters": (_parameters(op), _parameters(other)),
+        "shape": (op.shape, other.shape),
+        "dtype": (op.dtype, other.dtype),
+    }
+    return [name for name, (a, b) in compared.items() if a != b]
+
+
+def check_same_graph(old: Capture, new: Capture, *, remedy: str) -> None:
     """Raise GraphDifferenceError at the first operation that differs in function, parents, parameters or module."""
-    for old, new in zip_longest(before.ops, now.ops):
-        if old is None or new is None or facts(old) != facts(new):
+    for index, (old_op, new_op) in enumerate(zip_longest(old.ops, new.ops)):
+        if old_op is None or new_op is None or _identity(old_op) != _identity(new_op):
             raise GraphDifferenceError(
-                f"the model ran other operations than before; the first difference is number {_number(old, new)}: "
-                f"{told(before, old)} before, {told(now, new)} now; {remedy}"
+                f"the model ran other operations than before; the first difference is number {index}: "
+                f"{_describe(old, old_op)} before, {_describe(new, new_op)} now; {remedy}"
             )
 
 
-def facts(op: CapturedOp) -> dict[str, object]:
-    """What has to be the same; sizes and numbers may change with the inputs."""
-    return {
-        "function": (op.kind, op.call.layer_type, op.path),
-        "address": op.address,
-        "parents": op.parents,
-        "parameters": tuple(parameter.address for parameter in op.call.parameters),
-        "module": op.module.label if op.module is not None else "",
-    }
+def _identity(op: CapturedOp) -> tuple[object, ...]:
+    """What has to be the same; sizes and numbers may depend on the inputs."""
+    return op.kind, op.call.layer_type, op.path, op.address, op.parents, _parameters(op), _module(op)
 
 
-def told(capture: Capture, op: CapturedOp | None) -> str:
-    """An operation in a message."""
+def _describe(capture: Capture, op: CapturedOp | None) -> str:
     if op is None:
         return "nothing"
     parents = ", ".join(capture.ops[parent].call.label or capture.ops[parent].kind for parent in op.parents)
     name = op.call.label or f"{op.kind}{op.address}"
     return f"{name} at {op.call.site!r} from ({parents})"
-
-
-def _number(old: CapturedOp | None, new: CapturedOp | None) -> int:
-    op = old if old is not None else new
-    assert op is not None
-    return op.index

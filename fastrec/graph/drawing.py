@@ -1,6 +1,6 @@
-"""From a history to the description of its drawing.
+"""From the graph of a pass to the description of its drawing.
 
-    drawing = drawing_of(history, DrawingOptions(vis_mode="rolled"))
+    drawing = drawing_of(graph, ModelFacts("Net", parameters, ["", "block"]), DrawingOptions(vis_mode="rolled"))
 
 What is drawn is read off the graph of the pass once: operations (or layers, where it is rolled) become nodes, calls of
 modules (or modules) boxes, parents edges. How that looks is said in draw/rules.py, what is seen of it in draw/view.py.
@@ -10,55 +10,69 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
+
+import msgspec
+from torch import Tensor
 
 from fastrec._errors import OptionError, did_you_mean
 from fastrec.graph.draw.description import Drawing
+from fastrec.graph.draw.nest import ModuleRef, Nest, box_name
 from fastrec.graph.draw.options import DrawingOptions
 from fastrec.graph.draw.parts import Box, Node, NodeKind
 from fastrec.graph.draw.rules import module_style, op_style
 from fastrec.graph.draw.text import counted, dimensions
 from fastrec.graph.drawing_edges import EdgeBuilder, Role
 from fastrec.graph.drawing_facts import FactMaker
-from fastrec.graph.raw import CapturedOp, ModuleCall
+from fastrec.graph.raw import CapturedOp, Failure, ModuleCall, Parameter
 from fastrec.graph.show import readable_size
-
-if TYPE_CHECKING:
-    from fastrec.graph.history import ModelHistory
-
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+from fastrec.graph.structure import Graph
 
 
-def drawing_of(history: ModelHistory, options: DrawingOptions) -> Drawing:
-    """The description of a history's drawing."""
-    scope = _Scope(history, options.module)
-    builder = _NodeBuilder(history, options, scope)
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What a drawing tells of the model beside the graph: its name, its parameters, the addresses of its modules."""
+
+    name: str
+    parameters: Sequence[Parameter]
+    addresses: Sequence[str]
+
+
+def drawing_of(graph: Graph, model: ModelFacts, options: DrawingOptions) -> Drawing:
+    """The description of a pass's drawing."""
+    scope = _Scope(graph, model, options.module)
+    builder = _NodeBuilder(graph, options, scope)
     nodes = builder.nodes()
-    edges = EdgeBuilder(history, builder.roles, rolled=options.vis_mode == "rolled").edges(
-        backward=options.show_backward
-    )
-    title = history.model_name
+    edge_builder = EdgeBuilder(graph, builder.roles, rolled=options.vis_mode == "rolled")
+    edges = edge_builder.value_edges() + edge_builder.failure_edges(builder.failed)
+    if options.show_backward:
+        edges += edge_builder.backward_edges()
+    title = model.name
     if scope.call is not None:
         title += f", {options.module}: {scope.call.kind}"
-    caption = (title, *_caption(history, scope))
-    return Drawing(title, caption, nodes, builder.boxes, edges, options, FactMaker(history, nodes))
+    parameters = model.parameters if scope.call is None else _parameters_in(graph, scope)
+    caption = (title, *_caption(graph, scope, parameters))
+    return Drawing(
+        title, caption, nodes, builder.boxes, edges, options, FactMaker(graph, model.name, parameters, nodes)
+    )
 
 
 class _Scope:
     """What of a pass is drawn: all of it, or what ran in one module."""
 
-    def __init__(self, history: ModelHistory, module: str | None) -> None:
-        calls = [call for call in history.graph.submodule_calls if module in (call.address, call.label)]
+    def __init__(self, graph: Graph, model: ModelFacts, module: str | None) -> None:
+        calls = [call for call in graph.submodule_calls if module in (call.address, call.label)]
         if module is not None and not calls:
-            raise OptionError(_no_such_module(module, history))
+            problem = "did not run in this pass" if module in model.addresses else "is no submodule of the model"
+            near = did_you_mean(module, dict.fromkeys(call.address for call in graph.submodule_calls))
+            raise OptionError(f"module={module!r} {problem}; {near}")
         self._calls = {id(call) for call in calls}
         self.call = calls[0] if calls else None
         self.outputs = [op for call in calls for op in call.exited]
 
-    def path(self, op: CapturedOp) -> list[ModuleCall] | None:
-        """The calls of modules around an operation, outermost first; None where it is not drawn."""
+    def path(self, innermost: ModuleCall | None) -> list[ModuleCall] | None:
+        """The calls of modules around what ran in one, outermost first; None where that is not drawn."""
         path: list[ModuleCall] = []
-        call = op.module
+        call = innermost
         while call is not None:
             if id(call) in self._calls:
                 return path[::-1]
@@ -66,17 +80,6 @@ class _Scope:
                 path.append(call)
             call = call.parent
         return None if self._calls else path[::-1]
-
-
-def _no_such_module(module: str, history: ModelHistory) -> str:
-    ran = history.module_addresses
-    registered = {
-        f"{name}.{address}" if name and address else name or address
-        for name, root in history.roots.items()
-        for address, _ in root.named_modules()
-    }
-    problem = "did not run in this pass" if module in registered else "is no submodule of the model"
-    return f"module={module!r} {problem}; {did_you_mean(module, ran)}"
 
 
 class _Place(NamedTuple):
@@ -91,36 +94,56 @@ class _Place(NamedTuple):
 class _NodeBuilder:
     """Makes nodes and boxes; ``roles`` then tells which node stands for an operation, inside and at the ends."""
 
-    def __init__(self, history: ModelHistory, options: DrawingOptions, scope: _Scope) -> None:
-        self._graph = history.graph
+    def __init__(self, graph: Graph, options: DrawingOptions, scope: _Scope) -> None:
+        self._graph = graph
         self._options = options
         self._scope = scope
         self._is_rolled = options.vis_mode == "rolled"
-        self._conditions = history.conditions
-        self._tested = frozenset(history.conditions.tested)
-        self._passes = Counter(call.address for call in history.graph.submodule_calls)
-        self._indices: dict[Hashable, int] = {}
-        self._last_calls: list[ModuleCall] = []  # of each box: its last call tells what comes out
-        self._ids: set[str] = set()
-        self.boxes: list[Box] = []
+        self._tested = frozenset(graph.conditions.tested)
+        self._passes = Counter(call.address for call in graph.submodule_calls)
+        self._nest = Nest()
+        self._last_calls: dict[int, ModuleCall] = {}  # of each box: its last call tells what comes out
+        self.failed: int | None = None  # the node of what ended the pass
         self.roles: dict[Role, dict[int, int]] = {"inside": {}, "from outside": {}, "to outside": {}}
+
+    @property
+    def boxes(self) -> list[Box]:
+        """The boxes around the nodes."""
+        return self._nest.boxes
 
     def nodes(self) -> list[Node]:
         """All nodes, in order; boxes and roles are filled on the way."""
         places = sorted(self._places(), key=lambda place: (place.role == "to outside", place.ops[0].index))
-        for index, place in enumerate(places):
+        for place in places:
+            index = self._nest.add(place.kind, place.box)
             self.roles[place.role].update((op.index, index) for op in place.ops)
-            if place.box >= 0:
-                self.boxes[place.box].nodes.append(index)
-        for box in self.boxes:
-            box.is_single = not box.boxes and [places[index].kind for index in box.nodes] == ["op"]
+        failure = self._graph.capture.failure
+        path = None if failure is None else self._scope.path(failure.module)
+        box = -1 if path is None else self._box(path)
+        if path is not None:
+            self.failed = self._nest.add("failed", box)
+        self._nest.finish()
         self._finish_boxes(places)
-        return [self._node(place) for place in places]
+        nodes = [self._node(place) for place in places]
+        if failure is not None and path is not None:
+            nodes.append(self._failed_node(failure, box))
+        return nodes
+
+    def _failed_node(self, failure: Failure, box: int) -> Node:
+        """The node of what ended the pass; modules around it that are closed show it, too."""
+        for index in self._nest.around(box):
+            self.boxes[index].lines += (f"raised {failure.error}",)
+            self.boxes[index].style = op_style("failed", (), shape="box3d")
+        module = self.boxes[box] if box >= 0 and self.boxes[box].is_single else None
+        name = failure.call.label if failure.call is not None else "raise"
+        address = () if module is None else (box_name(module),)
+        style = op_style("failed", (), shape="ellipse" if module is None else "box")
+        return Node(self._nest.unique(f"{name} failed"), "failed", (name, failure.error, *address), style, box)
 
     def _places(self) -> Iterator[_Place]:
         inside: set[int] = set()
         for group in self._groups([op for op in self._graph.ops if self._is_shown(op)]):
-            paths = [path for op in group if (path := self._scope.path(op)) is not None]
+            paths = [path for op in group if (path := self._scope.path(op.module)) is not None]
             if paths:
                 inside.update(op.index for op in group)
                 is_orphan = group[0].index not in self._graph.positions
@@ -131,9 +154,9 @@ class _NodeBuilder:
     def _is_shown(self, op: CapturedOp) -> bool:
         if op.index not in self._graph.positions and not self._options.show_orphans:
             return False
-        if op.kind == "buffer" and self._options.buffers != "all":
-            return self._options.buffers != "none" and op.address.rpartition(".")[2] not in STATISTICS
-        return self._options.show_checks or op.index not in self._conditions.evaluating
+        if op.kind == "buffer":
+            return self._options.shows_buffer(op.address)
+        return self._options.show_checks or op.index not in self._graph.conditions.evaluating
 
     def _groups(self, ops: Iterable[CapturedOp]) -> list[list[CapturedOp]]:
         """Operations by the node that stands for them: each alone, or rolled by layer."""
@@ -157,55 +180,47 @@ class _NodeBuilder:
             yield _Place(group, -1, "output", "to outside")
 
     def _box(self, path: Sequence[ModuleCall]) -> int:
-        """The innermost of the boxes for some calls in each other, made where there is none."""
-        parent = -1
-        for call in path:
-            key: Hashable = (parent, call.address) if self._is_rolled else id(call)
-            index = self._indices.get(key)
-            if index is None:
-                index = self._indices[key] = len(self.boxes)
-                passes = self._passes[call.address]
-                name = call.address if self._is_rolled or passes == 1 else call.label
-                number = 0 if self._is_rolled else call.number
-                box = Box(self._unique(f"@{name}"), call.address, call.kind, number, passes, parent, [], [])
-                self.boxes.append(box)
-                self._last_calls.append(call)
-                if parent >= 0:
-                    self.boxes[parent].boxes.append(index)
+        """The innermost of the boxes for some calls in each other."""
+        box = self._nest.box([self._module(call) for call in path])
+        for index, call in zip(self._nest.around(box), reversed(path), strict=True):
             self._last_calls[index] = call
-            parent = index
-        return parent
+        return box
 
-    def _unique(self, name: str) -> str:
-        unique, number = name, 2
-        while unique in self._ids:
-            unique, number = f"{name} #{number}", number + 1
-        self._ids.add(unique)
-        return unique
+    def _module(self, call: ModuleCall) -> ModuleRef:
+        passes = self._passes[call.address]
+        if self._is_rolled:
+            return ModuleRef(call.address, call.address, call.kind, 0, passes)
+        return ModuleRef(id(call), call.address, call.kind, call.number, passes)
 
     def _node(self, place: _Place) -> Node:
         op, graph = place.ops[0], self._graph
         box = self.boxes[place.box] if place.box >= 0 else None
+        is_module = box is not None and box.is_single
         label = self._label(op, place.kind)
-        passes = f" (x{len(place.ops)})" if len(place.ops) > 1 else ""
-        lines = [label + passes, f"{dimensions(op.shape)} ({readable_size(op.nbytes)})"]
-        if op.call.parameters:
-            shapes = ", ".join(dimensions(tuple(parameter.tensor.shape)) for parameter in op.call.parameters)
-            lines.append(f"params: {shapes}")
-        if box is not None and box.is_single:
-            lines.append(f"@{box.address}" if self._is_rolled else _box_name(box))
-        elif op.address and (op.kind == "buffer" or not op.address.startswith("[")):
-            lines.append(f"@{op.address}" if op.kind == "buffer" else op.address.lstrip("."))
         style = op_style(
             place.kind,
             [parameter.tensor.requires_grad for parameter in op.call.parameters],
             is_tested=not self._tested.isdisjoint(op.index for op in place.ops),
-            is_module=box is not None and box.is_single,
+            shape="box" if is_module else "ellipse",
             from_input=any(graph.from_input[op.index] for op in place.ops),
         )
-        name = f"{label} out" if place.role == "to outside" else label
-        indices = tuple(op.index for op in place.ops)
-        return Node(self._unique(name), place.kind, tuple(lines), style, place.box, indices, _alike(op))
+        name = self._nest.unique(f"{label} out" if place.role == "to outside" else label)
+        lines = tuple(self._lines(place, label, box if is_module else None))
+        return Node(name, place.kind, lines, style, place.box, tuple(op.index for op in place.ops), _alike(op))
+
+    def _lines(self, place: _Place, label: str, module: Box | None) -> Iterator[str]:
+        """The text of a node: label and passes, shape and size, parameters, the address of its module or buffer."""
+        op = place.ops[0]
+        yield f"{label} (x{len(place.ops)})" if len(place.ops) > 1 else label
+        yield f"{dimensions(op.shape)} ({readable_size(op.nbytes)})"
+        if op.call.parameters:
+            yield "params: " + ", ".join(dimensions(tuple(p.tensor.shape)) for p in op.call.parameters)
+        if module is not None:
+            yield f"@{module.address}" if self._is_rolled else box_name(module)
+        elif op.kind == "buffer":
+            yield f"@{op.address}"
+        elif op.address.startswith("."):
+            yield op.address.lstrip(".")  # the name of an input or output
 
     def _label(self, op: CapturedOp, kind: str) -> str:
         if kind == "orphan":
@@ -213,21 +228,18 @@ class _NodeBuilder:
         return self._graph.layer(op.index).label if self._is_rolled else self._graph.label(op.index)
 
     def _finish_boxes(self, places: Sequence[_Place]) -> None:
-        """What stands on each box, from what is in it."""
+        """What stands on each closed box, from what is in it."""
         count, from_input = [0] * len(self.boxes), [False] * len(self.boxes)
-        parameters: list[dict[int, Any]] = [{} for _ in self.boxes]
+        parameters: list[dict[int, Tensor]] = [{} for _ in self.boxes]
         for place in places:
-            index = place.box
             used = {id(parameter.tensor): parameter.tensor for parameter in place.ops[0].call.parameters}
             reached = any(self._graph.from_input[op.index] for op in place.ops)
-            while index >= 0:
+            for index in self._nest.around(place.box):
                 count[index] += len(place.ops) * (place.kind == "op")
                 from_input[index] = from_input[index] or reached
                 parameters[index].update(used)
-                index = self.boxes[index].parent
         for index, box in enumerate(self.boxes):
-            box.title = (_box_name(box), box.module_type)
-            size = f"{counted(count[index], 'operation')}"
+            size = counted(count[index], "operation")
             numbers = sum(tensor.numel() for tensor in parameters[index].values())
             if numbers:
                 size += f", {counted(numbers, 'parameter')}"
@@ -241,12 +253,6 @@ class _NodeBuilder:
             op = self._graph.ops[call.exited[0]]
             more = f" and {len(call.exited) - 1} more" if len(call.exited) > 1 else ""
             yield f"{dimensions(op.shape)} ({readable_size(op.nbytes)}){more}"
-
-
-def _box_name(box: Box) -> str:
-    if box.passes == 1:
-        return f"@{box.address}"
-    return f"@{box.address}:{box.number}" if box.number else f"@{box.address} (x{box.passes})"
 
 
 def _common(paths: Sequence[Sequence[ModuleCall]]) -> Sequence[ModuleCall]:
@@ -266,18 +272,18 @@ def _alike(op: CapturedOp) -> Hashable:
     return op.kind, op.call.layer_type, op.path, op.shape, str(op.dtype), parameters
 
 
-def _caption(history: ModelHistory, scope: _Scope) -> Iterator[str]:
-    """The size of the model, or of the module that is drawn: tensors, and parameters."""
-    ops, indices = history.graph.ops, history.graph.order
-    if scope.call is None:
-        entries = [(p.num_params, p.fsize, p.requires_grad) for p in history.parameters.values()]
-    else:
-        indices = [i for i in indices if scope.path(ops[i]) is not None]
-        tensors = {id(p.tensor): p.tensor for i in indices for p in ops[i].call.parameters}.values()
-        entries = [(t.numel(), t.numel() * t.element_size(), t.requires_grad) for t in tensors]
-    yield f"{counted(len(indices), 'tensor')} ({readable_size(sum(ops[i].nbytes for i in indices))})"
-    for name, wanted in (("trainable", True), ("frozen", False)):
-        chosen = [(number, size) for number, size, requires_grad in entries if requires_grad is wanted]
-        if chosen or wanted:
-            numbers, sizes = sum(n for n, _ in chosen), sum(s for _, s in chosen)
-            yield f"{counted(numbers, f'{name} parameter')} ({readable_size(sizes)})"
+def _parameters_in(graph: Graph, scope: _Scope) -> list[Parameter]:
+    """The parameters that operations in a module use."""
+    inside = [graph.ops[index] for index in graph.order if scope.path(graph.ops[index].module) is not None]
+    return list({id(p.tensor): p for op in inside for p in op.call.parameters}.values())
+
+
+def _caption(graph: Graph, scope: _Scope, parameters: Sequence[Parameter]) -> Iterator[str]:
+    """The size of what is drawn: tensors, and parameters."""
+    sizes = [graph.ops[index].nbytes for index in graph.order if scope.path(graph.ops[index].module) is not None]
+    yield f"{counted(len(sizes), 'tensor')} ({readable_size(sum(sizes))})"
+    for name, is_trainable in (("trainable", True), ("frozen", False)):
+        chosen = [p for p in parameters if p.tensor.requires_grad is is_trainable]
+        if chosen or is_trainable:
+            number = counted(sum(p.tensor.numel() for p in chosen), f"{name} parameter")
+            yield f"{number} ({readable_size(sum(p.nbytes for p in chosen))})"

@@ -1,18 +1,16 @@
-"""The edges of a history's drawing, and what is written at their ends."""
+"""The edges of a pass's drawing, and what is written at their ends."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from fastrec.graph.draw.parts import Edge
 from fastrec.graph.draw.text import ranges
 from fastrec.graph.raw import CapturedCall, CapturedOp, Overwritten, Ref
-
-if TYPE_CHECKING:
-    from fastrec.graph.history import ModelHistory
+from fastrec.graph.structure import Graph
 
 Role = Literal["inside", "from outside", "to outside"]
 """How a node stands for an operation: as itself, or, of a module that is drawn alone, as an end."""
@@ -35,16 +33,16 @@ class _Passes(msgspec.Struct):
 class EdgeBuilder:
     """Makes edges; ``roles`` tells which node stands for an operation."""
 
-    def __init__(self, history: ModelHistory, roles: Mapping[Role, Mapping[int, int]], *, rolled: bool) -> None:
-        self._graph = history.graph
-        self._starts = history.conditions.starts
+    def __init__(self, graph: Graph, roles: Mapping[Role, Mapping[int, int]], *, rolled: bool) -> None:
+        self._graph = graph
+        self._starts = graph.conditions.starts
         self._inside = roles["inside"]
         self._from_outside = roles["from outside"]
         self._to_outside = roles["to outside"]
         self._is_rolled = rolled
 
-    def edges(self, *, backward: bool) -> list[Edge]:
-        """Values that go from node to node, in the order in which they arrive, then gradients that come back."""
+    def value_edges(self) -> list[Edge]:
+        """Values that go from node to node, in the order in which they arrive."""
         passes: dict[tuple[int, int], _Passes] = {}
         for index, target in self._inside.items():
             op = self._graph.ops[index]
@@ -58,8 +56,19 @@ class EdgeBuilder:
                     edge.marks.update(dict.fromkeys(self._marks(op, parent, places)))
         for index, target in self._to_outside.items():
             passes.setdefault((self._inside[index], target), _Passes()).sources.append(index)
-        edges = [self._edge(*ends, found) for ends, found in passes.items()]
-        return edges + (list(self._backward()) if backward else [])
+        return [self._edge(*ends, found) for ends, found in passes.items()]
+
+    def failure_edges(self, node: int | None) -> list[Edge]:
+        """Values that went into the operation that ended the pass."""
+        failure = self._graph.capture.failure
+        if failure is None or failure.call is None or node is None:
+            return []
+        marks = argument_marks(failure.call) if len(failure.parents) > 1 else {}
+        return [
+            Edge(self._inside[parent], node, tuple(marks.get(parent, ())), (), not self._graph.from_input[parent])
+            for parent in failure.parents
+            if parent in self._inside
+        ]
 
     def _edge(self, source: int, target: int, passes: _Passes) -> Edge:
         head = [*passes.marks, *self._which_passes("In", passes.targets)]
@@ -86,7 +95,7 @@ class EdgeBuilder:
             if len(numbers) < len(graph.layer(known[0]).ops):
                 yield f"{word} {ranges(numbers)}"
 
-    def _backward(self) -> Iterator[Edge]:
+    def backward_edges(self) -> list[Edge]:
         """Gradients went from each operation that got one to those of its parents that did, too."""
         gradients = self._graph.capture.gradients
         ends: dict[tuple[int, int], None] = {}
@@ -95,7 +104,7 @@ class EdgeBuilder:
                 source = self._inside.get(parent)
                 if parent in gradients and source is not None:
                     ends[target, source] = None
-        return (Edge(*pair, kind="backward") for pair in ends)
+        return [Edge(*pair, kind="backward") for pair in ends]
 
 
 def argument_marks(call: CapturedCall) -> dict[int, list[str]]:

@@ -7,17 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from fastrec.graph.call_stack import line_of
 from fastrec.graph.draw.parts import Node
 from fastrec.graph.draw.text import dimensions
 from fastrec.graph.raw import CapturedCall, CapturedOp, ConstantTensor, Overwritten, Parameter, Ref, Stack
-from fastrec.graph.tracking import line_of
-
-if TYPE_CHECKING:
-    from fastrec.graph.history import ModelHistory
+from fastrec.graph.structure import Graph
 
 MAX_ARGUMENT = 60
 """Letters of one argument; of longer ones the beginning is shown."""
@@ -26,10 +24,12 @@ _TORCH = str(Path(torch.__file__).parent)
 
 
 class FactMaker:
-    """Reads the facts of a history off it, when somebody asks."""
+    """Reads the facts off the graph of a pass, when somebody asks."""
 
-    def __init__(self, history: ModelHistory, nodes: Sequence[Node]) -> None:
-        self._history = history
+    def __init__(self, graph: Graph, model_name: str, parameters: Sequence[Parameter], nodes: Sequence[Node]) -> None:
+        self._graph = graph
+        self._model_name = model_name
+        self._parameters = parameters
         self._nodes = nodes
 
     def columns(self) -> Mapping[str, Sequence[Any]]:
@@ -38,7 +38,9 @@ class FactMaker:
         return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
     def _row(self, node: Node) -> dict[str, Any]:
-        graph = self._history.graph
+        graph = self._graph
+        if not node.ops:
+            return self._failed_row(node)
         op = graph.ops[node.ops[0]]
         call, is_orphan = op.call, op.index not in graph.positions
         calls = {id(graph.ops[index].call): graph.ops[index].call for index in node.ops}.values()
@@ -58,16 +60,25 @@ class FactMaker:
             "line": source_line(call.stack),
         }
 
+    def _failed_row(self, node: Node) -> dict[str, Any]:
+        """The facts of what ended the pass, which has no value."""
+        failure = self._graph.capture.failure
+        call = failure.call if failure is not None and failure.call is not None else CapturedCall(None, "", "", "", "")
+        texts = dict.fromkeys(("shape", "dtype", "params", "line"), "")
+        names = {"label": node.lines[0], "layer": node.lines[0], "site": call.site}
+        function = {"type": call.layer_type, "fn": call.func_name, "args": arguments_text(call)}
+        return {**texts, **names, **function, "pass": 0, "bytes": 0, "us": 0.0}
+
     def about(self) -> Mapping[str, Any]:
         """The pass and the model."""
-        history = self._history
+        graph = self._graph
         return {
-            "model": history.model_name,
-            "ops": history.num_tensors_total,
-            "bytes": history.tensor_fsize_total,
-            "params": history.total_params,
-            "seed": history.random_seed_used,
-            "seconds": round(history.elapsed_time_total, 4),
+            "model": self._model_name,
+            "ops": len(graph.order),
+            "bytes": sum(graph.ops[index].nbytes for index in graph.order),
+            "params": sum(parameter.tensor.numel() for parameter in self._parameters),
+            "seed": graph.capture.seed,
+            "seconds": round(graph.capture.seconds, 4),
             "torch": torch.__version__,
             "validated": None,
         }
@@ -83,7 +94,7 @@ class FactMaker:
                 "line": f"{_short(condition.file)}:{condition.line}" if condition.file else "",
                 "within": list(condition.within),
             }
-            for condition in self._history.conditions
+            for condition in self._graph.conditions
         ]
 
 

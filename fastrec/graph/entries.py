@@ -1,15 +1,15 @@
-"""Modules, parameters and buffers of a history."""
+"""Modules, parameters and buffers of a history, and profiles of time and memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from typing import Literal, overload
 
 import msgspec
 import torch
 
 from fastrec._errors import OptionError
-from fastrec.graph.raw import CapturedCall, CapturedOp, ModuleCall, Parameter
+from fastrec.graph.raw import CapturedOp, ModuleCall, Parameter
 from fastrec.graph.show import readable_size
 from fastrec.graph.structure import Graph
 
@@ -17,7 +17,7 @@ from fastrec.graph.structure import Graph
 class ModulePass(msgspec.Struct, frozen=True):
     """One call of a module: what ran in it and what went in and out, by label.
 
-    ``operations`` are all that ran in it, in order, those inside of its submodules included.
+    ``operations`` are all that ran in it, in order, including those in its submodules.
     """
 
     label: str
@@ -29,7 +29,7 @@ class ModulePass(msgspec.Struct, frozen=True):
 
 
 class ModuleEntry(msgspec.Struct, frozen=True):
-    """A module that ran: its class, its passes and the parameters in it and below."""
+    """A module that ran: its class, its passes, and the parameters in it and below."""
 
     address: str
     module_type: str
@@ -44,7 +44,7 @@ class ModuleEntry(msgspec.Struct, frozen=True):
     @property
     def operations(self) -> tuple[str, ...]:
         """The operations of all its passes."""
-        return tuple(label for each in self.passes for label in each.operations)
+        return tuple(label for module_pass in self.passes for label in module_pass.operations)
 
 
 class ParameterEntry(msgspec.Struct, frozen=True):
@@ -78,56 +78,58 @@ class BufferEntry(msgspec.Struct, frozen=True):
     written_by: tuple[str, ...]
 
 
-def modules_of(graph: Graph, names: Sequence[str]) -> dict[str, ModuleEntry]:
-    """The modules that ran, by address; ``names`` are the addresses of all parameters."""
-    inside: dict[int, list[int]] = {}
-    children: dict[int, list[str]] = {}
+def modules_of(graph: Graph, parameters: Iterable[Parameter]) -> dict[str, ModuleEntry]:
+    """The modules that ran, by address."""
+    operations: dict[int, list[int]] = {}
     for index in graph.order:
-        op = graph.ops[index]
-        call = op.module if op.kind == "op" else None
+        call = graph.ops[index].module if graph.ops[index].kind == "op" else None
         while call is not None:
-            inside.setdefault(id(call), []).append(index)
+            operations.setdefault(id(call), []).append(index)
             call = call.parent
+    children: dict[int, list[str]] = {}
     for call in graph.submodule_calls:
         if call.parent is not None:
             children.setdefault(id(call.parent), []).append(call.label)
     passes: dict[str, list[ModulePass]] = {}
     for call in graph.submodule_calls:
-        passes.setdefault(call.address, []).append(
-            ModulePass(
-                call.label,
-                call.parent.label if call.parent is not None and call.parent.address else None,
-                tuple(children.get(id(call), ())),
-                _labels(graph, inside.get(id(call), ())),
-                _labels(graph, call.entered),
-                _labels(graph, call.exited),
-            )
+        module_pass = ModulePass(
+            label=call.label,
+            parent=call.parent.label if call.parent is not None and call.parent.address else None,
+            children=tuple(children.get(id(call), ())),
+            operations=_labels(graph, operations.get(id(call), ())),
+            inputs=_labels(graph, call.entered),
+            outputs=_labels(graph, call.exited),
         )
-    kinds: dict[str, ModuleCall] = {call.address: call for call in graph.submodule_calls}
+        passes.setdefault(call.address, []).append(module_pass)
+    types = {call.address: call.kind for call in graph.submodule_calls}
+    addresses = [parameter.address for parameter in parameters]
     return {
         address: ModuleEntry(
-            address, kinds[address].kind, tuple(found), tuple(n for n in names if n.startswith(f"{address}."))
+            address,
+            types[address],
+            tuple(module_passes),
+            tuple(name for name in addresses if name.startswith(f"{address}.")),
         )
-        for address, found in passes.items()
+        for address, module_passes in passes.items()
     }
 
 
 def parameters_of(graph: Graph, parameters: Iterable[Parameter]) -> dict[str, ParameterEntry]:
     """The parameters, by address."""
-    used: dict[int, list[int]] = {}
+    users: dict[int, list[int]] = {}
     for index in graph.order:
         for parameter in graph.ops[index].call.parameters:
-            used.setdefault(id(parameter.tensor), []).append(index)
+            users.setdefault(id(parameter.tensor), []).append(index)
     return {
-        p.address: ParameterEntry(
-            p.address,
-            tuple(p.tensor.shape),
-            p.tensor.dtype,
-            p.tensor.requires_grad,
-            p.tensor.numel() * p.tensor.element_size(),
-            _labels(graph, used.get(id(p.tensor), ())),
+        parameter.address: ParameterEntry(
+            address=parameter.address,
+            shape=tuple(parameter.tensor.shape),
+            dtype=parameter.tensor.dtype,
+            requires_grad=parameter.tensor.requires_grad,
+            fsize=parameter.nbytes,
+            used_by=_labels(graph, users.get(id(parameter.tensor), ())),
         )
-        for p in parameters
+        for parameter in parameters
     }
 
 
@@ -137,35 +139,38 @@ def buffers_of(graph: Graph) -> dict[str, BufferEntry]:
     for index in graph.order:
         if graph.ops[index].kind == "buffer":
             reads.setdefault(graph.ops[index].address, []).append(index)
-    found = {}
+    buffers = {}
     for address, indices in reads.items():
-        op = graph.ops[indices[0]]
-        readers = sorted({child for index in indices for child in graph.children.get(index, ())})
+        first = graph.ops[indices[0]]
+        readers = {child for index in indices for child in graph.children.get(index, ())}
         writers = {op for written, op in graph.capture.buffer_writes if written == address}
-        found[address] = BufferEntry(
-            address,
-            op.shape,
-            op.dtype,
-            op.nbytes,
-            _labels(graph, indices),
-            _labels(graph, readers),
-            _labels(graph, sorted(writers)),
+        buffers[address] = BufferEntry(
+            address=address,
+            shape=first.shape,
+            dtype=first.dtype,
+            fsize=first.nbytes,
+            reads=_labels(graph, indices),
+            used_by=_labels(graph, sorted(readers)),
+            written_by=_labels(graph, sorted(writers)),
         )
-    return found
+    return buffers
 
 
 def _labels(graph: Graph, indices: Iterable[int]) -> tuple[str, ...]:
     return tuple(graph.label(index) for index in indices if index in graph.positions)
 
 
-_COLUMNS = ("seconds", "memory", "parameters", "calls")
+ProfileBy = Literal["operation", "module"]
+
+_SORTABLE = ("seconds", "memory", "parameters", "calls")
 
 
 class ProfileRow(msgspec.Struct):
-    """One operation, or one module with all that ran inside of it.
+    """One operation, or one module with everything that ran inside it.
 
-    ``seconds`` are those of the functions alone, without Python around them; ``share`` is the part of all functions'
-    time. ``memory`` is the size of all values computed, ``parameters`` that of the parameters used, in bytes.
+    ``seconds`` is the time spent in functions of torch, without the Python code around them, and ``share`` is that time
+    as a fraction of the total. ``memory`` is the size of all values computed, and ``parameters`` that of the parameters
+    used, in bytes.
     """
 
     name: str
@@ -191,13 +196,11 @@ class Profile(Sequence[ProfileRow]):
         return iter(self._rows)
 
     @overload
-    def __getitem__(self, place: int) -> ProfileRow: ...
-
+    def __getitem__(self, position: int) -> ProfileRow: ...
     @overload
-    def __getitem__(self, place: slice) -> Profile: ...
-
-    def __getitem__(self, place: int | slice) -> ProfileRow | Profile:
-        return Profile(self._rows[place], self.sort) if isinstance(place, slice) else self._rows[place]
+    def __getitem__(self, position: slice) -> Profile: ...
+    def __getitem__(self, position: int | slice) -> ProfileRow | Profile:
+        return Profile(self._rows[position], self.sort) if isinstance(position, slice) else self._rows[position]
 
     def __str__(self) -> str:
         width = max((len(row.name) for row in self._rows), default=4)
@@ -213,62 +216,53 @@ class Profile(Sequence[ProfileRow]):
     __repr__ = __str__
 
 
-def profile_of(graph: Graph, by: str, sort: str) -> Profile:
+def profile_of(graph: Graph, by: ProfileBy, sort: str) -> Profile:
     """The profile of a pass."""
     if by not in ("operation", "module"):
         raise OptionError(f"by={by!r} is not allowed; give 'operation' or 'module'")
-    if sort not in _COLUMNS:
-        raise OptionError(f"sort={sort!r} is not allowed; give one of {', '.join(map(repr, _COLUMNS))}")
+    if sort not in _SORTABLE:
+        raise OptionError(f"sort={sort!r} is not allowed; give one of {', '.join(map(repr, _SORTABLE))}")
     ops = [graph.ops[index] for index in graph.order if graph.ops[index].kind == "op"]
-    rows = _by_operation(graph, ops) if by == "operation" else _by_module(graph, ops)
-    total = sum(call.seconds for call in _calls(ops))
+    rows = _rows_by_operation(graph, ops) if by == "operation" else _rows_by_module(graph.submodule_calls, ops)
+    total = sum(seconds for _, seconds in _timed(ops))
     for row in rows:
         row.share = row.seconds / total if total else 0.0
     return Profile(rows, sort)
 
 
-def _calls(ops: Iterable[CapturedOp]) -> list[CapturedCall]:
-    return list({id(op.call): op.call for op in ops}.values())
-
-
-def _by_operation(graph: Graph, ops: Iterable[CapturedOp]) -> list[ProfileRow]:
-    rows = []
+def _timed(ops: Iterable[CapturedOp]) -> Iterator[tuple[CapturedOp, float]]:
+    """Operations with their seconds; a call that returned several values took its time once."""
     timed: set[int] = set()
     for op in ops:
-        # A call that returned several values took its time once.
-        seconds = 0.0 if id(op.call) in timed else op.call.seconds
+        yield op, 0.0 if id(op.call) in timed else op.call.seconds
         timed.add(id(op.call))
-        size = sum(p.tensor.numel() * p.tensor.element_size() for p in op.call.parameters)
-        rows.append(ProfileRow(graph.label(op.index), op.call.layer_type, 1, seconds, 0.0, op.nbytes, size))
-    return rows
 
 
-def _by_module(graph: Graph, ops: Iterable[CapturedOp]) -> list[ProfileRow]:
+def _rows_by_operation(graph: Graph, ops: Iterable[CapturedOp]) -> list[ProfileRow]:
+    return [
+        ProfileRow(
+            name=graph.label(op.index),
+            kind=op.call.layer_type,
+            calls=1,
+            seconds=seconds,
+            memory=op.nbytes,
+            parameters=sum(parameter.nbytes for parameter in op.call.parameters),
+        )
+        for op, seconds in _timed(ops)
+    ]
+
+
+def _rows_by_module(calls: Iterable[ModuleCall], ops: Iterable[CapturedOp]) -> list[ProfileRow]:
     rows: dict[str, ProfileRow] = {}
-    sizes: dict[str, dict[int, int]] = {}
-    for call in graph.submodule_calls:
-        row = rows.setdefault(call.address, ProfileRow(call.address, call.kind))
-        row.calls += 1
-    timed: set[int] = set()
-    for op in ops:
-        seconds = 0.0 if id(op.call) in timed else op.call.seconds
-        timed.add(id(op.call))
-        for address in _around(op.module):
+    for call in calls:
+        rows.setdefault(call.address, ProfileRow(call.address, call.kind)).calls += 1
+    sizes: dict[str, dict[int, int]] = {}  # a parameter that is used twice counts once
+    for op, seconds in _timed(ops):
+        for address in {call.address for call in op.modules_around}:  # once each, even if a module calls itself
             rows[address].seconds += seconds
             rows[address].memory += op.nbytes
             for parameter in op.call.parameters:
-                size = parameter.tensor.numel() * parameter.tensor.element_size()
-                sizes.setdefault(address, {})[id(parameter.tensor)] = size
-    for address, found in sizes.items():
-        rows[address].parameters = sum(found.values())
+                sizes.setdefault(address, {})[id(parameter.tensor)] = parameter.nbytes
+    for address, by_parameter in sizes.items():
+        rows[address].parameters = sum(by_parameter.values())
     return list(rows.values())
-
-
-def _around(call: ModuleCall | None) -> set[str]:
-    """The addresses of all modules around an operation, each once."""
-    found = set()
-    while call is not None:
-        if call.address:
-            found.add(call.address)
-        call = call.parent
-    return found

@@ -1,29 +1,34 @@
-"""The structure of a history as it lies in a file, encoded as MessagePack."""
+"""A history in a file: its structure as MessagePack, its tensors as HDF5 data sets.
+
+    save_history(HistoryContents(model_name, capture, parameters, conditions), path, overwrite=False)
+    contents = read_history(path)                    # tensors are read on demand
+
+The structs of a capture are written as arrays of their fields, in order. What several of them share (calls, module
+calls, frames, parameters, random states) is written once and referred to by number. A tensor is referred to by its name
+in the file, and a template becomes tagged lists, because MessagePack has neither tuples nor slices.
+
+Reading never runs anything from the file: functions are stored by name only, arguments that are not plain data as their
+repr, and every field is checked against its type. So an untrusted file gives a history or a DamagedFileError.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from types import CodeType
-from typing import Any, Literal
+from typing import Any, TypeVar
 
-import h5py
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastrec._errors import (
-    DamagedFileError,
-    FastrecError,
-    RecordingExistsError,
-    RecordingFileError,
-    RecordingNotFoundError,
-)
+from fastrec._errors import DamagedFileError, FastrecError, RecordingNotFoundError
 from fastrec.events.context import torch_dtype
-from fastrec.graph.conditions import Condition, Conditions
+from fastrec.graph.call_stack import line_of
+from fastrec.graph.conditions import BranchesTaken, Condition, Conditions
 from fastrec.graph.raw import (
+    REFERENCES,
     Capture,
     CapturedCall,
     CapturedOp,
@@ -32,138 +37,21 @@ from fastrec.graph.raw import (
     Overwritten,
     Parameter,
     Ref,
+    Reference,
     Stack,
     ValueRead,
 )
-from fastrec.graph.saving import copied
-from fastrec.graph.tracking import line_of
+from fastrec.graph.tensor_file import LazyTensor, TensorFile
 
 FORMAT = "fastrec history 1"
 
+S = TypeVar("S", bound=msgspec.Struct)
 
-class FileTensor(msgspec.Struct, array_like=True):
-    """A tensor by its name in the file; an empty name where no values were kept."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-class FileParameter(msgspec.Struct, array_like=True):
-    """A parameter without its values; ``listed`` if the model lists it, which one made during the pass it does not."""
-
-    address: str
-    shape: tuple[int, ...]
-    dtype: str
-    requires_grad: bool
-    listed: bool
-
-
-class FileFrame(msgspec.Struct, array_like=True):
-    """A frame of a call stack, with the number of the frame outside, -1 for none."""
-
-    outside: int
-    file: str
-    line: int
-    function: str
-
-
-class FileCall(msgspec.Struct, array_like=True):
-    """A call; numbers lead to parameters, frames and random states, -1 to none."""
-
-    func_name: str
-    layer_type: str
-    label: str
-    site: str
-    args: Any
-    kwargs: Any
-    parameters: list[int]
-    rng: int
-    seconds: float
-    stack: int
-    inplace: bool
-    autocast: list[tuple[str, str]]
-
-
-class FileOp(msgspec.Struct, array_like=True):
-    """An operation; numbers lead to its call and its module call."""
-
-    kind: Literal["op", "input", "buffer", "output"]
-    call: int
-    parents: tuple[int, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    device: str
-    nbytes: int
-    requires_grad: bool
-    grad_fn: str | None
-    module: int
-    path: str
-    output_index: int | None
-    address: str
-    unsaved: str
-    value: FileTensor | None
-    transformed: FileTensor | None
-
-
-class FileModuleCall(msgspec.Struct, array_like=True):
-    """A call of a module."""
-
-    address: str
-    kind: str
-    number: int
-    parent: int
-    stack: int
-    entered_at: dict[str, int]
-    exited_at: dict[str, int]
-    ops: int
-    started: float
-    seconds: float
-
-
-class FileTruth(msgspec.Struct, array_like=True):
-    """A look at a value."""
-
-    op: int
-    how: str
-    value: Any
-    stack: int
-    at: int
-
-
-class FileConditions(msgspec.Struct, array_like=True):
-    """What was known of the conditions, for which the source was needed."""
-
-    conditions: list[Condition]
-    ops: dict[str, list[int]]
-    branches: dict[int, tuple[tuple[int, Literal["then", "else"]], ...]]
-
-
-class FileHistory(msgspec.Struct):
-    """All of a history but its tensors."""
-
-    format: str
-    model_name: str
-    parameters: list[FileParameter]
-    frames: list[FileFrame]
-    rng: list[dict[str, FileTensor]]
-    calls: list[FileCall]
-    ops: list[FileOp]
-    module_calls: list[FileModuleCall]
-    returns: list[int]
-    truths: list[FileTruth]
-    gradients: dict[int, FileTensor]
-    composites: list[tuple[str, str, str, int]]
-    buffer_writes: list[tuple[str, int]]
-    conditions: FileConditions
-    seed: int
-    started: float
-    ended: float
-    seconds: float
+T = TypeVar("T")
 
 
 class HistoryContents(msgspec.Struct):
-    """What a file holds of a history: all but the model."""
+    """The parts of a history that a file holds: everything but the model."""
 
     model_name: str
     capture: Capture
@@ -171,141 +59,61 @@ class HistoryContents(msgspec.Struct):
     conditions: Conditions
 
 
-def read_history(path: str | PathLike[str]) -> HistoryContents:
-    """What the file of a history holds; tensors are read when asked for.
+class _Structure(msgspec.Struct):
+    """Everything in a history but its tensors, as it is in the file; names and order of the elements are the format.
 
-    Raises RecordingNotFoundError, or DamagedFileError for a file that is no history.
+    ``parameters`` are (address, shape, dtype, requires_grad, whether the model lists it), ``frames`` are (number of the
+    frame around it, file, line, function). ``conditions`` are stored because finding them needs the model's source: the
+    tests, the operations in each role, and the branches that each operation ran in.
     """
-    if not Path(path).exists():
-        raise RecordingNotFoundError(f"there is no file {path}")
-    file = TensorFile(Path(path))
-    try:
-        told = msgspec.msgpack.decode(file.array("structure").tobytes(), type=FileHistory)
-    except (msgspec.MsgspecError, UnicodeDecodeError, AttributeError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is no history: {error}") from error
-    if told.format != FORMAT:
-        raise DamagedFileError(f"{path} is a {told.format!r}, and this version reads {FORMAT!r}")
-    try:
-        return _Reader(told, file).contents()
-    except FastrecError:
-        raise
-    except (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise DamagedFileError(f"{path} does not hold together: {error}") from error
+
+    format: str
+    model_name: str
+    parameters: list[tuple[str, tuple[int, ...], torch.dtype, bool, bool]]
+    frames: list[tuple[int, str, int, str]]
+    rng: list[dict[str, LazyTensor]]
+    calls: list[Any]
+    ops: list[Any]
+    module_calls: list[Any]
+    returns: list[int]
+    value_reads: list[Any] = msgspec.field(name="truths")
+    gradients: dict[int, LazyTensor]
+    composites: list[tuple[str, str, str, int]]
+    buffer_writes: list[tuple[str, int]]
+    conditions: tuple[list[Condition], dict[str, list[int]], BranchesTaken]
+    seed: int
+    started: float
+    ended: float
+    seconds: float
 
 
-class _Reader:
-    """Makes the capture out of plain data."""
+# The fields of captured structs that are something else in the file: numbers of things that are written elsewhere, -1
+# for None, and templates. A method of the same name converts each: that of _Writer on the way out, that of _Reader on
+# the way in.
+_CONVERTED: Mapping[str, Any] = {
+    **dict.fromkeys(("call", "module", "parent", "stack", "rng"), int),
+    "parameters": list[int],
+    **dict.fromkeys(("args", "kwargs", "value"), Any),
+}
 
-    def __init__(self, told: FileHistory, file: TensorFile) -> None:
-        self._told = told
-        self._file = file
-        self._parameters = [
-            Parameter(p.address, nn.Parameter(_form(p.shape, p.dtype), requires_grad=p.requires_grad))
-            for p in told.parameters
-        ]
-        self._stacks: list[Stack] = []
-        for frame in told.frames:
-            outside = self._stacks[frame.outside] if frame.outside >= 0 else None
-            self._stacks.append((outside, _code(frame.file, frame.line, frame.function), -1))
-        self._rng = [{device: self._read(t) for device, t in states.items()} for states in told.rng]
-
-    def contents(self) -> HistoryContents:
-        told, capture = self._told, Capture()
-        for each in told.module_calls:
-            parent = capture.module_calls[each.parent] if each.parent >= 0 else None
-            call = ModuleCall(each.address, each.kind, each.number, parent, self._stack(each.stack))
-            call.entered_at, call.exited_at = each.entered_at, each.exited_at
-            call.ops, call.started, call.seconds = each.ops, each.started, each.seconds
-            capture.module_calls.append(call)
-        calls = [self._call(number) for number in range(len(told.calls))]
-        capture.ops = [self._op(index, each, calls, capture) for index, each in enumerate(told.ops)]
-        capture.returns = [capture.module_calls[number] for number in told.returns]
-        capture.truths = [
-            ValueRead(t.op, t.how, decoded_argument(t.value, lambda _: None), self._stack(t.stack), t.at)
-            for t in told.truths
-        ]
-        capture.gradients = {index: self._read(each) for index, each in told.gradients.items()}
-        capture.composites = {(label, site, path): index for label, site, path, index in told.composites}
-        capture.buffer_writes = list(told.buffer_writes)
-        capture.seed, capture.started = told.seed, told.started
-        capture.ended, capture.seconds = told.ended, told.seconds
-        self._check(capture)
-        listed = [p for p, each in zip(self._parameters, told.parameters, strict=True) if each.listed]
-        return HistoryContents(told.model_name, capture, listed, _conditions(told))
-
-    def _check(self, capture: Capture) -> None:
-        """Operations come after their parents, as all that reads a graph relies on."""
-        for op in capture.ops:
-            if any(not 0 <= parent < op.index for parent in op.parents):
-                raise ValueError(f"operation {op.index} has parents that do not come before it")
-
-    def _call(self, number: int) -> CapturedCall:
-        each = self._told.calls[number]
-        call = CapturedCall(None, each.func_name, each.layer_type, each.label, each.site)
-        call.args = decoded_argument(each.args, self._reference)
-        call.kwargs = decoded_argument(each.kwargs, self._reference)
-        call.parameters = tuple(self._parameters[n] for n in each.parameters)
-        call.rng = self._rng[each.rng] if each.rng >= 0 else {}
-        call.seconds, call.stack, call.inplace = each.seconds, self._stack(each.stack), each.inplace
-        call.autocast = tuple((device, torch_dtype(dtype)) for device, dtype in each.autocast)
-        if (type(call.args), type(call.kwargs)) != (tuple, dict):
-            raise ValueError(f"call {number} has no arguments")
-        return call
-
-    def _op(self, index: int, each: FileOp, calls: Sequence[CapturedCall], capture: Capture) -> CapturedOp:
-        op = CapturedOp(
-            *(index, each.kind, calls[each.call], each.parents, each.shape, torch_dtype(each.dtype)),
-            *(torch.device(each.device), each.nbytes, each.requires_grad, each.grad_fn),
-        )
-        op.module = capture.module_calls[each.module] if each.module >= 0 else None
-        op.path, op.output_index, op.address, op.unsaved = each.path, each.output_index, each.address, each.unsaved
-        op.held, op.held_transformed = self._stored(each.value), self._stored(each.transformed)
-        return op
-
-    def _reference(self, told: Any) -> Any:
-        match told:
-            case ["ref", int(op)]:
-                return Ref(op)
-            case ["parameter", int(number)]:
-                return self._parameters[number]
-            case ["stale", int(op), list(writers), each]:
-                return Overwritten(op, tuple(writers), self._optional(each))
-            case ["constant", each]:
-                tensor = msgspec.convert(each, FileTensor)
-                return ConstantTensor(tensor.shape, torch_dtype(tensor.dtype), self._optional(each))
-        raise DamagedFileError(f"an argument in the file is no tensor: {str(told)[:100]}")
-
-    def _optional(self, told: Any) -> Tensor | None:
-        tensor = msgspec.convert(told, FileTensor)
-        return self._read(tensor) if tensor.name else None
-
-    def _stored(self, told: FileTensor | None) -> LazyTensor | None:
-        return None if told is None else LazyTensor(self._file, told.name, told.shape, torch_dtype(told.dtype))
-
-    def _read(self, told: FileTensor) -> Tensor:
-        return LazyTensor(self._file, told.name, told.shape, torch_dtype(told.dtype)).read()
-
-    def _stack(self, number: int) -> Stack | None:
-        return self._stacks[number] if number >= 0 else None
+_LEFT_OUT = ("index", "func")
 
 
-_BLANK = compile("", "", "exec")
+def _array_type(struct: type[msgspec.Struct]) -> Any:
+    """The type of a captured struct in the file."""
+    types = {**_CONVERTED, **dict.fromkeys(("stored_value", "stored_transform"), LazyTensor | None)}
+    fields = [(f.name, types.get(f.name, f.type)) for f in msgspec.structs.fields(struct) if f.name not in _LEFT_OUT]
+    return msgspec.defstruct(f"{struct.__name__}Array", fields, array_like=True)
 
 
-def _code(file: str, line: int, function: str) -> CodeType:
-    """Code that does nothing and stands where a frame stood."""
-    return _BLANK.replace(co_filename=file, co_firstlineno=max(line, 0), co_name=function)
+_ARRAYS: Mapping[type[msgspec.Struct], Any] = {
+    struct: _array_type(struct) for struct in (CapturedOp, CapturedCall, ModuleCall, ValueRead)
+}
 
+# What a damaged file raises: its numbers and names may refer to anything.
+_DAMAGE = (msgspec.MsgspecError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
-def _form(shape: Iterable[int], dtype: str) -> Tensor:
-    """A tensor without values."""
-    return torch.empty(tuple(shape), dtype=torch_dtype(dtype), device="meta")
-
-
-def _conditions(told: FileHistory) -> Conditions:
-    each = told.conditions
-    known = [msgspec.structs.replace(c, value=decoded_argument(c.value, lambda _: None)) for c in each.conditions]
-    return Conditions.known(known, each.ops, each.branches)
+_ROLES = ("terminal_bools", "tested", "evaluating", "starts")
 
 
 def save_history(history: HistoryContents, path: str | PathLike[str], *, overwrite: bool) -> None:
@@ -319,174 +127,296 @@ def save_history(history: HistoryContents, path: str | PathLike[str], *, overwri
 
 
 def finish_history(history: HistoryContents, file: TensorFile) -> None:
-    """Write what is not yet there, and close the file."""
-    file.put_bytes("structure", msgspec.msgpack.encode(_Writer(history, file).told()))
+    """Write the parts of a history that are not in the file yet, and close the file."""
+    structure = _Writer(history, file).structure()
+    file.put_bytes("structure", msgspec.msgpack.encode(structure, enc_hook=_encode_leaf))
     file.finish()
 
 
+def _encode_leaf(value: Any) -> Any:
+    """A value of a type that MessagePack does not have."""
+    if isinstance(value, LazyTensor):
+        return value.name, value.shape, value.dtype
+    assert isinstance(value, torch.dtype | torch.device)
+    return str(value).removeprefix("torch.")
+
+
+class _Shared:
+    """Things that are written once and referred to by number; identity tells them apart."""
+
+    def __init__(self) -> None:
+        self.written: list[Any] = []
+        self._numbers: dict[int, int] = {}
+
+    def number(self, thing: Any, write: Callable[[Any], Any]) -> int:
+        """The number of a thing, which is written when it is seen for the first time."""
+        number = self._numbers.get(id(thing))
+        if number is None:
+            written = write(thing)
+            number = self._numbers[id(thing)] = len(self.written)
+            self.written.append(written)
+        return number
+
+
 class _Writer:
-    """Turns a history to plain data, and its tensors to datasets."""
+    """Turns a history into plain data, and its tensors into data sets."""
 
     def __init__(self, history: HistoryContents, file: TensorFile) -> None:
         self._history = history
-        self._capture = history.capture
         self._file = file
-        self._frames: list[FileFrame] = []
-        self._frame_numbers: dict[int, int] = {}
-        self._parameters: list[FileParameter] = []
-        self._parameter_numbers: dict[int, int] = {}
-        self._rng: list[dict[str, FileTensor]] = []
-        self._rng_numbers: dict[int, int] = {}
-        self._calls: list[FileCall] = []
-        self._call_numbers: dict[int, int] = {}
-        self._others: dict[int, FileTensor] = {}
+        self._listed = {id(parameter.tensor) for parameter in history.parameters}
+        self._module_numbers = {id(call): number for number, call in enumerate(history.capture.module_calls)}
+        self._calls, self._frames, self._states, self._parameters = _Shared(), _Shared(), _Shared(), _Shared()
+        self._others: dict[int, LazyTensor] = {}  # constants and overwritten values
 
-    def told(self) -> FileHistory:
-        history, capture = self._history, self._capture
-        for parameter in history.parameters:
-            self._parameter(parameter, listed=True)
-        modules = {id(call): number for number, call in enumerate(capture.module_calls)}
-        return FileHistory(
+    def structure(self) -> _Structure:
+        """Everything in the history but its tensors, which are written on the way."""
+        capture, conditions = self._history.capture, self._history.conditions
+        self.parameters(self._history.parameters)
+        return _Structure(
             format=FORMAT,
-            model_name=history.model_name,
-            ops=[self._op(op, modules) for op in capture.ops],
-            module_calls=[
-                FileModuleCall(
-                    *(call.address, call.kind, call.number, modules.get(id(call.parent), -1), self._stack(call.stack)),
-                    *(dict(call.entered_at), dict(call.exited_at), call.ops, call.started, call.seconds),
-                )
-                for call in capture.module_calls
-            ],
-            returns=[modules[id(call)] for call in capture.returns],
-            truths=[
-                FileTruth(t.op, t.how, encoded_argument(t.value, lambda _: None), self._stack(t.stack), t.at)
-                for t in capture.truths
-            ],
-            gradients={index: self._tensor(f"gradients/{index}", g) for index, g in capture.gradients.items()},
+            model_name=self._history.model_name,
+            ops=[self._op(op) for op in capture.ops],
+            module_calls=[self._array(call) for call in capture.module_calls],
+            returns=[self.module(call) for call in capture.returns],
+            value_reads=[self._array(read) for read in capture.value_reads],
+            gradients={index: self._file.put(f"gradients/{index}", g) for index, g in capture.gradients.items()},
             composites=[(*key, index) for key, index in capture.composites.items()],
-            buffer_writes=list(capture.buffer_writes),
-            conditions=self._conditions(),
+            buffer_writes=capture.buffer_writes,
+            conditions=(
+                [msgspec.structs.replace(test, value=self.value(test.value)) for test in conditions],
+                {role: sorted(getattr(conditions, role)) for role in _ROLES},
+                conditions.branches,
+            ),
             seed=capture.seed,
             started=capture.started,
             ended=capture.ended,
             seconds=capture.seconds,
-            parameters=self._parameters,
-            frames=self._frames,
-            rng=self._rng,
-            calls=self._calls,
+            parameters=self._parameters.written,
+            frames=self._frames.written,
+            rng=self._states.written,
+            calls=self._calls.written,
         )
 
-    def _op(self, op: CapturedOp, modules: Mapping[int, int]) -> FileOp:
-        return FileOp(
-            *(op.kind, self._call(op.call), op.parents, op.shape, _name(op.dtype), str(op.device), op.nbytes),
-            *(op.requires_grad, op.grad_fn, modules.get(id(op.module), -1), op.path, op.output_index, op.address),
-            op.unsaved,
-            self._held(f"values/{op.index}", op.held),
-            self._held(f"transformed/{op.index}", op.held_transformed),
-        )
+    def _array(self, struct: msgspec.Struct) -> list[Any]:
+        fields = {name: getattr(struct, name) for name in struct.__struct_fields__ if name not in _LEFT_OUT}
+        return [getattr(self, name)(value) if name in _CONVERTED else value for name, value in fields.items()]
 
-    def _held(self, name: str, held: Any) -> FileTensor | None:
-        if held is None:
+    def _op(self, op: CapturedOp) -> list[Any]:
+        value = self._stored(f"values/{op.index}", op.stored_value)
+        transform = self._stored(f"transformed/{op.index}", op.stored_transform)
+        return self._array(msgspec.structs.replace(op, stored_value=value, stored_transform=transform))
+
+    def _stored(self, name: str, stored: Tensor | LazyTensor | None) -> LazyTensor | None:
+        if stored is None:
             return None
-        if name in self._file.names:
-            return FileTensor(name, tuple(held.shape), _name(held.dtype))
-        return self._tensor(name, held.read() if isinstance(held, LazyTensor) else held)
+        if name in self._file.names:  # it was written as soon as it appeared
+            return LazyTensor(self._file, name, tuple(stored.shape), stored.dtype)
+        return self._file.put(name, stored.read() if isinstance(stored, LazyTensor) else stored)
 
-    def _tensor(self, name: str, value: Tensor) -> FileTensor:
-        self._file.put(name, value)
-        return FileTensor(name, tuple(value.shape), _name(value.dtype))
+    def call(self, call: CapturedCall) -> int:
+        return self._calls.number(call, self._array)
 
-    def _call(self, call: CapturedCall) -> int:
-        number = self._call_numbers.get(id(call))
-        if number is None:
-            told = FileCall(
-                *(call.func_name, call.layer_type, call.label, call.site),
-                encoded_argument(call.args, self._reference),
-                encoded_argument(dict(call.kwargs), self._reference),
-                [self._parameter(parameter) for parameter in call.parameters],
-                self._states(call.rng),
-                call.seconds,
-                self._stack(call.stack),
-                call.inplace,
-                [(device, _name(dtype)) for device, dtype in call.autocast],
-            )
-            number = self._call_numbers[id(call)] = len(self._calls)
-            self._calls.append(told)
-        return number
+    def module(self, call: ModuleCall | None) -> int:
+        return self._module_numbers.get(id(call), -1)
 
-    def _reference(self, reference: Any) -> Any:
+    parent = module
+
+    def stack(self, stack: Stack | None) -> int:
+        chain = []
+        while stack is not None:
+            chain.append(stack)
+            stack = stack[0]
+        # Outermost first, so that each finds the frame around it; recursion would fail for long chains.
+        numbers = [self._frames.number(frame, self._frame) for frame in reversed(chain)]
+        return numbers[-1] if numbers else -1
+
+    def _frame(self, frame: Stack) -> tuple[int, str, int, str]:
+        around, code, instruction = frame
+        number = -1 if around is None else self._frames.number(around, self._frame)
+        return number, code.co_filename, line_of(code, instruction), code.co_name
+
+    def rng(self, states: Mapping[str, Tensor]) -> int:
+        return self._states.number(states, self._put_states) if states else -1
+
+    def _put_states(self, states: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
+        folder = f"rng/{len(self._states.written)}"
+        return {device: self._file.put(f"{folder}/{k}", state) for k, (device, state) in enumerate(states.items())}
+
+    def parameters(self, parameters: Iterable[Parameter]) -> list[int]:
+        return [self._parameters.number(p.tensor, partial(self._parameter, p.address)) for p in parameters]
+
+    def _parameter(self, address: str, tensor: Tensor) -> tuple[Any, ...]:
+        return address, tuple(tensor.shape), tensor.dtype, tensor.requires_grad, id(tensor) in self._listed
+
+    def value(self, template: Any) -> Any:
+        return encoded_template(template, self._reference)
+
+    args = kwargs = value
+
+    def _reference(self, reference: Reference) -> list[Any]:
         if isinstance(reference, Ref):
             return ["ref", reference.op]
         if isinstance(reference, Parameter):
-            return ["parameter", self._parameter(reference)]
-        told = self._others.get(id(reference))
-        if told is None:
-            name = f"others/{len(self._others)}"
+            return ["parameter", *self.parameters([reference])]
+        lazy = self._others.get(id(reference))
+        if lazy is None:
             if reference.value is not None:
-                told = self._tensor(name, reference.value)
+                lazy = self._file.put(f"others/{len(self._others)}", reference.value)
             elif isinstance(reference, ConstantTensor):
-                told = FileTensor("", reference.shape, _name(reference.dtype))
+                lazy = LazyTensor(self._file, "", reference.shape, reference.dtype)
             else:
-                told = FileTensor("", (), "float32")
-            self._others[id(reference)] = told
-        head = ["stale", reference.op, reference.written_by] if isinstance(reference, Overwritten) else ["constant"]
-        return [*head, told]
+                lazy = LazyTensor(self._file, "", (), torch.float32)
+            self._others[id(reference)] = lazy
+        if isinstance(reference, Overwritten):
+            return ["stale", reference.op, reference.written_by, lazy]
+        return ["constant", lazy]
 
-    def _parameter(self, parameter: Parameter, *, listed: bool = False) -> int:
-        tensor = parameter.tensor
-        number = self._parameter_numbers.get(id(tensor))
-        if number is None:
-            number = self._parameter_numbers[id(tensor)] = len(self._parameters)
-            shape, dtype = tuple(tensor.shape), _name(tensor.dtype)
-            self._parameters.append(FileParameter(parameter.address, shape, dtype, tensor.requires_grad, listed))
-        return number
 
-    def _states(self, states: Mapping[str, Tensor]) -> int:
-        if not states:
-            return -1
-        number = self._rng_numbers.get(id(states))
-        if number is None:
-            number = self._rng_numbers[id(states)] = len(self._rng)
-            self._rng.append(
-                {device: self._tensor(f"rng/{number}/{k}", s) for k, (device, s) in enumerate(states.items())}
+def read_history(path: str | PathLike[str]) -> HistoryContents:
+    """What the file of a history holds; tensors are read on demand.
+
+    Raises RecordingNotFoundError, or DamagedFileError for a file that is not a history.
+    """
+    if not Path(path).exists():
+        raise RecordingNotFoundError(f"there is no file {path}")
+    file = TensorFile(Path(path))
+    content = file.array("structure")
+    try:
+        return _Reader(file, content.tobytes()).contents()
+    except FastrecError:
+        raise
+    except _DAMAGE as error:
+        raise DamagedFileError(f"{path} is not a history, or a damaged one: {error}") from error
+
+
+class _Reader:
+    """Makes a capture out of plain data."""
+
+    def __init__(self, file: TensorFile, content: bytes) -> None:
+        self._file = file
+        self._structure = structure = msgspec.msgpack.decode(content, type=_Structure, dec_hook=self._leaf)
+        if structure.format != FORMAT:
+            raise DamagedFileError(
+                f"{file.path} is in the format {structure.format!r}, and this version of fastrec reads {FORMAT!r}"
             )
-        return number
+        self._parameters = [
+            Parameter(address, nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad))
+            for address, shape, dtype, requires_grad, _ in structure.parameters
+        ]
+        self._stacks: list[Stack] = []
+        for around, path, line, function in structure.frames:
+            # In place of the code of a frame, code that does nothing.
+            code = _EMPTY_CODE.replace(co_filename=path, co_firstlineno=max(line, 0), co_name=function)
+            self._stacks.append((self.stack(around), code, -1))
+        self._states = [{device: lazy.read() for device, lazy in states.items()} for states in structure.rng]
+        self._module_calls: list[ModuleCall] = []
+        for array in structure.module_calls:
+            self._module_calls.append(self._struct(ModuleCall, array))
+        self._calls = [self._struct(CapturedCall, array, func=None) for array in structure.calls]
 
-    def _stack(self, stack: Stack | None) -> int:
-        waiting = []
-        while stack is not None and id(stack) not in self._frame_numbers:
-            waiting.append(stack)
-            stack = stack[0]
-        for each in reversed(waiting):
-            outside = -1 if each[0] is None else self._frame_numbers[id(each[0])]
-            self._frame_numbers[id(each)] = len(self._frames)
-            self._frames.append(FileFrame(outside, each[1].co_filename, line_of(each[1], each[2]), each[1].co_name))
-        last = waiting[0] if waiting else stack
-        return -1 if last is None else self._frame_numbers[id(last)]
+    def _leaf(self, kind: type, data: Any) -> Any:
+        """A value of a type that MessagePack does not have."""
+        if kind is torch.dtype:
+            return torch_dtype(data)
+        if kind is torch.device:
+            return torch.device(data)
+        if kind is LazyTensor:
+            array = msgspec.convert(data, tuple[str, tuple[int, ...], torch.dtype], dec_hook=self._leaf)
+            return LazyTensor(self._file, *array)
+        return data
 
-    def _conditions(self) -> FileConditions:
-        known = self._history.conditions
-        told = [msgspec.structs.replace(c, value=encoded_argument(c.value, lambda _: None)) for c in known]
-        return FileConditions(
-            told,
-            {name: sorted(getattr(known, name)) for name in ("terminal_bools", "tested", "evaluating", "starts")},
-            dict(known.branches),
-        )
+    def contents(self) -> HistoryContents:
+        """What the file holds."""
+        structure, capture = self._structure, Capture()
+        capture.ops = [self._struct(CapturedOp, array, index=index) for index, array in enumerate(structure.ops)]
+        for op in capture.ops:  # all code that walks a graph relies on this
+            if any(not 0 <= parent < op.index for parent in op.parents):
+                raise ValueError(f"operation {op.index} has parents that do not come before it")
+        capture.module_calls = self._module_calls
+        capture.returns = [self._module_calls[number] for number in structure.returns]
+        capture.value_reads = [self._struct(ValueRead, array) for array in structure.value_reads]
+        capture.gradients = {index: lazy.read() for index, lazy in structure.gradients.items()}
+        capture.composites = {(label, site, path): op for label, site, path, op in structure.composites}
+        capture.buffer_writes = structure.buffer_writes
+        capture.seed, capture.started = structure.seed, structure.started
+        capture.ended, capture.seconds = structure.ended, structure.seconds
+        listed = [p for p, (*_, listed) in zip(self._parameters, structure.parameters, strict=True) if listed]
+        return HistoryContents(structure.model_name, capture, listed, self._conditions())
+
+    def _conditions(self) -> Conditions:
+        conditions, ops, branches = self._structure.conditions
+        tests = [msgspec.structs.replace(test, value=self.value(test.value)) for test in conditions]
+        terminal_bools, tested, evaluating, starts = (ops[role] for role in _ROLES)
+        return Conditions(set(terminal_bools), tested, set(evaluating), set(starts), lambda: tests, lambda: branches)
+
+    def _struct(self, struct: type[S], array: Any, **left_out: Any) -> S:
+        fields = msgspec.structs.asdict(msgspec.convert(array, _ARRAYS[struct], dec_hook=self._leaf))
+        for name in _CONVERTED.keys() & fields.keys():
+            fields[name] = getattr(self, name)(fields[name])
+        return struct(**fields, **left_out)
+
+    def call(self, number: int) -> CapturedCall:
+        return self._calls[number]
+
+    def module(self, number: int) -> ModuleCall | None:
+        return self._module_calls[number] if number >= 0 else None
+
+    parent = module
+
+    def stack(self, number: int) -> Stack | None:
+        return self._stacks[number] if number >= 0 else None
+
+    def rng(self, number: int) -> Mapping[str, Tensor]:
+        return self._states[number] if number >= 0 else {}
+
+    def parameters(self, numbers: Iterable[int]) -> tuple[Parameter, ...]:
+        return tuple(self._parameters[number] for number in numbers)
+
+    def value(self, data: Any) -> Any:
+        return decoded_template(data, self._reference)
+
+    def args(self, data: Any) -> tuple[Any, ...]:
+        return _checked(self.value(data), tuple)
+
+    def kwargs(self, data: Any) -> dict[str, Any]:
+        return _checked(self.value(data), dict)
+
+    def _reference(self, data: Any) -> Reference:
+        match data:
+            case ["ref", int(op)]:
+                return Ref(op)
+            case ["parameter", int(number)]:
+                return self._parameters[number]
+            case ["stale", int(op), list(writers), array]:
+                return Overwritten(op, tuple(writers), self._read_if_saved(self._leaf(LazyTensor, array)))
+            case ["constant", array]:
+                lazy = self._leaf(LazyTensor, array)
+                return ConstantTensor(lazy.shape, lazy.dtype, self._read_if_saved(lazy))
+        raise DamagedFileError(f"an argument in the file is not a tensor: {str(data)[:100]}")
+
+    def _read_if_saved(self, lazy: LazyTensor) -> Tensor | None:
+        return lazy.read() if lazy.name else None
 
 
-def _name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
+_EMPTY_CODE = compile("", "", "exec")
 
+
+def _checked(arguments: Any, kind: type[T]) -> T:
+    if type(arguments) is not kind:
+        raise ValueError(f"the arguments of a call are not a {kind.__name__}")
+    return arguments
+
+
+# Templates as tagged lists: ["tuple", [...]], ["slice", [1, None, None]], ["torch", "float32"], ["tensor", ...].
 
 _PLAIN = (bool, float, str, type(None))
 
-_OF_TORCH = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
-
-Tensors = Callable[[Any], Any]
+_TORCH_CONSTANTS = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
 
 
 class OpaqueArgument(msgspec.Struct, frozen=True):
-    """An argument that a file can't hold, as it printed."""
+    """The repr of an argument that a file can't hold."""
 
     text: str
 
@@ -494,52 +424,56 @@ class OpaqueArgument(msgspec.Struct, frozen=True):
         return self.text
 
 
-def encoded_argument(value: Any, reference: Tensors) -> Any:
-    """A nested argument as plain data; ``reference`` says how a tensor is named."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return value
-    if kind is int:
-        return value if -(2**63) <= value < 2**63 else ["int", str(value)]
-    if kind in (tuple, list) or isinstance(value, tuple):
-        return ["list" if kind is list else "tuple", [encoded_argument(item, reference) for item in value]]
+def encoded_template(template: Any, reference: Callable[[Any], Any]) -> Any:
+    """A template as plain data; ``reference`` encodes its references to tensors."""
+    kind = type(template)
+    if kind in _PLAIN or (kind is int and -(2**63) <= template < 2**63):  # MessagePack has integers of 64 bits
+        return template
+    if isinstance(template, tuple | list):
+        return ["list" if kind is list else "tuple", [encoded_template(item, reference) for item in template]]
     if kind is dict:
-        return ["dict", [[encoded_argument(k, reference), encoded_argument(v, reference)] for k, v in value.items()]]
+        return ["dict", [[encoded_template(part, reference) for part in item] for item in template.items()]]
     if kind is slice:
-        return ["slice", [encoded_argument(item, reference) for item in (value.start, value.stop, value.step)]]
-    if isinstance(value, Ref | Overwritten | Parameter | ConstantTensor):
-        return ["tensor", reference(value)]
-    return _named(value)
+        ends = (template.start, template.stop, template.step)
+        return ["slice", [encoded_template(end, reference) for end in ends]]
+    if isinstance(template, REFERENCES):
+        return ["tensor", reference(template)]
+    return _encoded_constant(template)
 
 
-def _named(value: Any) -> Any:
+def _encoded_constant(value: Any) -> list[Any]:
     if value is Ellipsis:
         return ["ellipsis"]
+    if type(value) is int:
+        return ["int", str(value)]
     if isinstance(value, torch.device):
         return ["device", str(value)]
     if isinstance(value, complex):
         return ["complex", value.real, value.imag]
-    if isinstance(value, _OF_TORCH):
+    if isinstance(value, _TORCH_CONSTANTS):
         return ["torch", str(value).removeprefix("torch.")]
     return ["opaque", repr(value)[:1000]]
 
 
-def decoded_argument(data: Any, reference: Tensors) -> Any:
-    """What ``encoded`` was given, opaque things apart."""
+def decoded_template(data: Any, reference: Callable[[Any], Any]) -> Any:
+    """The template that was encoded, with an OpaqueArgument for each argument that could not be."""
     if not isinstance(data, list):
         return data
     match data:
-        case ["tensor", told]:
-            return reference(told)
-        case ["list" | "tuple" | "slice" as name, list(items)]:
-            found = [decoded_argument(item, reference) for item in items]
-            return found if name == "list" else tuple(found) if name == "tuple" else slice(*found)
+        case ["tensor", encoded]:
+            return reference(encoded)
+        case ["list", list(items)]:
+            return [decoded_template(item, reference) for item in items]
+        case ["tuple", list(items)]:
+            return tuple(decoded_template(item, reference) for item in items)
+        case ["slice", list(items)]:
+            return slice(*[decoded_template(item, reference) for item in items])
         case ["dict", list(items)]:
-            return {decoded_argument(k, reference): decoded_argument(v, reference) for k, v in items}
-    return _unnamed(data)
+            return {decoded_template(k, reference): decoded_template(v, reference) for k, v in items}
+    return _decoded_constant(data)
 
 
-def _unnamed(data: list[Any]) -> Any:
+def _decoded_constant(data: list[Any]) -> Any:
     match data:
         case ["ellipsis"]:
             return Ellipsis
@@ -549,125 +483,9 @@ def _unnamed(data: list[Any]) -> Any:
             return torch.device(text)
         case ["complex", real, imaginary]:
             return complex(real, imaginary)
-        case ["torch", str(name)] if isinstance(found := getattr(torch, name, None), _OF_TORCH):
-            return found
+        # Only constants of torch: a name from the file must not reach a function.
+        case ["torch", str(name)] if isinstance(constant := getattr(torch, name, None), _TORCH_CONSTANTS):
+            return constant
         case ["opaque", str(text)]:
             return OpaqueArgument(text)
-    raise DamagedFileError(f"an argument in the file is none: {str(data)[:100]}")
-
-
-_NATIVE = frozenset(
-    (torch.float64, torch.float32, torch.float16, torch.complex64, torch.complex128, torch.bool)
-    + (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-)
-
-
-class LazyTensor:
-    """A tensor in a file, read when it is asked for."""
-
-    __slots__ = ("dtype", "file", "name", "shape")
-
-    def __init__(self, file: TensorFile, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.file = file
-        self.name = name
-        self.shape = shape
-        self.dtype = dtype
-
-    @property
-    def nbytes(self) -> int:
-        """The size of the tensor."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-    def read(self) -> Tensor:
-        """The tensor, in memory of its own."""
-        array = self.file.array(self.name)
-        try:
-            found = torch.from_numpy(np.array(array))
-            found = found if self.dtype in _NATIVE else found.view(self.dtype)
-        except (TypeError, RuntimeError) as error:
-            raise DamagedFileError(f"{self.file.path}: {self.name} is no {self.dtype} tensor: {error}") from error
-        if found.dtype != self.dtype:
-            raise DamagedFileError(f"{self.file.path}: {self.name} is of {found.dtype}, and should be of {self.dtype}")
-        if found.numel() != torch.Size(self.shape).numel():
-            raise DamagedFileError(f"{self.file.path}: {self.name} has not the {self.shape} that the file says")
-        return found.reshape(self.shape)
-
-
-class TensorFile:
-    """Where tensors are written to and read from by name.
-
-    While it is written its name ends in ``.partial``; ``finish`` gives it its own.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._writing: h5py.File | None = None
-        self.names: set[str] = set()
-
-    def create(self, *, overwrite: bool) -> TensorFile:
-        """Begin a new file."""
-        if self.path.exists() and not overwrite:
-            raise RecordingExistsError(f"{self.path} exists; give another path, or overwrite=True")
-        try:
-            self._writing = h5py.File(self._partial, "w")
-        except OSError as error:
-            raise RecordingFileError(f"{self.path} can't be written: {error}") from error
-        return self
-
-    @property
-    def _partial(self) -> Path:
-        return self.path.with_name(self.path.name + ".partial")
-
-    def put(self, name: str, value: Tensor) -> LazyTensor:
-        """Write a tensor."""
-        assert self._writing is not None
-        plain = copied(value).cpu().resolve_conj().resolve_neg().contiguous()
-        array = plain.numpy() if value.dtype in _NATIVE else plain.reshape(-1).view(torch.uint8).numpy()
-        try:
-            self._writing.create_dataset(name, data=array)
-        except OSError as error:
-            raise RecordingFileError(f"{self.path} can't be written: {error}") from error
-        self.names.add(name)
-        return LazyTensor(self, name, tuple(value.shape), value.dtype)
-
-    def put_bytes(self, name: str, content: bytes) -> None:
-        """Write a text."""
-        assert self._writing is not None
-        self._writing.create_dataset(name, data=np.frombuffer(content, np.uint8))
-
-    def finish(self) -> None:
-        """Close the file, and give it its name."""
-        assert self._writing is not None
-        self._writing.close()
-        self._writing = None
-        self._partial.replace(self.path)
-
-    def abandon(self) -> None:
-        """Give up what was written so far."""
-        if self._writing is not None:
-            self._writing.close()
-            self._writing = None
-            self._partial.unlink(missing_ok=True)
-
-    def array(self, name: str) -> Any:
-        """The array of a name; only what lies in this very file is read."""
-        if self._writing is not None:
-            return self._writing[name][()]
-        if not self.path.exists():
-            raise RecordingNotFoundError(f"there is no file {self.path} any more" if self.names else f"no {self.path}")
-        try:
-            with h5py.File(self.path, "r") as file:
-                return _dataset(file, name)[()]
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:  # whatever HDF5 stumbles over
-            raise DamagedFileError(f"{self.path} is no history, or not all of one: {error}") from error
-
-
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    group, found = file, None
-    for part in name.split("/"):
-        if not isinstance(group.get(part, getlink=True), h5py.HardLink):
-            raise KeyError(f"{name} does not lie in it")
-        found = group = group[part]
-    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
-        raise KeyError(f"{name} does not lie in it")
-    return found
+    raise DamagedFileError(f"an argument in the file is neither plain data nor a tensor: {str(data)[:100]}")

@@ -1,74 +1,171 @@
-"""The record of one forward pass, as people read it."""
+"""The history of one forward pass: attributes of the model as a whole, and access to everything else."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
-from fastrec._errors import RecordKeyError, SessionError
+from fastrec._errors import OptionError, RecordKeyError, SessionError
+from fastrec._optional import pyarrow
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph.conditions import Conditions
 from fastrec.graph.diff import HistoryDiff, check_same_graph, diff_of
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.options import drawing_options
-from fastrec.graph.drawing import drawing_of
+from fastrec.graph.draw.picture import SECONDS, Picture, picture_of, target_of
+from fastrec.graph.drawing import ModelFacts, drawing_of
 from fastrec.graph.entries import (
     BufferEntry,
     ModuleEntry,
     ParameterEntry,
     Profile,
+    ProfileBy,
     buffers_of,
     modules_of,
     parameters_of,
     profile_of,
 )
 from fastrec.graph.files import HistoryContents, read_history, save_history
-from fastrec.graph.lookup import Keys
 from fastrec.graph.operation import Operation
-from fastrec.graph.operations import LayerEntry, Operations, between
-from fastrec.graph.pass_runner import PassRunner, SaveRequest
-from fastrec.graph.raw import Capture, ModuleCall, OpKind, Parameter
-from fastrec.graph.saving import Everything
-from fastrec.graph.show import format_history
+from fastrec.graph.operations import LayerEntry, Operations
+from fastrec.graph.pass_runner import PassRunner
+from fastrec.graph.raw import Capture, OpKind, Parameter
+from fastrec.graph.saving import Everything, SaveRequest
+from fastrec.graph.show import format_hierarchy, readable_size
 from fastrec.graph.structure import Graph
-from fastrec.graph.tables import What, frame, graph_of, rows_of, write_csv, write_json, write_parquet
+from fastrec.graph.tables import (
+    Row,
+    Table,
+    entry_rows,
+    frame,
+    frame_of_objects,
+    layer_rows,
+    module_rows,
+    networkx_graph,
+    operation_rows,
+    with_json_cells,
+)
 from fastrec.recording._records import ActivationRecord
 from fastrec.session.inputs import NOT_GIVEN
 
 
-class HistoryFacts:
-    """The model's facts; what counts operations includes inputs, buffers and outputs."""
+class ModelHistory:
+    """Everything that happened in one forward pass.
 
-    graph: Graph
-    roots: dict[str, nn.Module]
+    >>> import torch
+    >>> from fastrec.graph import log_forward_pass
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+    >>> history = log_forward_pass(model, torch.ones(2, 4))
+    >>> history.layer_labels
+    ['input_1', 'linear_1_1', 'relu_1_2', 'output_1']
+    >>> history["relu_1"] == history[2] == history[-2] == history["1"]
+    True
 
-    @cached_property
-    def conditions(self) -> Conditions:
-        """What is known of the conditions of the pass."""
-        graph = self.graph
-        return Conditions(graph.ops, graph.order, graph.children, graph.to_output, graph.capture.truths, graph.label)
+    Made by ``log_forward_pass``. A key is a label, with or without its total number and its pass (``relu_3_6``,
+    ``relu_3``, ``relu_3:1``), the address of a module (which finds what the module returned), or an ordinal number
+    among the saved operations, or among all of them if none was saved. A layer of several passes is a LayerEntry.
+    Counts of operations include inputs, buffers and outputs.
+    """
 
-    @cached_property
-    def numbered(self) -> list[int]:
-        """The operations that ordinal numbers count: the saved ones, all where none is."""
-        ops = self.graph.ops
-        saved = [i for i in self.graph.order if ops[i].is_saved]
-        return saved or self.graph.order
+    def __init__(self, capture: Capture, roots: Mapping[str, nn.Module], request: SaveRequest) -> None:
+        self.graph = Graph(capture)
+        self.roots = dict(roots)
+        self._request = request
+        self._from_file: HistoryContents | None = None
+
+    @classmethod
+    def of_file(cls, contents: HistoryContents) -> ModelHistory:
+        """A history without its model, which the file does not hold."""
+        history = cls(contents.capture, {}, SaveRequest(Everything(), CaptureSpec()))
+        history.graph = Graph(contents.capture, contents.conditions)
+        history._from_file = contents
+        return history
+
+    # Operations and layers.
+
+    @property
+    def operations(self) -> Operations:
+        """All operations in order, inputs, buffers and outputs included; narrowed by questions."""
+        return self._operations(self.graph.order)
+
+    def _operations(self, indices: Iterable[int]) -> Operations:
+        return Operations(Operation(self.graph, index) for index in indices)
+
+    @property
+    def layers(self) -> list[LayerEntry]:
+        """All layers, in the order of their first passes."""
+        return [LayerEntry(self.graph, layer) for layer in self.graph.layers]
+
+    def __len__(self) -> int:
+        return len(self.graph.numbered)
+
+    def __iter__(self) -> Iterator[Operation]:
+        return iter(self._operations(self.graph.numbered))
+
+    def __getitem__(self, key: str | int) -> Operation | LayerEntry:
+        indices = self.graph.keys.find(key)
+        if len(indices) == 1:
+            return Operation(self.graph, indices[0])
+        layer = self.graph.layer(indices[0])
+        if all(self.graph.layer(index) is layer for index in indices):
+            return LayerEntry(self.graph, layer)
+        labels = ", ".join(map(self.graph.label, indices))
+        raise RecordKeyError(f"{key!r} names several operations: {labels}; give the label of one")
+
+    def between(self, start: str | int, end: str | int) -> Operations:
+        """The operations on any path from one key to another, without the two themselves.
+
+        >>> import torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2), torch.nn.Tanh())
+        >>> log_forward_pass(model, torch.ones(1, 4)).between("0/linear", "tanh_1").labels
+        ['relu_1_2', 'linear_2_3']
+
+        Arguments:
+            start, end: keys of the history, or sites of the fast path; for a layer of several passes, all of them.
+        """
+        keys = self.graph.keys
+        return self._operations(self.graph.between(keys.find_with_sites(start), keys.find_with_sites(end)))
+
+    def op_for(self, record: ActivationRecord) -> Operation:
+        """The operation whose value a record of a fast recording holds.
+
+        >>> import torch, fastrec
+        >>> from fastrec.graph import log_forward_pass
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+        >>> x = torch.ones(2, 4)
+        >>> recording = fastrec.record(model, x, keep_op="relu")
+        >>> log_forward_pass(model, x).op_for(recording["relu_1"][0]).layer_label
+        'relu_1_2'
+
+        Arguments:
+            record: a record of any engine and sink, from a pass that ran the same operations.
+        """
+        index = self.graph.records.index_of(record.ctx)
+        if index not in self.graph.positions:
+            raise RecordKeyError(
+                f"{record.ctx.label!r} at {record.ctx.site!r} is an orphan, which the graph leaves out: it neither "
+                "depends on an input of the model nor leads to an output"
+            )
+        return Operation(self.graph, index)
+
+    # Attributes of the paper's Supplementary Table 1.
 
     @property
     def model_name(self) -> str:
         """The name of the model's class."""
+        if self._from_file is not None:
+            return self._from_file.model_name
         return ", ".join(type(root).__name__ for root in self.roots.values())
 
     @property
     def random_seed_used(self) -> int:
-        """The seed that was given, else the one that torch was last seeded with before the pass."""
+        """The ``random_seed`` of the pass, or else the seed that torch had been given last."""
         return self.graph.capture.seed
 
     @property
@@ -78,18 +175,23 @@ class HistoryFacts:
 
     @property
     def model_max_recurrent_loops(self) -> int:
-        """The most passes that any layer has."""
+        """The largest number of passes of any layer."""
         return max((len(layer.ops) for layer in self.graph.layers), default=0)
 
     @property
     def model_is_branching(self) -> bool:
-        """Whether the value of any operation is read by several."""
+        """Whether the value of any operation is read by several operations."""
         return any(len(children) > 1 for children in self.graph.children.values())
 
     @property
     def model_has_conditional_branching(self) -> bool:
-        """Whether a value that the model computed steered it."""
+        """Whether the model computed a condition, on which its control flow may depend."""
         return bool(self.conditions.tested)
+
+    @property
+    def conditions(self) -> Conditions:
+        """The conditions of the pass, as far as known."""
+        return self.graph.conditions
 
     @property
     def layer_list(self) -> list[str]:
@@ -98,25 +200,25 @@ class HistoryFacts:
 
     @property
     def layer_labels(self) -> list[str]:
-        """The labels of the saved operations, of all where none was saved; those that ordinal numbers count."""
-        return [self.graph.label(index) for index in self.numbered]
+        """The labels of the saved operations, or of all if none was saved: what ordinal numbers count."""
+        return self._labels(self.graph.numbered)
 
     @property
     def input_layers(self) -> list[str]:
         """The inputs of the model."""
-        return self._of_kind("input")
+        return self._labels_of_kind("input")
 
     @property
     def output_layers(self) -> list[str]:
         """The outputs of the model."""
-        return self._of_kind("output")
+        return self._labels_of_kind("output")
 
     @property
     def buffer_layers(self) -> list[str]:
         """The buffers that were read."""
-        return self._of_kind("buffer")
+        return self._labels_of_kind("buffer")
 
-    def _of_kind(self, kind: OpKind) -> list[str]:
+    def _labels_of_kind(self, kind: OpKind) -> list[str]:
         return self._labels(i for i in self.graph.order if self.graph.ops[i].kind == kind)
 
     def _labels(self, indices: Iterable[int]) -> list[str]:
@@ -125,12 +227,11 @@ class HistoryFacts:
     @property
     def internally_initialized_layers(self) -> list[str]:
         """The operations without parents, such as ``torch.rand``."""
-        ops = self.graph.ops
-        return self._labels(i for i in self.graph.order if ops[i].kind == "op" and not ops[i].parents)
+        return self._labels(i for i in self.graph.order if self.graph.ops[i].made_inside)
 
     @property
     def internally_terminated_bool_layers(self) -> list[str]:
-        """The single booleans that no operation reads, as conditions are."""
+        """The single booleans that no operation reads, like the conditions of ``if``."""
         return self._labels(sorted(self.conditions.terminal_bools))
 
     @property
@@ -141,7 +242,7 @@ class HistoryFacts:
 
     @property
     def num_tensors_total(self) -> int:
-        """How many values the pass computed, inputs, buffers and outputs included."""
+        """How many values the pass has, including inputs, buffers and outputs."""
         return len(self.graph.order)
 
     @property
@@ -152,28 +253,24 @@ class HistoryFacts:
     @property
     def num_tensors_saved(self) -> int:
         """How many of those values were saved."""
-        return len(self._saved)
+        return len(self.graph.saved)
 
     @property
     def tensor_fsize_saved(self) -> int:
-        """The size of the saved tensors in bytes, transformed ones included."""
-        ops = self.graph.ops
-        return sum(ops[i].saved_bytes for i in self._saved)
+        """The size of the saved tensors in bytes, including transformed ones."""
+        return sum(self.graph.ops[i].saved_bytes for i in self.graph.saved)
 
     @cached_property
-    def _saved(self) -> list[int]:
-        ops = self.graph.ops
-        return [i for i in self.graph.order if ops[i].is_saved]
-
-    @cached_property
-    def _parameters(self) -> list[Parameter]:
+    def _parameters(self) -> Sequence[Parameter]:
         """All parameters of the model, each once."""
-        found: dict[int, Parameter] = {}
+        if self._from_file is not None:
+            return self._from_file.parameters
+        parameters: dict[int, Parameter] = {}
         for name, root in self.roots.items():
             prefix = f"{name}." if name else ""
             for address, tensor in root.named_parameters():
-                found.setdefault(id(tensor), Parameter(prefix + address, tensor))
-        return list(found.values())
+                parameters.setdefault(id(tensor), Parameter(prefix + address, tensor))
+        return list(parameters.values())
 
     @property
     def total_param_tensors(self) -> int:
@@ -188,12 +285,12 @@ class HistoryFacts:
     @property
     def total_params(self) -> int:
         """How many numbers the model's parameters hold."""
-        return sum(p.tensor.numel() for p in self._parameters)
+        return sum(parameter.tensor.numel() for parameter in self._parameters)
 
     @property
     def total_params_fsize(self) -> int:
         """The size of the model's parameters in bytes."""
-        return sum(p.tensor.numel() * p.tensor.element_size() for p in self._parameters)
+        return sum(parameter.nbytes for parameter in self._parameters)
 
     @property
     def module_addresses(self) -> list[str]:
@@ -212,17 +309,18 @@ class HistoryFacts:
 
     @property
     def module_pass_children(self) -> dict[str, list[str]]:
-        """The module passes that ran directly inside of each module pass."""
-        found: dict[str, list[str]] = {call.label: [] for call in self.graph.submodule_calls}
+        """The module passes directly inside each module pass."""
+        children: dict[str, list[str]] = {call.label: [] for call in self.graph.submodule_calls}
         for call in self.graph.submodule_calls:
             if call.parent is not None and call.parent.address:
-                found[call.parent.label].append(call.label)
-        return found
+                children[call.parent.label].append(call.label)
+        return children
 
     @property
     def top_level_module_passes(self) -> list[str]:
-        """The module passes that ran inside of no other."""
-        return [call.label for call in self.graph.submodule_calls if _is_top(call)]
+        """The module passes that are inside no other."""
+        calls = self.graph.submodule_calls
+        return [call.label for call in calls if call.parent is None or not call.parent.address]
 
     @property
     def pass_start_time(self) -> float:
@@ -236,70 +334,102 @@ class HistoryFacts:
 
     @property
     def elapsed_time_total(self) -> float:
-        """How long logging took from the call to the history, in seconds, the pass included."""
+        """How long logging took in seconds, from the call to the finished history, including the pass."""
         return self.graph.capture.seconds
 
     @property
     def elapsed_time_function_calls(self) -> float:
-        """How long the functions that computed the operations took together, in seconds."""
-        calls: dict[int, Any] = {id(op.call): op.call for op in self.graph.ops}
+        """The time spent in the functions that computed the operations, in seconds."""
+        calls = {id(op.call): op.call for op in self.graph.ops}
         return float(sum(call.seconds for call in calls.values()))
 
     @property
     def elapsed_time_logging(self) -> float:
-        """The rest of the time: the model's own Python and all of the logging, in seconds."""
+        """The rest of the time, in seconds: the model's own Python code, and logging."""
         return self.elapsed_time_total - self.elapsed_time_function_calls
 
+    # Modules, parameters, buffers, and where time and memory go.
 
-class ModelHistory(HistoryFacts):
-    """Everything that happened in one forward pass.
+    @cached_property
+    def modules(self) -> dict[str, ModuleEntry]:
+        """The modules that ran, by address, in the order in which they were first called."""
+        return modules_of(self.graph, self._parameters)
 
-    >>> import torch
-    >>> from fastrec.graph import log_forward_pass
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
-    >>> history = log_forward_pass(model, torch.ones(2, 4))
-    >>> history.layer_labels
-    ['input_1', 'linear_1_1', 'relu_1_2', 'output_1']
-    >>> history["relu_1"] == history[2] == history[-2] == history["1"]
-    True
+    @cached_property
+    def parameters(self) -> dict[str, ParameterEntry]:
+        """The parameters of the model, by address."""
+        return parameters_of(self.graph, self._parameters)
 
-    Made by ``log_forward_pass``. A key is a label, with or without its total number and its pass (``relu_3_6``,
-    ``relu_3``, ``relu_3:1``), the address of a module (what left it last), or an ordinal number among the operations
-    whose values were saved, all of them where none was. A layer of several passes is a LayerEntry.
-    """
+    @cached_property
+    def buffers(self) -> dict[str, BufferEntry]:
+        """The buffers that were read, by address."""
+        return buffers_of(self.graph)
 
-    def __init__(self, capture: Capture, roots: Mapping[str, nn.Module], keeping: SaveRequest) -> None:
-        self.graph = Graph(capture)
-        self.roots = dict(roots)
-        self._keeping = keeping
-
-    def operation(self, index: int) -> Operation:
-        """The operation with an index of the capture."""
-        return Operation(self, index)  # not kept: it would hold the history that holds it
-
-    @property
-    def operations(self) -> Operations:
-        """All operations in order, inputs, buffers and outputs included; narrowed by questions."""
-        return Operations(self.operation(index) for index in self.graph.order)
-
-    def between(self, start: str | int, end: str | int) -> Operations:
-        """The operations on any path from one key to another, without these two.
+    def profile(self, by: ProfileBy = "operation", *, sort: str = "seconds") -> Profile:
+        """Where time and memory go, as a sorted table.
 
         >>> import torch
         >>> from fastrec.graph import log_forward_pass
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2), torch.nn.Tanh())
-        >>> log_forward_pass(model, torch.ones(1, 4)).between("0/linear", "tanh_1").labels
-        ['relu_1_2', 'linear_2_3']
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+        >>> table = log_forward_pass(model, torch.ones(2, 4)).profile(sort="memory")
+        >>> [(row.name, row.memory) for row in table]
+        [('linear_1_1', 64), ('relu_1_2', 64)]
 
         Arguments:
-            start, end: keys of the history, or sites of the fast path; a layer of several passes means all of them.
+            by: one row for each operation, or for each module with everything that ran inside it.
+            sort: ``"seconds"`` spent in functions, ``"memory"`` of their values in bytes, ``"parameters"`` in bytes, or
+                ``"calls"``; the largest comes first.
+
+        Returns a Profile, a sequence of rows that prints as a table.
         """
-        return Operations(
-            self.operation(i) for i in between(self.keys.with_sites(start), self.keys.with_sites(end), self.graph)
-        )
+        return profile_of(self.graph, by, sort)
+
+    # New inputs, other histories, other forms.
+
+    def save_new_activations(
+        self,
+        input_args: Any = NOT_GIVEN,
+        input_kwargs: Mapping[str, Any] | None = None,
+        *,
+        call: Callable[[], Any] | None = None,
+        random_seed: int | None = None,
+    ) -> None:
+        """Run the model on new inputs, and replace the old values by the new ones.
+
+        >>> import torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> history = log_forward_pass(torch.nn.ReLU(), torch.zeros(2))
+        >>> history.save_new_activations(torch.ones(3))
+        >>> history["relu_1"].activation
+        tensor([1., 1., 1.])
+
+        Arguments are those of log_forward_pass; the selection of what to save stays the same. Raises
+        GraphDifferenceError if the model runs other operations than before; the history is then unchanged.
+        """
+        if self._from_file is not None:
+            raise SessionError(
+                "this history was read from a file, which does not hold the model; log the pass again with "
+                "log_forward_pass"
+            )
+        capture = PassRunner(self.roots, input_args, input_kwargs, call, random_seed)(self._request)
+        check_same_graph(self.graph.capture, capture, remedy="log the new inputs with log_forward_pass")
+        self._replace(capture)
+
+    def forget_all_but(self, which: set[int]) -> None:
+        """Drop the values of all other operations."""
+        for op in self.graph.ops:
+            if op.index not in which:
+                op.value = op.transformed = None
+        self._request = SaveRequest(which, self._request.spec)
+        self._replace(self.graph.capture)
+
+    def _replace(self, capture: Capture) -> None:
+        self.graph.replace(capture)
+        for name in ("modules", "parameters", "buffers"):
+            vars(self).pop(name, None)  # worked out from the old capture
 
     def diff(self, other: ModelHistory) -> HistoryDiff:
-        """Where another history differs: same model, two inputs, which operations are not the same.
+        """How another history of the same model differs, for instance one on another input.
 
         >>> import torch
         >>> from fastrec.graph import log_forward_pass
@@ -307,7 +437,7 @@ class ModelHistory(HistoryFacts):
         >>> log_forward_pass(model, torch.ones(2, 4)).diff(log_forward_pass(model, torch.zeros(2, 4)))
         the same operations; 4 saved values differ
 
-        Returns a HistoryDiff, which is false where both ran the same operations.
+        Returns a HistoryDiff, which is false if both ran the same operations.
         """
         return diff_of(self.graph, other.graph)
 
@@ -322,9 +452,9 @@ class ModelHistory(HistoryFacts):
 
         An edge's ``arguments`` are the positions and keywords at which the value went in. Needs networkx.
         """
-        return graph_of(self)
+        return networkx_graph(self.model_name, self.operations)
 
-    def to_pandas(self, what: What = "operations") -> Any:
+    def to_pandas(self, what: Table = "operations") -> Any:
         """A pandas frame with a row for each operation, layer, module, parameter or buffer.
 
         >>> import torch
@@ -336,101 +466,34 @@ class ModelHistory(HistoryFacts):
         Arguments:
             what: ``"operations"``, ``"layers"``, ``"modules"``, ``"parameters"`` or ``"buffers"``.
         """
-        return frame(rows_of(self, what))
+        return frame(self._rows(what))
 
-    def to_csv(self, path: str | PathLike[str], what: What = "operations") -> None:
-        """Write such a table as comma-separated values; lists in cells are JSON."""
-        write_csv(rows_of(self, what), Path(path))
+    def to_csv(self, path: str | PathLike[str], what: Table = "operations") -> None:
+        """Write such a table as comma-separated values; lists in cells are JSON. Needs pandas."""
+        frame_of_objects(with_json_cells(self._rows(what))).to_csv(path, index=False)
 
-    def to_json(self, path: str | PathLike[str], what: What = "operations") -> None:
-        """Write such a table as a JSON list of objects."""
-        write_json(rows_of(self, what), Path(path))
+    def to_json(self, path: str | PathLike[str], what: Table = "operations") -> None:
+        """Write such a table as a JSON list of objects. Needs pandas."""
+        frame_of_objects(self._rows(what)).to_json(path, orient="records", indent=1, double_precision=15)
 
-    def to_parquet(self, path: str | PathLike[str], what: What = "operations") -> None:
-        """Write such a table as a parquet file; needs pyarrow."""
-        write_parquet(rows_of(self, what), Path(path))
+    def to_parquet(self, path: str | PathLike[str], what: Table = "operations") -> None:
+        """Write such a table as a parquet file. Needs pandas and pyarrow."""
+        pyarrow()
+        frame_of_objects(self._rows(what)).to_parquet(path, engine="pyarrow")
 
-    def __len__(self) -> int:
-        return len(self.numbered)
-
-    def __iter__(self) -> Iterator[Operation]:
-        return (self.operation(index) for index in self.numbered)
-
-    def __getitem__(self, key: str | int) -> Operation | LayerEntry:
-        found = self.keys.find(key)
-        if len(found) == 1:
-            return self.operation(found[0])
-        layers = {id(self.graph.layer(index)) for index in found}
-        if len(layers) == 1:
-            return LayerEntry(self, self.graph.layer(found[0]))
-        several = ", ".join(self.graph.label(index) for index in found)
-        raise RecordKeyError(f"{key!r} names several operations: {several}; give the label of one")
-
-    @cached_property
-    def keys(self) -> Keys:
-        """Finds operations by key."""
-        return Keys(self.graph, self.numbered)
-
-    def save_new_activations(
-        self,
-        input_args: Any = NOT_GIVEN,
-        input_kwargs: Mapping[str, Any] | None = None,
-        *,
-        call: Callable[[], Any] | None = None,
-        random_seed: int | None = None,
-    ) -> None:
-        """Run the model on new inputs, and hold their values in place of the old ones.
-
-        >>> import torch
-        >>> from fastrec.graph import log_forward_pass
-        >>> history = log_forward_pass(torch.nn.ReLU(), torch.zeros(2))
-        >>> history.save_new_activations(torch.ones(3))
-        >>> history["relu_1"].activation
-        tensor([1., 1., 1.])
-
-        Arguments are those of log_forward_pass; what is saved, and how, stays. Raises GraphDifferenceError if the
-        model runs other operations than before, and leaves the history as it was.
-        """
-        capture = PassRunner(self.roots, input_args, input_kwargs, call, random_seed)(self._keeping)
-        check_same_graph(self.graph.capture, capture, remedy="log the new inputs with log_forward_pass")
-        self._take(capture)
-
-    def forget_all_but(self, wanted: set[int]) -> None:
-        """Let go of the values of all other operations."""
-        for op in self.graph.ops:
-            if op.index not in wanted:
-                op.value = op.transformed = None
-        self._keeping = SaveRequest(wanted, self._keeping.spec)
-        self._take(self.graph.capture)
-
-    def _take(self, capture: Capture) -> None:
-        """Tell of another capture from now on."""
-        held = {"graph", "roots", "_keeping"}
-        for name in [name for name in vars(self) if name not in held]:
-            del self.__dict__[name]  # what was worked out from the old one
-        self.graph = Graph(capture)
-
-    def op_for(self, record: ActivationRecord) -> Operation:
-        """The operation that a record of a fast recording is of.
-
-        >>> import torch, fastrec
-        >>> from fastrec.graph import log_forward_pass
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
-        >>> x = torch.ones(2, 4)
-        >>> recording = fastrec.record(model, x, keep_op="relu")
-        >>> log_forward_pass(model, x).op_for(recording["relu_1"][0]).layer_label
-        'relu_1_2'
-
-        Arguments:
-            record: a record of any engine and sink, from a pass that ran the same operations.
-        """
-        index = self._records.index_of(record.ctx)
-        if index not in self.graph.positions:
-            raise RecordKeyError(
-                f"{record.ctx.label!r} at {record.ctx.site!r} is an orphan, which the graph leaves out: it neither "
-                "comes from an input of the model nor leads to an output"
-            )
-        return self.operation(index)
+    def _rows(self, what: Table) -> list[Row]:
+        if what == "operations":
+            return operation_rows(self.operations)
+        if what == "layers":
+            return layer_rows(self.layers)
+        if what == "modules":
+            return module_rows(self.modules.values(), self.profile("module"))
+        if what == "parameters":
+            return entry_rows(self.parameters.values())
+        if what == "buffers":
+            return entry_rows(self.buffers.values())
+        tables = ("operations", "layers", "modules", "parameters", "buffers")
+        raise OptionError(f"{what!r} is not a table of a history; there are {', '.join(map(repr, tables))}")
 
     def drawing(self, **options: Any) -> Drawing:
         """The description of a drawing, from which pictures, texts and pages are made.
@@ -445,7 +508,36 @@ class ModelHistory(HistoryFacts):
             options: those of DrawingOptions: ``vis_mode``, ``vis_nesting_depth``, ``module``, ``fold_repeats`` and
                 so on. Raises OptionError for one that does not exist.
         """
-        return drawing_of(self, drawing_options(options))
+        addresses = [
+            f"{name}.{address}" if name and address else name or address
+            for name, root in self.roots.items()
+            for address, _ in root.named_modules()
+        ]
+        return drawing_of(
+            self.graph, ModelFacts(self.model_name, self._parameters, addresses), drawing_options(options)
+        )
+
+    def draw(
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        format: str | None = None,
+        seconds: float = SECONDS,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> Picture:
+        """Draw the graph.
+
+        >>> import torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> history = log_forward_pass(torch.nn.Linear(4, 2), torch.ones(1, 4))
+        >>> '"linear_1_1" -> "output_1"' in history.draw(format="dot").text
+        True
+
+        Arguments are those of show_model_graph. Returns a Picture, which notebooks show.
+        """
+        target = target_of(path, format, overwrite=overwrite)
+        return picture_of(self.drawing(**options), target, seconds=seconds, overwrite=overwrite)
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write the history to an HDF5 file with all tensors that it holds, for ``load_history``.
@@ -456,95 +548,50 @@ class ModelHistory(HistoryFacts):
 
         Arguments:
             path: of the new file.
-            overwrite: take the place of a file that is there; else that is a RecordingExistsError.
+            overwrite: replace an existing file, which is a RecordingExistsError otherwise.
 
-        Functions are written by their names, arguments that are no plain data as they print, parameters without
-        their values.
+        Functions are stored by name, arguments that are not plain data as their repr, and parameters without values.
         """
         save_history(self.contents(), path, overwrite=overwrite)
 
     def contents(self) -> HistoryContents:
-        """What a file holds of it."""
+        """The parts of the history that a file holds."""
         return HistoryContents(self.model_name, self.graph.capture, self._parameters, self.conditions)
 
-    def profile(self, by: Literal["operation", "module"] = "operation", *, sort: str = "seconds") -> Profile:
-        """Where time and memory go, as a table sorted from the most.
-
-        >>> import torch
-        >>> from fastrec.graph import log_forward_pass
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
-        >>> table = log_forward_pass(model, torch.ones(2, 4)).profile(sort="memory")
-        >>> [(row.name, row.memory) for row in table]
-        [('linear_1_1', 64), ('relu_1_2', 64)]
-
-        Arguments:
-            by: a row for each operation, or for each module with all that runs inside of it.
-            sort: ``"seconds"`` of the functions, ``"memory"`` of their values in bytes, ``"parameters"`` in bytes, or
-                ``"calls"``.
-
-        Returns a Profile, a sequence of rows that prints as a table.
-        """
-        return profile_of(self.graph, by, sort)
-
-    @cached_property
-    def modules(self) -> dict[str, ModuleEntry]:
-        """The modules that ran, by address, in the order in which they were first called."""
-        return modules_of(self.graph, [parameter.address for parameter in self._parameters])
-
-    @cached_property
-    def parameters(self) -> dict[str, ParameterEntry]:
-        """The parameters of the model, by address."""
-        return parameters_of(self.graph, self._parameters)
-
-    @cached_property
-    def buffers(self) -> dict[str, BufferEntry]:
-        """The buffers that were read, by address."""
-        return buffers_of(self.graph)
-
-    @property
-    def layers(self) -> list[LayerEntry]:
-        """All layers, in the order of their first passes."""
-        return [LayerEntry(self, layer) for layer in self.graph.layers]
-
-    def finds(self, record: ActivationRecord) -> int | None:
-        """The index of the operation that a record is of, orphans included; None where there is none."""
-        try:
-            return self._records.index_of(record.ctx)
-        except RecordKeyError:
-            return None
-
-    @cached_property
-    def _records(self) -> RecordFinder:
-        return RecordFinder(self.graph)
-
     def __str__(self) -> str:
-        return format_history(self)
+        graph, top = self.graph, self.top_level_module_passes
+        lines = [
+            f"Log of {self.model_name} forward pass:",
+            f"    Model structure: {self._structure()}; {len(self.module_addresses)} total modules.",
+            f"    {self.num_tensors_total} tensors ({readable_size(self.tensor_fsize_total)}) computed in forward "
+            f"pass; {self.num_tensors_saved} tensors ({readable_size(self.tensor_fsize_saved)}) saved.",
+            f"    {self.total_param_layers} parameter operations ({self.total_params} params total; "
+            f"{readable_size(self.total_params_fsize)}).",
+            f"    Random seed: {self.random_seed_used}",
+            f"    Time elapsed: {self.elapsed_time_total:.3f}s",
+            "    Module Hierarchy:",
+            *format_hierarchy(top, self.module_pass_children, self.module_num_passes, depth=2),
+            "    Layers:" if self.num_tensors_saved else "    Layers (no values saved):",
+        ]
+        for number, index in enumerate(graph.numbered):
+            count = len(graph.layer(index).ops)
+            passes = f" ({graph.pass_numbers[index]}/{count} passes)" if count > 1 else ""
+            lines.append(f"        {number}: {graph.label(index)}{passes}")
+        return "\n".join(lines)
 
     __repr__ = __str__
 
-
-class SavedHistory(ModelHistory):
-    """A history without its model, read from a file."""
-
-    def __init__(self, contents: HistoryContents) -> None:
-        super().__init__(contents.capture, {}, SaveRequest(Everything(), CaptureSpec()))
-        self._model_name = contents.model_name
-        vars(self).update(_parameters=contents.parameters, conditions=contents.conditions)
-
-    @property
-    def model_name(self) -> str:
-        """The name of the model's class."""
-        return self._model_name
-
-    def save_new_activations(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: the model is not in the file."""
-        raise SessionError(
-            "this history was read from a file, which does not hold the model; log the pass again with log_forward_pass"
-        )
+    def _structure(self) -> str:
+        loops = self.model_max_recurrent_loops
+        parts = [f"recurrent (at most {loops} loops)" if self.model_is_recurrent else "purely feedforward"]
+        parts.append("with branching" if self.model_is_branching else "without branching")
+        if self.model_has_conditional_branching:
+            parts.append("with conditional (if-then) branching")
+        return ", ".join(parts)
 
 
 def load_history(path: str | PathLike[str]) -> ModelHistory:
-    """Read a history that ``ModelHistory.save`` or ``save_activations_to`` wrote; tensors are read when asked for.
+    """Read a history that ``ModelHistory.save`` or ``save_activations_to`` wrote; tensors are read on demand.
 
     >>> import tempfile, torch
     >>> from fastrec.graph import load_history, log_forward_pass
@@ -553,57 +600,10 @@ def load_history(path: str | PathLike[str]) -> ModelHistory:
     >>> load_history(path)["relu_1"].activation
     tensor([1., 1.])
 
-    Nothing that is in the file is run. The model is not in it, so there are no functions (``func_applied`` is None),
-    parameters have no values, and the pass can't be run again. Values are read anew each time, until
-    ``materialize_activation`` takes one into memory.
+    Nothing in the file is run. The file does not hold the model, so functions are missing (``func_applied`` is None),
+    parameters have no values, and the pass can't be run again. Values are read from the file at each access, until
+    ``materialize_activation`` loads one into memory.
 
-    Raises RecordingNotFoundError, or DamagedFileError for a file that is no history.
+    Raises RecordingNotFoundError, or DamagedFileError for a file that is not a history.
     """
-    return SavedHistory(read_history(path))
-
-
-def _is_top(call: ModuleCall) -> bool:
-    return call.parent is None or not call.parent.address
-
-
-class RecordFinder:
-    """Finds operations by what the fast path calls their events: site, label and leaf."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-
-    def index_of(self, ctx: Any) -> int:
-        """The operation whose value an event is about, orphans included; RecordKeyError where there is none."""
-        site, path = ctx.site, ctx.input_output_address or ""
-        if ctx.kind in ("input", "buffer"):
-            found = self._sources.get(site)
-        elif ctx.kind == "op":
-            found = self._ops.get((ctx.label.removesuffix(path), site.removesuffix(path), path))
-        else:
-            found = self._modules.get((ctx.kind, ctx.module_address, ctx.module_pass_index, path))
-        if found is None:
-            raise RecordKeyError(f"no operation of this history is the {ctx.kind} {ctx.label!r} at {site!r}")
-        return found
-
-    @cached_property
-    def _sources(self) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for op in self._graph.ops:
-            if op.kind in ("input", "buffer"):
-                found.setdefault(op.call.site, op.index)
-        return found
-
-    @cached_property
-    def _ops(self) -> dict[tuple[str, str, str], int]:
-        found = dict(self._graph.capture.composites)
-        found.update({(op.call.label, op.call.site, op.path): op.index for op in self._graph.ops if op.kind == "op"})
-        return found
-
-    @cached_property
-    def _modules(self) -> dict[tuple[str, str, int, str], int]:
-        found = {}
-        for call in self._graph.capture.module_calls:
-            for kind, leaves in (("module_enter", call.entered_at), ("module_exit", call.exited_at)):
-                for path, op in leaves.items():
-                    found[kind, call.address, call.number, path] = op
-        return found
+    return ModelHistory.of_file(read_history(path))

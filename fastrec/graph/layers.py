@@ -1,4 +1,15 @@
-"""Operations as passes of layers, and the names of both."""
+"""Which operations are passes of the same layer, and what layers are called.
+
+    layers, layer_of = layers_of(ops, order)
+    layers[3].label, layers[3].ops        # "linear_1_2", [4, 9]: two passes of one layer
+
+After the paper's section on recurrent layers, operations are passes of one layer if they have the same function and
+parameters; if they are alike and stand on the same side of two passes of a layer, and so on outward; or if a sequence
+of them without parameters repeats back to back (XYZXYZXYZ, but not XYZAXYZBXYZ).
+
+The first two rules are a union-find over operations: joining two also joins their neighbours in the same place. The
+third is a search for repetitions along the paths of the graph, in O(n log n): see ``repetitions``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +21,7 @@ import msgspec
 
 from fastrec.graph.raw import REFERENCES, CapturedOp
 
-SOURCES = ("input", "buffer")
+_SOURCES = ("input", "buffer")
 
 
 class Layer(msgspec.Struct):
@@ -32,80 +43,31 @@ class Layer(msgspec.Struct):
         return f"{self.short}_{self.total_number}" if self.total_number and self.layer_type != "output" else self.short
 
 
-def named(ops: Sequence[CapturedOp], order: Iterable[int], groups: Sequence[int]) -> tuple[list[Layer], dict[int, int]]:
-    """The layers in order of their first pass, and the layer of each operation.
-
-    ``groups`` holds a number per operation of ``order``; operations with equal numbers are passes of one layer.
-    """
+def layers_of(ops: Sequence[CapturedOp], order: Sequence[int]) -> tuple[list[Layer], dict[int, Layer]]:
+    """The layers in order of their first pass, and the layer of each operation."""
+    positions = {index: position for position, index in enumerate(order)}
+    passes = assign_layers([_comparable(ops[index], positions) for index in order])
     layers: list[Layer] = []
-    by_group: dict[int, int] = {}
-    layer_of: dict[int, int] = {}
-    numbers: Counter[str] = Counter()
+    layer_of: dict[int, Layer] = {}
+    type_counts: Counter[str] = Counter()
     total = 0
-    for index, group in zip(order, groups, strict=True):
-        place = by_group.get(group)
-        if place is None:
-            place = by_group[group] = len(layers)
+    for index, layer_pass in zip(order, passes, strict=True):
+        if layer_pass.layer > len(layers):  # they are numbered in order of the first pass
             op = ops[index]
-            layer_type = op.call.layer_type
-            numbers[layer_type] += 1
-            total += op.kind not in SOURCES
-            layers.append(Layer(layer_type, numbers[layer_type], 0 if op.kind in SOURCES else total, []))
-        layers[place].ops.append(index)
-        layer_of[index] = place
+            layer_type, is_source = op.call.layer_type, op.kind in _SOURCES
+            type_counts[layer_type] += 1
+            total += not is_source
+            layers.append(Layer(layer_type, type_counts[layer_type], 0 if is_source else total, []))
+        layer = layer_of[index] = layers[layer_pass.layer - 1]
+        layer.ops.append(index)
     return layers, layer_of
 
 
-def sameness(op: CapturedOp) -> Hashable:
-    """A key that is equal for operations that do the same: function, arguments but tensors, parameters, shape."""
-    call = op.call
-    if op.kind != "op":
-        return (op.kind, op.address)
-    parameters = tuple(id(parameter.tensor) for parameter in call.parameters)
-    return (call.layer_type, op.path, frozen(call.args), frozen(call.kwargs), parameters, op.shape, op.dtype)
+class ComparableOp(msgspec.Struct, frozen=True, gc=False):
+    """What decides which layer an operation is a pass of; operations are compared in order of execution.
 
-
-def frozen(value: Any) -> Hashable:
-    """A nested argument as something that can be compared and hashed; all tensors are the same."""
-    kind = type(value)
-    if kind in (int, float, bool, str, type(None)):
-        return (kind, value) if kind is not float or value == value else "nan"
-    if isinstance(value, REFERENCES):
-        return REFERENCES
-    if kind in (tuple, list):
-        return tuple([frozen(item) for item in value])
-    if kind is dict:
-        return tuple([(key, frozen(item)) for key, item in value.items()])
-    if kind is slice:
-        return (slice, frozen(value.start), frozen(value.stop), frozen(value.step))
-    try:
-        hash(value)
-    except TypeError:
-        return id(value)
-    return (kind, value)
-
-
-def groups_of(ops: Sequence[CapturedOp], order: Sequence[int]) -> list[int]:
-    """A number per operation, equal for passes of one layer."""
-    positions = {index: position for position, index in enumerate(order)}
-    return [place.layer for place in assign_layers([_node(ops[index], positions) for index in order])]
-
-
-def _node(op: CapturedOp, positions: dict[int, int]) -> Node:
-    return Node(
-        same=None if op.kind in ("input", "output") else sameness(op),
-        parents=tuple([positions[parent] for parent in op.parents]),
-        function=f"{op.call.layer_type}{op.path}{op.address if op.kind == 'buffer' else ''}",
-        parameters=tuple([id(parameter.tensor) for parameter in op.call.parameters]),
-        module=op.module.address if op.module is not None else "",
-    )
-
-
-class Node(msgspec.Struct, frozen=True, gc=False):
-    """One operation as far as recurrence is concerned; its position in the sequence is its order of execution.
-
-    ``same`` is equal for operations that are alike, None for one that is like no other (an input, an output).
-    ``parents`` are positions of earlier nodes, in the order of the arguments; ``parameters`` identities.
+    ``same`` is equal for operations that are alike, None for one that is unlike all others (an input, an output).
+    ``parents`` are positions of earlier operations, in the order of the arguments; ``parameters`` are identities.
     """
 
     same: Hashable
@@ -115,6 +77,45 @@ class Node(msgspec.Struct, frozen=True, gc=False):
     module: str = ""
 
 
+def _comparable(op: CapturedOp, positions: dict[int, int]) -> ComparableOp:
+    return ComparableOp(
+        same=None if op.kind in ("input", "output") else _sameness(op),
+        parents=tuple([positions[parent] for parent in op.parents]),
+        function=f"{op.call.layer_type}{op.path}{op.address if op.kind == 'buffer' else ''}",
+        parameters=tuple([id(parameter.tensor) for parameter in op.call.parameters]),
+        module=op.module.address if op.module is not None else "",
+    )
+
+
+def _sameness(op: CapturedOp) -> Hashable:
+    """A key that is equal for operations that do the same: function, parameters, other arguments, shape and dtype."""
+    call = op.call
+    if op.kind != "op":
+        return (op.kind, op.address)
+    parameters = tuple(id(parameter.tensor) for parameter in call.parameters)
+    return (call.layer_type, op.path, _hashable(call.args), _hashable(call.kwargs), parameters, op.shape, op.dtype)
+
+
+def _hashable(value: Any) -> Hashable:
+    """A template in a form that can be compared and hashed; all tensors are equal."""
+    kind = type(value)
+    if kind in (int, float, bool, str, type(None)):
+        return (kind, value) if kind is not float or value == value else "nan"  # NaN is not equal to itself
+    if isinstance(value, REFERENCES):
+        return REFERENCES
+    if kind in (tuple, list):
+        return tuple([_hashable(item) for item in value])
+    if kind is dict:
+        return tuple([(key, _hashable(item)) for key, item in value.items()])
+    if kind is slice:
+        return (slice, _hashable(value.start), _hashable(value.stop), _hashable(value.step))
+    try:
+        hash(value)
+    except TypeError:
+        return id(value)
+    return (kind, value)
+
+
 class LayerPass(NamedTuple):
     """The layer of an operation, numbered from 1 in order of first execution, and which pass of it, from 1."""
 
@@ -122,66 +123,89 @@ class LayerPass(NamedTuple):
     number: int
 
 
-def assign_layers(nodes: Sequence[Node]) -> list[LayerPass]:
+def assign_layers(ops: Sequence[ComparableOp]) -> list[LayerPass]:
     """The layer and the pass of each operation.
 
-    >>> loop = [Node(None), Node("cos", (0,)), Node("relu", (1,)), Node("cos", (2,)), Node("relu", (3,))]
-    >>> [tuple(place) for place in assign_layers(loop)]
+    >>> alike = [None, "cos", "relu", "cos", "relu"]
+    >>> loop = [ComparableOp(same, (i - 1,) if i else ()) for i, same in enumerate(alike)]
+    >>> [tuple(layer_pass) for layer_pass in assign_layers(loop)]
     [(1, 1), (2, 1), (3, 1), (2, 2), (3, 2)]
 
-    After the paper's section on recurrent layers. What the paper leaves open: a back-to-back repetition needs
-    operations of the same modules; one of a single operation needs other operands of the same functions, for
-    ``a + b + c`` is a sum and no loop; neighbours correspond by side and by rank among those that are alike.
+    Where the paper leaves it open: a back-to-back repetition needs operations of the same modules; a repetition of a
+    single operation needs other operands of the same functions, because ``a + b + c`` is a sum, not a loop; neighbours
+    correspond by side and by rank among those that are alike.
     """
-    alike = numbered(node.same if node.same is not None else ("unique", i) for i, node in enumerate(nodes))
-    layers = _Layers(_neighbours(nodes, alike))
-    for pair in _shared_parameters(nodes):
-        layers.join(*pair)
-    places = numbered((what, node.module) for what, node in zip(alike, nodes, strict=True))
-    families = [(node.function, node.parameters) for node in nodes]
-    for pair in repetitions([node.parents for node in nodes], places, families):
-        layers.join(*pair)
-    return _numbers(layers, len(nodes))
+    kinds = _numbered(op.same if op.same is not None else ("unique", i) for i, op in enumerate(ops))
+    joined = _JoinedOps(_neighbours(ops, kinds))
+    for pair in _same_parameters(ops):
+        joined.join(*pair)
+    kinds_in_module = _numbered((kind, op.module) for kind, op in zip(kinds, ops, strict=True))
+    families = [(op.function, op.parameters) for op in ops]
+    for pair in repetitions([op.parents for op in ops], kinds_in_module, families):
+        joined.join(*pair)
+    return _layer_passes(joined, len(ops))
 
 
-def _shared_parameters(nodes: Sequence[Node]) -> Iterator[tuple[int, int]]:
+def _layer_passes(joined: _JoinedOps, count: int) -> list[LayerPass]:
+    """Number layers by first execution, and passes by execution."""
+    numbers: dict[int, int] = {}
+    passes: dict[int, int] = defaultdict(int)
+    layer_passes = []
+    for i in range(count):
+        layer = numbers.setdefault(joined.find(i), len(numbers) + 1)
+        passes[layer] += 1
+        layer_passes.append(LayerPass(layer, passes[layer]))
+    return layer_passes
+
+
+def _numbered(keys: Iterable[Hashable]) -> list[int]:
+    """Small integers for keys, the same for the same key."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def _same_parameters(ops: Sequence[ComparableOp]) -> Iterator[tuple[int, int]]:
     """Pairs of operations with the same function and parameters."""
     first: dict[Hashable, int] = {}
-    for i, node in enumerate(nodes):
-        if node.parameters:
-            yield first.setdefault((node.function, node.parameters), i), i
+    for i, op in enumerate(ops):
+        if op.parameters:
+            yield first.setdefault((op.function, op.parameters), i), i
 
 
 _Neighbours = dict[tuple[bool, int, int], int]
-"""(is a parent, what it is like, its rank among those alike) -> a neighbour that stands there."""
+"""(is it a parent, its kind, its rank among those of its kind) -> the neighbour in this place."""
 
 
-def _neighbours(nodes: Sequence[Node], alike: Sequence[int]) -> list[_Neighbours]:
-    """The neighbours of each operation, by where they stand."""
-    found: list[_Neighbours] = [{} for _ in nodes]
-    ranks: list[dict[tuple[bool, int], int]] = [{} for _ in nodes]
+def _neighbours(ops: Sequence[ComparableOp], kinds: Sequence[int]) -> list[_Neighbours]:
+    """The neighbours of each operation, by place."""
+    neighbours: list[_Neighbours] = [{} for _ in ops]
+    ranks: list[dict[tuple[bool, int], int]] = [{} for _ in ops]
 
     def add(i: int, is_parent: bool, neighbour: int) -> None:
-        side = is_parent, alike[neighbour]
+        side = is_parent, kinds[neighbour]
         rank = ranks[i][side] = ranks[i].get(side, -1) + 1
-        found[i][is_parent, alike[neighbour], rank] = neighbour
+        neighbours[i][is_parent, kinds[neighbour], rank] = neighbour
 
-    for i, node in enumerate(nodes):
-        for parent in node.parents:
+    for i, op in enumerate(ops):
+        for parent in op.parents:
             add(i, True, parent)
-        for parent in dict.fromkeys(node.parents):
+        for parent in dict.fromkeys(op.parents):
             add(parent, False, i)
-    return found
+    return neighbours
 
 
-class _Layers:
-    """Operations joined to layers; joining two joins their neighbours that stand in the same place."""
+class _JoinedOps:
+    """Operations joined into layers; joining two also joins their neighbours in the same place.
+
+    A union-find with path halving; the smaller set of neighbours is merged into the larger one.
+    """
 
     def __init__(self, neighbours: list[_Neighbours]) -> None:
         self._neighbours = neighbours
         self._above = list(range(len(neighbours)))
 
     def find(self, i: int) -> int:
+        """The representative of all operations that this one is joined with."""
         above = self._above
         while above[i] != i:
             above[i] = above[above[i]]
@@ -189,6 +213,7 @@ class _Layers:
         return i
 
     def join(self, a: int, b: int) -> None:
+        """Make two operations passes of one layer."""
         waiting = [(a, b)]
         while waiting:
             a, b = map(self.find, waiting.pop())
@@ -196,113 +221,101 @@ class _Layers:
                 continue
             small, large = sorted((a, b), key=lambda i: len(self._neighbours[i]))
             self._above[small] = large
-            known = self._neighbours[large]
-            for where, neighbour in self._neighbours[small].items():
-                other = known.setdefault(where, neighbour)
+            merged = self._neighbours[large]
+            for place, neighbour in self._neighbours[small].items():
+                other = merged.setdefault(place, neighbour)
                 if other != neighbour:
                     waiting.append((other, neighbour))
             self._neighbours[small] = {}
 
 
-def _numbers(layers: _Layers, count: int) -> list[LayerPass]:
-    """Number layers by first execution, and passes by execution."""
-    layer_of: dict[int, int] = {}
-    passes: dict[int, int] = defaultdict(int)
-    found = []
-    for i in range(count):
-        layer = layer_of.setdefault(layers.find(i), len(layer_of) + 1)
-        passes[layer] += 1
-        found.append(LayerPass(layer, passes[layer]))
-    return found
-
-
-def numbered(keys: Iterable[Hashable]) -> list[int]:
-    """Small integers for keys, the same for the same key."""
-    numbers: dict[Hashable, int] = {}
-    return [numbers.setdefault(key, len(numbers)) for key in keys]
+MAX_PERIODS = 16
+"""How many periods are followed at one operation: a bound on the work that no real model has reached so far."""
 
 
 def repetitions(
     parents: Sequence[Sequence[int]], kinds: Sequence[int], families: Sequence[Hashable]
 ) -> Iterator[tuple[int, int]]:
-    """Pairs of nodes that correspond in two back-to-back repetitions along a path; later nodes come second.
+    """Pairs of operations that correspond in two back-to-back repetitions along a path; the later one comes second.
 
-    ``parents`` are positions of earlier nodes; nodes of one kind are alike. ``families`` are wider than kinds: a single
-    operation repeats itself only where its other parents are of the same families, so that ``a + b + c`` is a sum and
-    no loop.
+    ``parents`` are positions of earlier operations; operations of one kind are alike. ``families`` are wider than
+    kinds: a single operation repeats itself only if its other parents are of the same families, so that ``a + b + c``
+    is a sum, not a loop.
 
-    A loop lies on the longest path that leads to its last operation, so only the longest paths are looked at, which
-    form a tree. A path repeats itself with period d where it is, for d operations, what it was d operations before.
+    A loop lies on the longest path to its last operation, so only longest paths are searched; they form a tree. A path
+    repeats itself with period d where its last d operations equal the d operations before them.
     """
-    paths = _Paths(parents, kinds)
-    periods = paths.candidates()
-    agreed: list[dict[int, int]] = []  # for each node, period -> for how many operations the path agrees with it
+    paths = _LongestPaths(parents, kinds)
+    candidates = paths.candidate_periods()
+    agreements: list[dict[int, int]] = []  # for each operation, period -> over how many operations its path agrees
     for i, parent in enumerate(paths.parent):
-        before = agreed[parent] if parent >= 0 else {}
-        now = {}
-        for period in sorted({*before, *periods[i]})[:_TRIED]:
+        previous = agreements[parent] if parent >= 0 else {}
+        agreement = {}
+        for period in sorted({*previous, *candidates[i]})[:MAX_PERIODS]:
             earlier = paths.ancestor(i, period)
-            if earlier < 0 or paths.block(i) != paths.block(earlier):
+            if earlier < 0 or paths.kind(i) != paths.kind(earlier):
                 continue
-            known = before.get(period)
-            now[period] = length = known + 1 if known is not None else paths.common(i, earlier)
+            length = previous[period] + 1 if period in previous else paths.common_length(i, earlier)
+            agreement[period] = length
             if length < period or (period == 1 and paths.others(i, families) != paths.others(earlier, families)):
                 continue
             yield earlier, i
-            if known is None or length == period:
+            if period not in previous or length == period:
                 yield from paths.pairs(i, earlier, period)
-        agreed.append(now)
+        agreements.append(agreement)
 
 
-_TRIED = 16  # periods followed at one node; a bound on the work, reached by no loop that was seen
+class _LongestPaths:
+    """The longest path to each operation; these paths form a tree.
 
-
-class _Paths:
-    """The longest path to each node, as a tree, and the blocks of 2**k operations that end at each node."""
+    For each k, the blocks of 2**k operations that end at an operation are numbered so that equal blocks have equal
+    numbers; a block of 2**(k+1) is a pair of blocks of 2**k. So two paths are compared in log n steps, and a repetition
+    shows as a block that ends twice on one path.
+    """
 
     def __init__(self, parents: Sequence[Sequence[int]], kinds: Sequence[int]) -> None:
         self._parents = parents
         self.parent: list[int] = []
-        self.children: list[list[int]] = [[] for _ in parents]
-        self.depth: list[int] = []
-        for i, above in enumerate(parents):
-            parent = max(above, key=self.depth.__getitem__, default=-1)
+        self._children: list[list[int]] = [[] for _ in parents]
+        self._depth: list[int] = []
+        for i, candidates in enumerate(parents):
+            parent = max(candidates, key=self._depth.__getitem__, default=-1)
             self.parent.append(parent)
-            self.depth.append(self.depth[parent] + 1 if parent >= 0 else 1)
+            self._depth.append(self._depth[parent] + 1 if parent >= 0 else 1)
             if parent >= 0:
-                self.children[parent].append(i)
-        self._blocks = [list(kinds)]
-        self._above = [self.parent]
+                self._children[parent].append(i)
+        self._blocks = [list(kinds)]  # for each k, the number of the block that ends at each operation; -1 for none
+        self._above = [self.parent]  # for each k, the operation 2**k steps up; -1 for none
 
-    def block(self, i: int) -> int:
-        """What a node is, as a block of one operation."""
+    def kind(self, i: int) -> int:
+        """The kind of an operation: its block of one."""
         return self._blocks[0][i]
 
     def others(self, i: int, families: Sequence[Hashable]) -> list[Hashable]:
-        """The families of the parents of a node that are not on its path."""
+        """The families of the parents of an operation that are not on its path."""
         return [families[parent] for parent in self._parents[i] if parent != self.parent[i]]
 
-    def candidates(self) -> list[set[int]]:
-        """For each node, how many operations ago a block that ends there ended before, for each length of block."""
-        found: list[set[int]] = [set() for _ in self.parent]
+    def candidate_periods(self) -> list[set[int]]:
+        """For each operation, how many steps earlier a block that ends there last ended, for each length of block."""
+        periods: list[set[int]] = [set() for _ in self.parent]
         while True:
             block, above = self._blocks[-1], self._above[-1]
-            repeated = {number for number, n in Counter(block).items() if n > 1 and number >= 0}
+            repeated = {number for number, count in Counter(block).items() if count > 1 and number >= 0}
             if not repeated:
-                return found
-            for i, earlier in self._nearest(block, repeated):
-                found[i].add(self.depth[i] - self.depth[earlier])
+                return periods
+            for i, earlier in self._nearest_repetitions(block, repeated):
+                periods[i].add(self._depth[i] - self._depth[earlier])
             self._blocks.append(_doubled(block, above))
             self._double_steps()
 
-    def _nearest(self, block: Sequence[int], repeated: Set[int]) -> Iterator[tuple[int, int]]:
-        """Nodes where a repeated block ends, with its nearest end before, on the path to the node."""
+    def _nearest_repetitions(self, block: Sequence[int], repeated: Set[int]) -> Iterator[tuple[int, int]]:
+        """Operations where a repeated block ends, each with the previous end of that block on the same path."""
         latest: dict[int, int] = {}
         walk = [(i, -1) for i, parent in enumerate(self.parent) if parent < 0]
         while walk:
-            i, before = walk.pop()
-            if i < 0:  # leave the node ~i: the path to the next one ends before it
-                latest[block[~i]] = before
+            i, outer = walk.pop()
+            if i < 0:  # the walk backs out of operation ~i: on other paths the block last ended further up
+                latest[block[~i]] = outer
                 continue
             if block[i] in repeated:
                 earlier = latest.get(block[i], -1)
@@ -310,10 +323,10 @@ class _Paths:
                     yield i, earlier
                 latest[block[i]] = i
                 walk.append((~i, earlier))
-            walk.extend((child, -1) for child in self.children[i])
+            walk.extend((child, -1) for child in self._children[i])
 
     def ancestor(self, i: int, distance: int) -> int:
-        """The node so many operations before on the path, -1 where the path is shorter."""
+        """The operation ``distance`` steps up the path, -1 if the path is shorter."""
         k = 0
         while distance and i >= 0:
             if k == len(self._above):
@@ -328,8 +341,8 @@ class _Paths:
         above = self._above[-1]
         self._above.append([above[j] if j >= 0 else -1 for j in above])
 
-    def common(self, i: int, j: int) -> int:
-        """For how many operations the paths that end at two nodes agree."""
+    def common_length(self, i: int, j: int) -> int:
+        """Over how many operations the paths that end at two operations agree."""
         length = 0
         for k in range(len(self._blocks) - 1, -1, -1):
             while i >= 0 and j >= 0 and self._blocks[k][i] == self._blocks[k][j] != -1:
@@ -345,7 +358,7 @@ class _Paths:
 
 
 def _doubled(block: Sequence[int], above: Sequence[int]) -> list[int]:
-    """The blocks twice as long: numbers of pairs of blocks, -1 where the path is too short."""
+    """Blocks of twice the length: numbers of pairs of blocks, -1 where the path is too short."""
     numbers: dict[tuple[int, int], int] = {}
     doubled = []
     for i, number in enumerate(block):

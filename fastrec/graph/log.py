@@ -1,4 +1,4 @@
-"""Logging one forward pass."""
+"""Logging one forward pass: the functions that users call."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from fastrec._errors import GradientError, OptionError, RecordingExistsError
 from fastrec._torch.state import random_state_restored, restored
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph.diff import check_same_graph
-from fastrec.graph.files import TensorFile, finish_history
+from fastrec.graph.files import finish_history
 from fastrec.graph.history import ModelHistory
-from fastrec.graph.pass_runner import PassRunner, SaveRequest, uncompiled
-from fastrec.graph.saving import Everything, Stream
+from fastrec.graph.pass_runner import PassRunner, uncompiled
+from fastrec.graph.saving import Everything, SaveRequest, Stream
+from fastrec.graph.structure import Graph
+from fastrec.graph.tensor_file import TensorFile
+from fastrec.graph.vis import VisRequest
 from fastrec.session.inputs import NOT_GIVEN, roots_of
 
 
@@ -37,8 +40,11 @@ def log_forward_pass(  # noqa: PLR0913
     save_gradients: bool = False,
     save_activations_to: str | PathLike[str] | None = None,
     keep_activations_in_memory: bool = True,
+    vis_mode: str | None = None,
+    vis_nesting_depth: int | None = None,
+    vis_path: str | PathLike[str] | None = None,
 ) -> ModelHistory:
-    """Run a model once and log every operation: values, functions, parents, modules, layers.
+    """Run a model once and log every operation: its value, function, parents, modules and layer.
 
     >>> import torch
     >>> from fastrec.graph import log_forward_pass
@@ -48,34 +54,38 @@ def log_forward_pass(  # noqa: PLR0913
     torch.Size([2, 8])
 
     Arguments:
-        model: a module, or a dict name -> module together with ``call``. Of one that ``torch.compile`` made, the
-            model that it was made from is run.
+        model: a module, or a dict name -> module together with ``call``. In place of a compiled model, the model that
+            ``torch.compile`` was given runs.
         input_args: one positional argument, or a tuple or list of them.
         input_kwargs: keyword arguments.
         call: a function without arguments that uses the model in any way, in place of inputs.
-        layers_to_save: ``"all"``, None (or ``"none"``, an empty list), or keys of a history and parts of labels, one or
-            a list: ``["conv2d_3_7", "features", -5, "linear"]``. A selection takes a second pass, in which the model
-            has to run the same operations; the first one leaves no traces in buffers and random states.
-        random_seed: set before the pass; the random state is put back after it. None leaves the state alone, and the
-            seed that is reported is the one that torch was last seeded with.
-        activation_postfunc: a function of each saved value; its results are the ``transformed_activation``.
-        save_raw_activation: save values themselves too where there is an ``activation_postfunc``.
-        train_mode: saved values stay attached to autograd, and what can't be trained is refused.
-        detach_saved_tensors: False leaves saved values attached where they are, without train_mode's checks.
-        save_gradients: keep the gradients that later backward passes bring to saved values.
-        save_activations_to: an HDF5 file that values are written to as they appear, and the history when the pass
-            has ended; ``load_history`` reads it.
+        layers_to_save: ``"all"``, None (or ``"none"``, an empty list), or one or several keys of a history or parts of
+            labels: ``["conv2d_3_7", "features", -5, "linear"]``. A selection takes a second pass, in which the model
+            has to run the same operations; the first one leaves no trace in buffers and random states.
+        random_seed: set before the pass; the random state is restored after it. None leaves the state alone, and the
+            reported seed is the one that torch was given last.
+        activation_postfunc: a function applied to each saved value; its results are the ``transformed_activation``.
+        save_raw_activation: with an ``activation_postfunc``, save the values themselves too.
+        train_mode: saved values stay attached to autograd; an error where no gradients can flow.
+        detach_saved_tensors: False leaves saved values attached to autograd, without the checks of train_mode.
+        save_gradients: keep the gradients that reach saved values in later backward passes.
+        save_activations_to: an HDF5 file to which values are written as they appear, and the history at the end;
+            ``load_history`` reads it.
         keep_activations_in_memory: with a file, False keeps no value in memory; the history reads them from the file.
+        vis_mode: draw the graph too: ``"unrolled"``, a node for each operation, or ``"rolled"``, a node for each layer.
+        vis_nesting_depth: how many levels of modules are open in the picture; None opens all.
+        vis_path: the picture's file; None shows it in a notebook, and elsewhere writes ``modelgraph.svg``.
 
-    Returns a ModelHistory. An error of the model passes through.
+    Returns a ModelHistory. An exception of the model passes through; its ``history`` tells what ran until then.
     """
+    vis = VisRequest.of(vis_mode, vis_nesting_depth, vis_path)
     model = uncompiled(model, by_call=call is not None)
     roots = roots_of(model)
     run = PassRunner(roots, input_args, input_kwargs, call, random_seed)
     if (train_mode or save_gradients) and not torch.is_grad_enabled():
         raise GradientError(
             f"{'train_mode' if train_mode else 'save_gradients'}=True under torch.no_grad or torch.inference_mode, "
-            "where no graph is built for a backward pass; log with gradients on"
+            "where autograd builds no graph for a backward pass; log with gradients enabled"
         )
     spec = CaptureSpec(
         keep_grad=train_mode or not detach_saved_tensors,
@@ -86,9 +96,15 @@ def log_forward_pass(  # noqa: PLR0913
     if save_activations_to is None:
         if not keep_activations_in_memory:
             raise OptionError("keep_activations_in_memory=False needs a file: give save_activations_to='pass.h5'")
-        return _logged(run, roots, layers_to_save, spec, None)
+        history = _logged(run, roots, layers_to_save, spec, None)
+        if vis is not None:
+            vis.show(history)
+        return history
     if spec.keep_grad and not keep_activations_in_memory:
-        raise OptionError("train_mode keeps values attached to autograd, which only values in memory are")
+        raise OptionError(
+            "values that stay attached to autograd (train_mode) can only be kept in memory; leave out "
+            "keep_activations_in_memory=False"
+        )
     if Path(save_activations_to).exists():
         raise RecordingExistsError(f"{save_activations_to} exists; give another path, or remove it first")
     file = TensorFile(Path(save_activations_to)).create(overwrite=False)
@@ -98,6 +114,8 @@ def log_forward_pass(  # noqa: PLR0913
     except BaseException:
         file.abandon()
         raise
+    if vis is not None:
+        vis.show(history)
     return history
 
 
@@ -108,28 +126,57 @@ def _logged(
     spec: CaptureSpec,
     stream: Stream | None,
 ) -> ModelHistory:
+    try:
+        return _log(run, roots, layers_to_save, spec, stream)
+    except Exception as error:
+        if run.failed is not None:
+            history = ModelHistory(run.failed, roots, SaveRequest())
+            if stream is not None:
+                history.forget_all_but(set())  # the file goes
+            vars(error)["history"] = history
+        raise
+
+
+def _log(
+    run: PassRunner,
+    roots: dict[str, nn.Module],
+    layers_to_save: str | int | Sequence[str | int] | None,
+    spec: CaptureSpec,
+    stream: Stream | None,
+) -> ModelHistory:
     selectors = _selectors(layers_to_save)
+    first = None
     if layers_to_save == "all":
-        keeping = SaveRequest(Everything(), spec)
+        request = SaveRequest(Everything(), spec)
     elif not selectors:
-        keeping = SaveRequest()
+        request = SaveRequest()
     elif run.is_call:
-        # What a user's function does may not be done twice, so everything is kept for as long as it runs.
-        history = ModelHistory(run(SaveRequest(Everything(), spec)), roots, SaveRequest(Everything(), spec))
-        history.forget_all_but(history.keys.selected(selectors))
-        if stream is not None:
-            stream.all_of(history.graph.ops)
-        return history
+        return _logged_and_selected(run, roots, selectors, spec, stream)
     else:
         with restored(roots.values()), random_state_restored():
             first = run(SaveRequest())
-        keeping = SaveRequest(ModelHistory(first, roots, SaveRequest()).keys.selected(selectors), spec)
-        capture = run(msgspec.structs.replace(keeping, stream=stream))
-        check_same_graph(
-            first, capture, remedy="a selection takes two passes that run alike; give layers_to_save='all'"
-        )
-        return ModelHistory(capture, roots, keeping)
-    return ModelHistory(run(msgspec.structs.replace(keeping, stream=stream)), roots, keeping)
+        request = SaveRequest(Graph(first).keys.select(selectors), spec)
+    capture = run(msgspec.structs.replace(request, stream=stream))
+    if first is not None:
+        remedy = "a selection takes two passes that run alike; give layers_to_save='all'"
+        check_same_graph(first, capture, remedy=remedy)
+    return ModelHistory(capture, roots, request)
+
+
+def _logged_and_selected(
+    run: PassRunner,
+    roots: dict[str, nn.Module],
+    selectors: Sequence[str | int],
+    spec: CaptureSpec,
+    stream: Stream | None,
+) -> ModelHistory:
+    """Log everything, then drop what is not selected: a user's function must not run twice."""
+    request = SaveRequest(Everything(), spec)
+    history = ModelHistory(run(request), roots, request)
+    history.forget_all_but(history.graph.keys.select(selectors))
+    if stream is not None:
+        stream.send_all(history.graph.ops)
+    return history
 
 
 def get_model_metadata(

@@ -1,10 +1,10 @@
-"""Operations of a history as a sequence that can be narrowed by questions."""
+"""Several operations of a history: a sequence that queries narrow down, and the passes of one layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
 from torch import Tensor
 
@@ -13,12 +13,9 @@ from fastrec.graph.layers import Layer
 from fastrec.graph.operation import Operation
 from fastrec.graph.structure import Graph
 
-if TYPE_CHECKING:
-    from fastrec.graph.history import ModelHistory
-
 
 class Operations(Sequence[Operation]):
-    """Some operations of a history, in execution order; each question gives those that it is true of.
+    """Some operations of a history, in execution order; each method gives those that match.
 
     >>> import torch
     >>> from fastrec.graph import log_forward_pass
@@ -44,12 +41,12 @@ class Operations(Sequence[Operation]):
         return iter(self._operations)
 
     @overload
-    def __getitem__(self, place: int) -> Operation: ...
+    def __getitem__(self, position: int) -> Operation: ...
     @overload
-    def __getitem__(self, place: slice) -> Operations: ...
-    def __getitem__(self, place: int | slice) -> Operation | Operations:
-        found = self._operations[place]
-        return Operations(found) if isinstance(found, tuple) else found
+    def __getitem__(self, position: slice) -> Operations: ...
+    def __getitem__(self, position: int | slice) -> Operation | Operations:
+        item = self._operations[position]
+        return Operations(item) if isinstance(item, tuple) else item
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -59,83 +56,60 @@ class Operations(Sequence[Operation]):
     @property
     def labels(self) -> list[str]:
         """Their labels."""
-        return [each.history.graph.label(each.index) for each in self]
+        return [op.graph.label(op.index) for op in self]
 
     def where(self, test: Callable[[Operation], bool]) -> Operations:
-        """Those for which a function says yes."""
-        return Operations(each for each in self if test(each))
+        """Those for which a function returns True."""
+        return Operations(op for op in self if test(op))
 
     def of_type(self, *types: str) -> Operations:
         """Those of some layer types."""
         matches = _matcher(types)
-        return self.where(lambda each: matches(each.layer_type))
+        return self.where(lambda op: matches(op.layer_type))
 
     def inside(self, *addresses: str) -> Operations:
         """Those that ran in some modules, at any depth."""
         matches = _matcher(addresses)
-        return self.where(lambda each: any(matches(address) for address in _around(each)))
+        return self.where(lambda op: any(matches(call.address) for call in op.raw.modules_around))
 
     def with_parent(self, *types: str) -> Operations:
         """Those that read a value of some layer types."""
-        return self._beside(types, lambda each: each.raw.parents)
+        matches = _matcher(types)
+        return self.where(lambda op: any(matches(op.graph.layer(i).layer_type) for i in op.raw.parents))
 
     def with_child(self, *types: str) -> Operations:
         """Those whose value is read by some layer types."""
-        return self._beside(types, lambda each: each.history.graph.children.get(each.index, ()))
-
-    def _beside(self, types: Sequence[str], others: Callable[[Operation], Iterable[int]]) -> Operations:
         matches = _matcher(types)
-        return self.where(lambda each: any(matches(each.history.operation(i).layer_type) for i in others(each)))
+        return self.where(
+            lambda op: any(matches(op.graph.layer(i).layer_type) for i in op.graph.children.get(op.index, ()))
+        )
 
     def with_parameters(self) -> Operations:
         """Those that use parameters."""
-        return self.where(lambda each: each.computed_with_params)
+        return self.where(lambda op: op.computed_with_params)
 
     def slowest(self, count: int) -> Operations:
-        """Those that took longest, the slowest first."""
-        return self._most(count, lambda each: each.func_time_elapsed)
+        """Those that took the longest, slowest first."""
+        return self._most(count, lambda op: op.func_time_elapsed)
 
     def largest(self, count: int) -> Operations:
-        """Those with the largest values in bytes, the largest first."""
-        return self._most(count, lambda each: each.tensor_fsize)
+        """Those with the largest values in bytes, largest first."""
+        return self._most(count, lambda op: op.tensor_fsize)
 
     def _most(self, count: int, amount: Callable[[Operation], float]) -> Operations:
         if type(count) is not int or count < 1:
             raise OptionError(f"{count!r} operations: give a whole number from 1 up")
-        return Operations(sorted(self, key=lambda each: -amount(each))[:count])
+        return Operations(sorted(self, key=lambda op: -amount(op))[:count])
 
     def __repr__(self) -> str:
-        shown = ", ".join(self.labels[:8]) + (", ..." if len(self) > 8 else "")
-        return f"<{len(self)} operations: {shown}>" if self else "<no operations>"
+        names = ", ".join(self.labels[:8]) + (", ..." if len(self) > 8 else "")
+        return f"<{len(self)} operations: {names}>" if self else "<no operations>"
 
 
 def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     if {type(pattern) for pattern in patterns} != {str}:
         raise OptionError(f"patterns {patterns!r}: give one or more strings, such as 'conv*'")
     return lambda name: any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _around(operation: Operation) -> Iterator[str]:
-    """The addresses of the modules that an operation ran in."""
-    call = operation.raw.module
-    while call is not None:
-        if call.address:
-            yield call.address
-        call = call.parent
-
-
-def between(starts: Iterable[int], ends: Iterable[int], graph: Graph) -> list[int]:
-    """The operations on any path from one of some operations to one of others, without these."""
-    starts, ends = set(starts), set(ends)
-    after: set[int] = set()
-    before: set[int] = set()
-    for index in graph.order:
-        if any(parent in after or parent in starts for parent in graph.ops[index].parents):
-            after.add(index)
-    for index in reversed(graph.order):
-        if any(child in before or child in ends for child in graph.children.get(index, ())):
-            before.add(index)
-    return [index for index in graph.order if index in after and index in before and index not in starts | ends]
 
 
 class LayerEntry:
@@ -149,11 +123,11 @@ class LayerEntry:
     >>> len(layer), layer[2].layer_label_w_pass
     (2, 'linear_1_1:2')
 
-    Arguments: made by a history. ``layer[n]`` is its n-th pass, from 1.
+    Made by a history. ``layer[n]`` is its n-th pass, from 1.
     """
 
-    def __init__(self, history: ModelHistory, layer: Layer) -> None:
-        self.history = history
+    def __init__(self, graph: Graph, layer: Layer) -> None:
+        self.graph = graph
         self._layer = layer
 
     @property
@@ -168,12 +142,12 @@ class LayerEntry:
 
     @property
     def layer_type_num(self) -> int:
-        """The how-manieth layer of its type it is, from 1."""
+        """Its number among the layers of its type, from 1."""
         return self._layer.type_number
 
     @property
     def layer_total_num(self) -> int:
-        """The how-manieth layer it is, from 1; 0 for inputs and buffers."""
+        """Its number among all layers, from 1; 0 for inputs and buffers."""
         return self._layer.total_number
 
     @property
@@ -184,7 +158,7 @@ class LayerEntry:
     @property
     def passes(self) -> list[Operation]:
         """Its passes, in order."""
-        return [self.history.operation(index) for index in self._layer.ops]
+        return [Operation(self.graph, index) for index in self._layer.ops]
 
     def __len__(self) -> int:
         return len(self._layer.ops)
@@ -199,7 +173,7 @@ class LayerEntry:
 
     @property
     def activation(self) -> Tensor | None:
-        """The value, where there is one pass."""
+        """The value, if there is only one pass."""
         if len(self) > 1:
             raise RecordKeyError(
                 f"{self.layer_label} has {len(self)} passes, each with a value; give the pass: "
@@ -210,28 +184,30 @@ class LayerEntry:
     @property
     def parent_layers(self) -> list[str]:
         """The layers that any pass reads from."""
-        return self._related("parent_layers")
+        return _layers_of(label for op in self for label in op.parent_layers)
 
     @property
     def child_layers(self) -> list[str]:
         """The layers that read from any pass."""
-        return self._related("child_layers")
-
-    def _related(self, name: str) -> list[str]:
-        return list(dict.fromkeys(label.partition(":")[0] for each in self.passes for label in getattr(each, name)))
+        return _layers_of(label for op in self for label in op.child_layers)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, LayerEntry) and other._layer is self._layer
+        return isinstance(other, LayerEntry) and other.graph is self.graph and other._layer == self._layer
 
     def __hash__(self) -> int:
-        return id(self._layer)
+        return hash((id(self.graph), self.layer_label))
 
     def __str__(self) -> str:
         lines = [f"Layer {self.layer_label}, {len(self)} passes:"]
-        for each in self.passes:
-            parents = ", ".join(each.parent_layers) or "none"
-            children = ", ".join(each.child_layers) or "none"
-            lines.append(f"    {each.layer_label_w_pass}: {each.tensor_shape}, parents {parents}; children {children}")
+        for op in self:
+            parents = ", ".join(op.parent_layers) or "none"
+            children = ", ".join(op.child_layers) or "none"
+            lines.append(f"    {op.layer_label_w_pass}: {op.tensor_shape}, parents {parents}; children {children}")
         return "\n".join(lines)
 
     __repr__ = __str__
+
+
+def _layers_of(labels: Iterable[str]) -> list[str]:
+    """The layers of some operations, each once."""
+    return list(dict.fromkeys(label.partition(":")[0] for label in labels))

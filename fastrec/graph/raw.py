@@ -1,36 +1,55 @@
-"""What the capture of a forward pass leaves behind: calls, the values that they returned, and module calls.
+"""What the capture of a forward pass writes down: calls of functions, the values that they returned, calls of modules.
 
-Everything else that a history tells is worked out from this, when somebody asks.
+    op = log_forward_pass(model, x)["relu_1"].raw    # a CapturedOp
+    op.parents                                       # (1,): the operation with index 1
+    op.call.func, op.call.args                       # relu, (Ref(op=1),)
+
+Nothing else is written down while a pass runs. Labels, layers, distances, conditions and all other attributes of a
+history are worked out from it on demand, so that logging costs as little as possible.
+
+A call keeps its arguments as a *template*: the nested tuples, lists, dicts and slices that the function got, with a
+reference in place of each tensor. The tensors themselves would be wrong by the time the arguments are read, because
+later operations may write to them in place; and each value is already saved once, by the operation that computed it.
+There are four kinds of reference: Ref (the value of an operation), Overwritten (such a value after a write through
+another view of its memory), Parameter and ConstantTensor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from types import CodeType
-from typing import Any, Literal, Optional, Protocol
+from typing import Any, Literal, Optional
 
 import msgspec
 import torch
 from torch import Tensor
 
+from fastrec.graph.tensor_file import LazyTensor
+
+# The structs of which there are one or more per operation are out of the garbage collector's sight (gc=False): walking
+# them again and again would take longer than the pass, and none of them is part of a cycle.
+
 OpKind = Literal["op", "input", "buffer", "output"]
 
 Stack = tuple[Optional["Stack"], CodeType, int]
-"""A chain of frames, innermost first: the frames outside, the code, and the instruction in it."""
+"""A chain of frames, innermost first: the frames around it, the code, and the instruction in that code.
 
-_NOTHING: Mapping[str, Any] = {}
+Frames themselves would keep all local variables of the model alive. Calls in one function share the chain around it.
+"""
+
+_EMPTY: Mapping[str, Any] = {}
 
 
 class Ref(msgspec.Struct, frozen=True, gc=False):
-    """In the arguments of a call: the value of an operation, by the operation's index."""
+    """In a template: the value of an operation, by the operation's index."""
 
     op: int
 
 
 class Overwritten(msgspec.Struct, frozen=True):
-    """In the arguments of a call: an operation's value that was written through another view of its memory.
+    """In a template: an operation's value after a write through another view of its memory.
 
-    ``value`` is what it was when the call read it, None where no values are kept; ``written_by`` are the writers.
+    ``value`` is what it was when the call read it, None where no values are saved; ``written_by`` are the writers.
     """
 
     op: int
@@ -39,16 +58,21 @@ class Overwritten(msgspec.Struct, frozen=True):
 
 
 class Parameter(msgspec.Struct, frozen=True, eq=False):
-    """In the arguments of a call: a parameter of the model; the tensor is the model's own."""
+    """In a template: a parameter of the model; the tensor is the model's own."""
 
     address: str
     tensor: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """The size of the parameter in bytes."""
+        return self.tensor.numel() * self.tensor.element_size()
+
 
 class ConstantTensor(msgspec.Struct, frozen=True, eq=False):
-    """In the arguments of a call: a tensor that came neither from an operation nor from the model's state.
+    """In a template: a tensor that neither an operation computed nor the model holds as a parameter or buffer.
 
-    ``value`` is a copy, None where no values are kept.
+    ``value`` is a copy, None where no values are saved.
     """
 
     shape: tuple[int, ...]
@@ -56,37 +80,29 @@ class ConstantTensor(msgspec.Struct, frozen=True, eq=False):
     value: Tensor | None
 
 
-class Readable(Protocol):
-    """A tensor that lies elsewhere."""
+Reference = Ref | Overwritten | Parameter | ConstantTensor
 
-    @property
-    def nbytes(self) -> int:
-        """Its size."""
-
-    def read(self) -> Tensor:
-        """It."""
+REFERENCES = (Ref, Overwritten, Parameter, ConstantTensor)
 
 
-class ModuleCall:
-    """One call of a module: which pass of it, inside of which other call, and what went in and out.
+class ModuleCall(msgspec.Struct, eq=False):
+    """One call of a module: which pass of it this is, which call it ran in, and what went in and out.
 
-    ``entered_at`` and ``exited_at`` hold the operation of each leaf of the arguments and of the value. ``stack`` is
-    where it was called from; seconds include the calls inside of it.
+    ``kind`` is the module's class. ``entered_at`` and ``exited_at`` hold the operation of each leaf of the arguments
+    and of the value. ``stack`` is where the module was called. ``ops`` counts the operations that ran in the call, and
+    ``seconds`` is its duration; both include the submodules.
     """
 
-    __slots__ = ("address", "entered_at", "exited_at", "kind", "number", "ops", "parent", "seconds", "stack", "started")
-
-    def __init__(self, address: str, kind: str, number: int, parent: ModuleCall | None, stack: Stack | None) -> None:
-        self.address = address
-        self.kind = kind
-        self.number = number
-        self.parent = parent
-        self.stack = stack
-        self.entered_at: Mapping[str, int] = _NOTHING
-        self.exited_at: Mapping[str, int] = _NOTHING
-        self.ops = 0  # how many operations ran in it, those inside of its submodules included
-        self.started = 0.0
-        self.seconds = 0.0
+    address: str
+    kind: str
+    number: int
+    parent: ModuleCall | None
+    stack: Stack | None
+    entered_at: Mapping[str, int] = _EMPTY
+    exited_at: Mapping[str, int] = _EMPTY
+    ops: int = 0
+    started: float = 0.0
+    seconds: float = 0.0
 
     @property
     def label(self) -> str:
@@ -105,10 +121,10 @@ class ModuleCall:
 
 
 class CapturedCall(msgspec.Struct, gc=False, eq=False):
-    """One call of a function: what ran, on what, and in which state of the world.
+    """One call of a function: what ran, on which arguments, and under which circumstances.
 
-    ``args`` and ``kwargs`` hold Ref, Stale, Parameter and Constant in place of tensors. ``label`` and ``site`` are
-    those of the fast path. ``rng`` are the states of the random generators before it, by device.
+    ``args`` and ``kwargs`` are templates. ``label`` and ``site`` are those of the fast path. ``rng`` holds the states
+    of the random generators before the call, by device; ``autocast`` the dtype of each device that was autocasting.
     """
 
     func: Callable[..., Any] | None
@@ -117,9 +133,9 @@ class CapturedCall(msgspec.Struct, gc=False, eq=False):
     label: str
     site: str
     args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = _NOTHING
+    kwargs: Mapping[str, Any] = _EMPTY
     parameters: tuple[Parameter, ...] = ()
-    rng: Mapping[str, Tensor] = _NOTHING
+    rng: Mapping[str, Tensor] = _EMPTY
     seconds: float = 0.0
     stack: Stack | None = None
     inplace: bool = False
@@ -127,11 +143,11 @@ class CapturedCall(msgspec.Struct, gc=False, eq=False):
 
 
 class CapturedOp(msgspec.Struct, gc=False, eq=False):
-    """One value of the pass: an operation's output, an input, a buffer that was read, or an output of the model.
+    """One value of the pass: what an operation returned, an input, a buffer that was read, or an output of the model.
 
-    ``parents`` are indices of operations. ``path`` and ``output_index`` tell which value of its call it is.
-    ``value`` and ``transformed`` are what was saved of it, ``unsaved`` why nothing could be; ``held`` and
-    ``held_transformed`` are where: a tensor, or one in a file, which is read whenever it is asked for.
+    ``parents`` are indices of operations. ``path`` and ``output_index`` say which leaf of its call's value it is.
+    ``stored_value`` and ``stored_transform`` are what was saved of it, in memory or in a file; ``unsaved`` says why
+    nothing could be.
     """
 
     index: int
@@ -148,13 +164,13 @@ class CapturedOp(msgspec.Struct, gc=False, eq=False):
     path: str = ""
     output_index: int | None = None
     address: str = ""
-    held: Tensor | Readable | None = None
-    held_transformed: Tensor | Readable | None = None
     unsaved: str = ""
+    stored_value: Tensor | LazyTensor | None = None
+    stored_transform: Tensor | LazyTensor | None = None
 
     @classmethod
     def of(cls, index: int, kind: OpKind, call: CapturedCall, parents: tuple[int, ...], value: Tensor) -> CapturedOp:
-        """What is known of a value, but for where it was computed."""
+        """An operation for a value; where it was computed and what is saved of it is filled in afterwards."""
         # A nested tensor has no shape of its own.
         shape = () if value.is_nested else tuple(value.shape)
         nbytes = 0 if value.is_nested else value.numel() * value.element_size()
@@ -164,33 +180,49 @@ class CapturedOp(msgspec.Struct, gc=False, eq=False):
 
     @property
     def value(self) -> Tensor | None:
-        """What was saved of it."""
-        held = self.held
-        return held if held is None or isinstance(held, Tensor) else held.read()
+        """The saved value."""
+        return _in_memory(self.stored_value)
 
     @value.setter
     def value(self, value: Tensor | None) -> None:
-        self.held = value
+        self.stored_value = value
 
     @property
     def transformed(self) -> Tensor | None:
-        """What a function of the user made of it."""
-        held = self.held_transformed
-        return held if held is None or isinstance(held, Tensor) else held.read()
+        """What the user's ``activation_postfunc`` made of the value."""
+        return _in_memory(self.stored_transform)
 
     @transformed.setter
     def transformed(self, value: Tensor | None) -> None:
-        self.held_transformed = value
+        self.stored_transform = value
 
     @property
     def is_saved(self) -> bool:
-        """Whether anything was saved of it."""
-        return self.held is not None or self.held_transformed is not None
+        """Whether anything was saved."""
+        return self.stored_value is not None or self.stored_transform is not None
 
     @property
     def saved_bytes(self) -> int:
-        """The size of what was saved of it."""
-        return sum(held.nbytes for held in (self.held, self.held_transformed) if held is not None)
+        """The size of what was saved."""
+        return sum(stored.nbytes for stored in (self.stored_value, self.stored_transform) if stored is not None)
+
+    @property
+    def modules_around(self) -> Iterator[ModuleCall]:
+        """The calls of submodules that it ran in, innermost first."""
+        call = self.module
+        while call is not None:
+            if call.address:
+                yield call
+            call = call.parent
+
+    @property
+    def made_inside(self) -> bool:
+        """Whether it is an operation without parents, such as ``torch.rand``."""
+        return self.kind == "op" and not self.parents
+
+
+def _in_memory(stored: Tensor | LazyTensor | None) -> Tensor | None:
+    return stored.read() if isinstance(stored, LazyTensor) else stored
 
 
 class ValueRead(msgspec.Struct, frozen=True):
@@ -206,41 +238,54 @@ class ValueRead(msgspec.Struct, frozen=True):
     at: int
 
 
+class Failure(msgspec.Struct, frozen=True, eq=False):
+    """What ended a pass: the call of a function that raised, and the operations it read, or code of a module.
+
+    ``call`` is None where no function of torch's raised; ``module`` is where it happened, None for the model itself.
+    """
+
+    error: str
+    call: CapturedCall | None
+    parents: tuple[int, ...]
+    module: ModuleCall | None
+
+
 class Capture:
-    """A forward pass as it was seen."""
+    """Everything that was seen of a forward pass.
+
+    ``module_calls`` are in the order in which they began, ``returns`` in the order in which they ended. ``composites``
+    holds the operation of each leaf of a composite's value, by label, site and path. ``started`` and ``ended`` are
+    times of the clock; ``seconds`` is how long logging took, from the user's call to the history. ``failure`` is what
+    ended a pass that raised.
+    """
 
     def __init__(self) -> None:
         self.ops: list[CapturedOp] = []
-        self.module_calls: list[ModuleCall] = []  # in the order in which they began
-        self.returns: list[ModuleCall] = []  # in the order in which they ended
-        self.truths: list[ValueRead] = []
+        self.module_calls: list[ModuleCall] = []
+        self.returns: list[ModuleCall] = []
+        self.value_reads: list[ValueRead] = []
         self.gradients: dict[int, Tensor] = {}
-        # The operation that each leaf of a composite's value came from, by label, site and path.
         self.composites: dict[tuple[str, str, str], int] = {}
         self.buffer_writes: list[tuple[str, int]] = []
+        self.failure: Failure | None = None
         self.seed = 0
         self.started = 0.0
         self.ended = 0.0
-        self.seconds = 0.0  # from the call to the history
+        self.seconds = 0.0
 
 
-Replace = Callable[[Any], Any]
-
-REFERENCES = (Ref, Overwritten, Parameter, ConstantTensor)
-
-
-def referenced(value: Any, reference: Callable[[Tensor], Any]) -> Any:
-    """A nested argument with each tensor replaced by what a function makes of it; containers are new ones."""
+def template_of(value: Any, reference: Callable[[Tensor], Any]) -> Any:
+    """The template of a nested argument: each tensor replaced by what ``reference`` makes of it."""
     return mapped(value, lambda leaf: reference(leaf) if isinstance(leaf, Tensor) else leaf)
 
 
 def filled(template: Any, tensor: Callable[[Any], Any]) -> Any:
-    """Nested arguments with each reference replaced by what a function makes of it."""
+    """A template with each reference replaced by what ``tensor`` makes of it."""
     return mapped(template, lambda leaf: tensor(leaf) if isinstance(leaf, REFERENCES) else leaf)
 
 
-def mapped(value: Any, replace: Replace) -> Any:
-    """A nested value of tuples, lists, dicts and slices with each leaf replaced."""
+def mapped(value: Any, replace: Callable[[Any], Any]) -> Any:
+    """A copy of a nested value of tuples, lists, dicts and slices with each leaf replaced."""
     kind = type(value)
     if kind is tuple or kind is list:
         return kind([mapped(item, replace) for item in value])
@@ -248,15 +293,15 @@ def mapped(value: Any, replace: Replace) -> Any:
         return {key: mapped(item, replace) for key, item in value.items()}
     if kind is slice:
         return slice(mapped(value.start, replace), mapped(value.stop, replace), mapped(value.step, replace))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
+    if isinstance(value, tuple) and _is_named(kind):
         return kind(*[mapped(item, replace) for item in value])
     return replace(value)
 
 
 def flat(value: Any) -> Iterator[Any]:
-    """The leaves of nested arguments."""
+    """The leaves of a nested value, in order."""
     kind = type(value)
-    if kind is tuple or kind is list:
+    if kind is tuple or kind is list or (isinstance(value, tuple) and _is_named(kind)):
         for item in value:
             yield from flat(item)
     elif kind is dict:
@@ -264,23 +309,24 @@ def flat(value: Any) -> Iterator[Any]:
             yield from flat(item)
     elif kind is slice:
         yield from (value.start, value.stop, value.step)
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        for item in value:
-            yield from flat(item)
     else:
         yield value
 
 
 def without_tensors(template: Any) -> Any:
-    """Nested arguments less their references, as far as anything is left; None where nothing is."""
+    """A template less its references; None where nothing else was in it."""
     if isinstance(template, REFERENCES):
         return None
     kind = type(template)
     if kind is tuple or kind is list:
-        kept = [item for item in template if not isinstance(item, REFERENCES)]
-        if len(kept) < len(template) and not kept:
+        others = [item for item in template if not isinstance(item, REFERENCES)]
+        if len(others) < len(template) and not others:
             return None
-        return kind([without_tensors(item) for item in kept])
+        return kind([without_tensors(item) for item in others])
     if kind is dict:
         return {k: without_tensors(v) for k, v in template.items() if not isinstance(v, REFERENCES)}
     return template
+
+
+def _is_named(kind: type) -> bool:
+    return hasattr(kind, "_fields")  # named tuples share no base class

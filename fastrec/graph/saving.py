@@ -1,10 +1,10 @@
-"""Which values are kept, and how they are copied."""
+"""Which values of a pass are saved, how they are copied, and where they go."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from typing import NamedTuple, Protocol
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -12,72 +12,72 @@ from fastrec._errors import UnsupportedTensorError
 from fastrec._torch.internals import functorch_level, no_function_modes
 from fastrec._torch.tensors import check_copyable
 from fastrec.events.capture import CaptureSpec
-from fastrec.graph.raw import CapturedOp, Readable
+from fastrec.graph.raw import CapturedOp
+from fastrec.graph.tensor_file import LazyTensor, TensorFile
 from fastrec.sinks._copying import parts_of, watch_gradient
 
 
-class Everything:
+class Everything(Container[int]):
     """Contains every operation."""
 
     def __contains__(self, index: object) -> bool:
         return True
 
 
-class Store(Protocol):
-    """Where values are written while the pass runs."""
+class Stream(msgspec.Struct, frozen=True):
+    """A file to which values go as they appear; ``in_memory`` keeps them in memory too."""
 
-    def put(self, name: str, value: Tensor) -> Readable:
-        """Write a value."""
-
-
-class Stream(NamedTuple):
-    """Where values go as they appear, and whether they stay in memory, too."""
-
-    store: Store
+    file: TensorFile
     in_memory: bool
 
     def send(self, op: CapturedOp) -> None:
-        """Write what is held of an operation."""
-        op.held = self._sent(f"values/{op.index}", op.held)
-        op.held_transformed = self._sent(f"transformed/{op.index}", op.held_transformed)
+        """Write what was saved of an operation."""
+        op.stored_value = self._sent(f"values/{op.index}", op.stored_value)
+        op.stored_transform = self._sent(f"transformed/{op.index}", op.stored_transform)
 
-    def all_of(self, ops: Iterable[CapturedOp]) -> None:
-        """Write what is held of some operations."""
+    def send_all(self, ops: Iterable[CapturedOp]) -> None:
+        """Write what was saved of some operations."""
         for op in ops:
             self.send(op)
 
-    def _sent(self, name: str, held: Tensor | Readable | None) -> Tensor | Readable | None:
-        if not isinstance(held, Tensor):
-            return held
-        stored = self.store.put(name, held)
-        return held if self.in_memory else stored
+    def _sent(self, name: str, stored: Tensor | LazyTensor | None) -> Tensor | LazyTensor | None:
+        if not isinstance(stored, Tensor):
+            return stored
+        in_file = self.file.put(name, stored)
+        return stored if self.in_memory else in_file
+
+
+class SaveRequest(msgspec.Struct, frozen=True):
+    """Which operations to save, by index, how, and in which file if not in memory alone."""
+
+    which: Container[int] = ()
+    spec: CaptureSpec = CaptureSpec()
+    stream: Stream | None = None
 
 
 class Saver:
-    """Keeps values of operations as a spec says."""
+    """Saves values as a request says; the gradients of later backward passes go to ``gradients``."""
 
-    def __init__(
-        self, keep: Container[int], spec: CaptureSpec, gradients: dict[int, Tensor], stream: Stream | None = None
-    ) -> None:
-        self.keep = keep
-        self._stream = stream
-        self._spec = spec
-        self._plain = spec.save_raw and not spec.keep_grad and spec.transform is None
+    def __init__(self, request: SaveRequest, gradients: dict[int, Tensor]) -> None:
+        self.saves_any = request.which != ()
+        self._which = request.which
+        self._saves_all = isinstance(request.which, Everything)
+        self._spec = request.spec
+        self._only_copies = request.spec.save_raw and not request.spec.keep_grad and request.spec.transform is None
+        self._stream = request.stream
         self._gradients = gradients
-        self.keeps_any = keep != ()
-        self._keeps_all = isinstance(keep, Everything)
 
     def save(self, op: CapturedOp, value: Tensor) -> None:
-        """Keep a value if it is wanted."""
-        if not self._keeps_all and op.index not in self.keep:
+        """Save a value if the request includes it."""
+        if not self._saves_all and op.index not in self._which:
             return
-        plain = type(value) is Tensor and value.layout == torch.strided and not value.is_quantized
-        if not plain or functorch_level() is not None:
-            reason = reason_not_saved(value)
-            if reason:
-                op.unsaved = reason
+        # Nearly all values are plain, and need not be examined any further.
+        is_plain = type(value) is Tensor and value.layout == torch.strided and not value.is_quantized
+        if not is_plain or functorch_level() is not None:
+            op.unsaved = _reason_not_to_copy(value)
+            if op.unsaved:
                 return
-        if self._plain:
+        if self._only_copies:
             op.value = copied(value)
         else:
             parts = parts_of(value, self._spec)
@@ -88,29 +88,28 @@ class Saver:
                 op.transformed = None if op.transformed is None else copied(op.transformed)
         if self._spec.save_gradient and value.requires_grad:
             watch_gradient(value, self._spec, self._gradients, op.index)
-
         if self._stream is not None:
             self._stream.send(op)
 
     def snapshot(self, value: Tensor) -> Tensor | None:
-        """A copy of a value that is no operation's, if values are kept at all."""
-        return copied(value) if self.keeps_any and not reason_not_saved(value) else None
+        """A copy of a value that belongs to no operation, None where no values are saved at all."""
+        return copied(value) if self.saves_any and not _reason_not_to_copy(value) else None
 
 
 def copied(value: Tensor) -> Tensor:
-    """A detached copy that nobody else writes to."""
+    """A detached copy in memory of its own."""
     with no_function_modes():
         if not torch.is_inference_mode_enabled():
             return value.detach().clone() if value.requires_grad else value.clone()
-        # What is made in inference mode could not be saved for a backward pass by whoever reads it.
+        # A tensor made in inference mode could not be used in a backward pass by the user who reads it.
         with torch.inference_mode(False), torch.no_grad():
             return value.detach().clone()
 
 
-def reason_not_saved(value: Tensor) -> str:
-    """Why no right copy can be made of a value; nothing where it can."""
+def _reason_not_to_copy(value: Tensor) -> str:
+    """Why a value can't be copied faithfully; empty where it can."""
     if functorch_level() is not None:
-        return "it was computed inside of a functorch transform (vmap, grad, jvp), whose values must not escape"
+        return "it was computed inside a functorch transform (vmap, grad, jvp), whose values must not escape"
     try:
         check_copyable(value)
     except UnsupportedTensorError as error:

@@ -1,4 +1,13 @@
-"""The graph of a pass: what was captured, less its orphans, as layers with names."""
+"""The graph of a pass: what was captured, less its orphans, as layers with labels.
+
+    graph = Graph(capture)
+    graph.order                            # the operations by index, in execution order
+    graph.children[3], graph.label(3)      # who reads operation 3, and what it is called
+    graph.keys.find("relu_2")              # which operations a key names
+
+A Graph is what operations, layers and the history share: they hold it, and it knows none of them. Everything in it is
+worked out once, on demand. Operations are identified by their index in the capture.
+"""
 
 from __future__ import annotations
 
@@ -6,105 +15,152 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from fastrec.graph.layers import Layer, groups_of, named
-from fastrec.graph.raw import Capture, CapturedOp, ModuleCall, ValueRead
+from fastrec.graph.conditions import Conditions, find_conditions
+from fastrec.graph.layers import Layer, layers_of
+from fastrec.graph.lookup import Keys, RecordFinder
+from fastrec.graph.raw import Capture, CapturedOp, ModuleCall
 
 
 class Graph:
-    """The operations of a pass and how they hang together, by index; worked out once.
+    """The operations of a pass and how they hang together.
 
-    ``order`` are the indices of the operations that the graph has.
+    For a capture that was read from a file, ``conditions`` come from there too: they need the model's source, which may
+    be missing or have changed.
     """
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: Capture, conditions: Conditions | None = None) -> None:
         self.capture = capture
         self.ops: list[CapturedOp] = capture.ops
-        self.from_input = from_input(self.ops)
-        self.to_output = to_output(self.ops)
-        self.order = kept(self.ops, capture.truths, self.from_input, self.to_output)
+        # A byte for each operation, orphans included, which have to be found first.
+        self.from_input = _from_input(self.ops)
+        self.to_output = _to_output(self.ops)
+        self.order = self._without_orphans()
+        if conditions is not None:
+            self.conditions = conditions
+
+    def replace(self, capture: Capture) -> None:
+        """Switch to another capture of the same operations; operations and layers that hold the graph see it too."""
+        vars(self).clear()  # everything here was worked out from the old capture
+        vars(self).update(vars(Graph(capture)))
+
+    def _without_orphans(self) -> list[int]:
+        """The operations, without those that neither come from an input nor lead to an output.
+
+        What Python looked at stays, because it may have steered the pass, and so do all parents of what stays. After
+        the paper, Implementation, "Post-processing the model's computational graph". Where the pass was not finished,
+        nobody knows what would have led to an output, so all stays.
+        """
+        if self.capture.failure is not None:
+            return [op.index for op in self.ops]
+        wanted = bytearray(a | b for a, b in zip(self.from_input, self.to_output, strict=True))
+        for read in self.capture.value_reads:
+            wanted[read.op] = 1
+        for op in reversed(self.ops):
+            if wanted[op.index]:
+                for parent in op.parents:
+                    wanted[parent] = 1
+        return [index for index, is_wanted in enumerate(wanted) if is_wanted]
+
+    # Operations and their neighbours.
+
+    @cached_property
+    def positions(self) -> dict[int, int]:
+        """The position of each operation in ``order``."""
+        return {index: position for position, index in enumerate(self.order)}
 
     @cached_property
     def children(self) -> dict[int, list[int]]:
-        """The operations that read each operation's value."""
-        return children_of(self.ops, self.order)
+        """The operations that read each operation's value, in order."""
+        children: dict[int, list[int]] = defaultdict(list)
+        for index in self.order:
+            for parent in self.ops[index].parents:
+                children[parent].append(index)
+        return dict(children)
+
+    def ancestors(self, index: int) -> set[int]:
+        """All operations that an operation depends on."""
+        ancestors: set[int] = set()
+        todo = list(self.ops[index].parents)
+        while todo:
+            parent = todo.pop()
+            if parent not in ancestors:
+                ancestors.add(parent)
+                todo.extend(self.ops[parent].parents)
+        return ancestors
+
+    def descendants(self, index: int) -> set[int]:
+        """All operations that depend on an operation."""
+        descendants: set[int] = set()
+        todo = list(self.children.get(index, ()))
+        while todo:
+            child = todo.pop()
+            if child not in descendants:
+                descendants.add(child)
+                todo.extend(self.children.get(child, ()))
+        return descendants
+
+    def between(self, starts: Iterable[int], ends: Iterable[int]) -> list[int]:
+        """The operations on any path from one of the starts to one of the ends, without starts and ends."""
+        starts, ends = set(starts), set(ends)
+        behind: set[int] = set()
+        ahead: set[int] = set()
+        for index in self.order:
+            if any(parent in behind or parent in starts for parent in self.ops[index].parents):
+                behind.add(index)
+        for index in reversed(self.order):
+            if any(child in ahead or child in ends for child in self.children.get(index, ())):
+                ahead.add(index)
+        return [i for i in self.order if i in behind and i in ahead and i not in starts | ends]
 
     @cached_property
-    def _named(self) -> tuple[list[Layer], dict[int, int]]:
-        return named(self.ops, self.order, groups_of(self.ops, self.order))
+    def distances_from_input(self) -> Distances:
+        """How far each operation is from the inputs."""
+        distances = Distances(len(self.ops))
+        for index in self.order:
+            distances.add(index, self.ops[index].parents, is_end=self.ops[index].kind == "input")
+        return distances
+
+    @cached_property
+    def distances_from_output(self) -> Distances:
+        """How far each operation is from the outputs."""
+        distances = Distances(len(self.ops))
+        for index in reversed(self.order):
+            distances.add(index, self.children.get(index, ()), is_end=self.ops[index].kind == "output")
+        return distances
+
+    # Layers, labels, numbers and keys.
+
+    @cached_property
+    def _layers(self) -> tuple[list[Layer], dict[int, Layer]]:
+        return layers_of(self.ops, self.order)
 
     @property
     def layers(self) -> list[Layer]:
         """All layers, in order of their first pass."""
-        return self._named[0]
+        return self._layers[0]
 
     def layer(self, index: int) -> Layer:
         """The layer of an operation."""
-        return self._named[0][self._named[1][index]]
+        return self._layers[1][index]
 
     @cached_property
     def pass_numbers(self) -> dict[int, int]:
         """Which pass of its layer each operation is, from 1."""
         return {op: number for layer in self.layers for number, op in enumerate(layer.ops, 1)}
 
-    @cached_property
-    def positions(self) -> dict[int, int]:
-        """The place of each operation in ``order``."""
-        return {index: position for position, index in enumerate(self.order)}
-
-    @cached_property
-    def numbers(self) -> dict[int, int]:
-        """How many tensor operations had run by each operation, itself included."""
-        found, count = {}, 0
-        for index in self.order:
-            count += self.ops[index].kind == "op"
-            found[index] = count
-        return found
-
-    @cached_property
-    def distances_from_input(self) -> Distances:
-        """How far each operation is from the inputs."""
-        return distances_from_input(self.ops, self.order)
-
-    @cached_property
-    def distances_from_output(self) -> Distances:
-        """How far each operation is from the outputs."""
-        return distances_from_output(self.ops, self.order, self.children)
-
-    @cached_property
-    def module_exits(self) -> dict[int, list[ModuleCall]]:
-        """The calls of submodules that each operation's value left, in order."""
-        found: dict[int, list[ModuleCall]] = {}
-        for call in self.capture.returns:
-            for op in call.exited if call.address else ():
-                found.setdefault(op, []).append(call)
-        return found
-
-    @cached_property
-    def module_entries(self) -> dict[int, list[ModuleCall]]:
-        """The calls of submodules that each operation's value went into, in order."""
-        found: dict[int, list[ModuleCall]] = {}
-        for call in self.submodule_calls:
-            for op in call.entered:
-                found.setdefault(op, []).append(call)
-        return found
-
-    @cached_property
-    def submodule_calls(self) -> list[ModuleCall]:
-        """The calls of all modules but the root."""
-        return [call for call in self.capture.module_calls if call.address]
-
     def label(self, index: int) -> str:
         """The label of an operation, with its pass where the layer has several."""
-        return self._labels[index]
+        return self.labels[index]
 
     @cached_property
-    def _labels(self) -> dict[int, str]:
-        found = {}
+    def labels(self) -> dict[int, str]:
+        """The label of each operation, with its pass where the layer has several."""
+        labels = {}
         for layer in self.layers:
-            several = len(layer.ops) > 1
+            has_several = len(layer.ops) > 1
             for number, index in enumerate(layer.ops, 1):
-                found[index] = f"{layer.label}:{number}" if several else layer.label
-        return found
+                labels[index] = f"{layer.label}:{number}" if has_several else layer.label
+        return labels
 
     @cached_property
     def passes(self) -> dict[str, list[str]]:
@@ -113,50 +169,64 @@ class Graph:
             layer.label: [f"{layer.label}:{number}" for number in range(1, len(layer.ops) + 1)] for layer in self.layers
         }
 
+    @cached_property
+    def operation_numbers(self) -> dict[int, int]:
+        """How many tensor operations had run by each operation, itself included."""
+        numbers, count = {}, 0
+        for index in self.order:
+            count += self.ops[index].kind == "op"
+            numbers[index] = count
+        return numbers
 
-def from_input(ops: Sequence[CapturedOp]) -> bytearray:
-    """Which operations have an input among their ancestors, inputs themselves included."""
-    found = bytearray(len(ops))
-    for op in ops:
-        found[op.index] = op.kind == "input" or any(found[parent] for parent in op.parents)
-    return found
+    @cached_property
+    def saved(self) -> list[int]:
+        """The operations that have a saved value."""
+        return [index for index in self.order if self.ops[index].is_saved]
 
+    @property
+    def numbered(self) -> list[int]:
+        """The operations that ordinal numbers count: the saved ones, all where none is."""
+        return self.saved or self.order
 
-def to_output(ops: Sequence[CapturedOp]) -> bytearray:
-    """Which operations have an output of the model among their descendants, outputs themselves included."""
-    found = bytearray(len(ops))
-    for op in reversed(ops):
-        if op.kind == "output":
-            found[op.index] = 1
-        if found[op.index]:
-            for parent in op.parents:
-                found[parent] = 1
-    return found
+    @cached_property
+    def keys(self) -> Keys:
+        """Finds operations by key."""
+        return Keys(self.ops, self.order, self.layers, self.submodule_calls, self.numbered)
 
+    @cached_property
+    def records(self) -> RecordFinder:
+        """Finds the operation of a record of the fast path."""
+        return RecordFinder(self.capture)
 
-def kept(ops: Sequence[CapturedOp], truths: Iterable[ValueRead], reached: bytearray, reaching: bytearray) -> list[int]:
-    """The operations less the orphans: those that neither come from an input nor lead to an output.
+    # Modules and conditions.
 
-    What Python looked at stays, because it may have steered the pass, and so do all parents of what stays. After the
-    paper, Implementation, "Post-processing the model's computational graph".
-    """
-    wanted = bytearray(a | b for a, b in zip(reached, reaching, strict=True))
-    for truth in truths:
-        wanted[truth.op] = 1
-    for op in reversed(ops):
-        if wanted[op.index]:
-            for parent in op.parents:
-                wanted[parent] = 1
-    return [index for index, keep in enumerate(wanted) if keep]
+    @cached_property
+    def submodule_calls(self) -> list[ModuleCall]:
+        """The calls of all modules but the root."""
+        return [call for call in self.capture.module_calls if call.address]
 
+    @cached_property
+    def module_entries(self) -> dict[int, list[ModuleCall]]:
+        """The calls of submodules that each operation's value went into, in order."""
+        entries: dict[int, list[ModuleCall]] = {}
+        for call in self.submodule_calls:
+            for op in call.entered:
+                entries.setdefault(op, []).append(call)
+        return entries
 
-def children_of(ops: Sequence[CapturedOp], order: Iterable[int]) -> dict[int, list[int]]:
-    """The operations that read each operation's value, in order."""
-    found: dict[int, list[int]] = defaultdict(list)
-    for index in order:
-        for parent in ops[index].parents:
-            found[parent].append(index)
-    return found
+    @cached_property
+    def module_exits(self) -> dict[int, list[ModuleCall]]:
+        """The calls of submodules that each operation's value left, in order."""
+        exits: dict[int, list[ModuleCall]] = {}
+        for call in self.capture.returns:
+            for op in call.exited if call.address else ():
+                exits.setdefault(op, []).append(call)
+        return exits
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        """What is known of the conditions of the pass."""
+        return find_conditions(self.capture, self.order, self.children, self.to_output, self.labels)
 
 
 class Distances:
@@ -166,49 +236,29 @@ class Distances:
         self.least: list[int | None] = [None] * size
         self.most: list[int | None] = [None] * size
 
-    def reach(self, index: int, before: Iterable[int], *, is_end: bool) -> None:
-        """Take in an operation after all those before it on the way from the end."""
-        least = [d for i in before if (d := self.least[i]) is not None]
-        most = [d for i in before if (d := self.most[i]) is not None]
+    def add(self, index: int, neighbours: Iterable[int], *, is_end: bool) -> None:
+        """Add an operation, after all its neighbours on the way to the end."""
+        least = [d for i in neighbours if (d := self.least[i]) is not None]
+        most = [d for i in neighbours if (d := self.most[i]) is not None]
         self.least[index] = 0 if is_end else min(least) + 1 if least else None
         self.most[index] = max(most) + 1 if most else 0 if is_end else None
 
 
-def distances_from_input(ops: Sequence[CapturedOp], order: Sequence[int]) -> Distances:
-    """How far each operation is from the inputs."""
-    found = Distances(len(ops))
-    for index in order:
-        found.reach(index, ops[index].parents, is_end=ops[index].kind == "input")
-    return found
+def _from_input(ops: Sequence[CapturedOp]) -> bytearray:
+    """Which operations have an input among their ancestors, inputs themselves included."""
+    flags = bytearray(len(ops))
+    for op in ops:
+        flags[op.index] = op.kind == "input" or any(flags[parent] for parent in op.parents)
+    return flags
 
 
-def distances_from_output(ops: Sequence[CapturedOp], order: Sequence[int], children: dict[int, list[int]]) -> Distances:
-    """How far each operation is from the outputs."""
-    found = Distances(len(ops))
-    for index in reversed(order):
-        found.reach(index, children.get(index, ()), is_end=ops[index].kind == "output")
-    return found
-
-
-def ancestors(ops: Sequence[CapturedOp], index: int) -> set[int]:
-    """All operations that an operation comes from, without itself."""
-    found: set[int] = set()
-    todo = list(ops[index].parents)
-    while todo:
-        parent = todo.pop()
-        if parent not in found:
-            found.add(parent)
-            todo.extend(ops[parent].parents)
-    return found
-
-
-def descendants(children: dict[int, list[int]], index: int) -> set[int]:
-    """All operations that come from an operation, without itself."""
-    found: set[int] = set()
-    todo = list(children.get(index, ()))
-    while todo:
-        child = todo.pop()
-        if child not in found:
-            found.add(child)
-            todo.extend(children.get(child, ()))
-    return found
+def _to_output(ops: Sequence[CapturedOp]) -> bytearray:
+    """Which operations have an output of the model among their descendants, outputs themselves included."""
+    flags = bytearray(len(ops))
+    for op in reversed(ops):
+        if op.kind == "output":
+            flags[op.index] = 1
+        if flags[op.index]:
+            for parent in op.parents:
+                flags[parent] = 1
+    return flags

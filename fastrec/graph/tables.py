@@ -1,29 +1,26 @@
-"""A history as tables and as a networkx graph."""
+"""A history as tables, and as a networkx graph."""
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 import torch
 
-from fastrec._errors import OptionError
-from fastrec._optional import networkx, pandas, pyarrow
+from fastrec._optional import networkx, pandas
+from fastrec.graph.entries import ModuleEntry, Profile
+from fastrec.graph.operation import Operation
+from fastrec.graph.operations import LayerEntry
 from fastrec.graph.raw import CapturedCall, Overwritten, Ref, flat
 
-if TYPE_CHECKING:
-    from fastrec.graph.history import ModelHistory
-
-
-What = Literal["operations", "layers", "modules", "parameters", "buffers"]
+Table = Literal["operations", "layers", "modules", "parameters", "buffers"]
 
 Row = dict[str, Any]
 
-OPERATION_COLUMNS = (
+# The attributes of an operation that are neither tensors nor functions, and don't need a walk through the whole graph.
+_OPERATION_COLUMNS = (
     *("layer_label", "layer_label_w_pass", "operation_num", "layer_type", "layer_type_num", "layer_total_num"),
     *("pass_num", "layer_passes_total", "label", "site", "tensor_shape", "tensor_dtype", "tensor_device"),
     *("tensor_fsize", "has_saved_activations", "func_applied_name", "func_time_elapsed", "function_is_inplace"),
@@ -37,7 +34,6 @@ OPERATION_COLUMNS = (
     *("containing_module_origin", "containing_module_origin_nested", "modules_entered", "is_submodule_output"),
     *("modules_exited", "is_bottom_level_submodule_output"),
 )
-"""What a row tells of an operation: its attributes that are neither tensors nor functions nor sums over the graph."""
 
 _LAYER_COLUMNS = ("layer_label", "layer_type", "layer_type_num", "layer_total_num", "layer_passes_total") + (
     "parent_layers",
@@ -45,79 +41,65 @@ _LAYER_COLUMNS = ("layer_label", "layer_type", "layer_type_num", "layer_total_nu
 )
 
 
-def rows_of(history: ModelHistory, what: str) -> list[Row]:
-    """One row for each operation, layer, module, parameter or buffer; cells are numbers, texts and lists of them."""
-    make = _TABLES.get(what)
-    if make is None:
-        raise OptionError(f"{what!r} is no table of a history; there are {', '.join(map(repr, _TABLES))}")
-    return make(history)
+def operation_rows(operations: Iterable[Operation]) -> list[Row]:
+    """A row for each operation; cells are numbers, texts and lists of them."""
+    return [{name: _operation_cell(op, name) for name in _OPERATION_COLUMNS} for op in operations]
 
 
-def _operations(history: ModelHistory) -> list[Row]:
-    own = [name for name in OPERATION_COLUMNS if name != "same_layer_operations"]
+def _operation_cell(op: Operation, name: str) -> Any:
+    if name == "same_layer_operations":
+        # One list for all passes of a layer: a loop of n steps would need n lists of n labels.
+        return op.graph.passes[op.layer_label]
+    return _cell(getattr(op, name))
+
+
+def layer_rows(layers: Iterable[LayerEntry]) -> list[Row]:
+    """A row for each layer; times and sizes are sums over its passes."""
     rows = []
-    for each in history.operations:
-        told = {name: _plain(getattr(each, name)) for name in own}
-        told["same_layer_operations"] = history.graph.passes[each.layer_label]  # one list for all passes of a layer
-        rows.append({name: told[name] for name in OPERATION_COLUMNS})
-    return rows
-
-
-def _layers(history: ModelHistory) -> list[Row]:
-    rows = []
-    for layer in history.layers:
-        row = {name: _plain(getattr(layer, name)) for name in _LAYER_COLUMNS}
-        first = layer.passes[0]
-        row["tensor_shape"], row["tensor_dtype"] = _plain(first.tensor_shape), _plain(first.tensor_dtype)
-        row["num_params_total"] = first.num_params_total
-        row["func_time_elapsed"] = sum(each.func_time_elapsed for each in layer)
-        row["tensor_fsize"] = sum(each.tensor_fsize for each in layer)
+    for layer in layers:
+        row = {name: _cell(getattr(layer, name)) for name in _LAYER_COLUMNS}
+        passes = layer.passes
+        row["tensor_shape"], row["tensor_dtype"] = _cell(passes[0].tensor_shape), _cell(passes[0].tensor_dtype)
+        row["num_params_total"] = passes[0].num_params_total
+        row["func_time_elapsed"] = sum(op.func_time_elapsed for op in passes)
+        row["tensor_fsize"] = sum(op.tensor_fsize for op in passes)
         rows.append(row)
     return rows
 
 
-def _modules(history: ModelHistory) -> list[Row]:
-    profiles = {row.name: row for row in history.profile("module")}
+def module_rows(modules: Iterable[ModuleEntry], profile: Profile) -> list[Row]:
+    """A row for each module; ``profile`` is that of modules."""
+    profile_rows = {row.name: row for row in profile}
     return [
         {
-            "address": entry.address,
-            "module_type": entry.module_type,
-            "num_passes": entry.num_passes,
-            "passes": [each.label for each in entry.passes],
-            "operations": list(entry.operations),
-            "parameters": list(entry.parameters),
-            "seconds": profiles[entry.address].seconds,
-            "memory": profiles[entry.address].memory,
+            "address": module.address,
+            "module_type": module.module_type,
+            "num_passes": module.num_passes,
+            "passes": [module_pass.label for module_pass in module.passes],
+            "operations": list(module.operations),
+            "parameters": list(module.parameters),
+            "seconds": profile_rows[module.address].seconds,
+            "memory": profile_rows[module.address].memory,
         }
-        for entry in history.modules.values()
+        for module in modules
     ]
 
 
-def _entries(history: ModelHistory, entries: Mapping[str, msgspec.Struct]) -> list[Row]:
-    return [
-        {name: _plain(value) for name, value in msgspec.structs.asdict(entry).items()} for entry in entries.values()
-    ]
+def entry_rows(entries: Iterable[msgspec.Struct]) -> list[Row]:
+    """A row for each parameter or buffer."""
+    return [{name: _cell(value) for name, value in msgspec.structs.asdict(entry).items()} for entry in entries]
 
 
-_TABLES: Mapping[str, Callable[[ModelHistory], list[Row]]] = {
-    "operations": _operations,
-    "layers": _layers,
-    "modules": _modules,
-    "parameters": lambda history: _entries(history, history.parameters),
-    "buffers": lambda history: _entries(history, history.buffers),
-}
-
-
-def _plain(value: Any) -> Any:
-    """A cell: no torch types and no tuples."""
+def _cell(value: Any) -> Any:
+    """A value without types of torch and tuples."""
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     if isinstance(value, torch.device):
         return str(value)
     if isinstance(value, list) and value and type(value[0]) is str:
-        return value  # labels, of which there may be many
+        return value  # a list of labels, which may be long
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_cell(item) for item in value]
     return value
 
 
@@ -126,48 +108,37 @@ def frame(rows: Sequence[Row]) -> Any:
     return pandas().DataFrame(list(rows))
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """One line per row; lists are written as JSON."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows({k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows)
+def frame_of_objects(rows: Sequence[Row]) -> Any:
+    """A pandas frame to write to a file: cells stay Python objects, so that integers beside None stay integers."""
+    return pandas().DataFrame(list(rows), dtype=object)
 
 
-def write_json(rows: Sequence[Row], path: Path) -> None:
-    """A list of objects."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1))
+def with_json_cells(rows: Iterable[Row]) -> list[Row]:
+    """Rows whose lists are written as JSON."""
+    return [{name: json.dumps(cell) if isinstance(cell, list) else cell for name, cell in row.items()} for row in rows]
 
 
-def write_parquet(rows: Sequence[Row], path: Path) -> None:
-    """A parquet file, lists as lists."""
-    arrow = pyarrow()
-    arrow.parquet.write_table(arrow.Table.from_pylist(list(rows)), path)
-
-
-def graph_of(history: ModelHistory) -> Any:
-    """A networkx graph of the operations, by label, in execution order.
+def networkx_graph(model_name: str, operations: Sequence[Operation]) -> Any:
+    """A networkx graph of operations, by label, in execution order.
 
     Nodes have the columns of the table of operations; ``arguments`` of an edge is where the value went in.
     """
-    graph = networkx().DiGraph(model_name=history.model_name)
-    label = history.graph.label
-    for each, row in zip(history.operations, _operations(history), strict=True):
-        graph.add_node(label(each.index), **row)
-    for index in history.graph.order:
-        op = history.graph.ops[index]
-        places = argument_places(op.call)
-        for parent in op.parents:
-            graph.add_edge(label(parent), label(index), arguments=places.get(parent, []))
+    graph = networkx().DiGraph(model_name=model_name)
+    for op, row in zip(operations, operation_rows(operations), strict=True):
+        graph.add_node(op.graph.label(op.index), **row)
+    for op in operations:
+        places = argument_places(op.raw.call)
+        for parent in op.raw.parents:
+            graph.add_edge(op.graph.label(parent), op.graph.label(op.index), arguments=places.get(parent, []))
     return graph
 
 
-def argument_places(call: CapturedCall) -> dict[int, list[int | str]]:
+def argument_places(call: CapturedCall) -> Mapping[int, list[int | str]]:
     """At which positions and keywords of a call the value of each operation went in."""
-    found: dict[int, list[int | str]] = {}
+    places: dict[int, list[int | str]] = {}
     arguments: list[tuple[int | str, Any]] = [*enumerate(call.args), *call.kwargs.items()]
     for place, argument in arguments:
         for leaf in flat(argument):
-            if isinstance(leaf, Ref | Overwritten) and place not in found.setdefault(leaf.op, []):
-                found[leaf.op].append(place)
-    return found
+            if isinstance(leaf, Ref | Overwritten) and place not in places.setdefault(leaf.op, []):
+                places[leaf.op].append(place)
+    return places

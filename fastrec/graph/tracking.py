@@ -1,42 +1,40 @@
-"""The tensors that a model holds: parameters, buffers, and those in plain attributes."""
+"""What a tracer has to know besides the values that pass by: whose a tensor is, who wrote to it, and random states.
+
+    state = ModelState(roots, attributes=False)   # is this tensor a parameter or a buffer, and at which address?
+    writes = Writes()                             # which operations have written to this tensor's memory since?
+    transforms = Transforms()                     # which operation does this wrapper of vmap come from?
+    generators = GeneratorStates()                # in which state were the random generators before this call?
+
+Tensors are looked up by ``id``, because ``==`` compares their elements. When a tensor is freed, its id may be given to
+another one. So each table keeps the tensor as well, or a weak reference to it, and checks that it is the same object.
+"""
 
 from __future__ import annotations
 
-import linecache
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
-from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
-import msgspec
 import torch
-from torch import Tensor, nn, overrides
+from torch import Tensor, nn
 
-from fastrec._torch.internals import (
-    OpOverload,
-    OpOverloadPacket,
-    call_impl,
-    functorch_unwrapped,
-    is_functorch_wrapper,
-    wrapped_call_impl,
-)
-from fastrec.graph.raw import Parameter, Stack
+from fastrec._torch.internals import OpOverload, OpOverloadPacket, functorch_unwrapped, is_functorch_wrapper
+from fastrec.graph.raw import Parameter
 from fastrec.ops.facts import op_facts
 
 
 class ModelState:
-    """Looks tensors of the model up by identity; with ``attributes``, those in plain attributes, too."""
+    """The tensors of a model: parameters, buffers, and with ``attributes`` those in plain attributes of modules."""
 
     def __init__(self, roots: Mapping[str, nn.Module], *, attributes: bool) -> None:
         self._parameters: dict[int, Parameter] = {}
         self._buffers: dict[int, tuple[Tensor, str]] = {}
         self._attributes: dict[int, Tensor] | None = {} if attributes else None
         for root, model in roots.items():
-            self._take(root, model, set())
+            self._add(root, model, set())
 
-    def _take(self, address: str, module: nn.Module, seen: set[int]) -> None:
+    def _add(self, address: str, module: nn.Module, seen: set[int]) -> None:
         if id(module) in seen:
             return
         seen.add(id(module))
@@ -51,43 +49,35 @@ class ModelState:
             self._attributes.update({id(value): value for value in vars(module).values() if isinstance(value, Tensor)})
         for name, child in module._modules.items():
             if child is not None:
-                self._take(prefix + name, child, seen)
+                self._add(prefix + name, child, seen)
 
     def parameter(self, value: Tensor) -> Parameter | None:
         """The parameter that a tensor is."""
-        found = self._parameters.get(id(value))
-        if found is not None and found.tensor is value:
-            return found
-        # One that was made during the pass, or that is held by nobody that torch knows of.
+        parameter = self._parameters.get(id(value))
+        if parameter is not None and parameter.tensor is value:
+            return parameter
+        # One that was made during the pass, or that belongs to no module.
         if type(value) is not Tensor and isinstance(value, nn.Parameter):
             return self._parameters.setdefault(id(value), Parameter("", value))
         return None
 
     def buffer_address(self, value: Tensor) -> str | None:
         """The address of the buffer that a tensor is."""
-        found = self._buffers.get(id(value))
-        return found[1] if found is not None and found[0] is value else None
+        buffer, address = self._buffers.get(id(value), (None, None))
+        return address if buffer is value else None
 
     def buffers_among(self, values: Iterable[Any]) -> Iterator[Tensor]:
         """Those of some values that are buffers."""
         return (v for v in values if isinstance(v, Tensor) and self.buffer_address(v) is not None)
 
-    def holds(self, value: Tensor) -> bool:
-        """Whether a tensor was an attribute of a module, where attributes were asked for."""
+    def has_attribute(self, value: Tensor) -> bool:
+        """Whether a tensor is a plain attribute of a module; False unless attributes were asked for."""
         return self._attributes is not None and self._attributes.get(id(value)) is value
-
-    @property
-    def parameters(self) -> list[Parameter]:
-        """All parameters, each once."""
-        return list(self._parameters.values())
-
-    @property
-    def buffers(self) -> dict[str, Tensor]:
-        """All buffers by address."""
-        return {address: buffer for buffer, address in self._buffers.values()}
 
 
 class _Write(NamedTuple):
+    """The memory that an operation wrote: a box in a storage."""
+
     op: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -95,38 +85,42 @@ class _Write(NamedTuple):
 
 
 class Writes:
-    """In-place writes by the memory that they went to."""
+    """In-place writes, by the memory they went to.
+
+    After ``first = y[0]; first.mul_(2)`` the tensor ``y`` has other values, although no operation has returned it
+    again. An operation that reads ``y`` from then on depends on ``mul_`` too.
+    """
 
     def __init__(self) -> None:
         self.by_storage: dict[int, list[_Write]] = {}
 
     def note(self, value: Tensor, op: int) -> None:
         """An operation wrote to a tensor."""
-        key = storage_of(value)
-        if key is not None:
+        storage = _storage_of(value)
+        if storage is not None:
             write = _Write(op, tuple(value.shape), value.stride(), int(value.storage_offset()))
-            self.by_storage.setdefault(key, []).append(write)
+            self.by_storage.setdefault(storage, []).append(write)
 
     def since(self, value: Tensor, op: int) -> tuple[int, ...]:
-        """The operations after a given one that wrote to memory of a tensor."""
-        key = storage_of(value)
-        found = self.by_storage.get(key) if key is not None else None
-        # Memory that was freed and taken again is no danger: its new owner came after the writes to the old one.
-        if not found or found[-1].op <= op:
+        """The operations after a given one that wrote to a tensor's memory."""
+        storage = _storage_of(value)
+        writes = self.by_storage.get(storage) if storage is not None else None
+        # Memory that was freed and reused does no harm: its new owner was computed after the writes to the old one.
+        if not writes or writes[-1].op <= op:
             return ()
         shape, strides, offset = tuple(value.shape), value.stride(), int(value.storage_offset())
         return tuple(
             write.op
-            for write in found
+            for write in writes
             if write.op > op and _overlap(shape, strides, offset, write.shape, write.strides, write.offset)
         )
 
 
-def storage_of(value: Tensor) -> int | None:
-    """The identity of a tensor's memory, None where it has none of its own."""
+def _storage_of(value: Tensor) -> int | None:
+    """The identity of a tensor's storage, None if it has none of its own: sparse, fake, wrapped."""
     try:
         return int(value.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # a tensor without memory of its own: sparse, fake, wrapped
+    except (NotImplementedError, RuntimeError):
         return None
 
 
@@ -138,7 +132,12 @@ def _overlap(
     other_strides: tuple[int, ...],
     other_offset: int,
 ) -> bool:
-    """Whether two views of one memory share elements; yes where that is not easily told."""
+    """Whether two views of one storage share elements; True where that is hard to decide.
+
+    A wrong answer adds an edge to the graph: if two rows of a matrix counted as the same memory, whatever reads one row
+    would depend on writes to the other. Views with equal strides, as slices of one tensor have, are compared exactly:
+    they are boxes in one grid.
+    """
     if 0 in shape or 0 in other_shape:
         return False
     end = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
@@ -150,42 +149,50 @@ def _overlap(
     axes = sorted(
         (axis for axis in zip(strides, shape, other_shape, strict=True) if axis[0] > 0), key=lambda axis: -axis[0]
     )
-    # Equal strides, so both are boxes in one grid, if each stride is beyond the reach of the smaller ones.
-    for place, (stride, _, _) in enumerate(axes):
-        if sum((max(n, m) - 1) * s for s, n, m in axes[place + 1 :]) >= stride:
+    # They are boxes only if each stride is larger than the reach of all smaller strides together.
+    for number, (stride, _, _) in enumerate(axes):
+        if sum((max(n, m) - 1) * s for s, n, m in axes[number + 1 :]) >= stride:
             return True
-    return _meet(axes, other_offset - offset)
+    return _boxes_meet(axes, other_offset - offset)
 
 
-def _meet(axes: list[tuple[int, int, int]], difference: int) -> bool:
-    """Whether two boxes in a grid share an element, from how far apart they begin."""
+def _boxes_meet(axes: list[tuple[int, int, int]], difference: int) -> bool:
+    """Whether two boxes in a grid share an element, from how far apart they begin.
+
+    Along the largest stride, the second box begins ``difference // stride`` steps after the first, or one step more
+    with a negative remainder; the smaller strides have to make up for the rest.
+    """
     if not axes:
         return difference == 0
     stride, size, other_size = axes[0]
     steps = difference // stride
-    return any(-other_size < n < size and _meet(axes[1:], difference - n * stride) for n in (steps, steps + 1))
+    return any(-other_size < n < size and _boxes_meet(axes[1:], difference - n * stride) for n in (steps, steps + 1))
 
 
 class Transforms:
-    """Follows values into transforms and out of them, by what the wrappers hold."""
+    """Follows values into ``vmap``, ``grad`` and ``jvp`` and out of them again.
+
+    A transform wraps values on the way in and unwraps them on the way out, without a call that a mode could see. What
+    stays the same is the tensor inside the wrapper, or at least its storage.
+    """
 
     def __init__(self) -> None:
-        self.inside: dict[int, int] = {}  # the operation that each memory comes from
+        self.by_storage: dict[int, int] = {}  # the operation that the memory inside each wrapper comes from
 
     def note(self, value: Tensor, op: int) -> None:
-        """An operation returned a value inside of a transform."""
-        key = storage_of(_unwrapped(value))
-        if key is not None:
-            self.inside[key] = op
+        """An operation returned a value inside a transform."""
+        storage = _storage_of(_unwrapped(value))
+        if storage is not None:
+            self.by_storage[storage] = op
 
-    def producer(self, value: Tensor, known: Callable[[Tensor], int | None]) -> int | None:
-        """The operation that a value comes from which went through a wrapper; None for one that did not."""
+    def producer(self, value: Tensor, producer_of: Callable[[Tensor], int | None]) -> int | None:
+        """The operation that a value comes from if it went through a wrapper; ``producer_of`` knows plain values."""
         inner = _unwrapped(value)
-        found = known(inner) if inner is not value else None
-        if found is None and self.inside:
-            key = storage_of(inner)
-            found = None if key is None else self.inside.get(key)
-        return found
+        op = producer_of(inner) if inner is not value else None
+        if op is None and self.by_storage:
+            storage = _storage_of(inner)
+            op = None if storage is None else self.by_storage.get(storage)
+        return op
 
 
 def _unwrapped(value: Tensor) -> Tensor:
@@ -194,7 +201,32 @@ def _unwrapped(value: Tensor) -> Tensor:
     return value
 
 
-# Functions of torch that may draw, by parts of their names. Anything that is not torch's own may draw too.
+class GeneratorStates:
+    """The states of the random generators before each call.
+
+    To copy a state takes longer than a small operation. Calls that can't draw random numbers leave the state alone, so
+    all calls between two draws share one copy.
+    """
+
+    def __init__(self) -> None:
+        self._shared: Mapping[str, Tensor] | None = None
+
+    def before(self, func: Callable[..., Any], kwargs: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """The states before a call, by device, and that of a generator among its arguments."""
+        if may_draw(func):
+            self._shared = None
+            states = _generator_states()
+            generator = kwargs.get("generator")
+            if generator is not None:
+                states["generator"] = generator.get_state()
+            return states
+        if self._shared is None:
+            self._shared = _generator_states()
+        return self._shared
+
+
+# Functions of torch that may draw random numbers, by parts of their names. A name too many costs a copy of the state; a
+# missing one would make a replayed call draw other numbers.
 _DRAWS = re.compile(
     "rand|dropout|bernoulli|normal(?!ize)|uniform|exponential|geometric|cauchy|multinomial|poisson|binomial|gamma"
     "|dirichlet|rrelu|gumbel|fractional|scaleddotproduct|lstm|gru|rnn|lowrank|dropconnect|attention|philox|init"
@@ -203,43 +235,22 @@ _DRAWS = re.compile(
 
 @lru_cache(maxsize=4096)
 def may_draw(func: Callable[..., Any]) -> bool:
-    """Whether a call of a function may draw random numbers."""
+    """Whether a call of a function may draw random numbers; a function that is not torch's own may."""
     module = getattr(func, "__module__", None) or ""
-    if isinstance(func, OpOverload | OpOverloadPacket) or not _is_torchs(func, module):
+    if isinstance(func, OpOverload | OpOverloadPacket) or not _belongs_to_torch(func, module):
         return True
     facts = op_facts(func)
     return facts is None or _DRAWS.search(facts.layer_type) is not None
 
 
-def _is_torchs(func: Callable[..., Any], module: str) -> bool:
+def _belongs_to_torch(func: Callable[..., Any], module: str) -> bool:
     owner: Any = getattr(func, "__objclass__", None) or getattr(func, "__self__", None)
     if owner is not None and not module:
         module = getattr(owner, "__module__", None) or type(owner).__module__ or ""
     return module.split(".")[0] in ("torch", "_operator", "")
 
 
-class GeneratorStates:
-    """The states before each call; calls between two draws share one copy."""
-
-    def __init__(self) -> None:
-        self._shared: Mapping[str, Tensor] | None = None
-
-    def before(self, func: Callable[..., Any], kwargs: Mapping[str, Any]) -> Mapping[str, Tensor]:
-        """The states before a call."""
-        if may_draw(func):
-            self._shared = None
-            states = current_states()
-            own = kwargs.get("generator")
-            if own is not None:
-                states["generator"] = own.get_state()
-            return states
-        if self._shared is None:
-            self._shared = current_states()
-        return self._shared
-
-
-def current_states() -> dict[str, Tensor]:
-    """The states of the default generators now, by device."""
+def _generator_states() -> dict[str, Tensor]:
     states = {"cpu": torch.default_generator.get_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         for index in range(torch.cuda.device_count()):
@@ -247,102 +258,10 @@ def current_states() -> dict[str, Tensor]:
     return states
 
 
-def set_states(states: Mapping[str, Tensor]) -> None:
-    """Put the default generators into earlier states."""
+def set_generator_states(states: Mapping[str, Tensor]) -> None:
+    """Restore states of the default generators."""
     for device, state in states.items():
         if device == "cpu":
             torch.default_generator.set_state(state)
         elif device.startswith("cuda"):
             torch.cuda.set_rng_state(state, device)
-
-
-_HERE = str(Path(__file__).parent.parent)
-
-_HANDLE = overrides.handle_torch_function.__code__
-
-_MACHINERY = {call_impl.__code__, wrapped_call_impl.__code__}
-
-
-class StackReader:
-    """Reads the frames of calls; those outside of the innermost module are read once per module call."""
-
-    def __init__(self) -> None:
-        self._shown: dict[CodeType, bool] = {}
-
-    def read(self, frame: FrameType | None, stop: FrameType | None, outside: Stack | None) -> Stack | None:
-        """The frames from one up to another, in front of those outside of that one."""
-        shown = self._shown
-        found = []
-        while frame is not None and frame is not stop:
-            code = frame.f_code
-            show = shown.get(code)
-            if show is None:
-                show = shown[code] = code not in _MACHINERY and not code.co_filename.startswith(_HERE)
-            if code is _HANDLE and frame.f_back is not None:
-                frame = frame.f_back.f_back  # a function of torch that hands itself to a mode
-                continue
-            if show:
-                found.append((code, frame.f_lasti))
-            frame = frame.f_back
-        for code, instruction in reversed(found):
-            outside = (outside, code, instruction)
-        return outside
-
-
-def frames_of(stack: Stack | None) -> list[tuple[CodeType, int]]:
-    """Code and instruction of each frame, outermost first."""
-    found = []
-    while stack is not None:
-        stack, code, instruction = stack
-        found.append((code, instruction))
-    return found[::-1]
-
-
-def line_of(code: CodeType, instruction: int) -> int:
-    """The line of an instruction."""
-    for start, end, line in code.co_lines():
-        if start <= instruction < end and line is not None:
-            return line
-    return code.co_firstlineno
-
-
-class FuncCallLocation(msgspec.Struct, frozen=True):
-    """A line of source that was running when an operation was computed.
-
-    >>> from fastrec.graph import FuncCallLocation
-    >>> FuncCallLocation(file="model.py", line=3, function="forward").code
-    'source not available'
-    """
-
-    file: str
-    line: int
-    function: str
-
-    @property
-    def code(self) -> str:
-        """The line with two lines before and after it, marked by an arrow."""
-        lines = linecache.getlines(self.file)
-        if not 0 < self.line <= len(lines):
-            return "source not available"
-        around = range(max(1, self.line - 2), min(len(lines), self.line + 2) + 1)
-        texts = {number: lines[number - 1].rstrip() for number in around}
-        margin = min((len(t) - len(t.lstrip()) for t in texts.values() if t), default=0)
-        return "\n".join(f"{'--->' if n == self.line else '    '}  {t[margin:]}".rstrip() for n, t in texts.items())
-
-    def __str__(self) -> str:
-        code = "\n".join(f"    {line}" for line in self.code.splitlines())
-        return (
-            f"FuncCallLocation:\n  file: {self.file}\n  line: {self.line}\n  function: {self.function}\n  code:\n{code}"
-        )
-
-    __repr__ = __str__
-
-
-def locations(stack: Stack | None) -> list[FuncCallLocation]:
-    """The frames of a call, outermost first."""
-    return [location(code, instruction) for code, instruction in frames_of(stack)]
-
-
-def location(code: CodeType, instruction: int) -> FuncCallLocation:
-    """One frame, as people read it."""
-    return FuncCallLocation(code.co_filename, line_of(code, instruction), code.co_name)

@@ -1,14 +1,27 @@
-"""The recorder: a session around an unchanged loop."""
+"""How a user says what to run: a model or several, and inputs or a function.
+
+    roots = roots_of({"actor": actor, "critic": critic})
+    run = ModelRun.of(roots, NOT_GIVEN, None, call=lambda: agent.act(obs))
+    run(engine)                                 # calls the function in a region of the engine
+
+Recorder, record, dry_run and the graph functions take the same arguments, and all of them are checked here.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
 from torch import nn
 
-from fastrec._errors import OptionError, UnsupportedModelError
+from fastrec._errors import FusedKernelWarning, OptionError, UnsupportedModelError
 from fastrec.engines import is_compiled
+from fastrec.engines._protocol import Region
+
+NOT_GIVEN: Any = object()
+"""The default for inputs, because None is a possible input."""
 
 
 def args_of(input_args: Any) -> tuple[Any, ...]:
@@ -25,7 +38,7 @@ def roots_of(model: Any) -> dict[str, Any]:
             raise UnsupportedModelError("the dict of models is empty; give {'actor': actor, 'critic': critic}")
         for name, root in model.items():
             if not isinstance(name, str) or not name.isidentifier():
-                raise OptionError(f"{name!r} is no name of a root; give a plain word such as 'actor'")
+                raise OptionError(f"{name!r} can't be the name of a root; give a plain word such as 'actor'")
             if not isinstance(root, nn.Module) and not is_compiled(root):
                 raise UnsupportedModelError(f"the model {name!r} is a {_describe_root(root)}, not a torch.nn.Module")
         return dict(model)
@@ -39,16 +52,59 @@ def roots_of(model: Any) -> dict[str, Any]:
     )
 
 
-def _describe_root(given: Any) -> str:
-    if type(given).__name__ == "ExportedProgram":
+def _describe_root(root: Any) -> str:
+    if type(root).__name__ == "ExportedProgram":
         return "ExportedProgram (record the module that it was exported from)"
-    return f"class ({given.__name__}; make an instance)" if isinstance(given, type) else type(given).__name__
-
-
-NOT_GIVEN: Any = object()
+    return f"class ({root.__name__}; make an instance)" if isinstance(root, type) else type(root).__name__
 
 
 def check_inputs(input_args: Any, call: Callable[[], Any] | None) -> None:
-    """Raise OptionError unless there is one way to run the model."""
+    """Raise OptionError unless there is exactly one way to run the model."""
     if (call is None) == (input_args is NOT_GIVEN):
         raise OptionError("give either input_args, or call= with a function that runs the model")
+
+
+class ModelRun(msgspec.Struct, frozen=True):
+    """One run of a model under an engine that observes it: a root on inputs, or a user's function."""
+
+    root: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    call: Callable[[], Any] | None
+
+    @classmethod
+    def of(
+        cls,
+        roots: Mapping[str, Any],
+        input_args: Any,
+        input_kwargs: Mapping[str, Any] | None,
+        call: Callable[[], Any] | None,
+    ) -> ModelRun:
+        """Check what the user gave; OptionError if it does not fit together."""
+        check_inputs(input_args, call)
+        if call is None and len(roots) > 1:
+            raise OptionError(
+                f"there are several roots ({', '.join(map(repr, roots))}), and inputs are for one; "
+                "run them with call=lambda: ..."
+            )
+        args = () if call is not None else args_of(input_args)
+        return cls(next(iter(roots.values())), args, input_kwargs or {}, call)
+
+    def __call__(self, engine: Region) -> Any:
+        """Run the model under an open engine, and return its output.
+
+        Modules are opened that would otherwise run a fused kernel. A recorder warns about that; here it is what the
+        user asked for.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FusedKernelWarning)
+            if self.call is None:
+                return self.root(*self.args, **self.kwargs)
+            token = engine.enter_region("call")
+            try:
+                out = self.call()
+            except BaseException as error:
+                engine.leave_region(token, error)
+                raise
+            engine.leave_region(token, None)
+            return out

@@ -84,7 +84,7 @@ def test_a_refused_root_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["", "a.b", "0", 3])
 def test_names_of_roots_are_plain_words(name: Any) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"{name!r} is no name of a root; give a plain word")):
+    with pytest.raises(ValueError, match=re.escape(f"{name!r} can't be the name of a root; give a plain word")):
         Recorder({name: mlp()}, keep_op="relu")
 
 

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from fastrec import FastrecError
-from fastrec.graph import ModelHistory, Operations, log_forward_pass
+from fastrec._errors import RecordKeyError
+from fastrec.graph import LayerEntry, ModelHistory, Operations, log_forward_pass
 
 
 class Branching(nn.Module):
@@ -92,3 +93,17 @@ def test_layers_of_several_passes_are_between_as_a_whole() -> None:
     history = log_forward_pass(Loop(), torch.ones(1, 3))
     assert history.between("linear_1", "exp_1").labels == ["sin_1_2:1", "sin_1_2:2"]
     assert history.between("linear_1:2", "exp_1").labels == ["sin_1_2:2"]
+
+
+def test_a_layer_of_several_passes_is_one_entry() -> None:
+    cell = nn.Linear(3, 3)
+    history = log_forward_pass(nn.Sequential(cell, nn.Tanh(), cell), torch.ones(1, 3))
+    layer = history["linear_1_1"]
+    assert isinstance(layer, LayerEntry)
+    assert [each.layer_label_w_pass for each in layer] == ["linear_1_1:1", "linear_1_1:2"]
+    assert history["linear_1:2"] == layer[2]
+    assert (layer.parent_layers, layer.child_layers) == (["input_1", "tanh_1_2"], ["tanh_1_2", "output_1"])
+    with pytest.raises(RecordKeyError, match="linear_1_1 has 2 passes, each with a value"):
+        layer.activation  # noqa: B018
+    with pytest.raises(RecordKeyError, match="passes 1 to 2, not 3"):
+        layer[3]

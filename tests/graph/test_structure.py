@@ -4,9 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastrec._errors import GradientError
 from fastrec.graph import log_forward_pass
-from fastrec.graph.tracking import Writes
 
 
 def test_orphans_are_left_out() -> None:
@@ -102,18 +100,6 @@ def test_values_are_followed_through_vmap() -> None:
     assert history["sum_1"].activation is not None
 
 
-def test_what_cannot_be_copied_is_in_the_graph_and_says_why() -> None:
-    class Sparse(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.to_sparse().to_dense()
-
-    history = log_forward_pass(Sparse(), torch.eye(2))
-    assert history["tosparse_1"].activation is None
-    assert "torch.sparse_coo" in history["tosparse_1"].not_saved_because
-    assert "not saved: " in str(history["tosparse_1"])
-    assert history["todense_1"].parent_layers == ["tosparse_1_1"]
-
-
 def test_a_compiled_child_is_one_operation() -> None:
     child = torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
 
@@ -142,49 +128,3 @@ def test_attention_is_opened_to_its_functions() -> None:
     assert {"linear", "softmax", "bmm"} <= set(types) or "baddbmm" in types
     assert "multiheadattentionforward" not in types
     torch.testing.assert_close(history["output_1"].activation, expected[0])
-
-
-@pytest.mark.parametrize("option", ["train_mode", "save_gradients"])
-def test_what_needs_gradients_is_refused_without_them(option: str) -> None:
-    with torch.no_grad(), pytest.raises(GradientError, match=f"{option}=True under torch.no_grad"):
-        log_forward_pass(nn.Linear(2, 2), torch.ones(2), **{option: True})
-
-
-def test_saved_values_can_be_left_attached() -> None:
-    history = log_forward_pass(nn.Linear(2, 2), torch.ones(2), detach_saved_tensors=False)
-    assert history["linear_1"].activation.requires_grad
-
-
-def written(value: Tensor, read: Tensor) -> bool:
-    writes = Writes()
-    writes.note(value, 5)
-    return writes.since(read, 4) == (5,)
-
-
-@pytest.mark.parametrize(
-    ("write", "read", "shares"),
-    [
-        ((slice(0, 2),), (slice(1, 3),), True),
-        ((slice(0, 2),), (slice(2, 4),), False),
-        ((slice(None), 0), (slice(None), 1), False),
-        ((slice(None), slice(0, 2)), (slice(None), slice(1, 3)), True),
-        ((slice(None), slice(0, 2)), (slice(None), slice(2, 4)), False),
-        ((slice(None), slice(2, 4)), (slice(None), slice(0, 2)), False),
-        ((slice(2, 4), slice(2, 4)), (slice(0, 3), slice(0, 3)), True),
-        ((slice(2, 4), slice(0, 1)), (slice(0, 3), slice(1, 3)), False),
-        ((0,), (slice(None), 0), True),
-        ((slice(0, 0),), (slice(None),), False),
-    ],
-)
-def test_only_writes_to_the_same_elements_count(
-    write: tuple[object, ...], read: tuple[object, ...], shares: bool
-) -> None:
-    base = torch.zeros(4, 4)
-    assert written(base[write], base[read]) is shares
-    assert not written(torch.zeros(4, 4)[write], base[read])
-
-
-def test_writes_before_the_value_was_computed_do_not_count() -> None:
-    writes, value = Writes(), torch.zeros(2)
-    writes.note(value, 5)
-    assert writes.since(value, 5) == ()

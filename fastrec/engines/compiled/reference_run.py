@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from fastrec._errors import UnsupportedModelError
+from fastrec._errors import FastrecWarning, UnsupportedModelError
 from fastrec._torch.dynamo import not_compiling
 from fastrec._torch.internals import no_function_modes, saved_tensors_hooks_error
 from fastrec._torch.modes import unseen_by_dynamo
@@ -314,7 +314,7 @@ class ReferenceTracer(EagerEngine):
     def _make_mode(self) -> OpMode:
         return ReferenceMode(self._listener, self._thread, parents=self._parents)
 
-    def _warn(self, key: str, message: str) -> None:
+    def _warn(self, key: str, message: str, category: type[FastrecWarning] = FastrecWarning) -> None:
         pass  # it warns of what an eager recording would change
 
 

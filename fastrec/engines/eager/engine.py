@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastrec._errors import FastrecWarning, SessionError
+from fastrec._errors import FastrecWarning, FusedKernelWarning, SessionError
 from fastrec._torch.internals import (
     GLOBAL_HOOKS,
     call_impl,
@@ -354,6 +354,7 @@ class EagerEngine:
                     known.address,
                     f"{known.name!r} ({known.frame.module_type}) has a kept site inside, so it runs without its fused "
                     "kernel while it is recorded; its output may differ in the last bits",
+                    FusedKernelWarning,
                 )
         return entered
 
@@ -396,10 +397,10 @@ class EagerEngine:
                     found[id(buffer)] = (buffer, f"{known.address}.{name}" if known.address else name)
         return found
 
-    def _warn(self, key: str, message: str) -> None:
+    def _warn(self, key: str, message: str, category: type[FastrecWarning] = FastrecWarning) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            warnings.warn(message, FastrecWarning, stacklevel=4)
+            warnings.warn(message, category, stacklevel=4)
 
 
 def _is_ordinary(warn: Callable[[str, str], None]) -> bool:

@@ -15,7 +15,7 @@
 | id | unique, as in all pictures (a string's index) |
 | lines | the text on the node: indices of strings |
 | look | index of its style |
-| kind | 0 op, 1 input, 2 output, 3 buffer, 4 orphan |
+| kind | 0 op, 1 input, 2 output, 3 buffer, 4 orphan, 5 failed |
 | module | the innermost module, -1 for none; where that is single, this node stands for it |
 | label, layer, type, fn, site, shape, dtype, params, args, line | strings: ``layer`` is the label less the pass |
 | pass, bytes, us | numbers: the pass of its layer, the size of its value, the microseconds that its call took |
@@ -55,10 +55,10 @@ import msgspec
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.parts import Mark
 from fastrec.graph.draw.rules import Style
-from fastrec.graph.draw.view import fold_lines, fold_style
+from fastrec.graph.draw.view import box_lines, box_title, fold_lines, fold_style, fold_title
 
 VERSION = 1
-KINDS = ("op", "input", "output", "buffer", "orphan")
+KINDS = ("op", "input", "output", "buffer", "orphan", "failed")
 VERDICTS = ("", "kept", "rejected", "unreachable", "failed")
 TEXTS = ("label", "layer", "type", "fn", "site", "shape", "dtype", "params", "args", "line")
 NUMBERS = ("pass", "bytes", "us")
@@ -162,23 +162,22 @@ class _Columns:
             "parent": [box.parent for box in boxes],
             "pass": [box.number for box in boxes],
             "passes": [box.passes for box in boxes],
-            "title": [self._texts(box.title) for box in boxes],
-            "lines": [self._texts(box.lines) for box in boxes],
+            "title": [self._texts(box_title(box)) for box in boxes],
+            "lines": [self._texts(box_lines(box)) for box in boxes],
             "look": [self._look(box.style) for box in boxes],
             "single": [int(box.is_single) for box in boxes],
         }
 
     def _folds(self) -> dict[str, list[Any]]:
         drawing, folds = self._drawing, self._drawing.folds
-        lines = [fold_lines(fold, drawing) for fold in folds]
         return {
             "id": self._texts(fold.id for fold in folds),
             "parent": [fold.parent for fold in folds],
             "period": [fold.period for fold in folds],
             "count": [fold.count for fold in folds],
             "modules": [list(fold.boxes) for fold in folds],
-            "title": [self._texts(texts[:2]) for texts in lines],
-            "lines": [self._texts(texts) for texts in lines],
+            "title": [self._texts(fold_title(fold, drawing)) for fold in folds],
+            "lines": [self._texts(fold_lines(fold, drawing)) for fold in folds],
             "look": [self._look(fold_style(fold, drawing)) for fold in folds],
         }
 

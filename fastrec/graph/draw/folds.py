@@ -81,21 +81,21 @@ class _Finder:
             rows = tuple(
                 (
                     self._nodes[node].alike,
-                    self._depth_below(node, box),
+                    self._modules_between(node, box),
                     tuple((inside.get(source, -1), head) for source, head in self._parents[node]),
                 )
                 for node in inside
             )
-            key = (self._boxes[box].module_type, rows)
+            key = (self._boxes[box].module_type, self._boxes[box].mark, rows)
             self._structures[box] = self._numbers.setdefault(key, len(self._numbers))
         return self._structures[box]
 
-    def _depth_below(self, node: int, box: int) -> tuple[str, ...]:
-        """The classes of the modules between a box and a node in it."""
-        around = []
+    def _modules_between(self, node: int, box: int) -> tuple[Hashable, ...]:
+        """The modules between a box and a node in it, by class and mark."""
+        around: list[Hashable] = []
         current = self._nodes[node].box
         while current != box:
-            around.append(self._boxes[current].module_type)
+            around.append((self._boxes[current].module_type, self._boxes[current].mark))
             current = self._boxes[current].parent
         return tuple(around)
 

@@ -13,6 +13,9 @@ VisMode = Literal["unrolled", "rolled"]
 Direction = Literal["down", "up", "right", "left"]
 Buffers = Literal["all", "meaningful", "none"]
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""What normalizations keep in buffers; most people don't look for it."""
+
 
 class DrawingOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options of a drawing; ``drawing_options`` makes and checks them.
@@ -39,6 +42,12 @@ class DrawingOptions(msgspec.Struct, frozen=True, kw_only=True):
     show_orphans: bool = False
     show_backward: bool = True
     direction: Direction = "down"
+
+    def shows_buffer(self, address: str) -> bool:
+        """Whether a buffer is shown."""
+        if self.buffers == "meaningful":
+            return address.rpartition(".")[2] not in STATISTICS
+        return self.buffers == "all"
 
 
 _CHOICES = {"vis_mode": VisMode, "buffers": Buffers, "direction": Direction}

@@ -6,16 +6,17 @@ it lies in, and a node behind the nodes that ran before it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Literal
 
 import msgspec
 
-from fastrec.graph.draw.rules import Style
+from fastrec.graph.draw.rules import Style, Verdict
+from fastrec.graph.draw.text import counted
+from fastrec.recording._records import format_bytes
 
-NodeKind = Literal["op", "input", "output", "buffer", "orphan"]
+NodeKind = Literal["op", "input", "output", "buffer", "orphan", "failed"]
 EdgeKind = Literal["value", "backward"]
-Verdict = Literal["kept", "rejected", "unreachable", "failed"]
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -24,6 +25,9 @@ class Mark(msgspec.Struct, frozen=True):
     verdict: Verdict
     nbytes: int
     text: str
+
+
+UNREACHABLE = Mark("unreachable", 0, "")
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -50,7 +54,7 @@ class Box(msgspec.Struct):
     ``number`` is which of its ``passes`` it is, 0 for all. ``boxes`` and ``nodes`` are what lies directly in it.
     ``title`` is the text on the open box, ``lines`` and ``style`` are those of the node that stands for the closed one.
     One that ``is_single`` holds one node and nothing else: it is never drawn, and its node is a rectangle with its
-    address.
+    address. ``mark`` is about what goes in and out, ``total`` about all that is inside, too.
     """
 
     id: str
@@ -66,6 +70,7 @@ class Box(msgspec.Struct):
     style: Style = Style("box3d")
     is_single: bool = False
     mark: Mark | None = None
+    total: Mark | None = None
 
 
 class Edge(msgspec.Struct, frozen=True):
@@ -99,3 +104,21 @@ class Fold(msgspec.Struct, frozen=True):
     def repetition(self, number: int) -> tuple[int, ...]:
         """The boxes of one repetition, from 0."""
         return self.boxes[number * self.period : (number + 1) * self.period]
+
+
+# From what matters most to whoever looks for what is kept.
+IMPORTANCE: tuple[Verdict, ...] = ("failed", "kept", "rejected", "unreachable")
+
+
+def total_mark(marks: Iterable[Mark]) -> Mark:
+    """Several marks as one: the verdict that matters most, all bytes, and how many fail."""
+    found = list(marks)
+    verdict = min((mark.verdict for mark in found), key=IMPORTANCE.index, default=UNREACHABLE.verdict)
+    nbytes = sum(mark.nbytes for mark in found)
+    failed = counted(sum(mark.verdict == "failed" for mark in found), "failure") if verdict == "failed" else ""
+    return Mark(verdict, nbytes, ", ".join(filter(None, (kept_text(verdict, nbytes), failed))))
+
+
+def kept_text(verdict: Verdict, nbytes: int) -> str:
+    """What is kept, in words; nothing where nothing is."""
+    return f"kept: {format_bytes(nbytes)} per pass" if verdict == "kept" or nbytes else ""

@@ -9,7 +9,9 @@
 | ellipse, rectangle | an operation of its own, the only operation of a module |
 | box with an edge | a module that is shown as one node |
 | dashed | the value does not come from an input |
+| vermilion | the operation that raised, and ended the pass |
 | blue arrow | a gradient came back this way |
+| sky blue, white, pale gray, vermilion | in a preview: kept, rejected, unreachable, failing |
 
 After the paper, section "Visualization", with the colours of the reference's version 2.15.
 """
@@ -22,6 +24,7 @@ from typing import Literal
 import msgspec
 
 Shape = Literal["ellipse", "box", "box3d"]
+Verdict = Literal["kept", "rejected", "unreachable", "failed"]
 
 WHITE = "#FFFFFF"
 BLACK = "#000000"
@@ -34,7 +37,9 @@ TESTED = "#F7D460"
 BUFFER, BUFFER_INK = "#F4F4F4", "#888888"
 BACKWARD = "#9197F6"
 
-KEPT, REJECTED, UNREACHABLE, FAILED = "#2CA25F", WHITE, "#DDDDDD", "#D7301F"
+# What a recorder does with a value: sky blue and vermilion of Okabe and Ito's palette for all kinds of sight.
+KEPT, FAILED = "#56B4E9", "#D55E00"
+UNREACHABLE, UNREACHABLE_INK = "#EFEFEF", "#999999"
 
 
 class Style(msgspec.Struct, frozen=True):
@@ -49,18 +54,24 @@ class Style(msgspec.Struct, frozen=True):
 
 
 def op_style(
-    kind: str, trainable: Collection[bool | None], *, is_tested: bool, is_module: bool, from_input: bool
+    kind: str,
+    trainable: Collection[bool | None] = (),
+    *,
+    shape: Shape = "ellipse",
+    is_tested: bool = False,
+    from_input: bool = True,
 ) -> Style:
     """The style of an operation.
 
     Arguments:
-        kind: ``"input"``, ``"output"``, ``"buffer"`` or ``"op"``.
+        kind: that of the node.
         trainable: of each of its parameters, whether it is; None where that is not known.
+        shape: ``"box"`` of one that is all that its module does.
         is_tested: Python tested its value.
-        is_module: it is all that its module does.
         from_input: an input is among its ancestors, or it is one.
     """
-    shape: Shape = "box" if is_module else "ellipse"
+    if kind == "failed":
+        return Style(shape, FAILED, font=WHITE)
     dashed = not from_input
     if kind == "buffer":
         return Style(shape, BUFFER, "", BUFFER_INK, BUFFER_INK, dashed)
@@ -85,3 +96,14 @@ def parameter_fill(trainable: Collection[bool | None]) -> tuple[str, str]:
     if all(trainable):
         return TRAINABLE, ""
     return (FROZEN, "") if not any(trainable) else (TRAINABLE, FROZEN)
+
+
+def marked_style(style: Style, verdict: Verdict) -> Style:
+    """The style of a node in a preview: its shape and dashes stay, its colour is the verdict's."""
+    if verdict == "kept":
+        return Style(style.shape, KEPT, dashed=style.dashed)
+    if verdict == "failed":
+        return Style(style.shape, FAILED, font=WHITE, dashed=style.dashed)
+    if verdict == "rejected":
+        return Style(style.shape, WHITE, dashed=style.dashed)
+    return Style(style.shape, UNREACHABLE, "", UNREACHABLE_INK, UNREACHABLE_INK, style.dashed)

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from fastrec.graph.draw.description import Drawing
-from fastrec.graph.draw.parts import EdgeKind, Fold, Mark, Node
+from fastrec.graph.draw.parts import Box, EdgeKind, Fold, Mark, Node, total_mark
 from fastrec.graph.draw.rules import Style
 
 ViewKind = Literal["node", "module", "fold"]
@@ -168,18 +168,19 @@ class _Viewer:
 
     def _closed_box(self, index: int, frame: str) -> ViewNode:
         box = self._drawing.boxes[index]
-        return ViewNode(box.id, "module", index, box.lines, box.style, frame, box.mark)
+        return ViewNode(box.id, "module", index, box_lines(box), box.style, frame, box.total)
 
     def _closed_fold(self, index: int, frame: str) -> ViewNode:
         fold, drawing = self._drawing.folds[index], self._drawing
-        return ViewNode(fold.id, "fold", index, fold_lines(fold, drawing), fold_style(fold, drawing), frame)
+        lines, style = fold_lines(fold, drawing), fold_style(fold, drawing)
+        return ViewNode(fold.id, "fold", index, lines, style, frame, fold_mark(fold, drawing))
 
     def _frame(self, kind: ViewKind, index: int, frame: str) -> ViewBox:
         if kind == "fold":
             fold = self._drawing.folds[index]
-            return ViewBox(fold.id, kind, index, fold_lines(fold, self._drawing)[:2], frame)
+            return ViewBox(fold.id, kind, index, fold_title(fold, self._drawing), frame)
         box = self._drawing.boxes[index]
-        return ViewBox(box.id, kind, index, box.title, frame, box.mark)
+        return ViewBox(box.id, kind, index, box_title(box), frame, box.mark)
 
     def _edges(self) -> list[ViewEdge]:
         nodes, likes = self._drawing.nodes, self._likes()
@@ -232,11 +233,34 @@ def _cross(source: _Place, target: _Place) -> bool:
     return any(repetitions.get(number, repetition) != repetition for number, repetition in source.repetitions)
 
 
-def fold_lines(fold: Fold, drawing: Drawing) -> tuple[str, ...]:
-    """The text of a closed fold: first and last module and how often, the classes, and what one of them is."""
+def box_title(box: Box) -> tuple[str, ...]:
+    """The text on the frame of an open module."""
+    return box.title if box.mark is None or not box.mark.text else (*box.title, box.mark.text)
+
+
+def box_lines(box: Box) -> tuple[str, ...]:
+    """The text on a closed module."""
+    return box.lines if box.total is None or not box.total.text else (*box.lines, box.total.text)
+
+
+def fold_title(fold: Fold, drawing: Drawing) -> tuple[str, ...]:
+    """The text on the frame of an open fold: the first and the last module and how often, and the classes."""
     first, last = drawing.boxes[fold.boxes[0]], drawing.boxes[fold.boxes[-1]]
     classes = ", ".join(drawing.boxes[box].module_type for box in fold.repetition(0))
-    return (f"{first.id} to {last.id} (x{fold.count})", classes, *first.lines[2:])
+    return (f"{first.id} to {last.id} (x{fold.count})", classes)
+
+
+def fold_lines(fold: Fold, drawing: Drawing) -> tuple[str, ...]:
+    """The text on a closed fold: what stands on its frame, what its first module is, and the mark of all."""
+    lines = (*fold_title(fold, drawing), *drawing.boxes[fold.boxes[0]].lines[2:])
+    mark = fold_mark(fold, drawing)
+    return lines if mark is None or not mark.text else (*lines, mark.text)
+
+
+def fold_mark(fold: Fold, drawing: Drawing) -> Mark | None:
+    """The mark of all modules of a fold together."""
+    totals = [total for box in fold.boxes if (total := drawing.boxes[box].total) is not None]
+    return total_mark(totals) if totals else None
 
 
 def fold_style(fold: Fold, drawing: Drawing) -> Style:

@@ -1,1 +1,1 @@
-"""Proof that saved values are right: each is computed again, and each edge is tested."""
+"""Checks of saved values: each is computed again, and each edge of the graph is tested."""

@@ -1,4 +1,8 @@
-"""Whether a fast recording holds the operations and the values that the graph has."""
+"""Whether a fast recording has the same operations and values as the graph of the same pass.
+
+Recording and graph are made by different code that has little more than the model in common. So where they agree,
+either both are right, or both are wrong in the same way.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,9 @@ from fastrec._torch.state import random_state_restored, restored
 from fastrec.dryrun.dry_run import dry_run
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.events.context import PASS_FIELDS, RecordContext
-from fastrec.graph.history import ModelHistory, RecordFinder
 from fastrec.graph.log import log_forward_pass
 from fastrec.graph.pass_runner import uncompiled
+from fastrec.graph.structure import Graph
 from fastrec.graph.validation.replay import largest_difference
 from fastrec.graph.validation.report import Failure, Unchecked, ValidationReport
 from fastrec.predicates import parse
@@ -26,9 +30,6 @@ from fastrec.recording._recording import ActivationRecord, Recording
 from fastrec.session.inputs import NOT_GIVEN, roots_of
 from fastrec.sinks._copying import parts_of
 from fastrec.sinks.hdf5.catalog_log import StoredTransform
-
-Event = tuple[str, str, str]
-"""Kind, label and site."""
 
 
 def validate_recording(  # noqa: PLR0913
@@ -53,157 +54,155 @@ def validate_recording(  # noqa: PLR0913
     >>> bool(report), report.n_operations
     (True, 3)
 
-    Each record has to be of an operation of the graph, once and in its order, with its shape, dtype and value; and
-    all that the recording's predicates keep has to be there, as far as predicates can be read back. Model and random
-    state are as before.
+    Each record has to belong to an operation of the graph, once and in the same order, with its shape, dtype and value.
+    Everything that the recording's predicates keep has to be there, as far as the predicates can be read back. Model
+    and random state are as before.
 
     Arguments:
-        model, input_args, input_kwargs, call, random_seed: run the pass again, as for log_forward_pass; the model
-            has to be in the state in which it was recorded.
-        recording: what was recorded.
-        pass_index: the pass that ran on these inputs, where the recording has several.
-        tolerance: how much a value may be off, relative to the largest number in it: 1e-4 suits compiled models. None
+        model, input_args, input_kwargs, call, random_seed: used to run the pass again, as in log_forward_pass; the
+            model has to be in the state in which it was recorded.
+        recording: the recording to check.
+        pass_index: the pass that ran on these inputs, if the recording has several.
+        tolerance: how far a value may be off, relative to the largest number in it: 1e-4 suits compiled models. None
             allows for rounding.
 
     Returns a ValidationReport; a failure is named by the record's label and site.
     """
-    records = _of_one_pass(recording, pass_index)
+    records = _records_of_pass(recording, pass_index)
     model = uncompiled(model, by_call=call is not None)
     roots = roots_of(model)
     with random_state_restored(), restored(roots.values()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # The pass runs twice, and the dry run has to start in the same state as logging.
         with restored(roots.values()), random_state_restored():
             history = log_forward_pass(model, input_args, input_kwargs, call=call, random_seed=random_seed)
-        check = _Comparison(history, tolerance)
+        comparison = _Comparison(history.graph, tolerance)
         for record in records:
-            check.record(record)
+            comparison.check(record)
         try:
-            keeps = _predicates(recording)
+            predicates = _predicates(recording)
         except PredicateError as problem:
-            check.beyond("what is missing", f"what had to be kept can't be told: {problem}")
+            comparison.leave_out("what is missing", f"it is unknown what had to be kept: {problem}")
         else:
-            keeps["include_source_events"] = any(record.ctx.kind in ("input", "buffer") for record in records)
-            dry = dry_run(model, input_args, input_kwargs, call=call, random_seed=random_seed, **keeps)
-            check.complete(records, dry.kept)
-    return check.report
+            has_sources = any(record.ctx.kind in ("input", "buffer") for record in records)
+            options = {**predicates, "include_source_events": has_sources}
+            dry = dry_run(model, input_args, input_kwargs, call=call, random_seed=random_seed, **options)
+            comparison.check_completeness(records, dry.kept)
+    return comparison.report
 
 
-def _of_one_pass(recording: Recording, pass_index: int | None) -> Sequence[ActivationRecord]:
+def _records_of_pass(recording: Recording, pass_index: int | None) -> Sequence[ActivationRecord]:
     passes = sorted({record.ctx.pass_index for record in recording})
     if pass_index is None and len(passes) != 1:
-        shown = ", ".join(map(str, passes[:8])) + (", ..." if len(passes) > 8 else "")
+        numbers = ", ".join(map(str, passes[:8])) + (", ..." if len(passes) > 8 else "")
         raise OptionError(
-            f"the recording has records of {len(passes)} passes ({shown or 'none'}), and inputs are those of one; "
+            f"the recording has records of {len(passes)} passes ({numbers or 'none'}), and inputs are those of one; "
             "name it with pass_index="
         )
     if pass_index is not None and pass_index not in passes:
-        raise OptionError(f"pass_index={pass_index!r}: the recording has no records of that pass; {_near(passes)}")
+        passes_text = f"it has some of passes {passes[0]} to {passes[-1]}" if passes else "it has none at all"
+        raise OptionError(f"pass_index={pass_index!r}: the recording has no records of that pass; {passes_text}")
     return [record for record in recording if pass_index in (None, record.ctx.pass_index)]
 
 
-def _near(passes: Sequence[int]) -> str:
-    return f"it has some of passes {passes[0]} to {passes[-1]}" if passes else "it has none at all"
-
-
 def _predicates(recording: Recording) -> dict[str, Any]:
-    """What the recording was told to keep; PredicateError where a text can't say it."""
+    """The predicates of a recording, read back from its header; PredicateError if they can't be."""
     header = recording._source.catalog.header
-    found = {name: parse(header[name]) for name in ("keep_op", "keep_module") if header.get(name) is not None}
-    if not found:
+    predicates = {name: parse(header[name]) for name in ("keep_op", "keep_module") if header.get(name) is not None}
+    if not predicates:
         raise PredicateError("the recording does not name its predicates")
-    for predicate in found.values():
+    for predicate in predicates.values():
         counting = sorted(predicate.reads & PASS_FIELDS)
         if counting:
             raise PredicateError(f"{predicate!r} depends on the pass ({', '.join(counting)})")
-    return found
+    return predicates
 
 
 class _Comparison:
-    """Records against operations."""
+    """Compares records with the operations of a graph."""
 
-    def __init__(self, history: ModelHistory, tolerance: float | None) -> None:
+    def __init__(self, graph: Graph, tolerance: float | None) -> None:
         self.report = ValidationReport()
-        self._graph = history.graph
-        self._finder = RecordFinder(history.graph)
+        self._graph = graph
         self._tolerance = tolerance
         self._latest = -1
 
-    def record(self, record: ActivationRecord) -> None:
+    def check(self, record: ActivationRecord) -> None:
         """Compare one record with its operation."""
         self.report.n_operations += 1
         ctx = record.ctx
         try:
-            index = self._finder.index_of(ctx)
+            index = self._graph.records.index_of(ctx)
         except RecordKeyError as missing:
-            self._wrong(ctx, str(missing))
+            self._fail(ctx, str(missing))
             return
         op = self._graph.ops[index]
         if ctx.kind == "op" and ctx.is_bottom_level_func:
             if index < self._latest:
-                self._wrong(ctx, "it stands behind a record of a later operation")
+                self._fail(ctx, "it comes after a record of a later operation")
             self._latest = max(index, self._latest)
+        value = op.value
         if ctx.tensor_shape != op.shape or ctx.tensor_dtype != op.dtype:
-            told = f"{ctx.tensor_dtype} {tuple(ctx.tensor_shape)}"
-            self._wrong(ctx, f"it is of a {told}, and the operation returns {op.dtype} {op.shape}")
-        elif op.value is None:
-            self.beyond(_name(ctx), f"the graph could not save the value: {op.unsaved}")
+            form = f"{ctx.tensor_dtype} {tuple(ctx.tensor_shape)}"
+            self._fail(ctx, f"it is a {form}, and the operation returns {op.dtype} {op.shape}")
+        elif value is None:
+            self.leave_out(_name(ctx), f"the graph could not save the value: {op.unsaved}")
         else:
-            self._values(record, op.value)
+            self._check_values(record, value)
 
-    def _values(self, record: ActivationRecord, value: Tensor) -> None:
+    def _check_values(self, record: ActivationRecord, value: Tensor) -> None:
         spec = record.spec
         if not spec.save_activation:
             return
         with torch.no_grad():
-            right = _parts(value, spec)
+            parts = _expected_parts(value, spec)
         for part in ("activation", "transformed_activation"):
-            kept, expected = getattr(record, part), right.get(part)
-            if expected is None and kept is None:
-                continue
-            if expected is None or kept is None:
-                if part == "activation" or kept is None:
-                    self._wrong(record.ctx, f"its {part} is {'missing' if kept is None else 'one too many'}")
-                else:
-                    self.beyond(_name(record.ctx), "the function that transformed it is not known any more")
-                continue
-            self._value(record.ctx, part, kept, expected.detach().to(kept_dtype(spec, expected.dtype)))
+            recorded, expected = getattr(record, part), parts.get(part)
+            if expected is not None and recorded is not None:
+                self._check_value(record.ctx, part, recorded, expected.detach().to(kept_dtype(spec, expected.dtype)))
+            elif expected is not None:
+                self._fail(record.ctx, f"its {part} is missing")
+            elif recorded is not None and part == "activation":
+                self._fail(record.ctx, "its activation should not have been kept")
+            elif recorded is not None:
+                self.leave_out(_name(record.ctx), "the function that transformed it is no longer known")
 
-    def _value(self, ctx: RecordContext, part: str, kept: Tensor, expected: Tensor) -> None:
-        found = largest_difference(expected, kept.detach(), self._tolerance)
-        if isinstance(found, str):
-            self._wrong(ctx, f"its {part} is not the operation's value: {found}")
+    def _check_value(self, ctx: RecordContext, part: str, recorded: Tensor, expected: Tensor) -> None:
+        difference = largest_difference(expected, recorded.detach(), self._tolerance)
+        if isinstance(difference, str):
+            self._fail(ctx, f"its {part} is not the operation's value: {difference}")
             return
         self.report.n_replayed += 1
-        if found:
+        if difference:
             self.report.n_inexact += 1
-            self.report.largest_difference = max(self.report.largest_difference, found)
+            self.report.largest_difference = max(self.report.largest_difference, difference)
 
-    def complete(self, records: Iterable[ActivationRecord], kept: Iterable[RecordContext]) -> None:
-        """Whether each event that had to be kept is there, once."""
-        have = Counter(_event(record.ctx) for record in records)
-        want = Counter(map(_event, kept))
-        for kind, label, site in (want - have).elements():
+    def check_completeness(self, records: Iterable[ActivationRecord], kept: Iterable[RecordContext]) -> None:
+        """Check that each event that had to be kept is there, once."""
+        recorded = Counter(_event(record.ctx) for record in records)
+        expected = Counter(map(_event, kept))
+        for kind, label, site in (expected - recorded).elements():
             self.report.failures.append(Failure(f"{label} at {site}", f"this {kind} had to be kept, and is missing"))
-        for kind, label, site in (have - want).elements():
-            why = f"this {kind} was kept once too often, or had not to be kept"
+        for kind, label, site in (recorded - expected).elements():
+            why = f"this {kind} was kept once too often, or should not have been kept"
             self.report.failures.append(Failure(f"{label} at {site}", why))
 
-    def beyond(self, name: str, why: str) -> None:
+    def leave_out(self, name: str, why: str) -> None:
         """Note what can't be checked."""
         self.report.unchecked.append(Unchecked(name, why))
 
-    def _wrong(self, ctx: RecordContext, why: str) -> None:
+    def _fail(self, ctx: RecordContext, why: str) -> None:
         self.report.failures.append(Failure(_name(ctx), why))
 
 
-def _parts(value: Tensor, spec: CaptureSpec) -> Mapping[str, Tensor]:
-    """What had to be kept of a value, as far as that is known."""
-    if isinstance(spec.transform, StoredTransform):  # a file keeps its name alone
+def _expected_parts(value: Tensor, spec: CaptureSpec) -> Mapping[str, Tensor]:
+    """The parts of a value that had to be kept, as far as they are known."""
+    if isinstance(spec.transform, StoredTransform):  # a file holds only the name of the function
         return parts_of(value, replace(spec, transform=None)) if spec.save_raw else {}
     return parts_of(value, spec)
 
 
-def _event(ctx: RecordContext) -> Event:
+def _event(ctx: RecordContext) -> tuple[str, str, str]:
     return ctx.kind, ctx.label, ctx.site
 
 

@@ -1,4 +1,4 @@
-"""Running a call again from its saved parents."""
+"""Running a call again, comparing what it returns with what was saved, and random values to put in a parent's place."""
 
 from __future__ import annotations
 
@@ -8,49 +8,51 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from fastrec._torch.trees import leaves
-from fastrec.graph.raw import CapturedCall, CapturedOp, ConstantTensor, Overwritten, Parameter, Ref, filled, flat
-from fastrec.graph.tracking import may_draw, set_states
+from fastrec.graph.raw import CapturedCall, CapturedOp, Overwritten, Parameter, Ref, Reference, filled, flat
+from fastrec.graph.tracking import may_draw, set_generator_states
 
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What functions of torch raise about values that do not suit them."""
+"""What functions of torch raise for values that don't suit them."""
 
 UNINITIALISED = frozenset("empty emptylike newempty emptystrided emptypermuted".split())
 """Functions whose values are whatever was in memory."""
 
 
 class CannotReplay(Exception):
-    """A call cannot be run again, and why."""
+    """The reason why a call cannot be run again."""
 
 
-class Replayed:
-    """What a replayed call returned, and its tensor arguments as they were afterwards, by operation."""
+class Replayed(msgspec.Struct):
+    """What a replayed call returned, by path, and its tensor arguments after the call, by operation."""
 
-    def __init__(self, values: dict[str, Tensor], arguments: dict[int, Tensor]) -> None:
-        self.values = values
-        self.arguments = arguments
+    values: dict[str, Tensor]
+    arguments: dict[int, Tensor]
 
 
 class Replayer:
-    """Runs calls of a capture again."""
+    """Runs calls of a capture again, from the saved values of their parents."""
 
     def __init__(self, ops: Sequence[CapturedOp]) -> None:
         self._ops = ops
-        self._written = set(map(id, _written_parameters(ops)))
+        self._written_parameters = set(map(id, _written_parameters(ops)))
 
     def run(self, call: CapturedCall, instead: Mapping[int, Tensor] | None = None) -> Replayed:
-        """Run a call from the saved values of its parents, or from others ``instead`` of some of them."""
+        """Run a call, with other values ``instead`` of those of some operations."""
         if call.func is None or isinstance(call.func, nn.Module):
-            raise CannotReplay("of the inside of its module nothing was seen, so there is no function to run again")
+            raise CannotReplay("nothing was seen of the inside of its module, so there is no function to run again")
         if call.func is torch.autograd.grad:
-            raise CannotReplay("a derivative comes from autograd's graph of the pass, which saved values don't have")
+            raise CannotReplay(
+                "a derivative comes from autograd's graph of the pass, which saved values are not part of"
+            )
         arguments: dict[int, Tensor] = {}
-        others: dict[int, Tensor] = {}
+        other_arguments: dict[int, Tensor] = {}
 
-        def tensor(reference: Any) -> Tensor:
+        def tensor(reference: Reference) -> Tensor:
             if isinstance(reference, Ref | Overwritten):
                 op = reference.op
                 if op not in arguments:
@@ -60,28 +62,28 @@ class Replayer:
                 return arguments[op]
             if not call.inplace:
                 return self.value_of(reference)
-            if id(reference) not in others:
-                others[id(reference)] = self.value_of(reference).clone()
-            return others[id(reference)]
+            if id(reference) not in other_arguments:
+                other_arguments[id(reference)] = self.value_of(reference).clone()
+            return other_arguments[id(reference)]
 
         args = tuple([filled(item, tensor) for item in call.args])
         kwargs = {key: filled(item, tensor) for key, item in call.kwargs.items()}
-        with as_it_was(call, kwargs):
+        with circumstances_of(call, kwargs):
             out = call.func(*args, **kwargs)
             if out is None and args:
                 out = args[0]
             return Replayed(dict(leaves(out)), arguments)
 
-    def value_of(self, reference: Ref | Overwritten | Parameter | ConstantTensor) -> Tensor:
+    def value_of(self, reference: Reference) -> Tensor:
         """The tensor that a call got."""
         if isinstance(reference, Parameter):
-            if id(reference.tensor) in self._written:
+            if id(reference.tensor) in self._written_parameters:
                 raise CannotReplay(f"the pass writes to the parameter {reference.address!r}, which is not saved")
             return reference.tensor.detach()
         value = self._ops[reference.op].value if isinstance(reference, Ref) else reference.value
         if value is None:
-            why = self._ops[reference.op].unsaved if isinstance(reference, Ref) else ""
-            raise CannotReplay(f"the value of an argument was not saved{': ' + why if why else ''}")
+            reason = self._ops[reference.op].unsaved if isinstance(reference, Ref) else ""
+            raise CannotReplay(f"the value of an argument was not saved{': ' + reason if reason else ''}")
         return value.detach()
 
 
@@ -96,90 +98,90 @@ def _written_parameters(ops: Sequence[CapturedOp]) -> Iterator[Tensor]:
 
 def parents_in(call: CapturedCall) -> dict[int, Ref | Overwritten]:
     """The operations whose values a call got, in order of the arguments, with how it got them."""
-    found: dict[int, Ref | Overwritten] = {}
+    parents: dict[int, Ref | Overwritten] = {}
     for leaf in flat((call.args, dict(call.kwargs))):
         if isinstance(leaf, Ref | Overwritten):
-            found.setdefault(leaf.op, leaf)
-    return found
+            parents.setdefault(leaf.op, leaf)
+    return parents
 
 
 @contextmanager
-def as_it_was(call: CapturedCall, kwargs: dict[str, Any]) -> Iterator[None]:
-    """The state of the world in which the call was made: random numbers, autocasting; no graph is recorded."""
+def circumstances_of(call: CapturedCall, kwargs: dict[str, Any]) -> Iterator[None]:
+    """The circumstances in which a call was made: random states and autocasting, but without building a graph.
+
+    A generator in ``kwargs`` is replaced by a new one in the same state, so that the user's own is left alone.
+    """
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         for device, dtype in call.autocast:
             stack.enter_context(torch.autocast(device, dtype))
         if call.rng and call.func is not None and may_draw(call.func):
-            set_states(call.rng)
+            set_generator_states(call.rng)
             if "generator" in call.rng:
                 kwargs["generator"] = torch.Generator(kwargs["generator"].device)
                 kwargs["generator"].set_state(call.rng["generator"])
         yield
 
 
-def largest_difference(saved: Tensor, found: Tensor, tolerance: float | None = None) -> str | float:
-    """Why two values are not the same, or how far they are apart by rounding: 0.0 where they are equal.
+MAX_ROUNDING = 100
+"""How many units in the last place of its largest number a value may be off, because kernels round differently."""
 
-    ``tolerance`` is relative to the largest number; None is what rounding makes.
+
+def largest_difference(saved: Tensor, value: Tensor, tolerance: float | None = None) -> str | float:
+    """Why two values are not the same, or how far apart they are by rounding: 0.0 if they are equal.
+
+    ``tolerance`` is relative to the largest number; None allows for rounding.
     """
-    if saved.shape != found.shape:
-        return f"its shape is {tuple(found.shape)}, and {tuple(saved.shape)} was saved"
-    if saved.dtype != found.dtype:
-        return f"its dtype is {found.dtype}, and {saved.dtype} was saved"
-    if saved.device != found.device:
-        found = found.to(saved.device)
-    if torch.equal(saved, found):
+    if saved.shape != value.shape:
+        return f"its shape is {tuple(value.shape)}, and {tuple(saved.shape)} was saved"
+    if saved.dtype != value.dtype:
+        return f"its dtype is {value.dtype}, and {saved.dtype} was saved"
+    if saved.device != value.device:
+        value = value.to(saved.device)
+    if torch.equal(saved, value):
         return 0.0
     if not (saved.is_floating_point() or saved.is_complex()):
-        return f"{int((saved != found).sum())} of {saved.numel()} elements differ"
-    unequal = (saved != found) & ~(saved.isnan() & found.isnan())
+        return f"{int((saved != value).sum())} of {saved.numel()} elements differ"
+    unequal = (saved != value) & ~(saved.isnan() & value.isnan())
     if not unequal.any():
         return 0.0
-    a, b = saved.detach()[unequal].to(_wide(saved)), found.detach()[unequal].to(_wide(found))
+    wide = torch.complex128 if saved.is_complex() else torch.float64
+    a, b = saved.detach()[unequal].to(wide), value.detach()[unequal].to(wide)
     if not (a.isfinite().all() and b.isfinite().all()):
-        return f"{int(unequal.sum())} of {saved.numel()} elements differ, some of them by more than any number"
+        return f"{int(unequal.sum())} of {saved.numel()} elements differ, some of them are infinite or NaN"
     finite = saved[saved.isfinite()]
     scale = float(finite.abs().max()) or 1.0
     relative = float((a - b).abs().max()) / scale
-    if relative <= (ROUNDING * torch.finfo(saved.dtype).eps if tolerance is None else tolerance):
+    if relative <= (MAX_ROUNDING * torch.finfo(saved.dtype).eps if tolerance is None else tolerance):
         return relative
     return f"{int(unequal.sum())} of {saved.numel()} elements differ, by up to {relative:.2g} of the largest"
 
 
-def differs(saved: Tensor, found: Tensor) -> bool:
+def differs(saved: Tensor, value: Tensor) -> bool:
     """Whether two values differ at all; NaN is equal to NaN."""
-    if saved.shape != found.shape or saved.dtype != found.dtype:
+    if saved.shape != value.shape or saved.dtype != value.dtype:
         return True
-    if torch.equal(saved, found):
+    if torch.equal(saved, value):
         return False
-    return not saved.isnan().any() or not torch.allclose(saved, found, rtol=0.0, atol=0.0, equal_nan=True)
+    return not saved.isnan().any() or not torch.allclose(saved, value, rtol=0.0, atol=0.0, equal_nan=True)
 
 
-ROUNDING = 100
-"""How many units of the last place of its largest number a value may be off: other kernels round in another order."""
-
-
-def _wide(value: Tensor) -> torch.dtype:
-    return torch.complex128 if value.is_complex() else torch.float64
-
-
-# Functions that look things up: another number than those they got may be out of range.
-LOOKS_UP = re.compile(
+# Functions that look something up by index: a random index may be out of range.
+_LOOKS_UP = re.compile(
     "embedding|gather|index|scatter|take|getitem|setitem|onehot|bincount|repeatinterleave|pack|ctc|nll|crossentropy"
     "|select|put|slice|narrow|split|roll|tile|repeat|segment|searchsorted"
 )
 
-# Functions whose arguments say how much memory they take.
-SIZES_ITS_RESULT = re.compile("arange|linspace|logspace|^full|^zeros|^ones|^empty|repeat|bincount|onehot|pad|tile")
+# Functions whose arguments determine the size of the result: a large random number might take all memory.
+_SIZES_ITS_RESULT = re.compile("arange|linspace|logspace|^full|^zeros|^ones|^empty|repeat|bincount|onehot|pad|tile")
 
-ABOUT_NAN = re.compile("nan|isinf|isposinf|isneginf|isfinite")
+_ABOUT_NAN = re.compile("nan|isinf|isposinf|isneginf|isfinite")
 
 
 def replacements(value: Tensor, layer_type: str, generator: torch.Generator) -> Iterator[Tensor]:
-    """Random values of the form of a given one, ever less like it.
+    """Random values of the same shape and dtype, less and less like the given one.
 
-    Integers stay among those from zero to the largest given where the function may look something up by them.
+    Integers stay between zero and the largest of the given ones if the function may use them as indices.
     """
     if value.numel() == 0:
         return
@@ -205,16 +207,16 @@ def _floats(value: Tensor, layer_type: str, generator: torch.Generator) -> Itera
     scale = min(scale or 1.0, 1e4)
     noise = _normal(value, generator)
     yield (noise * scale).to(value.dtype)
-    if SIZES_ITS_RESULT.search(layer_type):
+    if _SIZES_ITS_RESULT.search(layer_type):
         return
-    for more in (max(scale, 1.0) * 1e3, 1e18):  # the other operands may be as large
-        wide = (noise * min(more, float(torch.finfo(value.dtype).max) / 100)).to(value.dtype)
-        yield wide
-        yield -wide  # a single number may lie beyond a bound on one side
+    for magnitude in (max(scale, 1.0) * 1e3, 1e18):  # the other operands may be as large
+        large = (noise * min(magnitude, float(torch.finfo(value.dtype).max) / 100)).to(value.dtype)
+        yield large
+        yield -large  # a single number may be beyond a bound on one side
     if not value.is_complex():
         yield (noise.abs() * scale).to(value.dtype)
         yield (noise.abs() * -scale).to(value.dtype)
-    if ABOUT_NAN.search(layer_type):
+    if _ABOUT_NAN.search(layer_type):
         for special in (torch.nan, torch.inf, -torch.inf):
             yield torch.where(noise.real > 0 if value.is_complex() else noise > 0, special, value).to(value.dtype)
 
@@ -227,21 +229,21 @@ def _integers(value: Tensor, layer_type: str, generator: torch.Generator) -> Ite
         yield value.flatten().flip(0).reshape(value.shape)
         yield torch.full_like(value, least)
         yield torch.full_like(value, most)
-    if not LOOKS_UP.search(layer_type) and not SIZES_ITS_RESULT.search(layer_type):
+    if not _LOOKS_UP.search(layer_type) and not _SIZES_ITS_RESULT.search(layer_type):
         yield value + 1
         yield (_uniform(value, generator) * 100).to(value.dtype)
         yield -value - 1 if value.dtype.is_signed else value + 3
 
 
-_BLOCK = 65_537
-"""So many random numbers are drawn for a large value, and used again; the number is prime, so that no axis fits it."""
+_NOISE_PERIOD = 65_537
+"""How many random numbers are drawn for a large value, and then repeated; a prime number, which no axis divides."""
 
 
 def _normal(value: Tensor, generator: torch.Generator) -> Tensor:
     """Normal noise, complex for complex values."""
     wide = torch.float64 if value.dtype in (torch.float64, torch.complex128) else torch.float32
     count = value.numel() * (2 if value.is_complex() else 1)
-    noise = torch.randn(min(count, _BLOCK), generator=generator, dtype=wide)
+    noise = torch.randn(min(count, _NOISE_PERIOD), generator=generator, dtype=wide)
     noise = noise.repeat(-(-count // len(noise)))[:count]
     if value.is_complex():
         noise = torch.view_as_complex(noise.reshape(-1, 2))

@@ -1,4 +1,4 @@
-"""What a validation found."""
+"""The result of a validation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastrec._optional import pandas
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """An operation, or a record, that is not what it should be, and why."""
+    """An operation or a record that is wrong, and why."""
 
     name: str
     why: str
@@ -20,9 +20,9 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Exempted(msgspec.Struct, frozen=True):
-    """A parent whose random replacement did not have to change the result: by which rule, and why that is right.
+    """A parent that may be replaced by random values without changing the result: by which rule, and why.
 
-    ``parent`` is empty where the operation's own value did not have to be what a replay gives.
+    ``parent`` is empty if it is the operation's own value that need not equal a replay's.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Exempted(msgspec.Struct, frozen=True):
 
 
 class Unchecked(msgspec.Struct, frozen=True):
-    """An operation, or a record, that could not be checked, and why."""
+    """An operation or a record that could not be checked, and why."""
 
     name: str
     why: str
@@ -55,13 +55,13 @@ class ValidationReport(msgspec.Struct):
     (True, 2, None)
 
     Fields:
-        failures: what is wrong, in order of execution; ``first_failure`` is where it began.
-        exempted: parents whose value made no difference, and why that is right there.
-        unchecked: what nothing can be said about, and why.
-        n_operations, n_replayed, n_perturbed: operations looked at, run again from their saved parents, and parents
-            replaced by random values.
-        n_inexact, largest_difference: replays that differ from the saved value by rounding, and by how much at most,
-            relative to the largest number in that value.
+        failures: what is wrong, in order of execution; ``first_failure`` is where it starts.
+        exempted: parents whose values made no difference, and why that is right.
+        unchecked: what could not be checked, and why.
+        n_operations, n_replayed, n_perturbed: the numbers of operations checked, of operations run again from their
+            saved parents, and of parents replaced by random values.
+        n_inexact, largest_difference: the number of replays that differ from the saved value by rounding, and the
+            largest such difference, relative to the largest number in the value.
     """
 
     failures: list[Failure] = []
@@ -78,11 +78,11 @@ class ValidationReport(msgspec.Struct):
 
     @property
     def first_failure(self) -> Failure | None:
-        """The first operation, in order of execution, that is wrong."""
+        """The first operation that is wrong, in order of execution."""
         return self.failures[0] if self.failures else None
 
     def to_pandas(self) -> Any:
-        """One row for each failure, exemption and thing unchecked; needs pandas."""
+        """One row for each failure, exemption and unchecked operation; needs pandas."""
         rows = [
             {"verdict": verdict, "parent": None, "rule": None, **msgspec.structs.asdict(entry)}
             for verdict in ("failures", "exempted", "unchecked")

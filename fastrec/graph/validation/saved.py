@@ -1,11 +1,20 @@
-"""Proof that what a history saved is right, after the paper's section on validating the accuracy of activations."""
+"""Whether the values that a history saved are right, after the paper's section on validating activations.
+
+From the outputs back to the roots, each operation is run again from the saved values of its parents. It has to give its
+own saved value, which shows that values and functions are right; and with random values in place of a parent it has to
+give another value, which shows that the edge is needed. Beyond that:
+
+- outputs are compared with those of a pass without logging;
+- a value that was written through another view of its memory is not what any single call returns, so if there are such
+  values the whole pass is run again, with memory shared as it was (``_LivePass``).
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +25,8 @@ from fastrec._torch.trees import argument_leaves, leaves
 from fastrec.graph.history import ModelHistory
 from fastrec.graph.log import log_forward_pass
 from fastrec.graph.pass_runner import uncompiled
-from fastrec.graph.raw import (
-    CapturedCall,
-    CapturedOp,
-    ConstantTensor,
-    Overwritten,
-    Parameter,
-    Ref,
-    filled,
-    flat,
-    mapped,
-)
+from fastrec.graph.raw import CapturedCall, CapturedOp, Overwritten, Ref, Reference, filled, flat, mapped
+from fastrec.graph.structure import Graph
 from fastrec.graph.validation.exemptions import Trial, exemption
 from fastrec.graph.validation.replay import (
     REFUSALS,
@@ -34,7 +34,7 @@ from fastrec.graph.validation.replay import (
     CannotReplay,
     Replayed,
     Replayer,
-    as_it_was,
+    circumstances_of,
     differs,
     largest_difference,
     parents_in,
@@ -52,7 +52,7 @@ def validate_saved_activations(
     call: Callable[[], Any] | None = None,
     random_seed: int | None = None,
 ) -> ValidationReport:
-    """Log a forward pass with all its values, and check every one of them.
+    """Log a forward pass with all its values, and check each of them.
 
     >>> import torch
     >>> from fastrec.graph import validate_saved_activations
@@ -60,31 +60,30 @@ def validate_saved_activations(
     >>> print(validate_saved_activations(model, torch.ones(2, 4)))
     Valid: 4 operations, 2 replayed (0 equal up to rounding), 2 parents replaced by random values
 
-    The outputs are compared with those of a pass that nobody watches. Then, from the outputs back to the roots, each
-    operation is run again from the saved values of its parents and must give its own saved value; and with random
-    values in place of each parent it must give another one, but for the exemptions that the report names. It takes
-    the memory of all values, and the time of several passes. Model and random state are as before.
+    The outputs are compared with those of a pass without logging. Then, from the outputs back to the roots, each
+    operation is run again from the saved values of its parents and has to give its own saved value; and with random
+    values in place of each parent it has to give another value, except where the report names an exemption. This takes
+    the memory of all values and the time of several passes. Model and random state are as before.
 
-    Arguments are those of log_forward_pass. With ``call`` there is no pass beside the logged one.
-    Returns a ValidationReport, which is true or false.
+    Arguments are those of log_forward_pass. With ``call`` there is no pass without logging to compare outputs with.
+    Returns a ValidationReport, which is true or false as a value.
     """
     model = uncompiled(model, by_call=call is not None)
     roots = roots_of(model)
     with random_state_restored(), restored(roots.values()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the pass is run twice, and its warnings would be, too
+        warnings.simplefilter("ignore")  # the pass runs twice, and would give its warnings twice
         if call is not None:
-            history = log_forward_pass(model, call=call, random_seed=random_seed)
-            return validate_history(history)
-        before = _parameter_versions(roots)
-        truth = _plain_pass(roots, input_args, input_kwargs or {}, random_seed)
-        writes = before != _parameter_versions(roots)
+            return validate_history(log_forward_pass(model, call=call, random_seed=random_seed))
+        versions = _parameter_versions(roots)
+        outputs = _plain_outputs(roots, input_args, input_kwargs or {}, random_seed)
+        writes_parameters = versions != _parameter_versions(roots)
         args = mapped(input_args, _copied)
         kwargs = mapped(dict(input_kwargs or {}), _copied)
         history = log_forward_pass(model, args, kwargs, random_seed=random_seed)
-        given = {path: value for path, value in argument_leaves(args_of(input_args), input_kwargs or {})}
-        report = validate_history(history, outputs={} if writes else truth, inputs=given)
-        if writes:
-            why = "the pass writes to parameters, so that one that nobody watches gives others"
+        inputs = dict(argument_leaves(args_of(input_args), input_kwargs or {}))
+        report = validate_history(history, outputs={} if writes_parameters else outputs, inputs=inputs)
+        if writes_parameters:
+            why = "the pass writes to parameters, so that a second pass has other outputs"
             report.unchecked.append(Unchecked("outputs", why))
         return report
 
@@ -95,7 +94,7 @@ def validate_history(
     outputs: Mapping[str, Tensor] | None = None,
     inputs: Mapping[str, Tensor] | None = None,
 ) -> ValidationReport:
-    """Check the values that a history saved, while the model's parameters are what they were.
+    """Check the values of a history, as long as the model's parameters have not changed.
 
     >>> import torch
     >>> from fastrec.graph import log_forward_pass, validate_history
@@ -105,30 +104,30 @@ def validate_history(
     linear_1_1: run again from its saved parents it differs: 1 of 16 elements differ, by up to ... of the largest
 
     Arguments:
-        history: one that saved all values.
-        outputs: the right outputs, by path (``""`` for a single tensor), and ``inputs`` likewise (``"[0]"``), where
-            they are known.
+        history: a history with all values saved.
+        outputs, inputs: the right outputs and inputs if you know them, by path: ``""`` for a single output, ``"[0]"``
+            for the first input.
 
     Returns a ValidationReport.
     """
     ops = history.graph.ops
-    missing = [i for i in history.graph.order if ops[i].held is None and not ops[i].unsaved]
+    missing = [i for i in history.graph.order if ops[i].stored_value is None and not ops[i].unsaved]
     if not history.roots:
         raise OptionError("validation runs functions again, and a history from a file has none; validate before saving")
     if missing:
         raise OptionError(
-            f"validation takes all values, and that of {history.graph.label(missing[0])} was not saved; log the pass "
+            f"validation needs all values, and that of {history.graph.label(missing[0])} was not saved; log the pass "
             "with layers_to_save='all'"
         )
     with random_state_restored(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _Validation(history).run(outputs or {}, inputs or {})
+        return _Validation(history.graph).run(outputs or {}, inputs or {})
 
 
-def _plain_pass(
+def _plain_outputs(
     roots: Mapping[str, nn.Module], input_args: Any, input_kwargs: Mapping[str, Any], seed: int | None
 ) -> dict[str, Tensor]:
-    """The outputs of a pass that nobody watches; model, inputs and random state are as before."""
+    """The outputs of a pass without logging; model, inputs and random state are as before."""
     root = next(iter(roots.values()))
     with restored(roots.values()), random_state_restored(), seeded(seed):
         out = root(*args_of(mapped(input_args, _copied)), **mapped(dict(input_kwargs), _copied))
@@ -141,7 +140,7 @@ def _parameter_versions(roots: Mapping[str, nn.Module]) -> list[int]:
 
 
 def _copied(leaf: Any) -> Any:
-    """An argument that the model may write to."""
+    """A copy of an argument, which the model may write to."""
     if type(leaf) is Tensor and leaf.layout == torch.strided:
         return leaf.detach().clone().requires_grad_(leaf.requires_grad)
     return leaf
@@ -150,50 +149,50 @@ def _copied(leaf: Any) -> Any:
 class _Validation:
     """Checks one history."""
 
-    def __init__(self, history: ModelHistory) -> None:
-        self._graph = history.graph
-        self._ops = history.graph.ops
-        self._replayer = Replayer(self._ops)
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._ops = graph.ops
+        self._replayer = Replayer(graph.ops)
         self._report = ValidationReport()
-        self._failed: dict[int, str] = {}
+        self._failures: dict[int, str] = {}
         self._unchecked: dict[int, str] = {}
         self._generator = torch.Generator().manual_seed(0)
         self._results: dict[int, list[CapturedOp]] = defaultdict(list)  # the operations that one call made
-        for index in self._graph.order:
-            self._results[id(self._ops[index].call)].append(self._ops[index])
+        for index in graph.order:
+            self._results[id(graph.ops[index].call)].append(graph.ops[index])
 
     def run(self, outputs: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> ValidationReport:
-        done: set[int] = set()
-        for index in reversed(self._graph.order):  # children before their parents
+        """Check everything, from the outputs back."""
+        checked: set[int] = set()
+        for index in reversed(self._graph.order):
             op = self._ops[index]
             self._report.n_operations += 1
             if op.kind == "output":
-                self._check_output(op, outputs)
+                self._check_output(op, outputs.get(op.path))
             elif op.kind == "input":
-                self._check_root(op, inputs.get(op.address))
-            elif op.kind == "op" and id(op.call) not in done:
-                done.add(id(op.call))
+                self._check_input(op, inputs.get(op.address))
+            elif op.kind == "op" and id(op.call) not in checked:
+                checked.add(id(op.call))
                 self._check_call(op.call)
-        for read in stale_reads(self._ops, self._graph.order):
-            what = f"what it read of {self._graph.label(read.parent)}, after writes through other views, is not there"
-            self._note(read.op, largest_difference(read.read, read.found), what)
+        for read in _overwritten_reads(self._ops, self._graph.order):
+            what = f"what it read of {self._graph.label(read.parent)}, after writes through other views, differs"
+            self._note(read.op, largest_difference(read.read, read.replayed), what)
         report = self._report
-        report.failures = [Failure(self._graph.label(i), why) for i, why in sorted(self._failed.items())]
+        report.failures = [Failure(self._graph.label(i), why) for i, why in sorted(self._failures.items())]
         report.unchecked = [Unchecked(self._graph.label(i), why) for i, why in sorted(self._unchecked.items())]
         report.exempted.reverse()
         return report
 
-    def _check_output(self, op: CapturedOp, outputs: Mapping[str, Tensor]) -> None:
+    def _check_output(self, op: CapturedOp, right: Tensor | None) -> None:
         (template,) = op.call.args
         try:
             self._compare(op, self._replayer.value_of(template), "it is not what its parent was")
         except CannotReplay as problem:
             self._unchecked[op.index] = str(problem)
-        right = outputs.get(op.path)
         if right is not None:
             self._compare(op, right, "it is not what the model returns")
 
-    def _check_root(self, op: CapturedOp, right: Tensor | None) -> None:
+    def _check_input(self, op: CapturedOp, right: Tensor | None) -> None:
         if right is not None:
             self._compare(op, right, "it is not the input that was given")
 
@@ -203,176 +202,176 @@ class _Validation:
         try:
             replayed = self._replayer.run(call)
         except CannotReplay as problem:
-            for op in results:
-                self._unchecked[op.index] = str(problem)
+            self._unchecked.update({op.index: str(problem) for op in results})
             return
         except REFUSALS as error:
-            for op in results:
-                self._failed[op.index] = f"run again from its saved parents it raises {type(error).__name__}: {error}"
+            why = f"run again from its saved parents it raises {type(error).__name__}: {error}"
+            self._failures.update({op.index: why for op in results})
             return
         self._report.n_replayed += 1
         for op in results:
             self._check_replayed(op, replayed)
             self._check_parents(op, parents)
-        self._check_rewritten(call, replayed)
+        self._check_buffers(call, replayed)
         for parent in parents:
             self._perturb(call, parent, results)
 
     def _check_replayed(self, op: CapturedOp, replayed: Replayed) -> None:
-        found = replayed.values.get(op.path)
+        value = replayed.values.get(op.path)
         if op.value is None:
             self._unchecked[op.index] = f"its value was not saved: {op.unsaved}"
-        elif op.call.layer_type in UNINITIALISED and found is not None and found.shape == op.shape:
+        elif op.call.layer_type in UNINITIALISED and value is not None and value.shape == op.shape:
             rule = "uninitialised"
-            why = "memory that nobody has written has no right value; its form was checked"
+            why = "uninitialised memory has no right value; shape and dtype were checked"
             self._report.exempted.append(Exempted(self._graph.label(op.index), "", rule, why))
-        elif found is None:
-            self._failed[op.index] = "run again from its saved parents its call does not return it"
+        elif value is None:
+            self._failures[op.index] = "run again from its saved parents its call does not return it"
         else:
-            self._compare(op, found, "run again from its saved parents it differs")
+            self._compare(op, value, "run again from its saved parents it differs")
 
-    def _check_parents(self, op: CapturedOp, parents: Mapping[int, Any]) -> None:
-        told = tuple(parents)
-        written = tuple(w for how in parents.values() if isinstance(how, Overwritten) for w in how.written_by)
-        if op.parents != told and not (written and set(op.parents) == {*told, *written}):
+    def _check_parents(self, op: CapturedOp, in_arguments: Mapping[int, Ref | Overwritten]) -> None:
+        expected = tuple(in_arguments)
+        writers = tuple(w for how in in_arguments.values() if isinstance(how, Overwritten) for w in how.written_by)
+        if op.parents != expected and not (writers and set(op.parents) == {*expected, *writers}):
             names = ", ".join(map(self._graph.label, op.parents)) or "none"
-            self._failed.setdefault(op.index, f"the parents that it names ({names}) are not those in its arguments")
+            why = f"the parents that it names ({names}) are not those in its arguments"
+            self._failures.setdefault(op.index, why)
 
-    def _check_rewritten(self, call: CapturedCall, replayed: Replayed) -> None:
-        """What a call wrote beside its result, as a batch norm writes statistics, is what was read later."""
+    def _check_buffers(self, call: CapturedCall, replayed: Replayed) -> None:
+        """Check buffers that a call wrote to, such as the statistics of a batch norm, and that were read later."""
         if not call.inplace:
             return
-        made = {op.index for op in self._results[id(call)]}
-        addresses = {self._ops[i].address: value for i, value in replayed.arguments.items() if self._ops[i].address}
+        results = {op.index for op in self._results[id(call)]}
+        written = {self._ops[i].address: value for i, value in replayed.arguments.items() if self._ops[i].address}
         for index in self._graph.order:
             op = self._ops[index]
-            if op.kind == "buffer" and made.intersection(op.parents) and op.address in addresses:
-                self._compare(op, addresses[op.address], f"it is not what {call.layer_type} wrote")
+            if op.kind == "buffer" and results.intersection(op.parents) and op.address in written:
+                self._compare(op, written[op.address], f"it is not what {call.layer_type} wrote")
 
     def _compare(self, op: CapturedOp, right: Tensor, what: str) -> None:
-        if op.value is None:
+        value = op.value
+        if value is None:
             self._unchecked[op.index] = f"its value was not saved: {op.unsaved}"
-            return
-        self._note(op, largest_difference(op.value, right), what)
+        else:
+            self._note(op, largest_difference(value, right), what)
 
-    def _note(self, op: CapturedOp, found: str | float, what: str) -> None:
-        if isinstance(found, str):
-            self._failed.setdefault(op.index, f"{what}: {found}")
-        elif found:
+    def _note(self, op: CapturedOp, difference: str | float, what: str) -> None:
+        if isinstance(difference, str):
+            self._failures.setdefault(op.index, f"{what}: {difference}")
+        elif difference:
             self._report.n_inexact += 1
-            self._report.largest_difference = max(self._report.largest_difference, found)
+            self._report.largest_difference = max(self._report.largest_difference, difference)
 
     def _perturb(self, call: CapturedCall, parent: int, results: list[CapturedOp]) -> None:
-        """Put random values in place of one parent: the result has to change, or a rule says why not."""
+        """Put random values in place of one parent: the result has to change, unless a rule says why not."""
         value = self._replayer.value_of(parents_in(call)[parent])
         self._report.n_perturbed += 1
-        for other in replacements(value, call.layer_type, self._generator):
+        for replacement in replacements(value, call.layer_type, self._generator):
             try:
-                changed = self._replayer.run(call, {parent: other})
-            except REFUSALS:  # it accepts the saved value and refuses another, so it reads it
+                changed = self._replayer.run(call, {parent: replacement})
+            except REFUSALS:  # it accepts the saved value and refuses another, so it reads the value
                 return
-            if any(self._differs(op, changed) for op in results):
+            if any(self._is_changed(op, changed) for op in results):
                 return
         rule = exemption(self._trial(call, parent, value, results))
+        names = self._graph.label(results[0].index), self._graph.label(parent)
         if rule is None:
-            why = f"random values in place of {self._graph.label(parent)} give the same result"
-            self._failed.setdefault(results[0].index, why)
+            self._failures.setdefault(results[0].index, f"random values in place of {names[1]} give the same result")
         else:
-            names = self._graph.label(results[0].index), self._graph.label(parent)
             self._report.exempted.append(Exempted(*names, rule.name, rule.why))
 
-    def _differs(self, op: CapturedOp, changed: Replayed) -> bool:
-        found = changed.values.get(op.path)
-        return op.value is None or found is None or differs(op.value, found)
+    def _is_changed(self, op: CapturedOp, replayed: Replayed) -> bool:
+        saved, value = op.value, replayed.values.get(op.path)
+        return saved is None or value is None or differs(saved, value)
 
     def _trial(self, call: CapturedCall, parent: int, value: Tensor, results: list[CapturedOp]) -> Trial:
-        def tensor(reference: Any) -> Any:
-            return value if getattr(reference, "op", None) == parent else self._replayer.value_of(reference)
+        def tensor(reference: Reference) -> Tensor:
+            is_parent = isinstance(reference, Ref | Overwritten) and reference.op == parent
+            return value if is_parent else self._replayer.value_of(reference)
 
         args = [filled(item, tensor) for item in call.args]
         kwargs = {key: filled(item, tensor) for key, item in call.kwargs.items()}
-        places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-        place = next(name for name, item in places if _holds(item, value))
-        saved = [op.value for op in results if op.value is not None]
+        arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+        place = next(name for name, argument in arguments if any(leaf is value for leaf in flat(argument)))
+        saved = [result for op in results if (result := op.value) is not None]
         return Trial(call.layer_type, call.inplace, place, value, args, kwargs, saved)
 
 
-def _holds(item: Any, value: Tensor) -> bool:
-    return any(leaf is value for leaf in flat(item))
+class _OverwrittenRead(NamedTuple):
+    """A call that read a value after a write through another view: what it read, and what running again gives."""
+
+    op: CapturedOp
+    parent: int
+    read: Tensor
+    replayed: Tensor
 
 
-class OverwrittenRead:
-    """A call that read a value which another view had written to: what it read, and what running again gives."""
-
-    def __init__(self, op: CapturedOp, parent: int, read: Tensor, found: Tensor) -> None:
-        self.op = op
-        self.parent = parent
-        self.read = read
-        self.found = found
-
-
-def stale_reads(ops: Sequence[CapturedOp], order: Sequence[int]) -> Iterator[OverwrittenRead]:
-    """All reads of values that were written through other views, each run again from the roots of the pass."""
+def _overwritten_reads(ops: Sequence[CapturedOp], order: Sequence[int]) -> Iterator[_OverwrittenRead]:
+    """All reads of values after writes through other views, with what they give in a pass that is run again."""
     if any(isinstance(how, Overwritten) for index in order for how in parents_in(ops[index].call).values()):
         yield from _LivePass(ops).run(order)
 
 
 class _LivePass:
-    """The tensors of a pass that is run again."""
+    """A pass that is run again as a whole, on tensors that share memory as they did.
+
+    Each function gets the tensors that earlier functions returned in this run, instead of copies of saved values. So
+    views are views again, and a write through one of them shows in the others.
+    """
 
     def __init__(self, ops: Sequence[CapturedOp]) -> None:
         self._ops = ops
         self._saved = Replayer(ops)
-        self._live: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
-        self._others: dict[int, Tensor] = {}
-        self._done: dict[int, dict[str, Tensor]] = {}  # what each call returned
+        self._other_tensors: dict[int, Tensor] = {}
+        self._returned: dict[int, dict[str, Tensor]] = {}  # by call
 
-    def run(self, order: Sequence[int]) -> Iterator[OverwrittenRead]:
+    def run(self, order: Sequence[int]) -> Iterator[_OverwrittenRead]:
+        """Run everything again, and yield each read of a value that was overwritten."""
         for index in order:
             op = self._ops[index]
             for parent, how in parents_in(op.call).items():
-                if isinstance(how, Overwritten) and how.value is not None and parent in self._live:
-                    yield OverwrittenRead(op, parent, how.value, self._live[parent].detach().clone())
+                if isinstance(how, Overwritten) and how.value is not None and parent in self._values:
+                    yield _OverwrittenRead(op, parent, how.value, self._values[parent].detach().clone())
             value = self._value(op)
-            if value is None and op.value is not None:
-                value = op.value.clone()
+            if value is None and (saved := op.value) is not None:
+                value = saved.clone()
             if value is not None:
-                self._live[index] = value
+                self._values[index] = value
                 if op.kind == "buffer":
                     self._buffers[op.address] = value
 
     def _value(self, op: CapturedOp) -> Tensor | None:
-        """The value of an operation, run again; None where the saved one is to stand in."""
+        """The value of an operation, run again; None if the saved one has to stand in."""
         if op.kind == "buffer":
             return self._buffers.get(op.address)
         if op.kind != "op":
             return None
-        if id(op.call) not in self._done:
-            self._done[id(op.call)] = self._call(op.call)
-        value = self._done[id(op.call)].get(op.path)
-        if op.call.layer_type in UNINITIALISED and value is not None and op.value is not None:
-            value.copy_(op.value)
+        if id(op.call) not in self._returned:
+            self._returned[id(op.call)] = self._run(op.call)
+        value = self._returned[id(op.call)].get(op.path)
+        if op.call.layer_type in UNINITIALISED and value is not None and (saved := op.value) is not None:
+            value.copy_(saved)
         return value
 
-    def _call(self, call: CapturedCall) -> dict[str, Tensor]:
-        """What a call returns; nothing where it cannot be run, and the saved values stand in."""
-        if not callable(call.func) or isinstance(call.func, torch.nn.Module):
+    def _run(self, call: CapturedCall) -> dict[str, Tensor]:
+        """What a call returns, by path; empty if it can't be run, and the saved values have to stand in."""
+        if not callable(call.func) or isinstance(call.func, nn.Module):
             return {}
         try:
             args = tuple([filled(item, self._tensor) for item in call.args])
             kwargs = {key: filled(item, self._tensor) for key, item in call.kwargs.items()}
-            with as_it_was(call, kwargs):
+            with circumstances_of(call, kwargs):
                 out = call.func(*args, **kwargs)
         except (CannotReplay, *REFUSALS):
             return {}
         return dict(leaves(args[0] if out is None and args else out))
 
-    def _tensor(self, reference: Ref | Overwritten | Parameter | ConstantTensor) -> Tensor:
+    def _tensor(self, reference: Reference) -> Tensor:
         if isinstance(reference, Ref | Overwritten):
-            if reference.op in self._live:
-                return self._live[reference.op]
-            return self._saved.value_of(reference)
-        if id(reference) not in self._others:
-            self._others[id(reference)] = self._saved.value_of(reference).clone()
-        return self._others[id(reference)]
+            value = self._values.get(reference.op)
+            return self._saved.value_of(reference) if value is None else value
+        if id(reference) not in self._other_tensors:
+            self._other_tensors[id(reference)] = self._saved.value_of(reference).clone()
+        return self._other_tensors[id(reference)]

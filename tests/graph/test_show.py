@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from fastrec.graph import FuncCallLocation, log_forward_pass
+from fastrec.graph import log_forward_pass
 
 
 class Net(nn.Module):
@@ -84,44 +84,3 @@ def test_passes_of_a_layer_say_which_they_are() -> None:
     assert str(history["linear_1:2"]).splitlines()[0] == "Layer linear_1_1:2 (pass 2/2), operation 2/2:"
     assert "Layers (no values saved):" in str(history)
     assert "        2: linear_1_1:2 (2/2 passes)" in str(history).splitlines()
-
-
-def test_the_call_stack_leads_from_the_model_to_the_function() -> None:
-    history = log_forward_pass(Net(), torch.rand(1, 3, 8, 8))
-    own = [place for place in history["relu_2"].func_call_stack if place.file == __file__]
-    first = Net.forward.__code__.co_firstlineno
-    assert [(place.function, place.line) for place in own] == [
-        ("forward", first + 2),
-        ("pooled", Net.pooled.__code__.co_firstlineno + 1),
-    ]
-    assert history["relu_2"].func_call_stack[0] == own[0]
-    stack = history["conv2d_1"].func_call_stack
-    assert (stack[0].function, stack[0].line) == ("forward", first + 1)
-    assert [place.function for place in stack] == ["forward", "forward", "forward", "_conv_forward"]
-
-
-def test_a_place_in_the_source_shows_its_code_with_an_arrow() -> None:
-    history = log_forward_pass(Net(), torch.rand(1, 3, 8, 8))
-    place = history["mean_1"].func_call_stack[-1]
-    assert (
-        place.code.splitlines()
-        == [
-            "",
-            "      def pooled(self, x: Tensor) -> Tensor:",
-            "--->      return F.relu(x.mean((2, 3)))",
-            "",
-            "",
-        ]
-        or place.code.splitlines()[2] == "--->      return F.relu(x.mean((2, 3)))"
-    )
-    assert str(place).splitlines()[:5] == [
-        "FuncCallLocation:",
-        f"  file: {__file__}",
-        f"  line: {place.line}",
-        "  function: pooled",
-        "  code:",
-    ]
-
-
-def test_a_place_without_source_says_so() -> None:
-    assert FuncCallLocation(file="<string>", line=1, function="f").code == "source not available"

@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastrec.graph.layers import Node, assign_layers
+from fastrec.graph.layers import ComparableOp, assign_layers
 
 
-def chain(word: str, *, parameters: str = "") -> list[Node]:
+def chain(word: str, *, parameters: str = "") -> list[ComparableOp]:
     """An input and one operation per letter, each the child of the one before; some letters have parameters."""
-    nodes = [Node(None)]
+    nodes = [ComparableOp(None)]
     for letter in word:
         own = (ord(letter),) if letter in parameters else ()
-        nodes.append(Node(letter, (len(nodes) - 1,), letter, own))
+        nodes.append(ComparableOp(letter, (len(nodes) - 1,), letter, own))
     return nodes
 
 
-def layers(nodes: Sequence[Node]) -> list[int]:
+def layers(nodes: Sequence[ComparableOp]) -> list[int]:
     return [place.layer for place in assign_layers(nodes)]
 
 
@@ -74,74 +74,95 @@ def test_different_parameters_make_different_layers() -> None:
 
 
 def test_shared_parameters_make_one_layer_whatever_the_shapes() -> None:
-    nodes = [Node(None), Node(("conv", 8), (0,), "conv", (1, 2)), Node(("conv", 4), (1,), "conv", (1, 2))]
+    nodes = [
+        ComparableOp(None),
+        ComparableOp(("conv", 8), (0,), "conv", (1, 2)),
+        ComparableOp(("conv", 4), (1,), "conv", (1, 2)),
+    ]
     assert layers(nodes) == [1, 2, 2]
 
 
 def test_one_parameter_read_by_two_functions_makes_two_layers() -> None:
-    nodes = [Node(None), Node("embedding", (0,), "embedding", (1,)), Node("linear", (1,), "linear", (1,))]
+    nodes = [
+        ComparableOp(None),
+        ComparableOp("embedding", (0,), "embedding", (1,)),
+        ComparableOp("linear", (1,), "linear", (1,)),
+    ]
     assert layers(nodes) == [1, 2, 3]
 
 
 def test_equal_operations_side_by_side_are_no_loop() -> None:
-    assert layers([Node(None), Node("relu", (0,)), Node("relu", (0,))]) == [1, 2, 3]
+    assert layers([ComparableOp(None), ComparableOp("relu", (0,)), ComparableOp("relu", (0,))]) == [1, 2, 3]
 
 
 def test_equal_operations_in_modules_of_their_own_are_no_loop() -> None:
-    nodes = [Node(None), Node("relu", (0,), module="0"), Node("relu", (1,), module="1")]
+    nodes = [ComparableOp(None), ComparableOp("relu", (0,), module="0"), ComparableOp("relu", (1,), module="1")]
     assert layers(nodes) == [1, 2, 3]
 
 
 def test_inputs_stay_apart() -> None:
-    encoder = [Node("linear", (0,), "linear", (1,)), Node("linear", (1,), "linear", (1,))]
-    assert layers([Node(None), Node(None), *encoder]) == [1, 2, 3, 3]
+    encoder = [ComparableOp("linear", (0,), "linear", (1,)), ComparableOp("linear", (1,), "linear", (1,))]
+    assert layers([ComparableOp(None), ComparableOp(None), *encoder]) == [1, 2, 3, 3]
 
 
 def test_a_recurrence_over_time_is_found_though_each_step_reads_another_slice() -> None:
-    nodes = [Node(None), Node("zeros")]
+    nodes = [ComparableOp(None), ComparableOp("zeros")]
     state = 1
     for t in range(4):
-        nodes.append(Node(("select", t), (0,)))
-        nodes.append(Node("add", (state, len(nodes) - 1)))
-        nodes.append(Node("tanh", (len(nodes) - 1,)))
+        nodes.append(ComparableOp(("select", t), (0,)))
+        nodes.append(ComparableOp("add", (state, len(nodes) - 1)))
+        nodes.append(ComparableOp("tanh", (len(nodes) - 1,)))
         state = len(nodes) - 1
     assert layers(nodes) == [1, 2, 3, 4, 5, 6, 4, 5, 7, 4, 5, 8, 4, 5]
 
 
 def test_a_body_with_branches_and_noise_is_shared_whole() -> None:
-    nodes = [Node(None)]
+    nodes = [ComparableOp(None)]
     state = 0
     for _ in range(3):
         first = len(nodes)
-        nodes += [Node("cos", (state,)), Node("sin", (state,)), Node("randn"), Node("mul", (first, first + 1))]
-        nodes += [Node("add", (first + 3, first + 2))]
+        nodes += [
+            ComparableOp("cos", (state,)),
+            ComparableOp("sin", (state,)),
+            ComparableOp("randn"),
+            ComparableOp("mul", (first, first + 1)),
+        ]
+        nodes += [ComparableOp("add", (first + 3, first + 2))]
         state = first + 4
     assert layers(nodes) == [1, *[2, 3, 4, 5, 6] * 3]
 
 
 def test_a_sum_of_different_things_is_no_loop() -> None:
-    nodes = [Node(None, function="input"), Node("buffer", function="buffer"), Node("relu", (0,), "relu")]
-    nodes += [Node("add", (2, 1), "add"), Node("add", (3, 0), "add")]
+    nodes = [
+        ComparableOp(None, function="input"),
+        ComparableOp("buffer", function="buffer"),
+        ComparableOp("relu", (0,), "relu"),
+    ]
+    nodes += [ComparableOp("add", (2, 1), "add"), ComparableOp("add", (3, 0), "add")]
     assert layers(nodes) == [1, 2, 3, 4, 5]
 
 
 def test_a_running_sum_is_a_loop() -> None:
-    nodes = [Node(None, function="input"), Node("zeros", (), "zeros")]
+    nodes = [ComparableOp(None, function="input"), ComparableOp("zeros", (), "zeros")]
     for t in range(4):
-        nodes += [Node(("select", t), (0,), "select"), Node("add", (len(nodes) - 1, len(nodes)), "add")]
+        nodes += [ComparableOp(("select", t), (0,), "select"), ComparableOp("add", (len(nodes) - 1, len(nodes)), "add")]
     assert layers(nodes)[3::2] == [4, 4, 4, 4]
 
 
 def test_neighbours_that_are_alike_correspond_by_rank() -> None:
-    nodes = [Node(None)]
+    nodes = [ComparableOp(None)]
     for _ in range(2):
         shared = len(nodes)
-        nodes += [Node("linear", (shared - 1,), "linear", (1,)), Node("relu", (shared,)), Node("relu", (shared,))]
-        nodes += [Node("sub", (shared + 1, shared + 2))]
+        nodes += [
+            ComparableOp("linear", (shared - 1,), "linear", (1,)),
+            ComparableOp("relu", (shared,)),
+            ComparableOp("relu", (shared,)),
+        ]
+        nodes += [ComparableOp("sub", (shared + 1, shared + 2))]
     assert layers(nodes) == [1, 2, 3, 4, 5, 2, 3, 4, 5]
 
 
-def path_to(nodes: Sequence[Node], last: int) -> list[int]:
+def path_to(nodes: Sequence[ComparableOp], last: int) -> list[int]:
     """The longest path to a node, backwards."""
     depth: list[int] = []
     for node in nodes:
@@ -152,7 +173,7 @@ def path_to(nodes: Sequence[Node], last: int) -> list[int]:
     return path
 
 
-def neighbours(nodes: Sequence[Node], i: int) -> dict[Any, int]:
+def neighbours(nodes: Sequence[ComparableOp], i: int) -> dict[Any, int]:
     places: dict[Any, int] = {}
     seen: Counter[Any] = Counter()
     children = [j for j, node in enumerate(nodes) if i in node.parents]
@@ -164,12 +185,12 @@ def neighbours(nodes: Sequence[Node], i: int) -> dict[Any, int]:
     return places
 
 
-def others(nodes: Sequence[Node], i: int, before: Sequence[int]) -> list[Any]:
+def others(nodes: Sequence[ComparableOp], i: int, before: Sequence[int]) -> list[Any]:
     """What a node's parents are, but for the one before it on the path."""
     return [(nodes[p].function, nodes[p].parameters) for p in nodes[i].parents if p not in before]
 
 
-def repeats(nodes: Sequence[Node], path: Sequence[int], period: int) -> bool:
+def repeats(nodes: Sequence[ComparableOp], path: Sequence[int], period: int) -> bool:
     """Whether the end of a path repeats itself with a period."""
     kinds = [(nodes[k].same or k, nodes[k].module) for k in path]
     if period == 1 and others(nodes, path[0], path[1:2]) != others(nodes, path[1], path[2:3]):
@@ -179,7 +200,7 @@ def repeats(nodes: Sequence[Node], path: Sequence[int], period: int) -> bool:
     return kinds[:period] == kinds[period : 2 * period]
 
 
-def by_plain_search(nodes: Sequence[Node]) -> list[tuple[int, int]]:
+def by_plain_search(nodes: Sequence[ComparableOp]) -> list[tuple[int, int]]:
     """The conventions as they read, without any care for time."""
     group = list(range(len(nodes)))
 
@@ -219,20 +240,20 @@ def by_plain_search(nodes: Sequence[Node]) -> list[tuple[int, int]]:
 
 
 @st.composite
-def graphs(draw: st.DrawFn) -> list[Node]:
-    nodes = [Node(None)]
+def graphs(draw: st.DrawFn) -> list[ComparableOp]:
+    nodes = [ComparableOp(None)]
     for i in range(1, draw(st.integers(2, 22))):
         parents = (i - 1, *draw(st.lists(st.integers(0, i - 1), max_size=1)))
         if draw(st.integers(0, 7)) == 0:
             parents = tuple(draw(st.lists(st.integers(0, i - 1), max_size=2)))
         letter = draw(st.sampled_from("XXXYYZP"))
-        nodes.append(Node(letter, parents, letter, (1,) if letter == "P" else ()))
+        nodes.append(ComparableOp(letter, parents, letter, (1,) if letter == "P" else ()))
     return nodes
 
 
 @settings(max_examples=150, deadline=None)
 @given(graphs())
-def test_layers_are_those_of_a_plain_search(nodes: list[Node]) -> None:
+def test_layers_are_those_of_a_plain_search(nodes: list[ComparableOp]) -> None:
     assert [tuple(place) for place in assign_layers(nodes)] == by_plain_search(nodes)
 
 
@@ -245,7 +266,7 @@ def test_chains_are_those_of_a_plain_search(word: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(graphs())
-def test_passes_count_up_in_order_of_execution(nodes: list[Node]) -> None:
+def test_passes_count_up_in_order_of_execution(nodes: list[ComparableOp]) -> None:
     passes: Counter[int] = Counter()
     for place in assign_layers(nodes):
         passes[place.layer] += 1
@@ -253,7 +274,7 @@ def test_passes_count_up_in_order_of_execution(nodes: list[Node]) -> None:
     assert list(dict.fromkeys(place.layer for place in assign_layers(nodes))) == list(range(1, len(passes) + 1))
 
 
-def lines_run(nodes: list[Node]) -> int:
+def lines_run(nodes: list[ComparableOp]) -> int:
     """How many lines of Python it takes."""
     count = 0
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fastrec.graph import log_forward_pass, validate_history
 from fastrec.graph.validation.exemptions import EXEMPTIONS
+from tests.graph.models import Calls
 
 X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
 ONES = torch.ones(2, 3, 4)
@@ -52,15 +53,6 @@ CASES: list[tuple[str, Callable[..., Any], tuple[Tensor, ...]]] = [
     ("only zero", lambda x: x[:, torch.zeros_like(x[0, 0]).long()], (X,)),
     ("discrete", lambda x: torch.logical_or(x > 0, torch.ones(4, dtype=torch.bool)), (X,)),
 ]
-
-
-class Calls(nn.Module):
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: Tensor) -> Any:
-        return self.function(*args)
 
 
 @pytest.mark.parametrize(("rule", "function", "inputs"), CASES)

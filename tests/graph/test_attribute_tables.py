@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fastrec.graph import ModelHistory, Operation
-from tests.graph.test_attributes import BY_THEMSELVES, EXPECTED, MODEL_EXPECTED, TIMES
+from tests.graph.test_operation import BY_THEMSELVES, EXPECTED, MODEL_EXPECTED, TIMES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "graph.md"
 
