@@ -11,9 +11,9 @@ const DARK = {
   "#E6E6E6": {fill: "#273349", line: "#566680"},
   "#F7D460": {fill: "#4d3c0d", line: "#d9a821"},
   "#F4F4F4": {fill: "#121a2b", line: "#4a5a74"},
-  "#2CA25F": {fill: "#146b41", line: "#3fae6f"},
-  "#DDDDDD": {fill: "#20293a", line: "#3d4a61"},
-  "#D7301F": {fill: "#8f241a", line: "#f0604f"},
+  "#56B4E9": {fill: "#12507a", line: "#56b4e9"},
+  "#EFEFEF": {fill: "#111828", line: "#3a475e"},
+  "#D55E00": {fill: "#9a4300", line: "#ff8a3d"},
 };
 
 const THEMES = {
@@ -29,13 +29,8 @@ const THEMES = {
   },
 };
 
-/** What a recorder does at a place, as the rules have it. */
-const VERDICT_LOOKS = {
-  kept: {fill: "#2CA25F", font: "#ffffff"},
-  rejected: {fill: "#FFFFFF"},
-  unreachable: {fill: "#DDDDDD", font: "#888888"},
-  failed: {fill: "#D7301F", font: "#ffffff"},
-};
+/** The colours of a preview, which its nodes have from the start. */
+const VERDICT_FILLS = {kept: "#56B4E9", rejected: "#FFFFFF", unreachable: "#EFEFEF", failed: "#D55E00"};
 
 /** The ways to colour nodes: how each measures an operation, and how its numbers are written. */
 const MEASURES = {
@@ -48,13 +43,14 @@ const MEASURES = {
 
 /** How a node is painted: fill, the other end of a gradient, line, title and text. */
 function paintOf(look, theme, isDark) {
+  const onDark = look.font.toUpperCase() === "#FFFFFF";
   if (!isDark) {
     return {
       fill: look.fill,
       fillEnd: look.fill_end,
       line: look.line === BLACK ? theme.nodeLine : look.line,
       title: look.font === BLACK ? theme.ink : look.font,
-      text: look.font === BLACK ? theme.muted : look.font,
+      text: look.font !== BLACK ? look.font : luminance(look.fill) < 0.75 ? theme.soft : theme.muted,
       isDashed: look.dashed,
     };
   }
@@ -64,8 +60,8 @@ function paintOf(look, theme, isDark) {
     fill: dark.fill,
     fillEnd: look.fill_end ? (DARK[look.fill_end.toUpperCase()] || {fill: look.fill_end}).fill : "",
     line: dark.line,
-    title: look.font === BLACK ? theme.ink : theme.muted,
-    text: look.font === BLACK ? theme.soft : theme.muted,
+    title: look.font === BLACK || onDark ? theme.ink : theme.muted,
+    text: onDark ? theme.ink : look.font === BLACK ? theme.soft : theme.muted,
     isDashed: look.dashed,
   };
 }

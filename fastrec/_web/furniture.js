@@ -81,7 +81,7 @@ function legendOf(page) {
     return [element("span", {}, measure.name, " 0", ramp, measure.format(page.most))];
   }
   if (page.colour === "recorded") {
-    return Object.entries(VERDICT_LOOKS).map(([verdict, look]) => element("span", {}, swatch(look.fill, page), verdict));
+    return Object.entries(VERDICT_FILLS).map(([verdict, fill]) => element("span", {}, swatch(fill, page), verdict));
   }
   const shown = new Set(page.scene.nodes.map((node) => node.look.fill.toUpperCase()));
   const names = {"#98FB98": "input", "#FF9999": "output", "#D9D9D9": "trainable", "#B0B0B0": "frozen", "#E6E6E6": "parameters", "#F7D460": "tested", "#F4F4F4": "buffer"};

@@ -2,7 +2,7 @@
 //
 // What the columns mean is written in fastrec/graph/draw/data.py.
 
-const KINDS = ["op", "input", "output", "buffer", "orphan"];
+const KINDS = ["op", "input", "output", "buffer", "orphan", "failed"];
 const VERDICTS = ["", "kept", "rejected", "unreachable", "failed"];
 const OP_TEXTS = ["id", "label", "layer", "type", "fn", "site", "shape", "dtype", "params", "args", "line"];
 const OP_NUMBERS = ["pass", "bytes", "us"];

@@ -490,7 +490,7 @@ class Page {
     return this.isDark ? THEMES.dark : THEMES.light;
   }
 
-  /** How each node of the scene is painted: by the rules, by a measure, or by what a recorder keeps. */
+  /** How each node of the scene is painted: as in pictures, or by a measure. */
   repaintNodes() {
     const {scene, theme, isDark} = this;
     const keyed = (paint) => ({...paint, key: Object.values(paint).join()});
@@ -505,24 +505,9 @@ class Page {
       const values = scene.nodes.map((node) => sum(scene.opsOf(node), (index) => measure.of(this.graph.ops[index])));
       this.most = Math.max(...values, 0);
       this.paints = values.map((value) => keyed(heatPaint(this.most ? value / this.most : 0, theme)));
-    } else if (this.colour === "recorded") {
-      this.paints = scene.nodes.map((node) => {
-        const look = VERDICT_LOOKS[this.verdictOf(node)];
-        return rulePaint({...node.look, font: BLACK, fill_end: "", fill: "#FFFFFF", ...look});
-      });
     } else {
       this.paints = scene.nodes.map((node) => rulePaint(node.look));
     }
-  }
-
-  /** What a recorder does at a node: the most telling verdict of what it stands for. */
-  verdictOf(node) {
-    const {graph, scene} = this;
-    const verdicts = new Set(scene.opsOf(node).map((index) => graph.ops[index].verdict));
-    const own = node.kind === "op" ? graph.ops[node.index].module : node.kind === "module" ? node.index : -1;
-    if (own >= 0 && (node.kind === "module" || graph.modules[own].isSingle)) verdicts.add(graph.modules[own].verdict);
-    if (node.kind === "module") for (const module of graph.below(node.index)) verdicts.add(graph.modules[module].verdict);
-    return ["failed", "kept", "rejected", "unreachable"].find((verdict) => verdicts.has(verdict)) || "rejected";
   }
 
   /** Paint before the next frame is shown. */

@@ -57,7 +57,7 @@ class Panel {
     const {graph} = this.page;
     const own = op.module >= 0 ? graph.modules[op.module] : null;
     const around = own ? [...graph.around(own.index), own.index] : [];
-    const kind = {op: own && own.isSingle ? own.className : "Operation", input: "Input", output: "Output", buffer: "Buffer", orphan: "Operation that nothing reads"}[op.kind];
+    const kind = {op: own && own.isSingle ? own.className : "Operation", input: "Input", output: "Output", buffer: "Buffer", orphan: "Operation that nothing reads", failed: "The operation that raised"}[op.kind];
     const passes = op.layer && op.layer !== op.label ? `pass ${op.pass} of ${op.layer}` : "";
     const facts = [
       ["Shape", op.shape], ["Type", op.dtype], ["Memory", op.bytes ? formatBytes(op.bytes) : ""],
@@ -86,7 +86,7 @@ class Panel {
       ["Pass", module.passes > 1 ? (module.pass ? `${module.pass} of ${module.passes}` : `all ${module.passes}`) : ""],
       ["Operations", formatCount(ops.filter((op) => op.kind === "op").length)],
       ["Parameters", formatCount(sum(ops, (op) => op.weights)) ], ["Memory", formatBytes(sum(ops, (op) => op.bytes))],
-      ["Time", formatTime(sum(ops, (op) => op.us))],
+      ["Time", timeOf(ops)],
     ];
     const inside = new Set(module.ops);
     const entering = ops.flatMap((op) => op.parents.filter((edge) => !inside.has(edge.source)).map((edge) => [graph.ops[edge.source], edge]));
@@ -117,7 +117,7 @@ class Panel {
       element("section", {}, this.facts([
         ["Repetitions", String(fold.count)], ["Operations", formatCount(ops.filter((op) => op.kind === "op").length)],
         ["Parameters", formatCount(sum(ops, (op) => op.weights))], ["Memory", formatBytes(sum(ops, (op) => op.bytes))],
-        ["Time", formatTime(sum(ops, (op) => op.us))],
+        ["Time", timeOf(ops)],
       ]), this.buttons([
         ...(shown === undefined ? [["Open", () => page.openFold(fold.index, 0)]] : [
           ["‹", () => page.stepFold(fold.index, -1)], [`${shown + 1} of ${fold.count}`, null], ["›", () => page.stepFold(fold.index, 1)],
@@ -140,7 +140,7 @@ class Panel {
         ["Operations", formatCount(ops.filter((op) => op.kind === "op").length)],
         ["Modules", formatCount(graph.modules.length)],
         ["Repeats", graph.folds.length ? graph.folds.map((fold) => `${fold.count} × ${fold.title[1]}`).join(", ") : ""],
-        ["Functions", formatTime(sum(ops, (op) => op.us))],
+        ["Functions", timeOf(ops)],
         ["Logged in", about.seconds ? formatTime(about.seconds * 1e6) : ""],
         ["Seed", about.seed === undefined ? "" : String(about.seed)],
         ["PyTorch", about.torch || ""],
@@ -250,6 +250,12 @@ function meter(share) {
   const bar = document.createElement("i");
   bar.style.width = `${Math.max(share * 100, 3)}%`;
   return bar;
+}
+
+/** The time of some operations, nothing where none was measured. */
+function timeOf(ops) {
+  const total = sum(ops, (op) => op.us);
+  return total ? formatTime(total) : "";
 }
 
 function sum(things, of) {

@@ -7,7 +7,7 @@ function stateOf(page) {
   if (opening.folds.size) parts.push(`f=${[...opening.folds].map(([fold, number]) => `${fold}.${number}`).join(",")}`);
   if (opening.unfolded.size) parts.push(`u=${[...opening.unfolded].join(",")}`);
   if (page.selected !== null) parts.push(`s=${encodeURIComponent(page.selected)}`);
-  if (page.colour !== "rule") parts.push(`c=${page.colour}`);
+  if (MEASURES[page.colour].of) parts.push(`c=${page.colour}`);
   if (page.isThemeChosen) parts.push(`t=${page.isDark ? "dark" : "light"}`);
   parts.push(`v=${Math.round(camera.x)},${Math.round(camera.y)},${camera.scale.toPrecision(3)}`);
   return parts.join("&");
@@ -75,7 +75,7 @@ function numbersOf(text) {
 function availableColours(graph) {
   const hasAny = (of) => graph.ops.some((op) => of(op) > 0);
   return Object.keys(MEASURES).filter((name) => {
-    if (name === "recorded") return graph.isPreview;
+    if (name === "recorded" || name === "rule") return graph.isPreview === (name === "recorded");
     return !MEASURES[name].of || hasAny(MEASURES[name].of);
   });
 }

@@ -1,7 +1,7 @@
 """The page of a graph: one file that opens from disk, in which the reader opens, searches and measures.
 
     html = page_of(history.drawing())
-    write_page(html, "model.html")
+    write_page(lambda: html, "model.html")     # refuses to write over a file
 
 The page holds its data (data.py), its styles and its scripts, which lie readable in `fastrec/_web/`, and loads nothing.
 A policy in its head forbids it to: `default-src 'none'`. Names of models, modules and arguments are data and never
@@ -11,15 +11,18 @@ markup: `<` is written `\\u003c`, so that no name can end the script element tha
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from html import escape
 from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from fastrec._errors import OptionError, RecordingExistsError
+from fastrec._errors import OptionError, RecordingFileError
 from fastrec.graph.draw.data import page_data
 from fastrec.graph.draw.description import Drawing
+from fastrec.graph.draw.picture import check_free
+from fastrec.graph.draw.svg import check_direction
 
 MAX_OPERATIONS = 20_000
 """A page of more nodes would be slow to open and to lay out."""
@@ -31,7 +34,7 @@ SCRIPTS = (
 )
 
 
-def page_of(drawing: Drawing) -> str:
+def page_of(drawing: Drawing, *, validated: bool | None = None) -> str:
     """The page of a drawing, as the text of a file.
 
     >>> import torch
@@ -42,40 +45,56 @@ def page_of(drawing: Drawing) -> str:
 
     Arguments:
         drawing: what ``history.drawing()`` returns; all of its modules are on the page, whatever depth it asks for.
+        validated: whether what was saved is right, which a badge says; None where nobody looked.
 
-    Raises OptionError for more than 20,000 nodes.
+    Raises OptionError for more than 20,000 nodes, and for a drawing that does not point down.
     """
+    check_direction(drawing, "a page", "draw(format='graphviz')")
     count = len(drawing.nodes)
     if count > MAX_OPERATIONS:
-        smaller = "" if drawing.options.vis_mode == "rolled" else "give vis_mode='rolled', which draws each layer once, or "
+        smaller = "vis_mode='rolled', which shows each layer once, or " if drawing.options.vis_mode != "rolled" else ""
         raise OptionError(
-            f"the page would have {count:,} operations, and can have {MAX_OPERATIONS:,}; {smaller}"
-            "give module='...' to draw one module alone"
+            f"the page would have {count:,} operations, and has room for {MAX_OPERATIONS:,}; give {smaller}"
+            "module='...' with the address of one module"
         )
-    script = "\n".join([f"const WIDTHS = {_source('widths.json').strip()};", *map(_source, SCRIPTS)])
+    data = page_data(drawing)
+    if validated is not None:
+        data["about"]["validated"] = validated
     parts = {
         "title": escape(drawing.title).encode("ascii", "xmlcharrefreplace").decode(),
-        "style": _source("page.css"),
-        "data": _embedded(page_data(drawing)),
-        "script": script,
+        "style": asset("page.css"),
+        "data": _embedded(data),
+        "script": scripts(SCRIPTS),
     }
-    return "".join(parts.get(piece, piece) for piece in _source("page.html").split("%"))
+    return "".join(parts.get(piece, piece) for piece in asset("page.html").split("%"))
 
 
-def write_page(html: str, path: str | PathLike[str], *, overwrite: bool = False) -> None:
-    """Write a page to a file that is not there yet, or over one.
+def write_page(make: Callable[[], str], path: str | PathLike[str], *, overwrite: bool = False) -> None:
+    """Make a page and write it to a file.
 
-    Raises RecordingExistsError where it is there and ``overwrite`` is not given.
+    Raises RecordingExistsError, before anything is made, where there is a file and ``overwrite`` is not given, and
+    RecordingFileError where it can't be written.
     """
+    target = Path(path)
+    check_free(target, overwrite=overwrite)
+    html = make()
     try:
-        with Path(path).open("w" if overwrite else "x", encoding="utf-8", newline="\n") as file:
+        with target.open("w" if overwrite else "x", encoding="utf-8", newline="\n") as file:
             file.write(html)
-    except FileExistsError as error:
-        raise RecordingExistsError(f"{path} exists; give another path, or overwrite=True to write over it") from error
+    except FileExistsError:
+        check_free(target, overwrite=False)  # somebody else was quicker
+    except OSError as error:
+        raise RecordingFileError(f"{target} can't be written: {error.strerror or error}") from error
 
 
-def _source(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a file that comes with the package for its pages."""
     return resources.files("fastrec._web").joinpath(name).read_text(encoding="utf-8")
+
+
+def scripts(names: Iterable[str]) -> str:
+    """Some of the package's scripts in one, behind the table of widths that they measure texts with."""
+    return "\n".join([f"const WIDTHS = {asset('widths.json').strip()};", *map(asset, names)])
 
 
 def _embedded(data: Any) -> str:
