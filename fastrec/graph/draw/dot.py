@@ -34,7 +34,7 @@ def _lines(drawing: Drawing, view: View, edges: Iterable[ViewEdge]) -> Iterator[
     rankdir = RANKDIR[drawing.options.direction]
     caption = html_lines(drawing.caption, align="left")
     yield "digraph {"
-    yield f'  graph [rankdir={rankdir} labelloc=t labeljust=l fontname="Helvetica" label={caption} newrank=true]'
+    yield f'  graph [rankdir={rankdir} labelloc=t labeljust=l fontname="Helvetica" label={caption}]'
     yield '  node [style="filled" fillcolor="#FFFFFF" fontname="Helvetica" fontsize=11 margin="0.1,0.05"]'
     yield '  edge [fontname="Helvetica" fontsize=10]'
     nodes: dict[str, list[ViewNode]] = defaultdict(list)

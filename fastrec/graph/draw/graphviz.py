@@ -61,16 +61,22 @@ def far_edges(view: View) -> Sequence[ViewEdge]:
 
 
 def _ranks(view: View) -> dict[str, int]:
-    """How far down each node stands: below all that point to it, edges that run back left aside."""
+    """How far down each node stands: below all that point to it, and one that nothing points to above its first reader.
+
+    Edges that run back are left aside.
+    """
     position = {node.id: place for place, node in enumerate(view.nodes)}
     sources: dict[str, list[str]] = defaultdict(list)
+    targets: dict[str, list[str]] = defaultdict(list)
     for edge in view.edges:
         if edge.kind == "value" and position[edge.source] < position[edge.target]:
             sources[edge.target].append(edge.source)
+            targets[edge.source].append(edge.target)
     ranks: dict[str, int] = {}
     for name in position:
         ranks[name] = 1 + max((ranks[source] for source in sources[name]), default=-1)
-    return ranks
+    tops = [name for name in position if not sources[name] and targets[name]]
+    return ranks | {name: min(ranks[target] for target in targets[name]) - 1 for name in tops}
 
 
 def _run(command: list[str], text: bytes, until: float, view: View) -> bytes:
