@@ -19,6 +19,9 @@ function runChecks(page) {
     folds: () => checkFolds(page),
     reveals: () => checkReveals(page),
     probes: () => checkPixels(page),
+    controls: () => checkControls(page),
+    states: () => checkStates(page),
+    looks: () => checkLooks(page),
     requests: () => performance.getEntriesByType("resource").map((entry) => entry.name),
   };
   for (const [name, check] of Object.entries(parts)) {
@@ -136,9 +139,7 @@ function checkReveals(page) {
     page.opening = openingAt(page.graph, 1);
     page.rebuild();
     page.follow({kind: "op", index});
-    if (page.flight) page.camera = page.flight.target;
-    page.flight = page.motion = null;
-    page.paint();
+    settle(page);
     const {id, label} = page.graph.ops[index];
     const node = page.scene.numbers.get(id);
     const title = page.elements.panel.querySelector("h2");
@@ -148,6 +149,13 @@ function checkReveals(page) {
     count += 1;
   }
   return {count, problems};
+}
+
+/** Let everything that moves arrive. */
+function settle(page) {
+  if (page.flight) page.camera = page.flight.target;
+  page.flight = page.motion = null;
+  page.paint();
 }
 
 function isOnScreen(page, place) {
@@ -178,4 +186,137 @@ function checkPixels(page) {
     }
   }
   return {count: nodes.length, problems};
+}
+
+/** What pointer, keys and search box do, by the events that a browser sends. */
+function checkControls(page) {
+  const problems = [];
+  const {canvas, query, sheet} = page.elements;
+  const expect = (isSo, problem) => isSo || problems.push(problem);
+  const restart = () => {
+    page.opening = openingAt(page.graph, 1);
+    page.select(null);
+    page.rebuild();
+    page.fit();
+    settle(page);
+  };
+  const click = (thing, options = {}) => {
+    const {place} = page.scene.numbers.get(thing);
+    const isFrame = Boolean(page.scene.numbers.get(thing).frames);
+    const {camera} = page;
+    const x = (place.x + (isFrame ? TITLE_PADDING_X + 2 : place.width / 2)) * camera.scale + camera.x;
+    const y = (place.y + (isFrame ? TITLE_PADDING_Y + 4 : place.height / 2)) * camera.scale + camera.y;
+    const box = canvas.getBoundingClientRect();
+    const at = {clientX: box.left + x, clientY: box.top + y, bubbles: true, pointerId: 1, ...options};
+    canvas.dispatchEvent(new PointerEvent("pointerdown", at));
+    canvas.dispatchEvent(new PointerEvent("pointerup", at));
+    settle(page);
+  };
+  const press = (key, options = {}, target = canvas) => {
+    target.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true, ...options}));
+    settle(page);
+  };
+
+  restart();
+  const closed = page.scene.nodes.find((node) => node.kind === "module");
+  if (closed) {
+    click(closed.id);
+    expect(page.opening.modules.has(closed.index), "a click does not open a module");
+    expect(page.selected === closed.id, "a click does not select a module");
+    page.controls.lastClick = null;
+    click(closed.id);
+    expect(!page.opening.modules.has(closed.index), "a click on its title does not close a module");
+    page.controls.lastClick = null;
+    click(closed.id, {shiftKey: true});
+    expect(page.graph.below(closed.index).every((module) => page.opening.modules.has(module)), "shift does not open all below");
+    page.controls.lastClick = null;
+    page.openTo(page.graph.depth);
+    settle(page);
+    page.reveal({kind: "module", index: closed.index});
+    settle(page);
+    click(closed.id);
+    click(closed.id, {detail: 2});
+    expect([...page.opening.modules].join() === String(closed.index), "a double click does not open only this module");
+    press("Enter");
+    expect(!page.opening.modules.has(closed.index), "Enter does not close the selected module");
+  }
+
+  restart();
+  press("f");
+  expect(isOnScreen(page, {x: 0, y: 0, width: page.scene.width, height: page.scene.height}), "f does not fit everything");
+  const first = page.scene.nodes[0];
+  page.select({kind: first.kind, index: first.index});
+  press("ArrowDown");
+  const below = first.edges.map((number) => page.scene.edges[number]).filter((edge) => edge.source === 0).map((edge) => page.scene.nodes[edge.target].id);
+  expect(!below.length || below.includes(page.selected), "ArrowDown does not walk along an edge");
+  if (below.length) {
+    press("ArrowLeft", {altKey: true});
+    expect(page.selected === first.id, "Alt and ArrowLeft does not go back");
+    press("ArrowRight", {altKey: true});
+    expect(below.includes(page.selected), "Alt and ArrowRight does not go forward");
+  }
+  press("Escape");
+  expect(page.selected === null, "Escape does not let go");
+  press("?");
+  expect(!sheet.hidden, "? does not show the keys");
+  press("Escape");
+  expect(sheet.hidden, "Escape does not close the sheet");
+
+  restart();
+  press("/");
+  expect(document.activeElement === query, "/ does not go to the search");
+  const last = page.graph.ops[page.graph.ops.length - 1];
+  query.value = `site:${last.site}`;
+  query.dispatchEvent(new Event("input"));
+  const hits = page.matches.length;
+  press("Enter", {}, query);
+  expect(hits > 0, "the search does not find a site");
+  expect(hits !== 1 || page.selected === last.id, "Enter does not reveal what was found");
+  query.value = "nothing:x";
+  query.dispatchEvent(new Event("input"));
+  expect(page.elements.results.textContent.includes("There is no field"), "a wrong field is not told");
+  press("Escape", {}, query);
+  expect(query.value === "" && !page.matches.length, "Escape does not clear the search");
+  query.blur();
+  return {count: 15, problems};
+}
+
+/** A state that was written into the address is the same when it is read again. */
+function checkStates(page) {
+  const problems = [];
+  const some = page.graph.ops[Math.floor(page.graph.ops.length / 2)];
+  page.opening = openingAt(page.graph, 1);
+  page.follow({kind: "op", index: some.index});
+  settle(page);
+  const before = stateOf(page);
+  const ids = page.scene.nodes.map((node) => node.id).join();
+  page.opening = openingAt(page.graph, 1);
+  page.select(null);
+  page.rebuild();
+  restoreState(page, `#${before}`);
+  if (page.scene.nodes.map((node) => node.id).join() !== ids) problems.push("other nodes are seen");
+  if (page.selected !== some.id) problems.push("the selection is lost");
+  if (stateOf(page) !== before) problems.push(`${stateOf(page)} is not ${before}`);
+  for (const broken of ["#", "#o=", "#o=999999999&f=7.9&s=%", "#o=a-b&v=1,2&c=none", `#op=${encodeURIComponent(some.id)}`]) restoreState(page, broken);
+  if (page.selected !== some.id) problems.push("#op= does not select");
+  return {count: 5, problems};
+}
+
+/** Every colouring and both themes are painted, and their legends say what is seen. */
+function checkLooks(page) {
+  const problems = [];
+  const colours = availableColours(page.graph);
+  for (const isDark of [true, false]) {
+    page.setTheme(isDark);
+    for (const colour of colours) {
+      page.setColour(colour);
+      page.paint();
+      const wanted = channels(page.theme.paper);
+      const corner = page.painter.context.getImageData(0, page.painter.canvas.height - 1, 1, 1).data;
+      if (wanted.some((value, place) => Math.abs(value - corner[place]) > 3)) problems.push(`the paper is not ${page.theme.paper}`);
+      if (page.paints.length !== page.scene.nodes.length) problems.push(`${colour} does not paint all nodes`);
+    }
+  }
+  page.setColour(colours[0]);
+  return {count: colours.length, problems};
 }

@@ -29,7 +29,7 @@ class Controls {
   pointer() {
     const {canvas} = this.elements;
     canvas.addEventListener("pointerdown", (event) => {
-      canvas.setPointerCapture(event.pointerId);
+      if (event.isTrusted) canvas.setPointerCapture(event.pointerId); // the page's own checks send events, too
       this.pointers.set(event.pointerId, {x: event.offsetX, y: event.offsetY});
       this.start = {x: event.offsetX, y: event.offsetY, isMoved: this.pointers.size > 1};
       this.page.flight = null;
