@@ -114,7 +114,7 @@ class Nesting {
     const lengths = new Map();
     for (const {step, span} of spanned) {
       if (this.isFar[step.edge]) continue;
-      const chain = `${step.source}/${this.values[step.edge]}`;
+      const chain = bundleOf(step, this.values[step.edge]);
       const length = lengths.get(chain) || 0;
       const more = Math.max(span - 1 - length, 0);
       if (span > MAX_SPAN || dummies + more > DUMMIES_PER_ITEM * count) {
@@ -131,9 +131,9 @@ class Nesting {
 /** Children of a box in an order that as few edges as possible point back in; without cycles, none does. */
 function acyclicOrder(children, pairs) {
   const place = new Map(children.map((child, number) => [child, number]));
+  if (pairs.every(([source, target]) => place.get(source) < place.get(target))) return children;
   const unique = [...new Map(pairs.map((pair) => [pair.join(), pair])).values()];
   const backward = unique.filter(([source, target]) => place.get(source) > place.get(target));
-  if (!backward.length) return children;
   const below = new Map(children.map((child) => [child, []]));
   for (const [source, target] of unique) if (place.get(source) < place.get(target)) below.get(source).push(target);
   for (const [source, target] of backward) if (!reaches(below, target, source)) below.get(source).push(target);
@@ -170,6 +170,11 @@ function reaches(below, start, end) {
   return false;
 }
 
+/** One number for an item and a value that leaves it. */
+function bundleOf(step, value) {
+  return (step.source + 1) * 2 ** 31 + value;
+}
+
 /** Lay out a diagram; a cache (a Map) holds the boxes that were laid out before. */
 function layoutOf(diagram, cache = new Map()) {
   if (cache.size > MAX_CACHED) cache.clear();
@@ -194,7 +199,7 @@ function insideOf(nesting, box, insides, cache) {
   for (const step of steps) {
     const value = nesting.values[step.edge];
     const [tail, head] = nesting.marks(step.edge);
-    const key = `${step.source}/${value}`;
+    const key = bundleOf(step, value);
     if (!numbers.has(key)) {
       numbers.set(key, nets.length);
       const child = children[step.source];

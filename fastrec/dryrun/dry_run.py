@@ -273,6 +273,17 @@ class DryRun:
         target = target_of(path, format, overwrite=overwrite)
         return picture_of(self.drawing(**options), target, seconds=seconds, overwrite=overwrite)
 
+    def to_html(self, path: str | PathLike[str], *, overwrite: bool = False, **options: Any) -> None:
+        """Write the drawing as a page that opens from disk, in which modules open; arguments as for ``draw``.
+
+        >>> import tempfile, torch, fastrec
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+        >>> fastrec.dry_run(model, torch.zeros(2, 4), keep_op="tanh").to_html(tempfile.mkdtemp() + "/kept.html")
+        """
+        from fastrec.graph.draw.page import page_of, write_page
+
+        write_page(lambda: page_of(self.drawing(**options)), path, overwrite=overwrite)
+
     def to_pandas(self) -> pandas.DataFrame:
         """One row per event, with the fields of its context and what is kept of it; needs the extra ``pandas``."""
         package = require("pandas", extra="pandas", what="to_pandas()")

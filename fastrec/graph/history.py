@@ -16,7 +16,9 @@ from fastrec.events.capture import CaptureSpec
 from fastrec.graph.conditions import Conditions
 from fastrec.graph.diff import HistoryDiff, check_same_graph, diff_of
 from fastrec.graph.draw.description import Drawing
+from fastrec.graph.draw.notebook import notebook_html
 from fastrec.graph.draw.options import drawing_options
+from fastrec.graph.draw.page import page_of, write_page
 from fastrec.graph.draw.picture import SECONDS, Picture, picture_of, target_of
 from fastrec.graph.drawing import ModelFacts, drawing_of
 from fastrec.graph.entries import (
@@ -50,6 +52,7 @@ from fastrec.graph.tables import (
     operation_rows,
     with_json_cells,
 )
+from fastrec.graph.validation.report import ValidationReport
 from fastrec.recording._records import ActivationRecord
 from fastrec.session.inputs import NOT_GIVEN
 
@@ -538,6 +541,37 @@ class ModelHistory:
         """
         target = target_of(path, format, overwrite=overwrite)
         return picture_of(self.drawing(**options), target, seconds=seconds, overwrite=overwrite)
+
+    def to_html(
+        self,
+        path: str | PathLike[str],
+        *,
+        overwrite: bool = False,
+        validation: ValidationReport | None = None,
+        **options: Any,
+    ) -> None:
+        """Write a page of the graph: one file that opens from disk, to open modules, search, and see what costs.
+
+        >>> import tempfile, torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> log_forward_pass(torch.nn.ReLU(), torch.ones(2)).to_html(tempfile.mkdtemp() + "/relu.html")
+
+        Arguments:
+            path: of the new file.
+            overwrite: take the place of a file that is there; else that is a RecordingExistsError.
+            validation: what validating the history reported, for a badge on the page.
+            options: ``vis_mode``, ``module``, ``buffers``, ``show_checks``, ``show_orphans``, ``show_backward`` as for
+                show_model_graph. All levels of modules are on the page.
+
+        Raises OptionError for a graph of more than 20,000 operations.
+        """
+        validated = None if validation is None else bool(validation)
+        write_page(lambda: page_of(self.drawing(**options), validated=validated), path, overwrite=overwrite)
+
+    def _repr_html_(self) -> str | None:
+        hint = "history.to_html('model.html') writes a page of it, in which modules open"
+        pictures = (notebook_html(self.drawing(vis_mode=mode), hint) for mode in ("unrolled", "rolled"))
+        return next((picture for picture in pictures if picture is not None), None)
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write the history to an HDF5 file with all tensors that it holds, for ``load_history``.

@@ -25,6 +25,7 @@ from fastrec.dryrun.dry_run import DryRun, dry_run
 from fastrec.events.context import RecordContext
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.marks import marked
+from fastrec.graph.draw.page import page_of, write_page
 from fastrec.graph.draw.parts import Mark
 from fastrec.graph.draw.picture import SECONDS, Picture, picture_of, target_of
 from fastrec.graph.history import ModelHistory
@@ -156,6 +157,15 @@ class Preview:
         """
         target = target_of(path, format, overwrite=overwrite)
         return picture_of(self.drawing(**options), target, seconds=seconds, overwrite=overwrite)
+
+    def to_html(self, path: str | PathLike[str], *, overwrite: bool = False, **options: Any) -> None:
+        """Write a page of the graph with the same marks; arguments are those of ModelHistory.to_html.
+
+        >>> import tempfile, torch
+        >>> from fastrec.graph import preview
+        >>> preview(torch.nn.Tanh(), torch.zeros(2), keep_op=True).to_html(tempfile.mkdtemp() + "/kept.html")
+        """
+        write_page(lambda: page_of(self.drawing(**options)), path, overwrite=overwrite)
 
     def __repr__(self) -> str:
         return f"<Preview of {self.history.model_name}: {'; '.join(self.dry.totals)}>"

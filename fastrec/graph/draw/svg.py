@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from fastrec._errors import OptionError
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.diagram import PlacedView, mark_text, placed_view
 from fastrec.graph.draw.layout import Rectangle, Route
 from fastrec.graph.draw.metrics import BOX_TITLE, MARK, TEXT, TITLE, TITLE_PADDING, shortened, text_width
 from fastrec.graph.draw.rules import BACKWARD, BLACK
-from fastrec.graph.draw.view import ViewBox, ViewEdge, ViewNode, view_of
+from fastrec.graph.draw.view import Opening, ViewBox, ViewEdge, ViewNode, view_of
 
 INK, MUTED, LINE = "#0f172a", "#64748b", "#475569"
 FONTS = "Inter,system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'DejaVu Sans',sans-serif"
@@ -47,8 +48,8 @@ STYLES = (
 )
 
 
-def svg_of(drawing: Drawing) -> str:
-    """The picture of a drawing at the depth of its options.
+def svg_of(drawing: Drawing, opening: Opening | None = None) -> str:
+    """The picture of a drawing.
 
     >>> import torch
     >>> from fastrec.graph import log_forward_pass
@@ -58,10 +59,12 @@ def svg_of(drawing: Drawing) -> str:
 
     Arguments:
         drawing: what ``history.drawing()`` returns.
+        opening: which modules are open; None as the options of the drawing say.
 
-    Returns the text of a file.
+    Returns the text of a file. Raises OptionError for a drawing that does not point down.
     """
-    placed = placed_view(view_of(drawing))
+    check_direction(drawing, "an SVG without Graphviz", "format='graphviz'")
+    placed = placed_view(view_of(drawing, opening))
     layout = placed.layout
     header = [text_width(line, TITLE) * (2 if number == 0 else 1) for number, line in enumerate(drawing.caption)]
     width = max([layout.width, *map(_reach, layout.routes), *header]) + 2 * MARGIN
@@ -83,6 +86,14 @@ def svg_of(drawing: Drawing) -> str:
     lines += _edges(placed)
     lines += (_node(node, place) for node, place in zip(placed.view.nodes, layout.nodes, strict=True))
     return "\n".join([*lines, "</g>", "</svg>", ""])
+
+
+def check_direction(drawing: Drawing, what: str, remedy: str) -> None:
+    """Raise OptionError for a drawing that does not point down, as all layouts here do."""
+    if drawing.options.direction != "down":
+        raise OptionError(
+            f"direction={drawing.options.direction!r}: {what} points down; leave it out, or give {remedy}"
+        )
 
 
 def _text(text: str) -> str:
@@ -161,6 +172,7 @@ def _edges(placed: PlacedView) -> Iterator[str]:
 def path_of(route: Route, drawn: set[str], look: str) -> str:
     """The path of an edge, less the pieces that were drawn before in the same look, which are added to.
 
+    >>> from fastrec.graph.draw.layers import Station
     >>> path_of(Route("near", (Station(10, 0, 20), Station(30, 40, 60))), set(), "")
     'M10 0V20C10 30 30 30 30 40V60'
     """
@@ -183,10 +195,11 @@ def path_of(route: Route, drawn: set[str], look: str) -> str:
     path, is_down = "", False
     for start, piece in pieces:
         key = f"{look} {start}{piece}"
-        if key not in drawn:
+        is_new = key not in drawn
+        if is_new:
             drawn.add(key)
             path += piece if is_down else start + piece
-        is_down = key in drawn and bool(path) and path.endswith(piece)
+        is_down = is_new
     return path
 
 

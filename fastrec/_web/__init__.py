@@ -1,1 +1,0 @@
-"""The package's scripts and styles for pages that open in a browser."""
