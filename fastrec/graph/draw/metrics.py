@@ -52,7 +52,7 @@ class _Widths(msgspec.Struct):
 
 @cache
 def _widths() -> _Widths:
-    table = resources.files("fastrec").joinpath("_web", "widths.json").read_bytes()
+    table = resources.files("fastrec").joinpath("_web").joinpath("widths.json").read_bytes()
     return msgspec.json.decode(table, type=_Widths)
 
 

@@ -89,7 +89,7 @@ def write_page(make: Callable[[], str], path: str | PathLike[str], *, overwrite:
 
 def asset(name: str) -> str:
     """The text of a file that comes with the package for its pages."""
-    return resources.files("fastrec").joinpath("_web", name).read_text(encoding="utf-8")
+    return resources.files("fastrec").joinpath("_web").joinpath(name).read_text(encoding="utf-8")
 
 
 def scripts(names: Iterable[str]) -> str:
