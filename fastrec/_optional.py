@@ -31,3 +31,14 @@ def _imported(package: str, extra: str) -> Any:
         raise MissingExtraError(
             f"{package.partition('.')[0]} is needed here and not installed; pip install 'fastrec[{extra}]'"
         ) from error
+
+
+def require(package: str, *, extra: str, what: str) -> Any:
+    """Import an optional package and return it, or raise MissingExtraError."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{what} needs {package.partition('.')[0]}, which is not installed; "
+            f"install it with pip install 'fastrec[{extra}]'"
+        ) from error

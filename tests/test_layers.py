@@ -19,7 +19,8 @@ LAYERS = """
     _optional _torch
     ops
     events
-    predicates
+    predicates statistics
+    report
     engines recording
     sinks exports
     session
@@ -161,7 +162,7 @@ def test_no_files_import_each_other_in_a_loop() -> None:
 def test_the_house_stays_as_low_as_it_was_built() -> None:
     rooms = {room_of(name) for name in MODULES} - {""}
     arrows = {(room_of(a), room_of(b)) for a, targets in import_graph().items() for b in targets if room_of(a)}
-    assert (len(rooms) <= 18, floors(import_graph()) <= 9, len([a for a in arrows if a[0] != a[1]]) <= 70) == (
+    assert (len(rooms) <= 20, floors(import_graph()) <= 11, len([a for a in arrows if a[0] != a[1]]) <= 82) == (
         True,
     ) * 3
 

@@ -16,12 +16,14 @@ from fastrec._errors import OptionError, RecordKeyError, did_you_mean
 from fastrec.events.sites import Interned, Origin
 from fastrec.recording._aligned import aligned, keys_of, to_tensordict, to_xarray, view_of
 from fastrec.recording._arrays import by_pass, frame_of, numpy_of, stacked
+from fastrec.recording._describe import describe, describe_options
 from fastrec.recording._records import ActivationRecord as ActivationRecord
 from fastrec.recording._records import Records, SiteFacts, html_of, sites_of, summary_of
 from fastrec.recording._rows import Batches, BatchOptions, By, Rows, RowsDataset, check_together
 from fastrec.recording._source import Part, Source
 from fastrec.recording._steps import Episode, Steps, episodes_of, steps_of
 from fastrec.recording._view import Integers, Mask, View, metas_of_key
+from fastrec.statistics.run import RunStatistics
 
 if TYPE_CHECKING:
     import pandas
@@ -341,6 +343,30 @@ class Recording(Values):
     def summary(self) -> str:
         """A table of the sites: how many records in how many passes, of what shape and dtype, how many bytes."""
         return summary_of(self._told(), self.sites)
+
+    def describe(self, **options: Any) -> RunStatistics:
+        """The statistics of the values, of each site in each of some stretches of the run.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+        >>> with fastrec.Recorder(model, keep_op="relu") as rec:
+        ...     for i in range(6):
+        ...         out = model(torch.ones(5, 4) * i)
+        >>> statistics = rec.recording.describe(bins=3)
+        >>> statistics["1/relu"]["zeros"].shape
+        (3,)
+
+        Arguments:
+            bins: into how many stretches of equally many passes the run is divided, at most; default 50.
+            ranks: whether to compute effective ranks, which takes most of the time; default True.
+            unit_axis: which axis of a value counts the units, by globs of sites, where it is neither the last one nor
+                the channels of a convolution: ``{"attention/*": 1}``.
+            progress: a function that is called with the bytes that were read, and those that there are.
+
+        Values are read once, a few MiB at a time, from RAM or from files. Raises OptionError for options that do not
+        fit. What is measured, and after whom: ``fastrec.statistics.MEASURES``.
+        """
+        return describe(self._view, self._steps.tables, describe_options(options))
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per record, with the fields of its context; needs ``fastrec[pandas]``."""
