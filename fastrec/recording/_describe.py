@@ -45,7 +45,9 @@ def describe_options(given: Mapping[str, Any]) -> DescribeOptions:
     """The options by name; an OptionError for one that there is not."""
     for name in given:
         if name not in DescribeOptions.__struct_fields__:
-            raise OptionError(f"describe has no option {name!r}; {did_you_mean(name, DescribeOptions.__struct_fields__)}")
+            raise OptionError(
+                f"describe has no option {name!r}; {did_you_mean(name, DescribeOptions.__struct_fields__)}"
+            )
     return DescribeOptions(**given)
 
 
@@ -96,7 +98,9 @@ class _Described:
             curves.append(sums.measures(first))
             whole.merge(sums)
         axes = set(axis_of.values())
-        return SiteStatistics(site, curves_of(curves), whole, self._bad_step(whole), axes.pop() if len(axes) == 1 else None)
+        return SiteStatistics(
+            site, curves_of(curves), whole, self._bad_step(whole), axes.pop() if len(axes) == 1 else None
+        )
 
     def _bin(self, view: View, at: Integers, axis_of: Mapping[int, int], sums: Sums) -> Sums:
         """The sums of the records at some positions."""
@@ -141,9 +145,7 @@ class _Described:
         return bad_step(whole.bad, view.step_of(info), view.catalog.phases[info.phase])
 
 
-def _alike(
-    view: View, at: Integers, metas: Integers, axis_of: Mapping[int, int]
-) -> list[tuple[int, Part, Integers]]:
+def _alike(view: View, at: Integers, metas: Integers, axis_of: Mapping[int, int]) -> list[tuple[int, Part, Integers]]:
     """The records at some positions, by the part that was kept of them and the axis of their units, with a meta of them."""
     kinds: dict[tuple[Part, int], list[int]] = {}
     for meta in np.unique(metas).tolist():
@@ -152,9 +154,7 @@ def _alike(
     if len(kinds) == 1:
         ((part, _), members), *_ = kinds.items()
         return [(_largest(view, members), part, at)]
-    return [
-        (_largest(view, members), part, at[np.isin(metas, members)]) for (part, _), members in kinds.items()
-    ]
+    return [(_largest(view, members), part, at[np.isin(metas, members)]) for (part, _), members in kinds.items()]
 
 
 def _largest(view: View, metas: Sequence[int]) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -23,6 +25,7 @@ from fastrec.recording._rows import Batches, BatchOptions, By, Rows, RowsDataset
 from fastrec.recording._source import Part, Source
 from fastrec.recording._steps import Episode, Steps, episodes_of, steps_of
 from fastrec.recording._view import Integers, Mask, View, metas_of_key
+from fastrec.report.page import check_free, write_report
 from fastrec.statistics.run import RunStatistics
 
 if TYPE_CHECKING:
@@ -367,6 +370,27 @@ class Recording(Values):
         fit. What is measured, and after whom: ``fastrec.statistics.MEASURES``.
         """
         return describe(self._view, self._steps.tables, describe_options(options))
+
+    def to_html(
+        self, path: str | PathLike[str], *, title: str | None = None, overwrite: bool = False, **options: Any
+    ) -> None:
+        """Write a page of the statistics that opens in any browser, from disk and offline.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+        >>> fastrec.record(model, torch.ones(5, 4), keep_op="relu").to_html("report.html")
+
+        Arguments:
+            path: where to write it.
+            title: what stands above; by default the path without its ending.
+            overwrite: whether to write over a file that is there.
+            options: those of ``describe``; ``bins`` is 200 by default.
+
+        Raises RecordingExistsError where there is a file.
+        """
+        check_free(path, overwrite=overwrite)
+        name = os.path.splitext(os.path.basename(os.fspath(path)))[0] if title is None else title
+        write_report({name: self.describe(**{"bins": 200, **options})}, path, overwrite=overwrite)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per record, with the fields of its context; needs ``fastrec[pandas]``."""

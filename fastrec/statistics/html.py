@@ -33,7 +33,9 @@ def sparkline(values: Floats, low: Floats | None = None, high: Floats | None = N
     if len(points) == 3:
         outline = points[1] + points[2][::-1]
         band = f'<path d="{_path(outline)}Z" fill="currentColor" fill-opacity=".18" stroke="none"/>'
-    line = f'<path d="{_path(points[0])}" fill="none" stroke="currentColor" stroke-width="1.3" stroke-linejoin="round"/>'
+    line = (
+        f'<path d="{_path(points[0])}" fill="none" stroke="currentColor" stroke-width="1.3" stroke-linejoin="round"/>'
+    )
     return (
         f'<svg width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'style="vertical-align:middle;color:#3b7dd8">{band}{line}</svg>'

@@ -116,8 +116,12 @@ MEASURES: tuple[Measure, ...] = (
         plot="norm",
         alarm="high",
     ),
-    Measure("norm_q05", "feature norm, 5 %", "value", "The 5 % quantile of these norms, by a like histogram.", plot="norm"),
-    Measure("norm_q95", "feature norm, 95 %", "value", "The 95 % quantile of these norms, by a like histogram.", plot="norm"),
+    Measure(
+        "norm_q05", "feature norm, 5 %", "value", "The 5 % quantile of these norms, by a like histogram.", plot="norm"
+    ),
+    Measure(
+        "norm_q95", "feature norm, 95 %", "value", "The 95 % quantile of these norms, by a like histogram.", plot="norm"
+    ),
     Measure(
         "rank",
         "effective rank",

@@ -1,10 +1,10 @@
 """The statistics of a run: what was measured of each site in each time bin, as tables, and as what a page is made of.
 
-    statistics = recording.describe()
-    statistics                              # a table, one line for each site
-    statistics["1/relu"]["dead_units"]      # one number for each bin, NaN where the site did not run
-    statistics.time.last_pass               # where the bins end
-    statistics.to_pandas()                  # one row for each site and bin
+statistics = recording.describe()
+statistics                              # a table, one line for each site
+statistics["1/relu"]["dead_units"]      # one number for each bin, NaN where the site did not run
+statistics.time.last_pass               # where the bins end
+statistics.to_pandas()                  # one row for each site and bin
 """
 
 from __future__ import annotations
@@ -68,7 +68,11 @@ class BadStep(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         of = f" of {self.phase!r}" if self.phase else ""
-        where = f"step {self.step:,}{of} (pass {self.pass_index:,})" if self.step is not None else f"pass {self.pass_index:,}"
+        where = (
+            f"step {self.step:,}{of} (pass {self.pass_index:,})"
+            if self.step is not None
+            else f"pass {self.pass_index:,}"
+        )
         return f"first {'NaN' if self.kind == 'nan' else 'infinity'} in {where}"
 
 
@@ -253,7 +257,9 @@ def _html_row(site: SiteStatistics) -> tuple[Any, ...]:
 
 
 def _format_bad(site: SiteStatistics) -> str:
-    counts = [f"{site.whole[name]:,.0f} {word}" for name, word in (("nan", "NaN"), ("inf", "inf")) if site.whole[name] > 0]
+    counts = [
+        f"{site.whole[name]:,.0f} {word}" for name, word in (("nan", "NaN"), ("inf", "inf")) if site.whole[name] > 0
+    ]
     return ", ".join(counts) or "-"
 
 

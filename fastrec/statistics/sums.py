@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastrec.statistics.histogram import CELLS, Counts, cell_counts, quantiles
 from fastrec.statistics.measures import MAX_RANK_UNITS, MAX_UNITS, MEASURES, QUANTILES, SIGMOID_EDGES, TANH_EDGE, TAUS
-from fastrec.statistics.rank import Gram, effective_rank, gram_of
+from fastrec.statistics.rank import MIN_ROWS, Gram, effective_rank, gram_of
 from fastrec.statistics.units import SiteTraits
 from fastrec.statistics.values import Array, by_units, rows_of
 
@@ -99,9 +99,35 @@ class Sums:
     """
 
     __slots__ = (
-        *("bad", "counts", "finite", "gram", "inf", "least", "mean", "most", "nan", "norm_counts", "norm_most", "norm_sum"),
-        *("norms", "rank_parts", "rank_sum", "ranks", "records", "saturated", "spread", "traits", "unit_count", "units", "units_vary", "values"),
-        "zeros",
+        *(
+            "bad",
+            "counts",
+            "finite",
+            "gram",
+            "inf",
+            "least",
+            "mean",
+            "most",
+            "nan",
+            "norm_counts",
+            "norm_most",
+            "norm_sum",
+        ),
+        *(
+            "norms",
+            "rank_parts",
+            "rank_sum",
+            "ranks",
+            "records",
+            "saturated",
+            "spread",
+            "traits",
+            "unit_count",
+            "units",
+            "units_vary",
+            "values",
+        ),
+        *("zeros", "_rank_rows"),
     )
 
     def __init__(self, traits: SiteTraits, *, ranks: bool = False) -> None:
@@ -117,6 +143,7 @@ class Sums:
         self.units: UnitSums | None = None
         self.units_vary = False
         self.gram: Gram | None = None
+        self._rank_rows: list[Array] = []
         self.bad: BadValue | None = None
 
     def add_values(
@@ -144,9 +171,7 @@ class Sums:
             begun = stop - first if start % each == 0 else 0
             self.add(piece, begun, None if passes is None else passes[first:stop], rank_step)
 
-    def add(
-        self, array: Array, records: int, passes: npt.NDArray[np.int64] | None = None, rank_step: int = 1
-    ) -> None:
+    def add(self, array: Array, records: int, passes: npt.NDArray[np.int64] | None = None, rank_step: int = 1) -> None:
         """Take in the values of some records, or a part of one.
 
         Arguments:
@@ -182,7 +207,7 @@ class Sums:
         self._add_values(values, total / values.size, peak)
         self._add_norms(array, None if finite is None else finite.all(axis=1), peak)
         if peak > _HUGE:
-            self.ranks, self.gram = False, None
+            self.ranks, self.gram, self._rank_rows = False, None, []
         if self.ranks and not self.units_vary:
             self._add_gram(array, finite, rank_step)
 
@@ -204,6 +229,8 @@ class Sums:
             self._forget_units()
         elif not self.units_vary and other.units is not None and self.units is not None:
             self.units.add(other.units)
+            self._use_rows()
+            other._use_rows()
             if self.gram is not None and other.gram is not None:
                 self.gram += other.gram
             elif other.gram is not None:
@@ -214,6 +241,7 @@ class Sums:
 
         The rank of stretches that are put together afterwards is the mean of theirs.
         """
+        self._use_rows()
         if self.gram is not None:
             self.rank_sum += effective_rank(self.gram)
             self.rank_parts += 1
@@ -241,6 +269,7 @@ class Sums:
             found |= {"norm": self.norm_sum / self.norms, "norm_q05": low, "norm_q95": high}
         if self.units is not None:
             found |= self._unit_measures(self.units, first)
+        self._use_rows()
         parts = self.rank_parts + (self.gram is not None)
         if parts:
             found["rank"] = (self.rank_sum + (0 if self.gram is None else effective_rank(self.gram))) / parts
@@ -254,9 +283,7 @@ class Sums:
         found["drift"] = cosine(vector, vector if first is None or len(first) != len(vector) else first)
         return found
 
-    def _count_bad(
-        self, array: Array, finite: npt.NDArray[np.bool_], passes: npt.NDArray[np.int64] | None
-    ) -> None:
+    def _count_bad(self, array: Array, finite: npt.NDArray[np.bool_], passes: npt.NDArray[np.int64] | None) -> None:
         """Count what is not finite, and note where it came first."""
         nan = np.isnan(array)
         count = int(np.count_nonzero(nan))
@@ -348,8 +375,17 @@ class Sums:
         if finite is not None:
             rows = rows[rows_of(finite, step).all(axis=1)]
         chosen = spread(rows.shape[1], MAX_RANK_UNITS)
-        own = gram_of(rows if chosen is None else rows[:, chosen])
-        self.gram = own if self.gram is None else self.gram + own
+        self._rank_rows.append(rows if chosen is None else rows[:, chosen])
+        # Many small products take longer than a large one, above all where threads are started for each.
+        if sum(map(len, self._rank_rows)) >= MIN_ROWS:
+            self._use_rows()
+
+    def _use_rows(self) -> None:
+        """Multiply the rows that wait."""
+        if self._rank_rows:
+            own = gram_of(np.concatenate(self._rank_rows))
+            self.gram = own if self.gram is None else self.gram + own
+            self._rank_rows = []
 
     def _meet_units(self, count: int | None) -> None:
         """Measures of units take the same units in all values."""
@@ -364,6 +400,7 @@ class Sums:
     def _forget_units(self) -> None:
         self.units_vary = True
         self.units = self.gram = None
+        self._rank_rows = []
 
 
 def spread(count: int, most: int) -> npt.NDArray[np.int64] | None:

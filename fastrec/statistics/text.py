@@ -36,7 +36,9 @@ def _format_share(share: float) -> str:
     if share in (0.0, 1.0):
         return f"{share:.0%}".replace("%", " %")
     percent = min(max(100 * share, 0.1), 99.9)
-    return f"{percent:.1f} %" if percent < 99.95 and (percent < 10 or percent > 99 or share < 0.2) else f"{percent:.0f} %"
+    return (
+        f"{percent:.1f} %" if percent < 99.95 and (percent < 10 or percent > 99 or share < 0.2) else f"{percent:.0f} %"
+    )
 
 
 def format_trend(measure: Measure, values: npt.NDArray[np.float64]) -> str:

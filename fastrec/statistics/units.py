@@ -35,7 +35,9 @@ _KEEPS_LAYOUT = ACTIVATIONS | frozenset(
     "half pad cat normalize exp sqrt square dropout1d dropout2d dropout3d droppath stochasticdepth".split()
 )
 _SPATIAL = re.compile(r"(?:lazy)?(?:conv|convtranspose|(?:adaptive|fractional|lp)?(?:max|avg)?(?:un)?pool)([123])d")
-_CHANNELS_SECOND = re.compile(r"(?:lazy)?(?:sync)?(?:batch|group|instance|localresponse)norm(?:[123]d)?|interpolate|upsample|pixel(?:un)?shuffle|channelshuffle")
+_CHANNELS_SECOND = re.compile(
+    r"(?:lazy)?(?:sync)?(?:batch|group|instance|localresponse)norm(?:[123]d)?|interpolate|upsample|pixel(?:un)?shuffle|channelshuffle"
+)
 
 
 def unit_axis(site: Site, shape: tuple[int, ...], earlier: Sequence[str] | None) -> int:

@@ -84,7 +84,7 @@ class StatisticsSink:
         self._staging = Staging(self._measure)
         self._catalog: Catalog | None = None
         self._columns: dict[tuple[Any, ...], RowCopier | TransformColumn] = {}
-        self._sites: dict[int, SiteSums] = {}
+        self._sites: dict[str, SiteSums] = {}  # by name: entries of a model may reach one site by other ways
         self._windows: list[StatisticsWindow] = []
         self._marked: set[int] = set()
         self._lock = threading.RLock()
@@ -102,15 +102,16 @@ class StatisticsSink:
         catalog = self._opened()
         found = catalog.metas[meta]
         axis = self._axes.of(catalog, found)
-        key = (found.site, found.spec, Layout.of(value), axis)
+        site = catalog.sites[found.site]
+        key = (site.name, found.spec, Layout.of(value), axis)
         with self._lock:
-            if found.site not in self._sites:
-                self._sites[found.site] = SiteSums(catalog.sites[found.site], ranks=self._ranks)
-            self._sites[found.site].axes.add(axis)
+            if site.name not in self._sites:
+                self._sites[site.name] = SiteSums(site, ranks=self._ranks)
+            self._sites[site.name].axes.add(axis)
             column = self._columns.get(key)
             if column is None:
                 spec = catalog.specs[found.spec]
-                column = self._columns[key] = self._staging.column(found.site, value, spec, axis)
+                column = self._columns[key] = self._staging.column(site.name, value, spec, axis)
         # The quicker way for values that are their bytes asks nothing of each.
         copies_bytes = isinstance(column, RowCopier) and is_its_bytes(value)
         writer = BytesCopier(column) if isinstance(column, RowCopier) and copies_bytes else column
@@ -155,7 +156,7 @@ class StatisticsSink:
             self._measure_all()
             bins = self._timeline.bins()
             numbers = [bin.number for bin in bins]
-            sites = {sums.site.name: sums.statistics(numbers, catalog, self._marked) for sums in self._sites.values()}
+            sites = {name: sums.statistics(numbers, catalog, self._marked) for name, sums in self._sites.items()}
             return RunStatistics(sites, table_of(bins, catalog))
 
     def window(self, measures: Sequence[str] = LOGGED) -> StatisticsWindow:
@@ -170,7 +171,9 @@ class StatisticsSink:
             self._windows.append(window)
         return window
 
-    def to_html(self, path: str | PathLike[str], *, title: str = "statistics of a run", overwrite: bool = False) -> None:
+    def to_html(
+        self, path: str | PathLike[str], *, title: str = "statistics of a run", overwrite: bool = False
+    ) -> None:
         """Write a page of the statistics so far, like that of ``Recording.to_html``."""
         write_report({title: self.statistics}, path, overwrite=overwrite)
 

@@ -1,9 +1,9 @@
 """Where values wait until they are measured: blocks of rows, which are written again when all their passes have ended.
 
-    staging = Staging(measure)
-    column = staging.column(site, value, spec, axis)
-    row = column.append(value)           # copied now
-    staging.end(row, info)               # its pass ended; measured when all rows of the block have
+staging = Staging(measure)
+column = staging.column(site, value, spec, axis)
+row = column.append(value)           # copied now
+staging.end(row, info)               # its pass ended; measured when all rows of the block have
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class StagedBlock(Block):
 class BlockMaker:
     """Makes the blocks of one column, in the memory of those that were measured."""
 
-    def __init__(self, staging: Staging, site: int, rows: RowMaker, axis: int) -> None:
+    def __init__(self, staging: Staging, site: str, rows: RowMaker, axis: int) -> None:
         self.site = site
         self.axis = axis
         self.count = max(1, min(MAX_BLOCK_ROWS, BLOCK_BYTES // max(1, rows.nbytes)))
@@ -88,13 +88,13 @@ class Staging:
         self.next_number = itertools.count().__next__
         self._measure = measure
 
-    def column(self, site: int, value: Tensor, spec: CaptureSpec, axis: int) -> RowCopier | TransformColumn:
+    def column(self, site: str, value: Tensor, spec: CaptureSpec, axis: int) -> RowCopier | TransformColumn:
         """Where values of a site go that are like this one."""
         if spec.transform is not None:
             return TransformColumn(self, site, spec, axis)
         return self.copier(site, Layout.of(value), spec, axis)
 
-    def copier(self, site: int, layout: Layout, spec: CaptureSpec, axis: int) -> RowCopier:
+    def copier(self, site: str, layout: Layout, spec: CaptureSpec, axis: int) -> RowCopier:
         """Where values of a layout are copied."""
         return RowCopier(self.blocks, BlockMaker(self, site, RowMaker(layout, spec), axis))
 
@@ -112,7 +112,7 @@ class Staging:
 class TransformColumn:
     """A column of what a transform makes of values; of the values themselves where those are kept too."""
 
-    def __init__(self, staging: Staging, site: int, spec: CaptureSpec, axis: int) -> None:
+    def __init__(self, staging: Staging, site: str, spec: CaptureSpec, axis: int) -> None:
         self._staging = staging
         self._site = site
         self._spec = spec
