@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from fastrec._errors import OptionError
 from fastrec.integrations._extras import check_autoreset, missing
 from fastrec.session.recorder import Recorder
+from fastrec.sinks import StatisticsSink
+from fastrec.sinks.statistics.window import LOGGED
 
 try:
     from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
@@ -110,6 +112,40 @@ class RecordCallback(BaseCallback):
         if phase is not None:
             self._phase = self._rec.phase(phase)
             self._phase.__enter__()
+
+
+class StatisticsCallback(BaseCallback):
+    """A callback that hands what a statistics sink measured to the algorithm's own logger, once an update.
+
+    >>> import gymnasium, fastrec
+    >>> from stable_baselines3 import PPO
+    >>> from stable_baselines3.common.env_util import make_vec_env
+    >>> from fastrec.integrations.sb3 import StatisticsCallback
+    >>> model = PPO("MlpPolicy", make_vec_env("CartPole-v1", n_envs=2), n_steps=16, batch_size=32, device="cpu")
+    >>> sink = fastrec.sinks.StatisticsSink()
+    >>> with fastrec.Recorder(model.policy, keep_op="tanh", sink=sink):
+    ...     model = model.learn(32, callback=StatisticsCallback(sink))
+    >>> "saturated/mlp_extractor.policy_net.1/tanh" in model.logger.name_to_value
+    True
+
+    The logger writes them wherever it was told to: stdout, TensorBoard, CSV. With RecordCallback in one list, it comes
+    before that one.
+
+    Arguments:
+        sink: the sink of an open recorder.
+        measures: which ones; ``fastrec.statistics.MEASURES`` has all.
+    """
+
+    def __init__(self, sink: StatisticsSink, measures: Sequence[str] = LOGGED) -> None:
+        super().__init__()
+        self._window = sink.window(measures)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        for name, value in self._window.take().items():
+            self.logger.record(name, value, exclude="stdout")
 
 
 def _leaves(callback: BaseCallback) -> Iterator[BaseCallback]:

@@ -19,8 +19,9 @@ from fastrec.events.sites import Interned, Origin
 from fastrec.recording._aligned import aligned, keys_of, to_tensordict, to_xarray, view_of
 from fastrec.recording._arrays import by_pass, frame_of, numpy_of, stacked
 from fastrec.recording._describe import describe, describe_options
+from fastrec.recording._html import recording_html
 from fastrec.recording._records import ActivationRecord as ActivationRecord
-from fastrec.recording._records import Records, SiteFacts, html_of, sites_of, summary_of
+from fastrec.recording._records import Records, SiteFacts, sites_of, summary_of
 from fastrec.recording._rows import Batches, BatchOptions, By, Rows, RowsDataset, check_together
 from fastrec.recording._source import Part, Source
 from fastrec.recording._steps import Episode, Steps, episodes_of, steps_of
@@ -400,7 +401,7 @@ class Recording(Values):
         return f"<Recording: {self._told()}>"
 
     def _repr_html_(self) -> str:
-        return html_of(self._told(), self.sites)
+        return recording_html(self._told(), self._view, self.sites)
 
     def _told(self) -> str:
         sites = len({self._view.site(meta).name for meta in self._view.metas})

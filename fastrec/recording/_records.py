@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import overload
 
 import msgspec
@@ -15,6 +14,10 @@ from fastrec.events.context import RecordContext, torch_dtype
 from fastrec.events.sites import PassInfo
 from fastrec.recording._source import Source
 from fastrec.recording._view import View
+from fastrec.statistics.html import table_html, values_html
+from fastrec.statistics.values import real_numbers
+
+MAX_RECORDS_SHOWN = 10
 
 
 class ActivationRecord:
@@ -80,6 +83,18 @@ class ActivationRecord:
         site = self._source.catalog.sites[meta.site].name
         return f"ActivationRecord({meta.label!r}, site={site!r}, {shape} {meta.dtype}, pass {self._info.index}{step})"
 
+    def _repr_html_(self) -> str:
+        ctx, value = self.ctx, self.activation
+        value = self.transformed_activation if value is None else value
+        facts = [
+            ("site", ctx.site),
+            ("module", f"{ctx.module_address} ({ctx.module_type})"),
+            ("pass", f"{ctx.pass_index:,}"),
+        ]
+        facts += [("phase", ctx.phase)] if ctx.phase else []
+        facts += [] if ctx.step is None else [("step", f"{ctx.step:,}")]
+        return values_html(repr(self), None if value is None else real_numbers(value).numpy(), facts)
+
 
 class Records(Sequence[ActivationRecord]):
     """The records of a view, each made when it is asked for."""
@@ -109,6 +124,18 @@ class Records(Sequence[ActivationRecord]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} records>"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for record in self[:MAX_RECORDS_SHOWN]:
+            ctx = record.ctx
+            shape = "x".join(map(str, ctx.tensor_shape)) or "scalar"
+            step = "" if ctx.step is None else f"{ctx.step:,}"
+            rows.append(
+                (ctx.site, ctx.label, f"{ctx.pass_index:,}", step, shape, str(ctx.tensor_dtype).removeprefix("torch."))
+            )
+        more = [f"and {len(self) - len(rows):,} more"] if len(self) > len(rows) else []
+        return table_html(f"{len(self):,} records", ("site", "label", "pass", "step", "shape", "dtype"), rows, more)
 
     def _make(self, position: int, info: PassInfo) -> ActivationRecord:
         view = self._view
@@ -201,9 +228,6 @@ def _dtype(view: View, meta: int) -> str:
     return str(kept_dtype(view.spec(meta), dtype)).removeprefix("torch.")
 
 
-MAX_ROWS_SHOWN = 50
-
-
 def summary_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
     """One line for the whole and one per site, in columns."""
     rows = table_of(sites)
@@ -211,16 +235,3 @@ def summary_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     total = format_bytes(sum(facts.nbytes for facts in sites.values()))
     return "\n".join([f"{heading}, {total}", *(lines if sites else [])])
-
-
-def html_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
-    """The same as HTML, long tables cut."""
-    head, *rows = table_of(sites)
-    shown = rows[:MAX_ROWS_SHOWN]
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in shown)
-    cut = f"<p>and {len(rows) - len(shown)} more sites</p>" if len(rows) > len(shown) else ""
-    return (
-        f"<details><summary>{escape(heading)}</summary><table><thead><tr>"
-        f"{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead>"
-        f"<tbody>{body}</tbody></table>{cut}</details>"
-    )

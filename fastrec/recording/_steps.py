@@ -14,6 +14,7 @@ from fastrec._errors import RecordKeyError, StepError, did_you_mean
 from fastrec.recording._arrays import stacked
 from fastrec.recording._source import PhaseSteps
 from fastrec.recording._view import Integers, Mask, View, metas_of_key
+from fastrec.statistics.html import columns_html, curves_html
 
 Array = npt.NDArray[Any]
 
@@ -77,6 +78,9 @@ class Steps:
 
     def __repr__(self) -> str:
         return f"<{len(self)} steps: {', '.join(self) or 'no columns'}>"
+
+    def _repr_html_(self) -> str:
+        return columns_html(f"{len(self):,} steps", {name: self[name] for name in self})
 
     def restrict(self, phase: int, mask: Mask) -> Steps:
         """Without the steps of one phase that a mask leaves out."""
@@ -211,6 +215,9 @@ class Episode:
         end = "terminated" if self.terminated else "truncated" if self.truncated else "open"
         phase = f" of {self.phase!r}" if self.phase else ""
         return f"<Episode of env {self.env}: steps {self.start_step} to {self.stop_step - 1}{phase}, {end}>"
+
+    def _repr_html_(self) -> str:
+        return curves_html(repr(self)[1:-1], self.columns)
 
 
 class _Phase:

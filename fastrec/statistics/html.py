@@ -6,14 +6,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastrec.statistics.picture import picture
+
 Floats = npt.NDArray[np.float64]
+
+MAX_POINTS = 60
+"""Points of a small curve of a column, each the mean of a stretch."""
 
 WIDTH, HEIGHT = 76, 18
 
@@ -67,6 +72,55 @@ def _cell(cell: Any, is_first: bool) -> str:
         return f"<td {LEFT if is_first else CELL}>{escape(cell)}</td>"
     if len(cell) == 2:
         curve, text = cell
-        return f"<td {CELL}>{sparkline(curve)} {escape(text)}</td>"
+        return f"<td {CELL}>{sparkline(curve)}{_figure(text)}</td>"
     curve, low, high, text = cell
-    return f"<td {CELL}>{sparkline(curve, low, high)} {escape(text)}</td>"
+    return f"<td {CELL}>{sparkline(curve, low, high)}{_figure(text)}</td>"
+
+
+def _figure(text: str) -> str:
+    """A number beside a curve, as wide as most, so that the curves of a column stand below each other."""
+    return f'<span style="display:inline-block;min-width:5.5em">{escape(text)}</span>'
+
+
+def columns_html(heading: str, columns: Mapping[str, npt.NDArray[Any]]) -> str:
+    """One row for each column of steps, with a curve of its means over environments and time."""
+    rows = []
+    for name, column in columns.items():
+        data = np.ma.filled(column.astype(np.float64), np.nan).reshape(len(column), -1)
+        shape = "x".join(map(str, column.shape[1:])) or "-"
+        rows.append((name, str(column.dtype), shape, (_means(data), _last(data))))
+    return table_html(heading, ("column", "dtype", "shape", "mean over time, last"), rows)
+
+
+def _means(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The means of stretches of rows."""
+    pieces = np.array_split(data, min(len(data), MAX_POINTS)) if len(data) else []
+    return np.array([float(np.nanmean(piece)) if np.isfinite(piece).any() else np.nan for piece in pieces])
+
+
+def _last(data: npt.NDArray[Any]) -> str:
+    means = _means(data)
+    return f"{means[-1]:.4g}" if len(means) and np.isfinite(means[-1]) else "-"
+
+
+def values_html(heading: str, values: npt.NDnpt.NDArray[Any][Any] | None, facts: Sequence[tuple[str, str]] = ()) -> str:
+    """What is known of a value, and a picture of it: rows below each other, the last axis across."""
+    told = "".join(
+        f'<tr><td style="text-align:left;padding:0 14px 0 0">{escape(name)}</td>'
+        f'<td style="text-align:left">{escape(text)}</td></tr>'
+        for name, text in facts
+    )
+    table = f"<table><tbody>{told}</tbody></table>" if facts else ""
+    image = ""
+    if values is not None and values.size:
+        image = picture(values.reshape(-1, values.shape[-1]) if values.ndim else values.reshape(1, 1))
+    return f"<div>{escape(heading)}{table}{image}</div>"
+
+
+def curves_html(heading: str, curves: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Curves below a heading, with the last number of each."""
+    rows = [
+        (name, (_means(curve.reshape(len(curve), -1)), _last(curve.reshape(len(curve), -1))))
+        for name, curve in curves.items()
+    ]
+    return table_html(heading, ("column", "over its steps, last"), rows)

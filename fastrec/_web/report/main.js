@@ -13,6 +13,7 @@ const state = {
   query: "",
   module: null,
   site: null,
+  extremes: false,
 };
 
 /** The state as the address tells it; what it does not know stays as it is. */
@@ -111,13 +112,13 @@ function alarmsOf() {
 function drawAlarms() {
   const alarms = alarmsOf();
   $("alarms").hidden = !alarms.length;
-  const shown = alarms.slice(0, 4).map(([, site, run]) => {
-    const button = make("button", { type: "button" }, site.name);
-    button.onclick = () => openSite(site.name);
-    return make("div", {}, button, ` ${runs.length > 1 ? `(${run.name}) ` : ""}${site.bad.text}`);
-  });
-  if (alarms.length > 4) shown.push(make("div", {}, `and ${alarms.length - 4} more sites`));
-  $("alarms").replaceChildren(...shown);
+  if (!alarms.length) return;
+  const [, site, run] = alarms[0];
+  const button = make("button", { type: "button" }, site.name);
+  button.onclick = () => openSite(site.name);
+  const more = alarms.length - 1;
+  const others = more ? `, and in ${more} more ${more === 1 ? "site" : "sites"} then or later` : "";
+  $("alarms").replaceChildren(button, ` ${runs.length > 1 ? `(${run.name}) ` : ""}${site.bad.text}${others}`);
 }
 
 function factsOf(run) {
@@ -127,7 +128,7 @@ function factsOf(run) {
   const ends = time.episode_ends.reduce((sum, count) => sum + count, 0);
   const records = run.sites.reduce((sum, site) => sum + site.records, 0);
   const facts = [`${number(run.sites.length)} sites`, `${number(records)} records`, `passes ${number(time.first_pass[0])} to ${number(lastOf(time.last_pass))}`];
-  if (hasSteps(run)) facts.push(`${number(lastOf(time.last_mark))} steps`);
+  if (hasSteps(run)) facts.push(`steps ${number(time.first_mark[0])} to ${number(lastOf(time.last_mark))}`);
   if (ends) facts.push(`${number(ends)} episodes`);
   facts.push(formatSeconds(lastOf(time.ended) - time.started[0]), `${time.first_pass.length} time bins`);
   return facts.join(" · ");

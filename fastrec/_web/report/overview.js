@@ -70,11 +70,13 @@ function drawOverview() {
     make("span", {}, scale.ends[1]),
     ...(scale.word ? [make("span", {}, scale.word)] : []),
   );
+  const tall = shown.length <= 6 ? 30 : shown.length <= 14 ? 24 : shown.length <= 40 ? 18 : 14;
+  $("overview").style.setProperty("--tall", `${runs.length > 1 ? Math.max(9, tall / 2) * runs.length : tall}px`);
   $("rows").replaceChildren(...shown.map((site) => rowOf(site, ramp)));
   const without = sites.filter((site) => !hasMeasure(site, state.measure)).length;
   const parts = [];
   if (!shown.length) parts.push("No site matches. Esc clears the search.");
-  if (without) parts.push(`${without} ${without === 1 ? "site has" : "sites have"} no ${measure.title}${state.measure.startsWith("dormant") ? ": not an activation function" : ""}.`);
+  if (without) parts.push(`${without} ${without === 1 ? "site is" : "sites are"} left out: this is not said of ${without === 1 ? "it" : "them"}.`);
   $("absent").textContent = parts.join(" ");
   drawStrips();
   drawAxis();
@@ -84,7 +86,6 @@ function drawOverview() {
 
 function rowOf(site, ramp) {
   const canvas = make("canvas", { width: Math.max(1, binCount()), height: runs.length });
-  canvas.style.height = runs.length > 1 ? `${11 * runs.length}px` : "";
   const pen = canvas.getContext("2d");
   const lasts = [];
   for (const number of runs.keys()) {

@@ -72,13 +72,14 @@ function cardOf(site, plot) {
   card.dataset.plot = plot;
   const drawn = drawnMeasures(site, plot);
   const terms = drawn.filter((name) => !(plot === "values" || plot === "norm") || ["median", "norm"].includes(name));
-  const definitions = terms.flatMap((name) => {
+  const shown = (plot === "dormant" ? terms.slice(0, 1) : terms).map((name) => {
     const measure = measures.get(name);
-    return [make("dt", {}, measure.title), make("dd", {}, measure.definition + (measure.source ? ` ${measure.source}.` : ""))];
+    return make("div", {}, make("dt", {}, measure.title), make("dd", {}, measure.definition + (measure.source ? ` ${measure.source}.` : "")));
   });
-  const shown = plot === "dormant" ? definitions.slice(0, 2) : definitions;
+  const heading = make("h3", {}, page.plots[plot]);
+  if (plot === "values" && hidesExtremes(site)) heading.append(extremesButton());
   card.append(
-    make("h3", {}, page.plots[plot]),
+    heading,
     make("div", { className: "keys" }),
     make("div", { className: "chart" }),
     make("dl", {}, ...shown),
@@ -86,10 +87,47 @@ function cardOf(site, plot) {
   return card;
 }
 
+/** From the lowest 5 % to the highest 95 % of all bins and runs. */
+function bandOf(site) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const number of runs.keys()) {
+    for (const value of curve(site, number, "q05") || []) if (value !== null) low = Math.min(low, value);
+    for (const value of curve(site, number, "q95") || []) if (value !== null) high = Math.max(high, value);
+  }
+  return [low, high];
+}
+
+/** Whether the extremes are so far out that all else would be a line. */
+function hidesExtremes(site) {
+  const [low, high] = bandOf(site);
+  let [least, most] = [low, high];
+  for (const number of runs.keys()) {
+    for (const value of curve(site, number, "min") || []) if (value !== null) least = Math.min(least, value);
+    for (const value of curve(site, number, "max") || []) if (value !== null) most = Math.max(most, value);
+  }
+  return high > low && most - least > 3 * (high - low);
+}
+
+function extremesButton() {
+  const button = make("button", { type: "button", className: "toggle", "aria-pressed": String(state.extremes) }, "show extremes");
+  button.onclick = () => {
+    state.extremes = !state.extremes;
+    drawSite();
+  };
+  return button;
+}
+
 function drawnMeasures(site, plot) {
   const { lines, bands } = DRAWN[plot];
   const names = [...lines.map(([name]) => name), ...bands.flatMap(([low, high]) => [low, high])];
   return names.filter((name) => hasMeasure(site, name));
+}
+
+/** The lines of a plot; where runs are compared, or extremes would hide all else, only those that say most. */
+function linesOf(site, plot) {
+  const { lines } = DRAWN[plot];
+  if (plot === "values" && !state.extremes && hidesExtremes(site)) return lines.slice(0, 1);
+  return plot === "dormant" && runs.length > 1 ? lines.slice(0, 1) : lines;
 }
 
 /** The points of all runs on one axis, in order, and for each run where its bins are among them. */
@@ -130,7 +168,7 @@ function drawChart(site, card) {
       areas.push({ series: [top, bottom], fill: colour });
       if (runs.length === 1) keys.push({ text: bandTitle(low, high), colour, area: true, at: [bottom, top], name: low });
     }
-    lines.forEach(([name, alpha], line) => {
+    linesOf(site, plot).forEach(([name, alpha], line) => {
       if (!curve(site, number, name)) return;
       const colour = colourOf(number, plot === "values" ? 0 : line);
       const faint = alpha < 0.5;
@@ -139,8 +177,7 @@ function drawChart(site, card) {
         width: faint ? 1 : 1.8,
         dash: faint ? [2, 3] : runs.length > 1 ? DASHES[line % 3] : DASHES[plot === "dormant" ? line % 3 : 0],
       });
-      const of = runs.length > 1 ? `${runs[number].name}, ` : "";
-      keys.push({ text: of + measures.get(name).title, colour, at: [at], name });
+      keys.push({ text: measures.get(name).title, colour, at: [at], name });
     });
   }
   const share = lines.some(([name]) => ["share", "cosine"].includes(measures.get(name).scale));
@@ -151,7 +188,7 @@ function drawChart(site, card) {
     bands: areas,
     legend: { show: false },
     cursor: { sync: { key: "bins" }, points: { size: 6 }, drag: { x: true, y: false } },
-    scales: { x: { time: false }, y: { range: (chart, low, high) => rangeOf(plot, low, high) } },
+    scales: { x: { time: false }, y: { range: (chart, low, high) => rangeOf(site, plot, low, high) } },
     axes: [
       { stroke: style.getPropertyValue("--muted"), grid: { stroke: style.getPropertyValue("--line"), width: 1 }, ticks: { show: false }, size: 30,
         values: (chart, ticks) => ticks.map((tick) => (Number.isInteger(tick) || state.axis === "time" ? formatX(state.axis, tick) : "")) },
@@ -165,7 +202,8 @@ function drawChart(site, card) {
   showKeys(card, keys, chart);
 }
 
-function rangeOf(plot, low, high) {
+function rangeOf(site, plot, low, high) {
+  if (plot === "values" && !state.extremes && hidesExtremes(site)) [low, high] = bandOf(site);
   if (["zeros", "dormant", "saturated"].includes(plot)) return [0, Math.max(1, high || 0)];
   if (plot === "drift") return [Math.min(0, low || 0), 1];
   if (low === null || low === undefined) return [0, 1];
@@ -191,10 +229,19 @@ function showKeys(card, keys, chart) {
     for (let i = cursor; i >= 0; i--) if (values[i] !== null && values[i] !== undefined) return values[i];
     return null;
   };
-  const items = keys.map((key) =>
-    make("span", {}, make("i", { className: key.area ? "area" : "", style: `background: ${key.colour}` }), key.text,
-      make("b", {}, key.at.map((series) => formatValue(key.name, valueAt(series))).join(" to "))),
-  );
+  const titles = [...new Set(keys.map((key) => key.text))];
+  const items = titles.map((title) => {
+    const own = keys.filter((key) => key.text === title);
+    const item = make("span", {});
+    for (const [number, key] of own.entries()) {
+      item.append(
+        make("i", { className: key.area ? "area" : "", style: `background: ${key.colour}` }),
+        ...(number ? [] : [title]),
+        make("b", {}, key.at.map((series) => formatValue(key.name, valueAt(series))).join(" to ")),
+      );
+    }
+    return item;
+  });
   const x = cursor === null || cursor === undefined ? null : chart.data[0][cursor];
   if (x !== null && x !== undefined) items.push(make("span", {}, `${AXES[state.axis]} ${formatX(state.axis, x)}`));
   card.querySelector(".keys").replaceChildren(...items);
