@@ -410,5 +410,8 @@ def spread(count: int, most: int) -> npt.NDArray[np.int64] | None:
 
 def cosine(a: Floats, b: Floats) -> float:
     """The cosine of the angle between two vectors; NaN where one is 0."""
-    lengths = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
-    return max(-1.0, min(1.0, float(a @ b) / lengths)) if lengths > 0 else math.nan
+    sizes = float(np.abs(a).max(initial=0.0)), float(np.abs(b).max(initial=0.0))
+    if not (min(sizes) > 0 and max(sizes) < math.inf):
+        return math.nan
+    a, b = a / sizes[0], b / sizes[1]  # so that no square leaves the range of numbers
+    return max(-1.0, min(1.0, float(a @ b) / (float(np.linalg.norm(a)) * float(np.linalg.norm(b)))))

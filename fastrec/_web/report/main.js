@@ -45,8 +45,8 @@ function change(changes) {
   document.documentElement.dataset.theme = state.theme;
   for (const [id, name] of [["measure", "measure"], ["sort", "sort"], ["axis-choice", "axis"]]) $(id).value = state[name];
   $("search").value = state.query;
-  if (sites.length) drawOverview();
-  if (["site", "axis", "theme"].some((name) => name in changes)) drawSite();
+  if (available.length) drawOverview();
+  if (available.length && ["site", "axis", "theme"].some((name) => name in changes)) drawSite();
 }
 
 function openSite(name) {
@@ -163,9 +163,10 @@ function start() {
   $("sort").replaceChildren(option("worst", "the worst first"), option("model", "as in the model"));
   $("axis-choice").replaceChildren(...axes().map((name) => option(name, AXES[name])));
   $("help-keys").replaceChildren(...KEYS.flatMap(([, keys, text]) => [make("dt", {}, make("kbd", {}, keys)), make("dd", {}, text)]));
-  $("empty").hidden = sites.length > 0;
-  $("content").hidden = !sites.length;
-  buildTree();
+  // Records may hold contexts alone, or values without elements.
+  $("empty").hidden = available.length > 0;
+  $("content").hidden = !available.length;
+  if (available.length) buildTree();
   bind();
   change({ site: state.site });
 }
