@@ -6,9 +6,9 @@ import argparse
 import os
 
 from fastrec._cli._command import DONE, Command, Output, counted
-from fastrec._errors import OptionError
+from fastrec._errors import OptionError, RecordingExistsError
 from fastrec.files._load import load
-from fastrec.report.page import check_free, write_report
+from fastrec.report.page import write_report
 from fastrec.statistics.run import RunStatistics
 
 
@@ -25,7 +25,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace, output: Output) -> int:
-    check_free(args.to, overwrite=args.overwrite)
+    if os.path.lexists(args.to) and not args.overwrite:  # before anything is read
+        raise RecordingExistsError(f"{args.to!r} exists; give another path, or --overwrite")
     runs: dict[str, RunStatistics] = {}
     for name, path in zip(_names(args.path), args.path, strict=True):
         with output.progress(f"reading {name}") as progress:

@@ -120,12 +120,16 @@ class StatisticsCallback(BaseCallback):
     >>> import gymnasium, fastrec
     >>> from stable_baselines3 import PPO
     >>> from stable_baselines3.common.env_util import make_vec_env
+    >>> from stable_baselines3.common.logger import configure
     >>> from fastrec.integrations.sb3 import StatisticsCallback
     >>> model = PPO("MlpPolicy", make_vec_env("CartPole-v1", n_envs=2), n_steps=16, batch_size=32, device="cpu")
+    >>> model.set_logger(configure("logs", ["csv"]))
     >>> sink = fastrec.sinks.StatisticsSink()
     >>> with fastrec.Recorder(model.policy, keep_op="tanh", sink=sink):
     ...     model = model.learn(32, callback=StatisticsCallback(sink))
-    >>> "saturated/mlp_extractor.policy_net.1/tanh" in model.logger.name_to_value
+    >>> model.logger.close()
+    >>> with open("logs/progress.csv") as file:
+    ...     "saturated/mlp_extractor.policy_net.1/tanh" in file.readline()
     True
 
     The logger writes them wherever it was told to: stdout, TensorBoard, CSV. With RecordCallback in one list, it comes

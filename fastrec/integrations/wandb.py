@@ -15,13 +15,18 @@ require("wandb", extra="wandb", what=__name__)
 class StatisticsLogger:
     """Logs what a statistics sink measured since it was last called.
 
-        run = wandb.init(project="ppo")
-        sink = fastrec.sinks.StatisticsSink()
-        with fastrec.Recorder(policy, keep_op="relu", sink=sink):
-            log_statistics = StatisticsLogger(sink, run)
-            for update in range(1000):
-                train_once()
-                log_statistics(update)
+    >>> import torch, wandb, fastrec
+    >>> from fastrec.integrations.wandb import StatisticsLogger
+    >>> run = wandb.init(project="ppo", mode="offline", settings=wandb.Settings(silent=True))
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+    >>> sink = fastrec.sinks.StatisticsSink()
+    >>> with fastrec.Recorder(model, keep_op="relu", sink=sink):
+    ...     log_statistics = StatisticsLogger(sink, run)
+    ...     for step in range(100):
+    ...         out = model(torch.randn(16, 4))
+    ...         if step % 10 == 9:
+    ...             log_statistics(step)
+    >>> run.finish()
 
     The numbers have the names "measure/site", such as "dead_units/1/relu", which makes a section of each measure.
 

@@ -15,6 +15,8 @@ import fastrec
         ("sb3", "stable_baselines3.common.callbacks", r"stable-baselines3 is .* pip install 'fastrec\[sb3\]'"),
         ("torchrl", "tensordict", r"torchrl is needed .* pip install 'fastrec\[torchrl\]'"),
         ("lightning", "pytorch_lightning", r"pytorch-lightning is .* pip install 'fastrec\[lightning\]'"),
+        ("tensorboard", "torch.utils.tensorboard", r"integrations.tensorboard needs .*\[tensorboard\]'"),
+        ("wandb", "wandb", r"integrations.wandb needs wandb, .*\[wandb\]'"),
     ],
 )
 def test_a_missing_framework_is_told_with_its_extra(

@@ -72,9 +72,13 @@ def test_it_opens_without_an_error_or_a_request(page: Path, recording: Recording
     assert opened.problems == []
     assert sorted(opened.result["leaves"]) == sorted(recording.sites) and opened.result["title"] == "run"
     assert opened.result["rows"] == [
-        name for name in opened.result["rows"] if name in recording.sites and ("relu" in name or "tanh" in name or HOSTILE[:4] in name)
+        name
+        for name in opened.result["rows"]
+        if name in recording.sites and ("relu" in name or "tanh" in name or HOSTILE[:4] in name)
     ]
-    assert opened.result["alarm"].startswith("body.0/linear first NaN in step 17 of 'training' (pass 37), and in 5 more")
+    assert opened.result["alarm"].startswith(
+        "body.0/linear first NaN in step 17 of 'training' (pass 37), and in 5 more"
+    )
 
 
 @needs_browser

@@ -267,7 +267,10 @@ def test_discarded_rows_leave_no_trace() -> None:
     transform = CaptureSpec(transform=lambda value: value * 2, save_raw=False)
     for i in range(300):
         info = rig.begin()
-        kept = [rig.append("a", torch.full((3,), float(i % 2))), rig.append("b", torch.full((3,), float(i % 2)), transform)]
+        kept = [
+            rig.append("a", torch.full((3,), float(i % 2))),
+            rig.append("b", torch.full((3,), float(i % 2)), transform),
+        ]
         if i % 2:
             for meta, row in kept:
                 rig.columns[meta].discard(row)
@@ -297,7 +300,10 @@ def test_a_sink_belongs_to_one_session() -> None:
     sink = StatisticsSink()
     with Recorder(policy(), keep_op="relu", sink=sink) as rec:
         rec.log(torch.ones(1, 4))
-    with pytest.raises(SessionError, match="give each recorder a sink of its own"), Recorder(policy(), keep_op="relu", sink=sink):
+    with (
+        pytest.raises(SessionError, match="give each recorder a sink of its own"),
+        Recorder(policy(), keep_op="relu", sink=sink),
+    ):
         pass
 
 
