@@ -16,14 +16,15 @@ PACKAGE = Path(__file__).parent.parent / "fastrec"
 # checker and in functions count like any other. Drawing knows nothing of graphs, so that a dry run can be drawn, too.
 LAYERS = """
     _errors _version
-    _optional _torch
+    _optional _torch _web
     ops
     events
-    predicates
+    predicates statistics
+    report
     engines recording
     sinks exports
     session
-    files _web
+    files
     graph.draw
     dryrun _cli integrations
     graph
@@ -163,7 +164,7 @@ def test_no_files_import_each_other_in_a_loop() -> None:
 def test_the_house_stays_as_low_as_it_was_built() -> None:
     rooms = {room_of(name) for name in MODULES} - {""}
     arrows = {(room_of(a), room_of(b)) for a, targets in import_graph().items() for b in targets if room_of(a)}
-    assert (len(rooms) <= 20, floors(import_graph()) <= 9, len([a for a in arrows if a[0] != a[1]]) <= 70) == (
+    assert (len(rooms) <= 23, floors(import_graph()) <= 12, len([a for a in arrows if a[0] != a[1]]) <= 100) == (
         True,
     ) * 3
 

@@ -22,6 +22,9 @@ from fastrec._torch.tensors import outside_torch_modes
 from fastrec.recording._arrays import checked_layouts, numpy_of
 from fastrec.recording._source import Array, Integers, Part
 from fastrec.recording._view import View
+from fastrec.statistics.html import values_html
+from fastrec.statistics.picture import MAX_ROWS
+from fastrec.statistics.values import real_numbers
 
 By = Literal["sample"] | None
 
@@ -107,6 +110,12 @@ class Rows:
 
     def __repr__(self) -> str:
         return f"<Rows: {'x'.join(map(str, self.shape))} {str(self.dtype).removeprefix('torch.')}>"
+
+    def _repr_html_(self) -> str:
+        # As many as the picture shows, spread over all, unless they are very large.
+        count = min(len(self), MAX_ROWS, max(1, ITERATION_BYTES // max(1, self.row_bytes)))
+        some = self.pick(np.unique(np.linspace(0, max(0, len(self) - 1), count).astype(np.int64)))
+        return values_html(repr(self)[1:-1], real_numbers(some).numpy())
 
     def read(self, start: int, stop: int) -> Tensor:
         """Consecutive rows."""

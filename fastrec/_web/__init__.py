@@ -1,0 +1,1 @@
+"""The package's scripts and styles for pages that open in a browser."""
