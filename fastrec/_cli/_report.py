@@ -9,7 +9,7 @@ from fastrec._cli._command import DONE, Command, Output, counted
 from fastrec._errors import OptionError, RecordingExistsError
 from fastrec.files._load import load
 from fastrec.report.page import write_report
-from fastrec.statistics.run import RunStatistics
+from fastrec.report.run import RunStatistics
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

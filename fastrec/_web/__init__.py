@@ -1,1 +1,1 @@
-"""The package's scripts and styles for pages that open in a browser."""
+"""Pages that open from disk, and the styles and scripts that they are made of."""

@@ -280,9 +280,9 @@ class DryRun:
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
         >>> fastrec.dry_run(model, torch.zeros(2, 4), keep_op="tanh").to_html(tempfile.mkdtemp() + "/kept.html")
         """
-        from fastrec.graph.draw.page import page_of, write_page
+        from fastrec.graph.draw.page import write_drawing
 
-        write_page(lambda: page_of(self.drawing(**options)), path, overwrite=overwrite)
+        write_drawing(lambda: self.drawing(**options), path, overwrite=overwrite)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per event, with the fields of its context and what is kept of it; needs the extra ``pandas``."""

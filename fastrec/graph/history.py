@@ -18,7 +18,7 @@ from fastrec.graph.diff import HistoryDiff, check_same_graph, diff_of
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.notebook import notebook_html
 from fastrec.graph.draw.options import drawing_options
-from fastrec.graph.draw.page import page_of, write_page
+from fastrec.graph.draw.page import write_drawing
 from fastrec.graph.draw.picture import SECONDS, Picture, picture_of, target_of
 from fastrec.graph.drawing import ModelFacts, drawing_of
 from fastrec.graph.entries import (
@@ -566,7 +566,7 @@ class ModelHistory:
         Raises OptionError for a graph of more than 20,000 operations.
         """
         validated = None if validation is None else bool(validation)
-        write_page(lambda: page_of(self.drawing(**options), validated=validated), path, overwrite=overwrite)
+        write_drawing(lambda: self.drawing(**options), path, validated=validated, overwrite=overwrite)
 
     def _repr_html_(self) -> str | None:
         hint = "history.to_html('model.html') writes a page of it, in which modules open"

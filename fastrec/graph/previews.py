@@ -25,7 +25,7 @@ from fastrec.dryrun.dry_run import DryRun, dry_run
 from fastrec.events.context import RecordContext
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.marks import marked
-from fastrec.graph.draw.page import page_of, write_page
+from fastrec.graph.draw.page import write_drawing
 from fastrec.graph.draw.parts import Mark
 from fastrec.graph.draw.picture import SECONDS, Picture, picture_of, target_of
 from fastrec.graph.history import ModelHistory
@@ -165,7 +165,7 @@ class Preview:
         >>> from fastrec.graph import preview
         >>> preview(torch.nn.Tanh(), torch.zeros(2), keep_op=True).to_html(tempfile.mkdtemp() + "/kept.html")
         """
-        write_page(lambda: page_of(self.drawing(**options)), path, overwrite=overwrite)
+        write_drawing(lambda: self.drawing(**options), path, overwrite=overwrite)
 
     def __repr__(self) -> str:
         return f"<Preview of {self.history.model_name}: {'; '.join(self.dry.totals)}>"

@@ -138,7 +138,7 @@ class StatisticsCallback(BaseCallback):
 
     Arguments:
         sink: the sink of an open recorder.
-        measures: which ones; ``fastrec.statistics.MEASURES`` has all.
+        measures: which ones; ``fastrec.report.MEASURES`` has all.
     """
 
     def __init__(self, sink: StatisticsSink, measures: Sequence[str] = LOGGED) -> None:

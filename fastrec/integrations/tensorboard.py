@@ -34,7 +34,7 @@ class StatisticsLogger:
     Arguments:
         sink: the sink of an open recorder.
         writer: where the numbers go.
-        measures: which ones; ``fastrec.statistics.MEASURES`` has all.
+        measures: which ones; ``fastrec.report.MEASURES`` has all.
     """
 
     def __init__(self, sink: StatisticsSink, writer: SummaryWriter, measures: Sequence[str] = LOGGED) -> None:

@@ -33,7 +33,7 @@ class StatisticsLogger:
     Arguments:
         sink: the sink of an open recorder.
         run: what ``wandb.init`` returned.
-        measures: which ones; ``fastrec.statistics.MEASURES`` has all.
+        measures: which ones; ``fastrec.report.MEASURES`` has all.
     """
 
     def __init__(self, sink: StatisticsSink, run: Any, measures: Sequence[str] = LOGGED) -> None:

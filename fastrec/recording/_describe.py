@@ -13,14 +13,15 @@ import msgspec
 import numpy as np
 
 from fastrec._errors import OptionError, StepError, did_you_mean
+from fastrec.recording._arrays import real_array
 from fastrec.recording._source import Integers, Part, PhaseSteps
 from fastrec.recording._steps import ends_of
 from fastrec.recording._view import View
-from fastrec.statistics.measures import MAX_RANK_BINS
-from fastrec.statistics.rank import rank_rows
-from fastrec.statistics.run import BadStep, RunStatistics, SiteStatistics, TimeBins, bad_step, curves_of
-from fastrec.statistics.sums import Floats, Sums
-from fastrec.statistics.units import SiteTraits, UnitAxes
+from fastrec.report.measures import MAX_RANK_BINS
+from fastrec.report.rank import rank_rows
+from fastrec.report.run import BadStep, RunStatistics, SiteStatistics, TimeBins, bad_step, curves_of
+from fastrec.report.sums import Floats, Sums
+from fastrec.report.units import SiteTraits, UnitAxes
 
 CHUNK = 4 << 20
 """So many bytes are read at a time, at least a record."""
@@ -128,7 +129,7 @@ class _Described:
             units = values.shape[1 + axis] if dims else 1
             rows_each = values[0].numel() // max(1, units)
             step = -(-records * rows_each // rank_rows(units))
-            sums.add_values(values, axis, passes[: len(values)], max(1, step))
+            sums.add_values(real_array(values), axis, passes[: len(values)], max(1, step))
             passes = passes[len(values) :]
             self._tell(values.nbytes)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from fastrec.recording._arrays import real_array
 from fastrec.recording._records import SiteFacts, format_bytes, format_shapes
 from fastrec.recording._source import Array
 from fastrec.recording._view import View
-from fastrec.statistics.html import table_html
-from fastrec.statistics.values import real_numbers
+from fastrec.report.html import table_html
 
 MAX_SITES = 50
 
@@ -67,7 +67,7 @@ def _band(view: View, facts: SiteFacts) -> tuple[Array, Array, Array] | None:
         meta = int(view.meta_numbers[at])
         part = "activation" if view.spec(meta).save_raw else "transformed_activation"
         value = view.source.value(meta, int(view.rows[at]), part)
-        numbers = np.empty(0) if value is None else real_numbers(value).numpy().reshape(-1)
+        numbers = np.empty(0) if value is None else real_array(value).reshape(-1)
         numbers = numbers[np.isfinite(numbers)]
         found.append(np.quantile(numbers, [0.5, 0.05, 0.95]) if len(numbers) else np.full(3, np.nan))
     table = np.array(found)

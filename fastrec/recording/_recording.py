@@ -31,8 +31,8 @@ from fastrec.recording._rows import Batches, BatchOptions, By, Rows, RowsDataset
 from fastrec.recording._source import Array, Integers, Part, Source
 from fastrec.recording._steps import Episode, Steps, episodes_of, steps_of
 from fastrec.recording._view import Mask, View, metas_of_key
-from fastrec.report.page import check_free, write_report
-from fastrec.statistics.run import RunStatistics
+from fastrec.report.page import write_runs
+from fastrec.report.run import RunStatistics
 
 if TYPE_CHECKING:
     import pandas
@@ -352,7 +352,7 @@ class Recording:
             progress: a function that is called with the bytes that were read, and those that there are.
 
         Values are read once, a few MiB at a time, from RAM or from files. Raises OptionError for options that do not
-        fit. What is measured, and after whom: ``fastrec.statistics.MEASURES``.
+        fit. What is measured, and after whom: ``fastrec.report.MEASURES``.
         """
         return describe(self._view, self._steps.tables, describe_options(options))
 
@@ -373,9 +373,8 @@ class Recording:
 
         Raises RecordingExistsError where there is a file.
         """
-        check_free(path, overwrite=overwrite)
         name = os.path.splitext(os.path.basename(os.fspath(path)))[0] if title is None else title
-        write_report({name: self.describe(**{"bins": 200, **options})}, path, overwrite=overwrite)
+        write_runs(lambda: {name: self.describe(**{"bins": 200, **options})}, path, overwrite=overwrite)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per record, with the fields of its context; needs the extra ``pandas``."""

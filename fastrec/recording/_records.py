@@ -16,10 +16,10 @@ from torch import Tensor
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.events.context import RecordContext, dtype_name, format_shape, torch_dtype
 from fastrec.events.sites import PassInfo
+from fastrec.recording._arrays import real_array
 from fastrec.recording._source import Source
 from fastrec.recording._view import View
-from fastrec.statistics.html import table_html, values_html
-from fastrec.statistics.values import real_numbers
+from fastrec.report.html import table_html, values_html
 
 MAX_RECORDS_SHOWN = 10
 
@@ -97,7 +97,7 @@ class ActivationRecord:
         ]
         facts += [("phase", ctx.phase)] if ctx.phase else []
         facts += [] if ctx.step is None else [("step", f"{ctx.step:,}")]
-        return values_html(repr(self), None if value is None else real_numbers(value).numpy(), facts)
+        return values_html(repr(self), None if value is None else real_array(value), facts)
 
 
 class Records(Sequence[ActivationRecord]):

@@ -17,7 +17,7 @@ from fastrec._errors import RecordKeyError, StepError, did_you_mean
 from fastrec.recording._arrays import stack_records
 from fastrec.recording._source import Array, Integers, PhaseSteps
 from fastrec.recording._view import Mask, View, metas_of_key
-from fastrec.statistics.html import columns_html, curves_html
+from fastrec.report.html import columns_html, curves_html
 
 END_COLUMNS = ("terminated", "truncated", "done")
 """The columns that say when an episode ends; ``done`` is either of the other two, as older Gym had it."""

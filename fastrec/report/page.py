@@ -10,18 +10,17 @@ The document holds its data in columns, of four digits each, and the scripts tha
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError
-from fastrec._web.document import document, web_file
-from fastrec.statistics.measures import MEASURES, PLOTS
-from fastrec.statistics.run import RunStatistics, SiteStatistics, TimeBins
+from fastrec._errors import OptionError
+from fastrec._web.document import asset, document, write_page
+from fastrec.report.measures import MEASURES, PLOTS
+from fastrec.report.run import RunStatistics, SiteStatistics, TimeBins
 
 STYLES = ("vendor/uplot/uPlot.min.css", "report/page.css")
 SCRIPTS = ("report/data.js", "report/overview.js", "report/site.js", "report/main.js")
@@ -52,32 +51,33 @@ def write_report(
     """
     if not runs:
         raise OptionError("write_report({}): give the statistics of at least one run")
-    target = os.fspath(path)
-    check_free(target, overwrite=overwrite)
-    text = report_html(runs, title=" and ".join(runs) if title is None else title)
-    part = f"{target}.part"
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(part, target)
-    except OSError as error:
-        raise RecordingFileError(f"{target!r} can't be written: {error.strerror or error}") from error
+    write_runs(lambda: runs, path, title=title, overwrite=overwrite)
 
 
-def check_free(path: str | PathLike[str], *, overwrite: bool) -> None:
-    """Raise RecordingExistsError where a page would be written over another file."""
-    if os.path.lexists(path) and not overwrite:
-        raise RecordingExistsError(f"{os.fspath(path)!r} exists; give another path, or say overwrite=True")
+def write_runs(
+    make: Callable[[], Mapping[str, RunStatistics]],
+    path: str | PathLike[str],
+    *,
+    title: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """The same for statistics that are made when it is known that the page may be written."""
+
+    def page() -> str:
+        runs = make()
+        return report_html(runs, title=" and ".join(runs) if title is None else title)
+
+    write_page(page, path, overwrite=overwrite)
 
 
 def report_html(runs: Mapping[str, RunStatistics], *, title: str) -> str:
     """The page as text."""
     return document(
         title,
-        body=web_file("report/body.html"),
-        styles=[web_file(path) for path in STYLES],
+        body=asset("report/body.html"),
+        styles=[asset(path) for path in STYLES],
         # One scope for all but the library, which the browser sees first.
-        scripts=[web_file("vendor/uplot/uPlot.iife.min.js"), _in_one_scope([web_file(path) for path in SCRIPTS])],
+        scripts=[asset("vendor/uplot/uPlot.iife.min.js"), _in_one_scope([asset(path) for path in SCRIPTS])],
         data=report_data(runs, title),
     )
 

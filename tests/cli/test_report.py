@@ -10,7 +10,7 @@ import torch
 import fastrec
 from fastrec._cli import main
 from tests.cli.recorded import rollout
-from tests.helpers.browser import needs_browser, open_page
+from tests.helpers.browser import open_page
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,6 @@ def test_a_page_is_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert runs_of("report.html") == ["run"]
 
 
-@needs_browser
 def test_several_runs_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     rollout("a.h5")
     rollout("b.h5", steps=9)

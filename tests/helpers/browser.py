@@ -1,15 +1,18 @@
-"""Pages in a real browser: opened from disk in headless Chromium, asked by a script, and looked at as pictures.
+"""A real browser that opens pages, without a driver: headless Chromium, which prints the document or takes a picture.
 
     opened = open_page(path, "return document.title")
     assert opened.result == "..." and not opened.problems
 
-No driver is needed: the script is appended to a copy of the page, and writes what it returns into the document, which
-Chromium prints. Errors, what the page's policy refuses, and requests are problems, whoever causes them.
+The script is appended to a copy of the page, and what it returns stands in an element of the document, which Chromium
+prints. Errors, what the page's policy refuses, and requests are problems, whoever causes them. Where there is no
+browser the tests are skipped, but not where FASTREC_NEEDS_BROWSER is set: there a test that can't run fails.
 """
 
 from __future__ import annotations
 
+import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,9 +24,9 @@ from typing import Any
 
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
+OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-extensions")
+SECONDS = 240
 
 WATCH = """<script>
 window.problems = [];
@@ -46,20 +49,31 @@ addEventListener("load", async () => {
     problems.push(String(error.stack || error));
   }
   for (const entry of performance.getEntriesByType("resource")) problems.push(`request ${entry.name}`);
-  const told = document.createElement("pre");
-  told.id = "told-to-the-test";
-  told.textContent = encodeURIComponent(JSON.stringify({ result: result === undefined ? null : result, problems }));
-  document.body.append(told);
+  const answer = document.createElement("pre");
+  answer.id = "answer-to-the-test";
+  answer.textContent = encodeURIComponent(JSON.stringify({ result: result === undefined ? null : result, problems }));
+  document.body.append(answer);
 });
 </script>"""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What a page told: what the script returned, and what went wrong."""
+    """What a script returned in a page, and what went wrong there."""
 
     result: Any
     problems: list[str]
+
+
+def browser() -> str:
+    """The program; skips the test, or fails it, where there is none."""
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        problem = f"no browser: none of {', '.join(NAMES)} is installed (apt-get install chromium)"
+        if os.environ.get("FASTREC_NEEDS_BROWSER"):
+            pytest.fail(problem)
+        pytest.skip(problem)
+    return program
 
 
 def open_page(page: Path, script: str = "", *, hash: str = "", size: tuple[int, int] = (1280, 900)) -> Opened:
@@ -74,29 +88,37 @@ def open_page(page: Path, script: str = "", *, hash: str = "", size: tuple[int, 
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "page.html"
         copy.write_text(front + ASK.replace("SCRIPT", script) + "</body>" + back, encoding="utf-8")
-        done = _chromium(copy, hash, size, "--dump-dom")
-    told = re.search(r'<pre id="told-to-the-test">([^<]*)</pre>', done)
-    assert told is not None, f"the page never came to its end:\n{done[-2000:]}"
-    return Opened(**json.loads(urllib.parse.unquote(told[1])))
+        document = document_of(copy, hash=hash, size=size)
+    match = re.search(r'<pre id="answer-to-the-test">([^<]*)</pre>', document)
+    assert match is not None, f"the page never came to its end:\n{document[-2000:]}"
+    return Opened(**json.loads(urllib.parse.unquote(match[1])))
+
+
+def document_of(page: Path, *, hash: str = "", size: tuple[int, int] = (1280, 800)) -> str:
+    """The document of a page after its scripts ran."""
+    return _run_browser(page, hash, size, "--dump-dom")
 
 
 def screenshot(page: Path, picture: Path, *, hash: str = "", size: tuple[int, int] = (1280, 900)) -> None:
     """Take a picture of a page."""
-    _chromium(page, hash, size, f"--screenshot={picture}", "--hide-scrollbars")
+    _run_browser(page, hash, size, f"--screenshot={picture}")
 
 
-def _chromium(page: Path, hash: str, size: tuple[int, int], *options: str) -> str:
-    assert CHROMIUM is not None
+def json_in(document: str, element: str) -> Any:
+    """The JSON that a page wrote into an element."""
+    match = re.search(rf'<pre id="{element}">(.*?)</pre>', document, re.DOTALL)
+    assert match, f"the page did not write #{element}"
+    return json.loads(html.unescape(match[1]))
+
+
+def _run_browser(page: Path, hash: str, size: tuple[int, int], *options: str) -> str:
+    program = browser()
     with tempfile.TemporaryDirectory() as profile:
-        done = subprocess.run(
-            [
-                *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"),
-                *(f"--window-size={size[0]},{size[1]}", "--virtual-time-budget=15000", *options),
-                f"{page.resolve().as_uri()}{'#' + hash if hash else ''}",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        command = [
+            *(program, *OPTIONS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"),
+            *("--virtual-time-budget=20000", *options),
+            f"{page.resolve().as_uri()}{'#' + hash.removeprefix('#') if hash else ''}",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     return done.stdout

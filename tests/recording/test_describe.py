@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fastrec import CaptureSpec, Recorder, Recording, load, record
 from fastrec._errors import OptionError
-from fastrec.statistics import MEASURES, RunStatistics
-from tests.statistics import naive
+from fastrec.report import MEASURES, RunStatistics
+from tests.report import naive
 
 
 class Wide(nn.Module):

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import nn
 
 from fastrec import Recorder, Recording, load, record
-from fastrec.statistics.html import sparkline
-from fastrec.statistics.picture import MAX_COLUMNS, MAX_ROWS, picture
+from fastrec.report.html import sparkline
+from fastrec.report.picture import MAX_COLUMNS, MAX_ROWS, picture
 
 VOID = {"img", "br", "path"}
 

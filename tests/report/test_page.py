@@ -11,9 +11,8 @@ from torch import nn
 
 from fastrec import Recorder, Recording, record
 from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError
-from fastrec.report import write_report
-from fastrec.statistics import MEASURES
-from tests.helpers.browser import needs_browser, open_page
+from fastrec.report import MEASURES, write_report
+from tests.helpers.browser import open_page
 from tests.report.runs import HOSTILE, run
 
 
@@ -59,7 +58,6 @@ def test_nothing_in_the_page_can_ask_for_anything(page: Path) -> None:
     assert "Leon Sorokin" in text or "uPlot" in text
 
 
-@needs_browser
 def test_it_opens_without_an_error_or_a_request(page: Path, recording: Recording) -> None:
     opened = open_page(
         page,
@@ -81,7 +79,6 @@ def test_it_opens_without_an_error_or_a_request(page: Path, recording: Recording
     )
 
 
-@needs_browser
 def test_every_site_opens_and_draws_its_plots(page: Path, recording: Recording) -> None:
     opened = open_page(
         page,
@@ -108,7 +105,6 @@ def test_every_site_opens_and_draws_its_plots(page: Path, recording: Recording) 
     assert "dormant" not in [plot for plot, _, _ in opened.result["head/linear"]]
 
 
-@needs_browser
 def test_measures_orders_axes_searches_and_modules_change_what_is_shown(page: Path, recording: Recording) -> None:
     opened = open_page(
         page,
@@ -145,7 +141,6 @@ def test_measures_orders_axes_searches_and_modules_change_what_is_shown(page: Pa
     assert "measure=zeros" in result["hash"] and "axis=time" in result["hash"]
 
 
-@needs_browser
 def test_the_keyboard_does_it_all(page: Path) -> None:
     opened = open_page(
         page,
@@ -172,7 +167,6 @@ def test_the_keyboard_does_it_all(page: Path) -> None:
     assert result["focused"] == result["open"] == "body.1/relu" and result["second"] == "body.3/tanh"
 
 
-@needs_browser
 def test_the_address_opens_a_site(page: Path) -> None:
     script = 'return [document.getElementById("site-name").textContent, document.documentElement.dataset.theme]'
     opened = open_page(page, script, hash="site=body.3/tanh&theme=dark&measure=norm")
@@ -180,7 +174,6 @@ def test_the_address_opens_a_site(page: Path) -> None:
     assert open_page(page, script, hash="site=nothing&measure=none").problems == []
 
 
-@needs_browser
 def test_the_colours_of_the_overview_are_those_of_the_numbers(page: Path, recording: Recording) -> None:
     opened = open_page(
         page,
@@ -198,7 +191,6 @@ def test_the_colours_of_the_overview_are_those_of_the_numbers(page: Path, record
     assert all((a < b) == (x < y) for a, b, x, y in zip(dead, dead[1:], dark, dark[1:], strict=False) if a != b)
 
 
-@needs_browser
 def test_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
     path = tmp_path / "runs.html"
     write_report({"one": run(40).describe(), "two <b>": run(70, seed=1).describe()}, path)
@@ -233,7 +225,6 @@ def contexts() -> Recording:
     return record(nn.ReLU(), torch.ones(3, 2), keep_op=True, capture=CaptureSpec(save_activation=False))
 
 
-@needs_browser
 @pytest.mark.parametrize(
     ("make", "rows"),
     [
@@ -265,7 +256,7 @@ def test_small_and_odd_recordings_have_pages(make: Any, rows: int, tmp_path: Pat
 def test_a_page_that_exists_is_not_written_over(recording: Recording, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text("mine")
-    with pytest.raises(RecordingExistsError, match=r"page.html' exists; give another path, or say overwrite=True"):
+    with pytest.raises(RecordingExistsError, match=r"page.html' exists; give another path, or overwrite=True"):
         recording.to_html(path)
     assert path.read_text() == "mine"
     recording.to_html(path, overwrite=True, bins=5)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from fastrec import CaptureSpec, Recorder, load
 from fastrec._errors import OptionError, RecordKeyError, SessionError, UnsupportedTensorError
 from fastrec.predicates import every, op
+from fastrec.report import RunStatistics
 from fastrec.sinks import RAMSink, StatisticsSink
-from fastrec.statistics import RunStatistics
 from tests.contracts.sink import Rig
 
 INDEPENDENT_OF_BINS = ("zeros", "nan", "inf", "mean", "std", "min", "max", "dead_units", "dormant_0.025", "norm")

@@ -8,8 +8,8 @@ edges that leave it end at ports on its lower side.
     >>> arrange(level).positions
     [(14, 14), (14, 54)]
 
-The method is that of Sugiyama, with each step as plain as it can be, because `fastrec/_web/layers.js` has to come to
-the same numbers: ranks by longest path, one dummy per rank for each value that passes it (edges that carry the same
+The method is that of Sugiyama, with each step as plain as it can be, because `fastrec/_web/graph/layers.js` has to come
+to the same numbers: ranks by longest path, one dummy per rank for each value that passes it (edges that carry the same
 value share theirs), barycenters for the order, and for the places the weighted least squares of each rank in turn,
 which pooling neighbours solves exactly. Sums are taken in the same order on both sides, so that the numbers are equal
 to the last bit.

@@ -12,7 +12,7 @@ The whole graph is never laid out at once: each box is, with what lies directly 
 boxes outwards (layers.py). Boxes that look alike are laid out once, which makes a deep network as cheap as one of its
 blocks. An edge that leaves a box goes through a port on the lower side and enters another one through a port on the
 upper side, one for each value, so that it never crosses a node. Edges that would be long stay out, and are drawn as
-faint arcs. `fastrec/_web/layout.js` does the same for the page, and a test holds both to the same numbers.
+faint arcs. `fastrec/_web/graph/layout.js` does the same for the page, and a test holds both to the same numbers.
 """
 
 from __future__ import annotations

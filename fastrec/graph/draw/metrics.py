@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from importlib import resources
 from math import ceil
 from typing import NamedTuple
 
 import msgspec
+
+from fastrec._web.document import asset
 
 MAX_LENGTH = 46
 """Longer texts lose their middle; their ends tell more."""
@@ -52,7 +53,7 @@ class _Widths(msgspec.Struct):
 
 @cache
 def _widths() -> _Widths:
-    table = resources.files("fastrec").joinpath("_web").joinpath("widths.json").read_bytes()
+    table = asset("widths.json")
     return msgspec.json.decode(table, type=_Widths)
 
 

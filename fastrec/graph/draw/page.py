@@ -1,27 +1,21 @@
 """The page of a graph: one file that opens from disk, in which the reader opens, searches and measures.
 
     html = page_of(history.drawing())
-    write_page(lambda: html, "model.html")     # refuses to write over a file
+    write_drawing(history.drawing, "model.html")     # refuses to write over a file
 
-The page holds its data (data.py), its styles and its scripts, which lie readable in `fastrec/_web/`, and loads nothing.
-A policy in its head forbids it to: `default-src 'none'`. Names of models, modules and arguments are data and never
-markup: `<` is written `\\u003c`, so that no name can end the script element that it stands in.
+The page is a document of `fastrec/_web/document.py` with the data of data.py, and with the styles and scripts that lie
+readable in `fastrec/_web/graph/`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
-from html import escape
-from importlib import resources
 from os import PathLike
-from pathlib import Path
-from typing import Any
 
-from fastrec._errors import OptionError, RecordingFileError
+from fastrec._errors import OptionError
+from fastrec._web.document import asset, document, write_page
 from fastrec.graph.draw.data import page_data
 from fastrec.graph.draw.description import Drawing
-from fastrec.graph.draw.picture import check_free
 from fastrec.graph.draw.svg import check_direction
 
 MAX_OPERATIONS = 20_000
@@ -60,43 +54,30 @@ def page_of(drawing: Drawing, *, validated: bool | None = None) -> str:
     data = page_data(drawing)
     if validated is not None:
         data["about"]["validated"] = validated
-    parts = {
-        "title": escape(drawing.title).encode("ascii", "xmlcharrefreplace").decode(),
-        "style": asset("page.css"),
-        "data": _embedded(data),
-        "script": scripts(SCRIPTS),
-    }
-    return "".join(parts.get(piece, piece) for piece in asset("page.html").split("%"))
+    return document(
+        drawing.title,
+        body=asset("graph/body.html"),
+        styles=[asset("graph/page.css")],
+        scripts=[f'"use strict";\n{scripts(SCRIPTS)}'],
+        data=data,
+    )
 
 
-def write_page(make: Callable[[], str], path: str | PathLike[str], *, overwrite: bool = False) -> None:
-    """Make a page and write it to a file.
+def write_drawing(
+    make: Callable[[], Drawing],
+    path: str | PathLike[str],
+    *,
+    validated: bool | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Make a drawing and write its page to a file.
 
-    Raises RecordingExistsError, before anything is made, where there is a file and ``overwrite`` is not given, and
-    RecordingFileError where it can't be written.
+    Raises RecordingExistsError, before anything is drawn, where there is a file and ``overwrite`` is not given,
+    RecordingFileError where it can't be written, and what ``page_of`` raises.
     """
-    target = Path(path)
-    check_free(target, overwrite=overwrite)
-    html = make()
-    try:
-        with target.open("w" if overwrite else "x", encoding="utf-8", newline="\n") as file:
-            file.write(html)
-    except FileExistsError:
-        check_free(target, overwrite=False)  # somebody else was quicker
-    except OSError as error:
-        raise RecordingFileError(f"{target} can't be written: {error.strerror or error}") from error
-
-
-def asset(name: str) -> str:
-    """The text of a file that comes with the package for its pages."""
-    return resources.files("fastrec").joinpath("_web").joinpath(name).read_text(encoding="utf-8")
+    write_page(lambda: page_of(make(), validated=validated), path, overwrite=overwrite)
 
 
 def scripts(names: Iterable[str]) -> str:
-    """Some of the package's scripts in one, behind the table of widths that they measure texts with."""
-    return "\n".join([f"const WIDTHS = {asset('widths.json').strip()};", *map(asset, names)])
-
-
-def _embedded(data: Any) -> str:
-    """JSON that can stand in a script element, whatever is in it."""
-    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    """Some of the page's scripts in one, behind the table of widths that they measure texts with."""
+    return "\n".join([f"const WIDTHS = {asset('widths.json').strip()};", *(asset(f"graph/{name}") for name in names)])

@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
-from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError, did_you_mean
+from fastrec._errors import OptionError, RecordingFileError, did_you_mean
+from fastrec._web.document import check_free
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.dot import dot_text
 from fastrec.graph.draw.graphviz import rendered
@@ -76,12 +77,6 @@ def _format(name: str) -> Format:
     return next(known for known in get_args(Format) if known == name)
 
 
-def check_free(path: Path, *, overwrite: bool) -> None:
-    """Raise RecordingExistsError where there is a file already that is not to be replaced."""
-    if path.exists() and not overwrite:
-        raise RecordingExistsError(f"{path} exists; give another path, or overwrite=True to replace it")
-
-
 class Picture(msgspec.Struct, frozen=True):
     """A drawing in one format; a notebook shows it.
 
@@ -122,7 +117,7 @@ class Picture(msgspec.Struct, frozen=True):
         try:
             target.write_bytes(self.content)
         except OSError as error:
-            raise RecordingFileError(f"{target} can't be written: {error.strerror or error}") from error
+            raise RecordingFileError(f"{os.fspath(target)!r} can't be written: {error.strerror or error}") from error
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         mime = MIME_TYPES.get(self.format)

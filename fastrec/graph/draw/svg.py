@@ -4,9 +4,9 @@
     Path("model.svg").write_text(svg)
 
 Nodes and boxes stand where layout.py puts them. The colours of nodes are those of rules.py; what it does not say (the
-tint of boxes, the grey of edges) is said here. `fastrec/_web/svg.js` writes the same text for the button of the page,
-character by character, which a test holds. Edges that carry the same value share lines, each of which is drawn once.
-Far edges are faint arcs below the nodes. Tooltips name the ends of edges and hold what was shortened in nodes.
+tint of boxes, the grey of edges) is said here. `fastrec/_web/graph/svg.js` writes the same text for the button of the
+page, character by character, which a test holds. Edges that carry the same value share lines, each of which is drawn
+once. Far edges are faint arcs below the nodes. Tooltips name the ends of edges and hold what was shortened in nodes.
 """
 
 from __future__ import annotations

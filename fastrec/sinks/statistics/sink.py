@@ -26,8 +26,12 @@ from torch import Tensor
 from fastrec._errors import OptionError, SessionError
 from fastrec._torch.tensors import check_copyable
 from fastrec.events.sites import Catalog, PassInfo
+from fastrec.recording._arrays import real_array
 from fastrec.recording._steps import END_COLUMNS
 from fastrec.report.page import write_report
+from fastrec.report.rank import rank_rows
+from fastrec.report.run import RunStatistics
+from fastrec.report.units import UnitAxes
 from fastrec.sinks._blocks import Layout
 from fastrec.sinks._copying import BytesCopier, is_its_bytes
 from fastrec.sinks._protocol import ColumnWriter, PassLog
@@ -36,9 +40,6 @@ from fastrec.sinks.statistics.site import SiteSums
 from fastrec.sinks.statistics.staging import StagedBlock, Staging, TransformColumn
 from fastrec.sinks.statistics.timeline import Timeline, table_of
 from fastrec.sinks.statistics.window import LOGGED, StatisticsWindow
-from fastrec.statistics.rank import rank_rows
-from fastrec.statistics.run import RunStatistics
-from fastrec.statistics.units import UnitAxes
 
 SKIPPED = -2
 """The row of a value that is not looked at."""
@@ -208,7 +209,7 @@ class StatisticsSink:
             chosen = numbers == number
             piece = site.piece()
             some = _take(values, rows[chosen])
-            piece.add_values(some, block.axis, passes[chosen], self._rank_step(some, block.axis))
+            piece.add_values(real_array(some), block.axis, passes[chosen], self._rank_step(some, block.axis))
             site.add(number, piece, ended.values())
             for window in self._windows:
                 window.add(site.site, piece)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from fastrec.events.sites import Catalog, PassInfo, Site
-from fastrec.statistics.run import SiteStatistics, bad_step, curves_of
-from fastrec.statistics.sums import BadValue, Floats, Sums
-from fastrec.statistics.units import SiteTraits
+from fastrec.report.run import SiteStatistics, bad_step, curves_of
+from fastrec.report.sums import BadValue, Floats, Sums
+from fastrec.report.units import SiteTraits
 
 
 class SiteSums:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastrec.events.sites import Catalog, PassInfo
-from fastrec.statistics.run import TimeBins
+from fastrec.report.run import TimeBins
 
 MIN_PASSES = 8
 """Passes of a bin at the beginning: shorter ones would be measured nearly one by one."""

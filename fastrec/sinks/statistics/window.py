@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from fastrec._errors import OptionError, did_you_mean
 from fastrec.events.sites import Site
-from fastrec.statistics.measures import BY_NAME
-from fastrec.statistics.sums import Floats, Sums
+from fastrec.report.measures import BY_NAME
+from fastrec.report.sums import Floats, Sums
 
 LOGGED = ("mean", "std", "zeros", "dead_units", "dormant_0.025", "saturated", "norm", "nan", "inf", "drift")
 """What is handed over if nothing else is asked for."""

@@ -1,56 +1,13 @@
-"""A real browser that opens pages, without a driver: what a page found out stands in an element of its document.
-
-`chromium --headless --dump-dom` prints the document as it is after the page's scripts ran. Where there is no browser
-the tests are skipped, but not where FASTREC_NEEDS_BROWSER is set, as `.ci/run` does: there a test that can't run fails.
-"""
+"""What a page of a graph finds out about itself in a real browser: opened with `#test`, it runs its own checks."""
 
 from __future__ import annotations
 
-import html
-import json
-import os
-import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
-OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-extensions")
-SECONDS = 240
+from tests.helpers.browser import document_of, json_in
 
 
-def browser() -> str:
-    """The program; skips the test, or fails it, where there is none."""
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        problem = f"no browser: none of {', '.join(NAMES)} is installed (.ci/install-browser does it on Debian)"
-        if os.environ.get("FASTREC_NEEDS_BROWSER"):
-            pytest.fail(problem)
-        pytest.skip(problem)
-    return found
-
-
-def document_of(page: Path, profile: Path, hash: str = "") -> str:
-    """The document of a page after its scripts ran."""
-    command = [
-        *(browser(), *OPTIONS, f"--user-data-dir={profile}", "--window-size=1280,800"),
-        *("--virtual-time-budget=20000", "--dump-dom", page.as_uri() + hash),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def json_in(document: str, element: str) -> Any:
-    """The JSON that a page wrote into an element."""
-    found = re.search(rf'<pre id="{element}">(.*?)</pre>', document, re.DOTALL)
-    assert found, f"the page did not write #{element}"
-    return json.loads(html.unescape(found[1]))
-
-
-def checks_of(page: Path, profile: Path) -> Any:
-    """What a page of a graph finds out about itself."""
-    return json_in(document_of(page, profile, "#test"), "checks")
+def checks_of(page: Path) -> Any:
+    """What the checks of a page found out."""
+    return json_in(document_of(page, hash="test"), "checks")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastrec.graph.draw.metrics import MAX_LENGTH, TEXT, TITLE, node_size, shortened, text_width, title_size
 from fastrec.graph.draw.page import scripts
-from tests.graph.draw.browser import document_of, json_in
+from tests.helpers.browser import document_of, json_in
 
 TEXTS = (
     "conv2d_1_1",
@@ -51,7 +51,7 @@ def test_no_text_is_wider_in_the_browser_than_the_table_says(tmp_path: Path) -> 
     """
     texts = f"const TEXTS = {json.dumps(TEXTS)};"
     page.write_text(f"<meta charset=utf-8><body><script>{scripts(['metrics.js'])}{texts}{script}</script>")
-    found = json_in(document_of(page, tmp_path / "profile"), "widths")
+    found = json_in(document_of(page), "widths")
     for text, fonts in zip(TEXTS, found, strict=True):
         for (drawn, counted), font in zip(fonts, (TITLE, TEXT), strict=True):
             assert counted == text_width(text, font)

@@ -14,16 +14,18 @@ from torch import nn
 
 import fastrec
 from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError
+from fastrec._web.document import asset
 from fastrec.graph import ModelHistory, get_model_metadata, log_forward_pass, preview, validate_history
 from fastrec.graph.draw.layout import layout_of
 from fastrec.graph.draw.notebook import first_opening
-from fastrec.graph.draw.page import MAX_OPERATIONS, asset, page_of, scripts
+from fastrec.graph.draw.page import MAX_OPERATIONS, page_of, scripts
 from fastrec.graph.draw.svg import svg_of
 from fastrec.graph.draw.view import opening_at, view_of
-from tests.graph.draw.browser import checks_of, document_of, json_in
+from tests.graph.draw.browser import checks_of
 from tests.graph.draw.diagrams import random_diagram
 from tests.graph.draw.dot_graph import label, needs_graphviz, read_dot
 from tests.graph.draw.drawn_models import MODELS, history_of
+from tests.helpers.browser import document_of, json_in
 
 DRAWN = [
     *((name, {}) for name in MODELS),
@@ -43,7 +45,7 @@ def checked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("page")
     history = history_of(name)
     history.to_html(folder / "page.html", **options)
-    return history, options, checks_of(folder / "page.html", folder / "profile")
+    return history, options, checks_of(folder / "page.html")
 
 
 def test_a_page_runs_without_errors_and_requests(checked: tuple[ModelHistory, Any, Any]) -> None:
@@ -100,7 +102,7 @@ def test_the_checks_look_at_something(checked: tuple[ModelHistory, Any, Any]) ->
 def test_page_dot_and_description_have_the_same_nodes_edges_and_marks(name: str, tmp_path: Path) -> None:
     history = history_of(name)
     history.to_html(tmp_path / "page.html")
-    views = checks_of(tmp_path / "page.html", tmp_path / "profile")["views"]
+    views = checks_of(tmp_path / "page.html")["views"]
     whole = [view for view in views if not view["isFolded"]][-1]
     dot = read_dot(history.draw(format="dot").text)
     assert set(whole["nodes"]) == set(dot.nodes) and set(whole["frames"]) == set(dot.clusters)
@@ -126,7 +128,7 @@ def test_the_page_lays_out_as_python_does(tmp_path: Path) -> None:
     """
     source = scripts(["metrics.js", "layers.js", "layout.js"])
     page.write_text(f"<meta charset=utf-8><body><script>{source};const DIAGRAMS = {data};{script}</script>")
-    found = json_in(document_of(page, tmp_path / "profile"), "layouts")
+    found = json_in(document_of(page), "layouts")
     for diagram, (nodes, boxes, crossings, routes) in zip(diagrams, found, strict=True):
         layout = layout_of(diagram)
         assert [tuple(place) for place in nodes] == layout.nodes and [tuple(place) for place in boxes] == layout.boxes
@@ -157,7 +159,7 @@ def test_a_path_that_exists_is_refused_before_anything_is_drawn(tmp_path: Path) 
     path = tmp_path / "page.html"
     path.write_text("mine")
     history = relu()
-    with pytest.raises(RecordingExistsError, match=r"page.html exists; give another path, or overwrite=True"):
+    with pytest.raises(RecordingExistsError, match=r"page.html' exists; give another path, or overwrite=True"):
         history.to_html(path)
     assert path.read_text() == "mine"
     history.to_html(path, overwrite=True)
@@ -165,7 +167,7 @@ def test_a_path_that_exists_is_refused_before_anything_is_drawn(tmp_path: Path) 
 
 
 def test_a_path_that_can_not_be_written_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RecordingFileError, match=r"page.html can't be written: No such file or directory"):
+    with pytest.raises(RecordingFileError, match=r"page.html' can't be written: No such file or directory"):
         relu().to_html(tmp_path / "none" / "page.html")
 
 
@@ -191,7 +193,7 @@ def test_options_that_do_not_exist_are_refused(tmp_path: Path) -> None:
 
 
 def badge(path: Path) -> str:
-    found = re.search(r'<span id="badge"[^>]*>(.*?)</span>', document_of(path, path.parent / "profile"), re.DOTALL)
+    found = re.search(r'<span id="badge"[^>]*>(.*?)</span>', document_of(path), re.DOTALL)
     assert found is not None
     return re.sub("<[^>]*>", "", found[1]) if "hidden" not in found[0].partition(">")[0] else "hidden"
 
@@ -214,11 +216,11 @@ def test_what_a_recorder_keeps_is_on_the_page(make: Any, tmp_path: Path) -> None
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
     seen = make(model, torch.ones(1, 4), keep_op="tanh", keep_module="0")
     seen.to_html(tmp_path / "page.html")
-    checks = checks_of(tmp_path / "page.html", tmp_path / "profile")
+    checks = checks_of(tmp_path / "page.html")
     assert checks["errors"] == [] and checks["looks"]["problems"] == checks["probes"]["problems"] == []
     drawing = seen.drawing()
     assert checks["views"][-1]["svg"] == svg_of(drawing) and "kept: 16 B per pass" in checks["views"][-1]["svg"]
 
 
 def test_everything_a_page_is_made_of_comes_with_the_package() -> None:
-    assert all(asset(name) for name in ("page.html", "page.css", "widths.json", "LICENSES.md"))
+    assert all(asset(name) for name in ("graph/body.html", "graph/page.css", "widths.json", "LICENSES.md"))

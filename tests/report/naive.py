@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrec.statistics.measures import DELTA, SIGMOID_EDGES, TANH_EDGE, TAUS
+from fastrec.report.measures import DELTA, SIGMOID_EDGES, TANH_EDGE, TAUS
 
 
 def rows(values: list[Tensor], axis: int) -> np.ndarray:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fastrec._errors import RecordKeyError
-from fastrec.statistics import MEASURES
-from fastrec.statistics.measures import PLOTS, definition_of
+from fastrec.report import MEASURES
+from fastrec.report.measures import PLOTS, definition_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text().replace("\\|", "|")
 

@@ -17,13 +17,12 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
-from fastrec.statistics.histogram import CELLS, Counts, cell_counts, quantiles
-from fastrec.statistics.measures import MAX_RANK_UNITS, MAX_UNITS, MEASURES, QUANTILES, SIGMOID_EDGES, TANH_EDGE, TAUS
-from fastrec.statistics.rank import MIN_ROWS, Gram, effective_rank, gram_of
-from fastrec.statistics.units import SiteTraits
-from fastrec.statistics.values import Array, by_units, rows_of
+from fastrec.report.histogram import CELLS, Counts, cell_counts, quantiles
+from fastrec.report.measures import MAX_RANK_UNITS, MAX_UNITS, MEASURES, QUANTILES, SIGMOID_EDGES, TANH_EDGE, TAUS
+from fastrec.report.rank import MIN_ROWS, Gram, effective_rank, gram_of
+from fastrec.report.units import SiteTraits
+from fastrec.report.values import Array, by_units, rows_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -147,7 +146,7 @@ class Sums:
         self.bad: BadValue | None = None
 
     def add_values(
-        self, values: Tensor, axis: int, passes: npt.NDArray[np.int64] | None = None, rank_step: int = 1
+        self, values: Array, axis: int, passes: npt.NDArray[np.int64] | None = None, rank_step: int = 1
     ) -> None:
         """Take in records of one shape.
 

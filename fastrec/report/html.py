@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastrec.statistics.picture import picture
+from fastrec.report.picture import picture
 
 Floats = npt.NDArray[np.float64]
 

@@ -8,7 +8,7 @@ from fastrec import Recorder, record
 from fastrec._errors import OptionError
 from fastrec.events.sites import Site
 from fastrec.recording._recording import Recording
-from fastrec.statistics.units import SiteTraits, UnitAxes, unit_axis
+from fastrec.report.units import SiteTraits, UnitAxes, unit_axis
 
 
 def op(layer_type: str) -> Site:

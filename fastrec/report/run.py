@@ -20,11 +20,11 @@ import numpy.typing as npt
 from fastrec._errors import RecordKeyError, did_you_mean
 from fastrec._optional import require
 from fastrec.events.sites import Frame, Site
-from fastrec.statistics.html import table_html
-from fastrec.statistics.measures import BY_NAME, MAX_RANK_UNITS, MAX_UNITS, definition_of
-from fastrec.statistics.sums import BadValue, Floats, Sums
-from fastrec.statistics.text import format_figure, format_trend, text_table
-from fastrec.statistics.units import ACTIVATIONS
+from fastrec.report.html import table_html
+from fastrec.report.measures import BY_NAME, MAX_RANK_UNITS, MAX_UNITS, definition_of
+from fastrec.report.sums import BadValue, Floats, Sums
+from fastrec.report.text import format_figure, format_trend, text_table
+from fastrec.report.units import ACTIVATIONS
 
 if TYPE_CHECKING:
     import pandas

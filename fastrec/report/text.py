@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fastrec.statistics.measures import Measure
+from fastrec.report.measures import Measure
 
 
 def format_figure(measure: Measure, value: float) -> str:
     """One number of a measure, short enough for a table.
 
-    >>> from fastrec.statistics.measures import BY_NAME
+    >>> from fastrec.report.measures import BY_NAME
     >>> format_figure(BY_NAME["zeros"], 0.1234), format_figure(BY_NAME["mean"], 1234567.0)
     ('12.3 %', '1.23e+06')
     """
@@ -44,7 +44,7 @@ def _format_share(share: float) -> str:
 def format_trend(measure: Measure, values: npt.NDArray[np.float64]) -> str:
     """The number of the first bin and of the last; one where they read the same.
 
-    >>> from fastrec.statistics.measures import BY_NAME
+    >>> from fastrec.report.measures import BY_NAME
     >>> format_trend(BY_NAME["dead_units"], np.array([0.0, 0.25, np.nan, 0.5]))
     '0 % → 50 %'
     """

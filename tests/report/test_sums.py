@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastrec.statistics.measures import MAX_UNITS, MEASURES
-from fastrec.statistics.rank import effective_rank, gram_of
-from fastrec.statistics.sums import BadValue, Sums
-from fastrec.statistics.units import SiteTraits
-from tests.statistics import naive
+from fastrec.recording._arrays import real_array
+from fastrec.report.measures import MAX_UNITS, MEASURES
+from fastrec.report.rank import effective_rank, gram_of
+from fastrec.report.sums import BadValue, Sums
+from fastrec.report.units import SiteTraits
+from tests.report import naive
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128, torch.complex32),
@@ -29,7 +30,7 @@ def sums_of(
     """The sums of some records, each taken in by itself, the number of a record being that of its pass."""
     sums = Sums(SiteTraits(activation, saturating), ranks=ranks)  # type: ignore[arg-type]
     for index, value in enumerate(values):
-        sums.add_values(value.unsqueeze(0), axis, np.array([index]))
+        sums.add_values(real_array(value.unsqueeze(0)), axis, np.array([index]))
     return sums
 
 
@@ -71,7 +72,7 @@ def test_two_stretches_put_together_say_what_all_values_say(values: list[Tensor]
     axis = values[0].ndim - 1
     together = sums_of(values[:cut], axis)
     later = Sums(SiteTraits(True))
-    later.add_values(torch.stack(values[cut:]), axis, np.arange(cut, len(values))) if values[cut:] else None
+    later.add_values(real_array(torch.stack(values[cut:])), axis, np.arange(cut, len(values))) if values[cut:] else None
     together.merge(later)
     whole = sums_of(values, axis)
     assert_measures(together, {n: v for n, v in whole.measures().items() if n != "rank"})
@@ -143,7 +144,7 @@ def test_the_first_pass_with_a_value_that_is_not_finite_is_named() -> None:
     values[4][0, 0] = math.nan
     assert sums_of(values, 1).bad == BadValue(2, "inf")
     together = Sums(SiteTraits())
-    together.add_values(torch.stack(values), 1, np.arange(10, 15))
+    together.add_values(real_array(torch.stack(values)), 1, np.arange(10, 15))
     assert together.bad == BadValue(12, "inf")
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fastrec.statistics.histogram import CELLS, EDGES, FEW, HIGH, LOW, SIDE, cell_counts, cell_edges, quantiles
+from fastrec.report.histogram import CELLS, EDGES, FEW, HIGH, LOW, SIDE, cell_counts, cell_edges, quantiles
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastrec.statistics.measures import DELTA
+from fastrec.report.measures import DELTA
 
 Gram = npt.NDArray[np.float64]
 
