@@ -40,6 +40,11 @@ def lines(label: str) -> list[str]:
     return [unescape(re.sub("<[^>]*>", "", line)) for line in re.split(r"<BR[^>]*/>", label) if line]
 
 
+def label(edge: dict[str, Any], where: str = "label") -> str:
+    """What is written on an edge, or at one end of it."""
+    return str(edge.get(where, "")).replace("&#160;", " ").replace("\u00a0", " ").strip()
+
+
 def read_dot(text: str) -> DotGraph:
     done = subprocess.run(["dot", "-Tdot_json"], input=text, capture_output=True, text=True, check=True)
     raw = json.loads(done.stdout)

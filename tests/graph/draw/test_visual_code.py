@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastrec.graph import ModelHistory, get_model_metadata, log_forward_pass, show_model_graph
-from tests.graph.draw.dot_graph import DotGraph, lines, needs_graphviz, read_dot
+from tests.graph.draw.dot_graph import DotGraph, label, lines, needs_graphviz, read_dot
 
 pytestmark = needs_graphviz
 
@@ -121,10 +121,6 @@ def test_v11_what_does_not_come_from_an_input_is_dashed(varied: DotGraph) -> Non
     assert dashed == {"rand_1_7", "add_1_8", "buffer_1"}
     arrows = {edge[:2] for edge in varied.edges if "dashed" in edge[2].get("style", "")}
     assert arrows == {("rand_1_7", "add_1_8"), ("add_1_8", "div_1_9"), ("buffer_1", "add_2_12")}
-
-
-def label(edge: dict[str, Any], where: str = "label") -> str:
-    return "".join(edge.get(where, "").replace("&#160;", " ").replace("\u00a0", " ")).strip()
 
 
 def test_v12_arguments_of_non_commutative_operations_are_numbered(varied: DotGraph) -> None:
