@@ -23,7 +23,7 @@ LAYERS = """
     engines recording
     sinks exports
     session
-    files _web
+    files
     graph.draw
     dryrun _cli integrations
     graph

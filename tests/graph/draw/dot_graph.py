@@ -47,7 +47,7 @@ def label(edge: dict[str, Any], where: str = "label") -> str:
 
 def read_dot(text: str) -> DotGraph:
     done = subprocess.run(["dot", "-Tdot_json"], input=text, capture_output=True, text=True, check=True)
-    raw = json.loads(done.stdout)
+    raw = json.loads(done.stdout, strict=False)  # Graphviz leaves control characters as they are
     found = DotGraph(raw.get("label", ""), raw)
     names = {}
     for thing in raw.get("objects", []):
