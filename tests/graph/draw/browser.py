@@ -1,21 +1,19 @@
 """A real browser that opens pages, without a driver: what a page found out stands in an element of its document.
 
 `chromium --headless --dump-dom` prints the document as it is after the page's scripts ran. Where there is no browser
-the tests are skipped, but not where FASTREC_NEEDS_BROWSER is set, as `.ci/run` does: there a test that can't run fails.
+the tests are skipped, and fail where nothing may be skipped (tests/helpers/programs.py).
 """
 
 from __future__ import annotations
 
 import html
 import json
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.helpers.programs import program
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-extensions")
@@ -24,13 +22,7 @@ SECONDS = 240
 
 def browser() -> str:
     """The program; skips the test, or fails it, where there is none."""
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        problem = f"no browser: none of {', '.join(NAMES)} is installed (.ci/install-browser does it on Debian)"
-        if os.environ.get("FASTREC_NEEDS_BROWSER"):
-            pytest.fail(problem)
-        pytest.skip(problem)
-    return found
+    return program(*NAMES)
 
 
 def document_of(page: Path, profile: Path, hash: str = "") -> str:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass, field
 from html import unescape
 from typing import Any
 
-import pytest
-
-needs_graphviz = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz reads the text")
-
+from tests.helpers.programs import program
 
 @dataclass
 class DotGraph:
@@ -46,7 +42,7 @@ def label(edge: dict[str, Any], where: str = "label") -> str:
 
 
 def read_dot(text: str) -> DotGraph:
-    done = subprocess.run(["dot", "-Tdot_json"], input=text, capture_output=True, text=True, check=True)
+    done = subprocess.run([program("dot"), "-Tdot_json"], input=text, capture_output=True, text=True, check=True)
     raw = json.loads(done.stdout, strict=False)  # Graphviz leaves control characters as they are
     found = DotGraph(raw.get("label", ""), raw)
     names = {}

@@ -23,7 +23,7 @@ from fastrec.graph.draw.text import whole_characters
 from fastrec.graph.draw.view import opening_at, view_of
 from tests.graph.draw.browser import checks_of, document_of, json_in
 from tests.graph.draw.diagrams import random_diagram
-from tests.graph.draw.dot_graph import label, needs_graphviz, read_dot
+from tests.graph.draw.dot_graph import label, read_dot
 from tests.graph.draw.drawn_models import MODELS, history_of
 
 DRAWN = [
@@ -92,7 +92,6 @@ def test_the_checks_look_at_something(checked: tuple[ModelHistory, Any, Any]) ->
     assert checks["reveals"]["count"] >= min(len(drawing.nodes), 50) and checks["probes"]["count"] > 0
 
 
-@needs_graphviz
 @pytest.mark.parametrize("name", MODELS)
 def test_page_dot_and_description_have_the_same_nodes_edges_and_marks(name: str, tmp_path: Path) -> None:
     history = history_of(name)
