@@ -52,14 +52,14 @@ def dry_run(
     >>> [ctx.label for ctx in dry.kept], sum(dry.sizes)
     (['tanh_1'], 64)
     >>> dry.print_tree()
-    :in[0] (input)  2x4 float32  32 B
-    Sequential      2x2 float32  16 B
-    ├─ 0: Linear    2x8 float32  64 B
-    │  └─ linear    2x8 float32  64 B
-    ├─ 1: Tanh      2x8 float32  64 B
-    │  └─ tanh      2x8 float32  64 B  ● 64 B
-    └─ 2: Linear    2x2 float32  16 B
-       └─ linear    2x2 float32  16 B
+    :in[0] (input)             2x4 float32  32 B
+    Sequential      58 params  2x2 float32  16 B
+    ├─ 0: Linear    40 params  2x8 float32  64 B
+    │  └─ linear               2x8 float32  64 B
+    ├─ 1: Tanh                 2x8 float32  64 B
+    │  └─ tanh                 2x8 float32  64 B  ● 64 B
+    └─ 2: Linear    18 params  2x2 float32  16 B
+       └─ linear               2x2 float32  16 B
     1 of 12 events kept: 64 B per pass, 62.5 KiB per 1,000 passes
 
     Arguments:
@@ -211,12 +211,12 @@ class DryRun:
         >>> import torch, fastrec
         >>> model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(12)), torch.nn.Tanh())
         >>> fastrec.dry_run(model, torch.zeros(2, 4), keep_op="tanh").print_tree()
-        :in[0] (input)                       2x4 float32  32 B
-        Sequential               240 params  2x4 float32  32 B
-        ├─ 0 to 11: Linear x12   20 params   2x4 float32  32 B
-        │  └─ linear                         2x4 float32  32 B
-        └─ 12: Tanh                          2x4 float32  32 B
-           └─ tanh                           2x4 float32  32 B  ● 32 B
+        :in[0] (input)                      2x4 float32  32 B
+        Sequential              240 params  2x4 float32  32 B
+        ├─ 0 to 11: Linear x12  20 params   2x4 float32  32 B
+        │  └─ linear                        2x4 float32  32 B
+        └─ 12: Tanh                         2x4 float32  32 B
+           └─ tanh                          2x4 float32  32 B  ● 32 B
         1 of 42 events kept: 32 B per pass, 31.2 KiB per 1,000 passes
 
         Arguments:

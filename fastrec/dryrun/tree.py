@@ -10,7 +10,7 @@ depth a module is one line. So a model of hundreds of layers fits on a screen.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
 from fastrec._errors import OptionError
 from fastrec.dryrun.report import SiteLine, align, segments, totals
@@ -48,7 +48,7 @@ class Branch:
 
     def row(self, prefix: str, verdict: str | None = None) -> Row:
         """The line of this branch."""
-        parameters = f"{self.parameters:,} params" if self.parameters else ""
+        parameters = _parameters(self.parameters)
         if self.line is None:
             return (prefix + self.title, "", parameters, "", "", verdict or "")
         times = f"x{self.line.fires}" if self.line.fires > 1 else ""
@@ -184,23 +184,38 @@ def _covered(repetition: tuple[int, int]) -> tuple[int, int]:
 
 
 def _fold_row(group: Sequence[Branch], period: int, prefix: str) -> Row:
-    """The line of several branches; the value is that of the first, and what is kept that of each."""
-    first, last = group[0], group[-1]
-    classes = ", ".join(branch.module_type for branch in group[:period])
-    name = f"{prefix}{first.name} to {last.name}: {classes} x{len(group) // period}"
-    _, times, parameters, value, nbytes, verdict = first.row("", _total(first))
-    if period > 1:
-        return (name, "", "", "", "", "")
-    return (name, times, parameters, value, nbytes, f"{verdict} each" if verdict else "")
+    """The line of several branches; the value is that of the first, and what is kept that of each repetition."""
+    repetition = group[:period]
+    classes = ", ".join(branch.module_type for branch in repetition)
+    name = f"{prefix}{group[0].name} to {group[-1].name}: {classes} x{len(group) // period}"
+    if period == 1:
+        _, times, parameters, value, nbytes, verdict = group[0].row("", _total(group[0]))
+        return (name, times, parameters, value, nbytes, _each(verdict))
+    parameters = _parameters(sum(branch.parameters for branch in repetition))
+    return (name, "", parameters, "", "", _each(_counted(line for branch in repetition for line in branch.lines())))
+
+
+def _each(verdict: str) -> str:
+    return f"{verdict} each" if verdict else ""
+
+
+def _parameters(count: int) -> str:
+    return f"{count:,} params" if count else ""
 
 
 def _total(branch: Branch) -> str:
     """What is kept of a branch and of all below, in words; nothing where nothing is."""
-    lines = list(branch.lines())
+    lines = [line for line in branch.lines() if line.kept or line.error is not None]
+    if len(lines) == 1 and branch.line is lines[0]:
+        return lines[0].verdict
+    return _counted(lines)
+
+
+def _counted(lines: Iterable[SiteLine]) -> str:
+    """The bytes that are kept at some sites, how many sites these are, and how many errors there are."""
+    lines = list(lines)
     failed = sum(line.error is not None for line in lines)
     kept = [line for line in lines if line.kept]
-    if len(kept) + failed == 1 and branch.line is not None and branch.line.verdict:
-        return branch.line.verdict
     texts = []
     if kept:
         nbytes = format_bytes(sum(line.kept_bytes for line in kept))

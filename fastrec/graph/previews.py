@@ -150,7 +150,7 @@ class Preview:
         >>> import torch
         >>> from fastrec.graph import preview
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
-        >>> preview(model, torch.zeros(2, 4), keep_module="1").draw(format="dot").text.count("kept: 64 B per pass")
+        >>> preview(model, torch.zeros(2, 4), keep_module="1").draw(format="dot").text.count("<BR/>kept: 64 B per pass")
         1
 
         Arguments are those of show_model_graph. A closed module shows what is kept of all that is in it.

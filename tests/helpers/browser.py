@@ -5,16 +5,14 @@
 
 The script is appended to a copy of the page, and what it returns stands in an element of the document, which Chromium
 prints. Errors, what the page's policy refuses, and requests are problems, whoever causes them. Where there is no
-browser the tests are skipped, but not where FASTREC_NEEDS_BROWSER is set: there a test that can't run fails.
+browser the tests are skipped, and fail where nothing may be skipped (programs.py).
 """
 
 from __future__ import annotations
 
 import html
 import json
-import os
 import re
-import shutil
 import subprocess
 import tempfile
 import urllib.parse
@@ -22,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.helpers.programs import program
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-extensions")
@@ -65,17 +63,6 @@ class Opened:
     problems: list[str]
 
 
-def browser() -> str:
-    """The program; skips the test, or fails it, where there is none."""
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        problem = f"no browser: none of {', '.join(NAMES)} is installed (apt-get install chromium)"
-        if os.environ.get("FASTREC_NEEDS_BROWSER"):
-            pytest.fail(problem)
-        pytest.skip(problem)
-    return program
-
-
 def open_page(page: Path, script: str = "", *, hash: str = "", size: tuple[int, int] = (1280, 900)) -> Opened:
     """Open a page, run the body of an async function in it, and return what that returns.
 
@@ -112,10 +99,9 @@ def json_in(document: str, element: str) -> Any:
 
 
 def _run_browser(page: Path, hash: str, size: tuple[int, int], *options: str) -> str:
-    program = browser()
     with tempfile.TemporaryDirectory() as profile:
         command = [
-            *(program, *OPTIONS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"),
+            *(program(*NAMES), *OPTIONS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}"),
             *("--virtual-time-budget=20000", *options),
             f"{page.resolve().as_uri()}{'#' + hash.removeprefix('#') if hash else ''}",
         ]

@@ -13,6 +13,7 @@ from html import escape
 
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.rules import BACKWARD, Style
+from fastrec.graph.draw.text import whole_characters
 from fastrec.graph.draw.view import View, ViewBox, ViewEdge, ViewNode, view_of
 
 RANKDIR = {"down": "TB", "up": "BT", "right": "LR", "left": "RL"}
@@ -102,7 +103,7 @@ def _edge_attributes(edge: ViewEdge) -> Iterator[str]:
 
 def quoted(name: str) -> str:
     """A name as DOT writes it."""
-    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '"' + whole_characters(name).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def html_lines(lines: Sequence[str], *, bold: Sequence[bool] = (True,), align: str = "") -> str:
@@ -117,4 +118,4 @@ def html_lines(lines: Sequence[str], *, bold: Sequence[bool] = (True,), align: s
 
 def _printable(text: str) -> str:
     """A text without what no XML can hold: control characters and halves of characters."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    return "".join(letter if letter.isprintable() else " " for letter in whole_characters(text))

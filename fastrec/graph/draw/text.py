@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+def whole_characters(text: str) -> str:
+    """A text with U+FFFD in place of halves of characters, which no file can hold and which make Chromium crash.
+
+    >>> whole_characters("a\\ud800")
+    'a\ufffd'
+    """
+    return text if text.isascii() else _HALVES.sub("\ufffd", text)
 
 
 def dimensions(shape: Sequence[int]) -> str:

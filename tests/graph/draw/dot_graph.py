@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass, field
 from html import unescape
 from typing import Any
 
-import pytest
-
-needs_graphviz = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz reads the text")
+from tests.helpers.programs import program
 
 
 @dataclass
@@ -40,9 +37,14 @@ def lines(label: str) -> list[str]:
     return [unescape(re.sub("<[^>]*>", "", line)) for line in re.split(r"<BR[^>]*/>", label) if line]
 
 
+def label(edge: dict[str, Any], where: str = "label") -> str:
+    """What is written on an edge, or at one end of it."""
+    return str(edge.get(where, "")).replace("&#160;", " ").replace("\u00a0", " ").strip()
+
+
 def read_dot(text: str) -> DotGraph:
-    done = subprocess.run(["dot", "-Tdot_json"], input=text, capture_output=True, text=True, check=True)
-    raw = json.loads(done.stdout)
+    done = subprocess.run([program("dot"), "-Tdot_json"], input=text, capture_output=True, text=True, check=True)
+    raw = json.loads(done.stdout, strict=False)  # Graphviz leaves control characters as they are
     found = DotGraph(raw.get("label", ""), raw)
     names = {}
     for thing in raw.get("objects", []):

@@ -111,7 +111,7 @@ class Wild(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         for name in WILD:
-            kind = type(name.replace(".", ""), (nn.Sequential,), {})
+            kind = type(name.replace(".", "").replace("\ud800", ""), (nn.Sequential,), {})  # no surrogate names a class
             self.add_module(name, kind(nn.Linear(4, 4), nn.ReLU()))
 
     def forward(self, x: Tensor) -> Tensor:

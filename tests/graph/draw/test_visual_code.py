@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastrec.graph import ModelHistory, get_model_metadata, log_forward_pass, show_model_graph
-from tests.graph.draw.dot_graph import DotGraph, lines, needs_graphviz, read_dot
-
-pytestmark = needs_graphviz
+from tests.graph.draw.dot_graph import DotGraph, label, lines, read_dot
+from tests.helpers.programs import program
 
 GREEN, RED, YELLOW, WHITE = "#98FB98", "#FF9999", "#F7D460", "#FFFFFF"
 TRAINABLE, FROZEN = "#D9D9D9", "#B0B0B0"
@@ -71,7 +70,7 @@ def recurrent() -> ModelHistory:
 
 def test_v01_graphviz_lays_it_out() -> None:
     text = show_model_graph(nn.ReLU(), torch.ones(2), format="dot").text
-    done = subprocess.run(["dot", "-Tsvg"], input=text.encode(), capture_output=True, check=True)
+    done = subprocess.run([program("dot"), "-Tsvg"], input=text.encode(), capture_output=True, check=True)
     assert b"<svg" in done.stdout and b"relu_1_1" in done.stdout and not done.stderr
 
 
@@ -121,10 +120,6 @@ def test_v11_what_does_not_come_from_an_input_is_dashed(varied: DotGraph) -> Non
     assert dashed == {"rand_1_7", "add_1_8", "buffer_1"}
     arrows = {edge[:2] for edge in varied.edges if "dashed" in edge[2].get("style", "")}
     assert arrows == {("rand_1_7", "add_1_8"), ("add_1_8", "div_1_9"), ("buffer_1", "add_2_12")}
-
-
-def label(edge: dict[str, Any], where: str = "label") -> str:
-    return "".join(edge.get(where, "").replace("&#160;", " ").replace("\u00a0", " ")).strip()
 
 
 def test_v12_arguments_of_non_commutative_operations_are_numbered(varied: DotGraph) -> None:
