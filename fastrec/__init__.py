@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastrec._errors import FastrecError as FastrecError
 from fastrec._errors import FastrecWarning as FastrecWarning
-from fastrec._version import __version__ as __version__
+from fastrec._optional import __version__ as __version__
 from fastrec.dryrun.dry_run import DryRun as DryRun
 from fastrec.dryrun.dry_run import dry_run as dry_run
 from fastrec.events.capture import CaptureSpec as CaptureSpec

@@ -76,6 +76,10 @@ class MissingExtraError(FastrecError, ImportError):
     """An optional dependency is not installed."""
 
 
+class DrawingError(FastrecError, RuntimeError):
+    """A drawing can't be made: it is too large, or the program that draws it is missing, fails or takes too long."""
+
+
 class RecordingExistsError(FastrecError, FileExistsError):
     """Another file is where a recording was to be written."""
 

@@ -1,4 +1,10 @@
-"""The one way to import a package that fastrec can do without."""
+"""The distribution: what fastrec is installed as, its version, and the one way to import a package of its extras.
+
+    pandas = require("pandas", extra="pandas", what="to_pandas()")
+
+The distribution has another name than the package that is imported, because `fastrec` on the package index belongs to
+another project. Its name stands in the message about a package that is missing.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,10 @@ from importlib import import_module
 from typing import Any
 
 from fastrec._errors import MissingExtraError
-from fastrec._version import DISTRIBUTION
+
+DISTRIBUTION = "fastrec-torch"
+
+__version__ = "0.1.0"
 
 
 def require(package: str, *, extra: str, what: str) -> Any:

@@ -13,22 +13,24 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "fastrec"
 
 # From the ground up. A folder (or a file at the top) may import from those in lines above its own; imports for the type
-# checker and in functions count like any other.
+# checker and in functions count like any other. Drawing knows nothing of graphs, so that a dry run can be drawn, too.
 LAYERS = """
-    _errors _version
-    _optional _torch
+    _errors
+    _optional _torch _web
     ops
     events
-    predicates
+    predicates report
     engines recording
     sinks exports
     session
     files
+    graph.draw
     dryrun _cli integrations
     graph
 """.strip().splitlines()
 HEIGHT = {room: height for height, line in enumerate(LAYERS) for room in line.split()}
-HEIGHT |= {"": len(LAYERS), "__main__": len(LAYERS)}  # the face, which hands names on
+FACE = {"", "__main__"}  # hands names on
+HEIGHT |= dict.fromkeys(FACE, len(LAYERS))
 
 # What a file needs of torch's classes or of the session is no business of the recorder's own parts.
 OPTIONAL = {
@@ -72,7 +74,8 @@ def import_graph() -> dict[str, set[str]]:
 
 
 def room_of(module: str) -> str:
-    return module.partition(".")[0]
+    inner = ".".join(module.split(".")[:2])
+    return inner if inner in HEIGHT else module.partition(".")[0]
 
 
 def violation(importer: str, imported: str) -> str | None:
@@ -159,11 +162,15 @@ def test_no_files_import_each_other_in_a_loop() -> None:
 
 
 def test_the_house_stays_as_low_as_it_was_built() -> None:
-    rooms = {room_of(name) for name in MODULES} - {""}
-    arrows = {(room_of(a), room_of(b)) for a, targets in import_graph().items() for b in targets if room_of(a)}
-    assert (len(rooms) <= 18, floors(import_graph()) <= 9, len([a for a in arrows if a[0] != a[1]]) <= 70) == (
-        True,
-    ) * 3
+    """Counted are the rooms at the top of the package, without the face, and what they import of each other."""
+
+    def top(room: str) -> str:
+        return room.partition(".")[0]
+
+    arrows = {(room_of(a), room_of(b)) for a, targets in import_graph().items() for b in targets}
+    arrows = {(top(a), top(b)) for a, b in arrows if top(a) != top(b) and a not in FACE}
+    rooms = {top(room_of(name)) for name in MODULES} - FACE
+    assert (len(rooms) <= 18, floors(import_graph()) <= 9, len(arrows) <= 73) == (True,) * 3
 
 
 @pytest.mark.parametrize(
@@ -177,6 +184,11 @@ def test_the_house_stays_as_low_as_it_was_built() -> None:
         ("_errors", "events.sites", False),
         ("session.recorder", "graph.log", False),
         ("graph.log", "session.recorder", True),
+        ("dryrun.drawing", "graph.draw.dot", True),
+        ("graph.draw.dot", "graph.structure", False),
+        ("recording._describe", "report.sums", True),
+        ("report.sums", "recording._arrays", False),
+        ("_web.document", "report.page", False),
         ("session.recorder", "", False),
     ],
 )

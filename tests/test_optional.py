@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 import fastrec
-from fastrec._optional import require
-from fastrec._version import DISTRIBUTION
+from fastrec._optional import DISTRIBUTION, require
 
 ROOT = Path(__file__).parent.parent
 

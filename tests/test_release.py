@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastrec._version import DISTRIBUTION, __version__
+from fastrec._optional import DISTRIBUTION, __version__
 from tools.release import NEEDED_CLASSIFIERS, NEEDED_URLS, problems_of
 
 GOOD = "\n".join(

@@ -17,7 +17,7 @@ from email.parser import Parser
 from pathlib import Path
 
 from fastrec import __version__
-from fastrec._version import DISTRIBUTION
+from fastrec._optional import DISTRIBUTION
 
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"

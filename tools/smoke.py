@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 import fastrec
 from fastrec._cli import main
-from fastrec._version import DISTRIBUTION
+from fastrec._optional import DISTRIBUTION
 from fastrec.graph import log_forward_pass
 from fastrec.predicates import every, op
 

@@ -23,10 +23,11 @@ from fastrec._cli._command import (
 )
 from fastrec._cli._export import EXPORT
 from fastrec._cli._look import INFO, LS, SHOW
+from fastrec._cli._report import REPORT
 from fastrec._errors import DamagedFileError, FastrecError, RecordingFileError, RecordingNotFoundError
-from fastrec._version import __version__
+from fastrec._optional import __version__
 
-COMMANDS: tuple[Command, ...] = (INFO, LS, SHOW, VERIFY, RECOVER, MERGE, REPACK, EXPORT)
+COMMANDS: tuple[Command, ...] = (INFO, LS, SHOW, VERIFY, RECOVER, MERGE, REPACK, EXPORT, REPORT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
@@ -30,6 +30,9 @@ from fastrec.sinks._copying import parts_of
 
 FORECAST_PASSES = 1000
 
+Verdict = Literal["kept", "rejected", "unreachable", "failed"]
+"""Kept; asked about and not kept; never asked about, whatever the predicates say; asked about, and that fails."""
+
 Decision = CaptureSpec | PredicateFailure | None
 """How an event is kept; or why that can't be said or done; or None, if it is not kept."""
 
@@ -37,13 +40,23 @@ _PASS_NUMBERS = frozenset({"entry_pass", "pass_index"})
 
 
 class Outcome(NamedTuple):
-    """What becomes of one event: the decision, and the bytes that are kept."""
+    """What becomes of one event: the decision, the bytes that are kept, and whether the predicates are asked."""
 
     decision: Decision
     nbytes: int
+    is_asked: bool = True
+
+    @property
+    def verdict(self) -> Verdict:
+        """The decision in a word."""
+        if isinstance(self.decision, PredicateFailure):
+            return "failed"
+        if self.decision is not None:
+            return "kept"
+        return "rejected" if self.is_asked else "unreachable"
 
 
-_NOT_KEPT = Outcome(None, 0)
+_NOT_ASKED = Outcome(None, 0, is_asked=False)
 
 
 class Decider:
@@ -60,7 +73,7 @@ class Decider:
     def outcome(self, event: Event, value: Tensor | None = None) -> Outcome:
         """What becomes of an event; without its value, a transform is measured on zeros of the same shape."""
         if event.info.index in self.halted or not self._is_observed(event):
-            return _NOT_KEPT
+            return _NOT_ASKED
         outcome = self._outcome_of_keep(event, value)
         halt = self._plan.halt_at(event.site.kind)
         if halt != NEVER and event.info.index not in self.halted:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from html import escape
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 
 from fastrec._optional import require
 from fastrec._torch.state import random_state_restored, restored, seeded
-from fastrec.dryrun.decisions import Decider, Decision, Outcome
+from fastrec.dryrun.decisions import Decider, Decision, Outcome, Verdict
 from fastrec.dryrun.events import DryRunListener, Event
-from fastrec.dryrun.report import SiteLine, site_lines, summary, summary_rows, timeline, tree
+from fastrec.dryrun.report import SiteLine, site_lines, summary, summary_rows, timeline, totals
+from fastrec.dryrun.tree import tree
 from fastrec.engines import EagerEngine
 from fastrec.engines._protocol import WatchOptions
 from fastrec.events.context import PredicateFailure, RecordContext
@@ -29,6 +31,9 @@ from fastrec.session.options import options_from
 
 if TYPE_CHECKING:
     import pandas
+
+    from fastrec.graph.draw.description import Drawing
+    from fastrec.graph.draw.picture import Picture
 
 
 def dry_run(
@@ -47,14 +52,14 @@ def dry_run(
     >>> [ctx.label for ctx in dry.kept], sum(dry.sizes)
     (['tanh_1'], 64)
     >>> dry.print_tree()
-    :in[0] (input)  2x4 float32  32 B
-    Sequential      2x2 float32  16 B
-    ├─ 0: Linear    2x8 float32  64 B
-    │  └─ linear    2x8 float32  64 B
-    ├─ 1: Tanh      2x8 float32  64 B
-    │  └─ tanh      2x8 float32  64 B  ● 64 B
-    └─ 2: Linear    2x2 float32  16 B
-       └─ linear    2x2 float32  16 B
+    :in[0] (input)             2x4 float32  32 B
+    Sequential      58 params  2x2 float32  16 B
+    ├─ 0: Linear    40 params  2x8 float32  64 B
+    │  └─ linear               2x8 float32  64 B
+    ├─ 1: Tanh                 2x8 float32  64 B
+    │  └─ tanh                 2x8 float32  64 B  ● 64 B
+    └─ 2: Linear    18 params  2x2 float32  16 B
+       └─ linear               2x2 float32  16 B
     1 of 12 events kept: 64 B per pass, 62.5 KiB per 1,000 passes
 
     Arguments:
@@ -84,15 +89,24 @@ def dry_run(
     listener = DryRunListener(options, on_event)
     engine: Any = options.engine
     if isinstance(engine, str):
-        watch = WatchOptions(sources=True, parents=options.track_parents)
-        engine = EagerEngine(watch, allow_unfused=options.allow_unfused)
+        engine = EagerEngine(WatchOptions(sources=True, parents=True), allow_unfused=options.allow_unfused)
     with restored(roots.values()), random_state_restored(), seeded(options.random_seed):
         engine.open(roots, listener)
         try:
             run(engine)
         finally:
             engine.close()
-    return DryRun(", ".join(type(root).__name__ for root in roots.values()), events, outcomes, decider)
+    title = ", ".join(type(root).__name__ for root in roots.values())
+    return DryRun(title, _parameters(roots), events, outcomes, decider)
+
+
+def _parameters(roots: Mapping[str, nn.Module]) -> dict[str, int]:
+    """How many parameters each module has with those inside it, by address."""
+    return {
+        f"{name}.{address}" if name and address else name or address: sum(p.numel() for p in module.parameters())
+        for name, root in roots.items()
+        for address, module in root.named_modules()
+    }
 
 
 class DryRun:
@@ -109,8 +123,16 @@ class DryRun:
     The elements of ``contexts``, ``decisions`` and ``sizes`` at one position belong to one event.
     """
 
-    def __init__(self, title: str, events: Sequence[Event], outcomes: Sequence[Outcome], decider: Decider) -> None:
+    def __init__(
+        self,
+        title: str,
+        parameters: Mapping[str, int],
+        events: Sequence[Event],
+        outcomes: Sequence[Outcome],
+        decider: Decider,
+    ) -> None:
         self._title = title
+        self._parameters = parameters
         self._events = events
         self._outcomes = outcomes
         self._decider = decider
@@ -129,6 +151,25 @@ class DryRun:
     def sizes(self) -> tuple[int, ...]:
         """The bytes that are kept of each event after casting and transforming, without gradients."""
         return tuple(outcome.nbytes for outcome in self._outcomes)
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """What becomes of each event: its decision, the bytes that are kept, its verdict."""
+        return tuple(self._outcomes)
+
+    @property
+    def totals(self) -> list[str]:
+        """What is kept of the whole pass, in a few lines."""
+        return totals(self._lines, self.halted)
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What becomes of each event, in a word.
+
+        ``"kept"``; ``"rejected"``: it could be kept; ``"unreachable"``: it can't be, as these options are: an input or
+        a buffer without ``include_source_events``, or what comes after a halt; ``"failed"``: an error.
+        """
+        return tuple(outcome.verdict for outcome in self._outcomes)
 
     @property
     def kept(self) -> tuple[RecordContext, ...]:
@@ -156,27 +197,34 @@ class DryRun:
         """
         options = msgspec.structs.replace(self._decider.options, keep_op=keep_op, keep_module=keep_module)
         decider = Decider(options)
-        return DryRun(self._title, self._events, [decider.outcome(event) for event in self._events], decider)
+        return DryRun(
+            self._title, self._parameters, self._events, [decider.outcome(event) for event in self._events], decider
+        )
 
-    def tree(self) -> str:
-        """The modules that ran as a tree, with their ops; ● marks what is kept, ✗ an error."""
-        return tree(self._lines, self.halted)
+    def tree(self, depth: int | None = None, *, fold_repeats: bool = True) -> str:
+        """The text that ``print_tree`` prints."""
+        return tree(self._lines, self.halted, self._parameters, depth=depth, fold_repeats=fold_repeats)
 
-    def print_tree(self) -> None:
+    def print_tree(self, depth: int | None = None, *, fold_repeats: bool = True) -> None:
         """Print the modules that ran as a tree, with their ops; ● marks what is kept, ✗ an error.
 
         >>> import torch, fastrec
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+        >>> model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(12)), torch.nn.Tanh())
         >>> fastrec.dry_run(model, torch.zeros(2, 4), keep_op="tanh").print_tree()
-        :in[0] (input)  2x4 float32  32 B
-        Sequential      2x8 float32  64 B
-        ├─ 0: Linear    2x8 float32  64 B
-        │  └─ linear    2x8 float32  64 B
-        └─ 1: Tanh      2x8 float32  64 B
-           └─ tanh      2x8 float32  64 B  ● 64 B
-        1 of 9 events kept: 64 B per pass, 62.5 KiB per 1,000 passes
+        :in[0] (input)                      2x4 float32  32 B
+        Sequential              240 params  2x4 float32  32 B
+        ├─ 0 to 11: Linear x12  20 params   2x4 float32  32 B
+        │  └─ linear                        2x4 float32  32 B
+        └─ 12: Tanh                         2x4 float32  32 B
+           └─ tanh                          2x4 float32  32 B  ● 32 B
+        1 of 42 events kept: 32 B per pass, 31.2 KiB per 1,000 passes
+
+        Arguments:
+            depth: how many levels of modules are shown with what is in them: 1 shows each top-level module as one
+                line, which tells what is kept of all that is in it; None shows all.
+            fold_repeats: show three or more modules in a row that do the same, and of which the same is kept, as one.
         """
-        print(self.tree())
+        print(self.tree(depth, fold_repeats=fold_repeats))
 
     def summary(self) -> str:
         """A table of all sites: how often each fires in a pass, the bytes of its values, and what is kept of it.
@@ -185,6 +233,56 @@ class DryRun:
         predicate is taken to answer in each pass as it did in this one.
         """
         return summary(self._lines, self.halted)
+
+    def drawing(self, **options: Any) -> Drawing:
+        """The description of the picture that ``draw`` makes."""
+        # What draws is loaded when somebody draws.
+        from fastrec.dryrun.drawing import drawing_of
+        from fastrec.graph.draw.options import drawing_options
+
+        return drawing_of(self._title, self._events, self._outcomes, drawing_options(options), self.totals)
+
+    def draw(
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        format: str | None = None,
+        seconds: float = 60.0,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> Picture:
+        """Draw the ops that ran and where their values went, coloured by what becomes of them.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+        >>> picture = fastrec.dry_run(model, torch.zeros(2, 4), keep_op="tanh").draw(format="mermaid")
+        >>> "kept: 64 B per pass" in picture.text
+        True
+
+        Sky blue is kept, white rejected, pale gray unreachable, vermilion failing; see ``verdicts``.
+
+        Arguments:
+            path, format, seconds, overwrite: as for fastrec.graph.show_model_graph.
+            options: ``vis_nesting_depth``, ``fold_repeats``, ``buffers``, ``direction``.
+
+        Values are followed from op to op; what an op writes through a view of a value is not. fastrec.graph.preview
+        draws the same marks on the whole graph of the pass, which follows that, too.
+        """
+        from fastrec.graph.draw.picture import picture_of, target_of
+
+        target = target_of(path, format, overwrite=overwrite)
+        return picture_of(self.drawing(**options), target, seconds=seconds, overwrite=overwrite)
+
+    def to_html(self, path: str | PathLike[str], *, overwrite: bool = False, **options: Any) -> None:
+        """Write the drawing as a page that opens from disk, in which modules open; arguments as for ``draw``.
+
+        >>> import tempfile, torch, fastrec
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+        >>> fastrec.dry_run(model, torch.zeros(2, 4), keep_op="tanh").to_html(tempfile.mkdtemp() + "/kept.html")
+        """
+        from fastrec.graph.draw.page import write_drawing
+
+        write_drawing(lambda: self.drawing(**options), path, overwrite=overwrite)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per event, with the fields of its context and what is kept of it; needs the extra ``pandas``."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastrec._errors import FastrecError
 from fastrec._torch.internals import functorch_level, no_function_modes
 from fastrec._torch.tensors import check_copyable
+from fastrec.dryrun.links import Linker, Links
 from fastrec.engines._protocol import BasicRun, Tap
 from fastrec.events.capture import CaptureSpec, check_gradients
 from fastrec.events.context import RecordContext, torch_dtype
@@ -32,13 +33,14 @@ _KEEP_GRAD, _SAVE_GRADIENT = CaptureSpec(keep_grad=True), CaptureSpec(save_gradi
 
 
 class Event(NamedTuple):
-    """One event: where it happened, and what would stand in the way of keeping its value."""
+    """One event: where it happened, what would stand in the way of keeping its value, and where that comes from."""
 
     catalog: Catalog
     meta: RecordMeta
     info: PassInfo
     time: float
     obstacles: Obstacles
+    links: Links
 
     @property
     def site(self) -> Site:
@@ -106,6 +108,8 @@ class DryRunListener:
         self._source_filter = _SourceFilter() if not options.include_source_events else None
         self._entry_counters: dict[str, Callable[[], int]] = {}
         self._next_pass = count().__next__
+        self._tracks_parents = options.track_parents
+        self._linker = Linker()
 
     def tap(self, position: Position, site: Site) -> Tap[DryRunPass] | None:
         """The tap of a position: there always is one."""
@@ -121,6 +125,7 @@ class DryRunListener:
         """A pass begins."""
         next_entry_pass = self._entry_counters.setdefault(entry, count().__next__)
         catalog = self._catalog
+        self._linker.begin()
         return DryRunPass(
             PassInfo(
                 self._next_pass(),
@@ -140,11 +145,13 @@ class DryRunListener:
     def _on_value(self, position: Position, site: Site, run: DryRunPass, value: Tensor) -> None:
         with no_function_modes():
             seconds = perf_counter() - run.info.started
-            parents = run.parents
+            # Of inputs and buffers it is always known that they come from no event.
+            parents = run.parents if self._tracks_parents or site.kind in SOURCE_KINDS else None
             if self._source_filter is not None and parents:
                 parents = self._source_filter.filter_labels(parents)
             meta = self._meta_maker.make(position, site, TensorFacts.of(value), 0, parents)
-            self._on_event(Event(self._catalog, meta, run.info, seconds, Obstacles.of(value)), value)
+            links = self._linker.links(site, meta, value, run.parents or ())
+            self._on_event(Event(self._catalog, meta, run.info, seconds, Obstacles.of(value), links), value)
 
 
 class _SourceFilter:

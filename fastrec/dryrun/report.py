@@ -1,7 +1,7 @@
-"""A dry run shown: as a table of its sites, as a tree of the modules that ran, and as a picture of the pass.
+"""A dry run shown: as a table of its sites, and as a timeline of the pass.
 
-The events of one site are added up in a ``SiteLine``. The table has a row for each; the tree hangs them below their
-modules; the picture shows single events, one column each.
+The events of one site are added up in a ``SiteLine``. The table has a row for each, and the tree (tree.py) a branch.
+The timeline shows single events, one column each.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from fastrec.dryrun.decisions import FORECAST_PASSES, Decider, Outcome
 from fastrec.dryrun.events import Event
 from fastrec.events.context import PredicateFailure, format_shape
-from fastrec.events.sites import Frame, Site
+from fastrec.events.sites import Site
 from fastrec.recording._records import format_bytes, format_count
 
 
@@ -88,7 +88,7 @@ def segments(site: Site) -> list[str]:
 
 def summary(lines: Sequence[SiteLine], halted: Mapping[int, str]) -> str:
     """A table of all sites, and what is kept in all."""
-    return "\n".join([*_align(summary_rows(lines)), *_totals(lines, halted)])
+    return "\n".join([*align(summary_rows(lines)), *totals(lines, halted)])
 
 
 def summary_rows(lines: Sequence[SiteLine]) -> list[tuple[str, ...]]:
@@ -110,14 +110,14 @@ def summary_rows(lines: Sequence[SiteLine]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _align(rows: Iterable[tuple[str, ...]]) -> list[str]:
+def align(rows: Iterable[tuple[str, ...]]) -> list[str]:
     """Rows as lines of text with aligned columns; columns without any text are left out."""
     columns = [column for column in zip(*rows, strict=True) if any(column)]
     widths = [max(map(len, column)) for column in columns]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*columns, strict=True)]
 
 
-def _totals(lines: Sequence[SiteLine], halted: Mapping[int, str]) -> list[str]:
+def totals(lines: Sequence[SiteLine], halted: Mapping[int, str]) -> list[str]:
     """What is kept in all, in a few lines of text."""
     kept, fires = sum(line.kept for line in lines), sum(line.fires for line in lines)
     texts = [
@@ -130,74 +130,6 @@ def _totals(lines: Sequence[SiteLine], halted: Mapping[int, str]) -> list[str]:
         first = failed[0]
         texts.append(f"errors at {format_count(len(failed), 'site')}, the first at {first.site.name}: {first.error}")
     return texts + [f"halted: {reason}" for reason in halted.values()]
-
-
-class _Branch:
-    """A module, a composite or a site in the tree, with what ran inside it."""
-
-    __slots__ = ("branches", "line", "name")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.line: SiteLine | None = None
-        self.branches: dict[object, _Branch] = {}
-
-    def into(self, key: object, name: str) -> _Branch:
-        """The branch below with this key, which grows if there is none."""
-        branch = self.branches.get(key)
-        if branch is None:
-            branch = self.branches[key] = _Branch(name)
-        return branch
-
-
-def tree(lines: Sequence[SiteLine], halted: Mapping[int, str]) -> str:
-    """The modules that ran as a tree, with their ops, and what is kept in all."""
-    root = _Branch("")
-    for line in lines:
-        _add_to_tree(root, line)
-    rows = [row for branch in root.branches.values() for row in _tree_rows(branch, "", "")]
-    return "\n".join([*_align(rows), *_totals(lines, halted)])
-
-
-def _add_to_tree(root: _Branch, line: SiteLine) -> None:
-    site = line.site
-    branch, outer = root, ""
-    for frame in site.frames:
-        branch = branch.into(frame.module_address, _module_name(frame, outer))
-        outer = frame.module_address
-    if site.kind == "module_enter" and not line.verdict:
-        return  # its value is mostly that of the line above
-    if site.kind == "module_exit" and not site.output_address:
-        branch.line = line
-        return
-    *composites, name = segments(site)
-    for composite in composites:
-        branch = branch.into(("op", composite), composite)
-    # The same key as where the ops inside a composite put it: it returns after them, and gets its line then.
-    key = ("op", name) if site.kind == "op" else (site.kind, name)
-    branch.into(key, name).line = line
-
-
-def _module_name(frame: Frame, outer: str) -> str:
-    address = frame.module_address
-    if not address:
-        return frame.module_type
-    return f"{address.removeprefix(f'{outer}.') if outer else address}: {frame.module_type}"
-
-
-def _tree_rows(branch: _Branch, prefix: str, child_prefix: str) -> Iterator[tuple[str, ...]]:
-    line = branch.line
-    if line is None:
-        yield (prefix + branch.name, "", "", "", "")
-    else:
-        times = f"x{line.fires}" if line.fires > 1 else ""
-        yield (prefix + branch.name, times, line.value, format_bytes(line.value_bytes), line.verdict)
-    children = list(branch.branches.values())
-    for child in children:
-        if child is children[-1]:
-            yield from _tree_rows(child, child_prefix + "└─ ", child_prefix + "   ")
-        else:
-            yield from _tree_rows(child, child_prefix + "├─ ", child_prefix + "│  ")
 
 
 # Sizes of the picture in pixels.

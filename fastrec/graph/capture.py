@@ -52,6 +52,7 @@ from fastrec.graph.raw import (
     CapturedCall,
     CapturedOp,
     ConstantTensor,
+    Failure,
     ModuleCall,
     OpKind,
     Overwritten,
@@ -111,6 +112,9 @@ class GraphTracer:
         # What the arguments of the current call came from; filled while its template is made.
         self._parents: list[int] = []
         self._parameters: list[Parameter] = []
+        # The latest op that raised, and the innermost module that an exception left, with how much had been seen then.
+        self._raised: tuple[Exception, CapturedCall, tuple[int, ...], ModuleCall | None] | None = None
+        self._left_by_error: tuple[int, int, ModuleCall] | None = None
 
     # What an engine asks of every listener.
 
@@ -145,7 +149,12 @@ class GraphTracer:
         kwarg_templates = {k: a if type(a) in _ATOMS else template(a) for k, a in kwargs.items()} if kwargs else kwargs
         states = self._generators.before(func, kwargs)
         started = perf_counter()
-        out = func(*args, **kwargs) if kwargs else func(*args)
+        try:
+            out = func(*args, **kwargs) if kwargs else func(*args)
+        except Exception as error:
+            call = CapturedCall(func, facts.func_name, facts.layer_type, label, site, arg_templates, kwarg_templates)
+            self._raised = error, call, tuple(parents), self._module
+            raise
         seconds = perf_counter() - started
         writes = reads_inplace_flag(facts, args, kwargs)
         value = args[0] if out is None and writes and args else out  # `x[i] = y` returns nothing
@@ -276,6 +285,9 @@ class GraphTracer:
             while closed is None or (closed.address, closed.number) != (address, number):
                 closed, _ = self._open_calls.pop()
                 self._close(closed)
+                seen = len(self._ops), len(self._capture.module_calls)
+                if self._left_by_error is None or self._left_by_error[:2] != seen:
+                    self._left_by_error = (*seen, closed)
 
     # What the runner of the pass tells it.
 
@@ -295,6 +307,19 @@ class GraphTracer:
                 op = self._add("output", call, tuple(self._parents), value)
                 op.path = op.address = path
 
+    def failed(self, error: BaseException) -> None:
+        """An exception ended the pass; the model may have caught others before."""
+        module = None
+        if self._left_by_error is not None:
+            *seen, left = self._left_by_error
+            if seen == [len(self._ops), len(self._capture.module_calls)]:
+                module = left
+        text = f"{type(error).__name__}: {error}"
+        self._capture.failure = Failure(text, None, (), module)
+        if self._raised is not None and self._raised[0] is error:
+            _, call, parents, module = self._raised
+            self._capture.failure = Failure(text, call, parents, module)
+
     def finish(self) -> None:
         """Settle what came from outside, and drop the capture, which the engine's state for this thread may hold."""
         self._externals.settle(self._ops, self._saver.snapshot)
@@ -304,6 +329,7 @@ class GraphTracer:
         self._producers.clear()
         self._constants.clear()
         self._buffer_writers.clear()
+        self._raised = self._left_by_error = None
 
     # Templates: what takes an argument's place, and which operation it came from.
 

@@ -16,6 +16,12 @@ from fastrec._optional import require
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph.conditions import Conditions
 from fastrec.graph.diff import HistoryDiff, check_same_graph, diff_of
+from fastrec.graph.draw.description import Drawing
+from fastrec.graph.draw.notebook import notebook_html
+from fastrec.graph.draw.options import drawing_options
+from fastrec.graph.draw.page import write_drawing
+from fastrec.graph.draw.picture import SECONDS, Picture, picture_of, target_of
+from fastrec.graph.drawing import ModelFacts, drawing_of
 from fastrec.graph.entries import (
     BufferEntry,
     ModuleEntry,
@@ -45,6 +51,7 @@ from fastrec.graph.tables import (
     networkx_graph,
     with_json_cells,
 )
+from fastrec.graph.validation.report import ValidationReport
 from fastrec.recording._records import ActivationRecord
 from fastrec.session.inputs import NOT_GIVEN
 
@@ -501,6 +508,81 @@ class ModelHistory:
             return entry_rows(self.buffers.values())
         tables = ("operations", "layers", "modules", "parameters", "buffers")
         raise OptionError(f"{what!r} is not a table of a history; there are {', '.join(map(repr, tables))}")
+
+    def drawing(self, **options: Any) -> Drawing:
+        """The description of a drawing, from which pictures, texts and pages are made.
+
+        >>> import torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> drawing = log_forward_pass(torch.nn.Linear(4, 2), torch.ones(1, 4)).drawing()
+        >>> [node.lines[0] for node in drawing.nodes]
+        ['input_1', 'linear_1_1', 'output_1']
+
+        Arguments:
+            options: those of DrawingOptions: ``vis_mode``, ``vis_nesting_depth``, ``module``, ``fold_repeats`` and
+                so on. Raises OptionError for one that does not exist.
+        """
+        addresses = [
+            f"{name}.{address}" if name and address else name or address
+            for name, root in self.roots.items()
+            for address, _ in root.named_modules()
+        ]
+        return drawing_of(
+            self.graph, ModelFacts(self.model_name, self._parameters, addresses), drawing_options(options)
+        )
+
+    def draw(
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        format: str | None = None,
+        seconds: float = SECONDS,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> Picture:
+        """Draw the graph.
+
+        >>> import torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> history = log_forward_pass(torch.nn.Linear(4, 2), torch.ones(1, 4))
+        >>> '"linear_1_1" -> "output_1"' in history.draw(format="dot").text
+        True
+
+        Arguments are those of show_model_graph. Returns a Picture, which notebooks show.
+        """
+        target = target_of(path, format, overwrite=overwrite)
+        return picture_of(self.drawing(**options), target, seconds=seconds, overwrite=overwrite)
+
+    def to_html(
+        self,
+        path: str | PathLike[str],
+        *,
+        overwrite: bool = False,
+        validation: ValidationReport | None = None,
+        **options: Any,
+    ) -> None:
+        """Write a page of the graph: one file that opens from disk, to open modules, search, and see what costs.
+
+        >>> import tempfile, torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> log_forward_pass(torch.nn.ReLU(), torch.ones(2)).to_html(tempfile.mkdtemp() + "/relu.html")
+
+        Arguments:
+            path: of the new file.
+            overwrite: take the place of a file that is there; else that is a RecordingExistsError.
+            validation: what validating the history reported, for a badge on the page.
+            options: ``vis_mode``, ``module``, ``buffers``, ``show_checks``, ``show_orphans``, ``show_backward`` as for
+                show_model_graph. All levels of modules are on the page.
+
+        Raises OptionError for a graph of more than 20,000 operations.
+        """
+        validated = None if validation is None else bool(validation)
+        write_drawing(lambda: self.drawing(**options), path, validated=validated, overwrite=overwrite)
+
+    def _repr_html_(self) -> str | None:
+        hint = "history.to_html('model.html') writes a page of it, in which modules open"
+        pictures = (notebook_html(self.drawing(vis_mode=mode), hint) for mode in ("unrolled", "rolled"))
+        return next((picture for picture in pictures if picture is not None), None)
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write the history to an HDF5 file with all tensors that it holds, for ``load_history``.

@@ -22,6 +22,7 @@ from fastrec.graph.pass_runner import PassRunner, uncompiled
 from fastrec.graph.saving import Everything, SaveRequest, Stream, check_gradients
 from fastrec.graph.structure import Graph
 from fastrec.graph.tensor_file import TensorFile
+from fastrec.graph.vis import VisRequest
 from fastrec.session.inputs import NOT_GIVEN, roots_of
 
 
@@ -40,6 +41,9 @@ def log_forward_pass(  # noqa: PLR0913
     save_gradients: bool = False,
     save_activations_to: str | PathLike[str] | None = None,
     keep_activations_in_memory: bool = True,
+    vis_mode: str | None = None,
+    vis_nesting_depth: int | None = None,
+    vis_path: str | PathLike[str] | None = None,
 ) -> ModelHistory:
     """Run a model once and log every operation: its value, function, parents, modules and layer.
 
@@ -69,10 +73,14 @@ def log_forward_pass(  # noqa: PLR0913
         save_activations_to: an HDF5 file to which values are written as they appear, and the history at the end;
             ``load_history`` reads it.
         keep_activations_in_memory: with a file, False keeps no value in memory; the history reads them from the file.
+        vis_mode: draw the graph too: ``"unrolled"``, a node for each operation, or ``"rolled"``, a node for each layer.
+        vis_nesting_depth: how many levels of modules are open in the picture; None opens all.
+        vis_path: the picture's file; None shows it in a notebook, and elsewhere writes ``modelgraph.svg``.
 
     Returns a ModelHistory. An error of the model passes through; its attribute ``history`` is the history of what ran
     until then.
     """
+    vis = VisRequest.of(vis_mode, vis_nesting_depth, vis_path)
     model = uncompiled(model, by_call=call is not None)
     roots = roots_of(model)
     run = PassRunner(roots, input_args, input_kwargs, call, random_seed)
@@ -86,7 +94,10 @@ def log_forward_pass(  # noqa: PLR0913
     if save_activations_to is None:
         if not keep_activations_in_memory:
             raise OptionError("keep_activations_in_memory=False needs a file: give save_activations_to='pass.h5'")
-        return _logged(run, roots, layers_to_save, spec, None)
+        history = _logged(run, roots, layers_to_save, spec, None)
+        if vis is not None:
+            vis.show(history)
+        return history
     if spec.keep_grad and not keep_activations_in_memory:
         raise OptionError(
             "values that stay attached to autograd (train_mode) can only be kept in memory; leave out "
@@ -101,6 +112,8 @@ def log_forward_pass(  # noqa: PLR0913
     except BaseException:
         file.abandon()
         raise
+    if vis is not None:
+        vis.show(history)
     return history
 
 
@@ -112,20 +125,18 @@ def _logged(
     stream: Stream | None,
 ) -> ModelHistory:
     try:
-        return _run_and_logged(run, roots, layers_to_save, spec, stream)
+        return _log(run, roots, layers_to_save, spec, stream)
     except Exception as error:  # of the user's model
-        if run.latest.ops and stream is None:
-            _attach(error, ModelHistory(run.latest, roots, SaveRequest(Everything(), spec)))
+        if run.failed is not None:
+            history = ModelHistory(run.failed, roots, SaveRequest(Everything(), spec))
+            if stream is not None:
+                history.forget_all_but(set())  # the file goes
+            with suppress(AttributeError):  # a class without room for attributes goes without
+                setattr(error, "history", history)  # noqa: B010 (no class declares it)
         raise
 
 
-def _attach(error: Exception, history: ModelHistory) -> None:
-    """Make what ran before an error its ``history``; a class without room for attributes goes without."""
-    with suppress(AttributeError):
-        setattr(error, "history", history)  # noqa: B010 (no class declares it)
-
-
-def _run_and_logged(
+def _log(
     run: PassRunner,
     roots: dict[str, nn.Module],
     layers_to_save: str | int | Sequence[str | int] | None,

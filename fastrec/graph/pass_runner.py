@@ -38,8 +38,8 @@ class PassRunner:
         self._roots = roots
         self._run = ModelRun.of(roots, input_args, input_kwargs, call)
         self._seed = random_seed
-        self.latest = Capture()
-        """What was seen of the last pass, also of one that raised."""
+        self.failed: Capture | None = None
+        """What was captured of a run that raised."""
 
     @property
     def is_call(self) -> bool:
@@ -49,7 +49,7 @@ class PassRunner:
     def __call__(self, request: SaveRequest) -> Capture:
         """Run the model once and capture everything."""
         began = perf_counter()
-        capture = self.latest = Capture()
+        capture = Capture()
         saver = Saver(request, capture.gradients)
         state = ModelState(self._roots)
         tracer = GraphTracer(state, capture, saver, takes_inputs=self.is_call)
@@ -63,8 +63,10 @@ class PassRunner:
                     tracer.inputs(f"{next(iter(self._roots))}:in", self._run.args, self._run.kwargs)
                 capture.started = time.time()
                 out = self._run(engine)
-            except BaseException:
+            except BaseException as error:
+                tracer.failed(error)
                 tracer.finish()
+                self.failed = capture
                 raise
             finally:
                 capture.ended = time.time()

@@ -244,13 +244,25 @@ class ValueRead(msgspec.Struct, frozen=True):
     at: int
 
 
+class Failure(msgspec.Struct, frozen=True, eq=False):
+    """What ended a pass: the call of a function that raised, and the operations it read, or code of a module.
+
+    ``call`` is None where no function of torch's raised; ``module`` is where it happened, None for the model itself.
+    """
+
+    error: str
+    call: CapturedCall | None
+    parents: tuple[int, ...]
+    module: ModuleCall | None
+
+
 class Capture:
     """Everything that was seen of a forward pass.
 
     ``module_calls`` are in the order in which they began, ``returns`` in the order in which they ended. ``composites``
     holds the operation of each leaf of a composite's value, by label, site and path. ``started`` and ``ended`` are
     times of the clock; ``seconds`` is how long logging took, from the user's call to the history. ``output_class`` is
-    the class of what the model returned, if no tensors were found in it.
+    the class of what the model returned, if no tensors were found in it. ``failure`` is what ended a pass that raised.
     """
 
     def __init__(self) -> None:
@@ -261,6 +273,7 @@ class Capture:
         self.gradients: dict[int, Tensor] = {}
         self.composites: dict[tuple[str, str, str], int] = {}
         self.buffer_writes: list[tuple[str, int]] = []
+        self.failure: Failure | None = None
         self.seed: int | None = None
         self.output_class = ""
         self.started = 0.0

@@ -47,8 +47,11 @@ class Graph:
         """The operations, without those that neither come from an input nor lead to an output.
 
         What Python looked at stays, because it may have steered the pass, and so do all parents of what stays. After
-        the paper, Implementation, "Post-processing the model's computational graph".
+        the paper, Implementation, "Post-processing the model's computational graph". Where the pass was not finished,
+        nobody knows what would have led to an output, so all stays.
         """
+        if self.capture.failure is not None:
+            return [op.index for op in self.ops]
         wanted = bytearray(a | b for a, b in zip(self.from_input, self.to_output, strict=True))
         for read in self.capture.value_reads:
             wanted[read.op] = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,6 +12,8 @@ from fastrec._errors import OptionError
 from fastrec._optional import require
 from fastrec.integrations._autoreset import check_autoreset
 from fastrec.session.recorder import Recorder
+from fastrec.sinks import StatisticsSink
+from fastrec.sinks.statistics.window import LOGGED
 
 require("stable_baselines3.common.callbacks", extra="sb3", what=__name__)
 
@@ -111,6 +113,44 @@ class RecordCallback(BaseCallback):
         if phase is not None:
             self._phase = self._rec.phase(phase)
             self._phase.__enter__()
+
+
+class StatisticsCallback(BaseCallback):
+    """A callback that hands what a statistics sink measured to the algorithm's own logger, once an update.
+
+    >>> import gymnasium, fastrec
+    >>> from stable_baselines3 import PPO
+    >>> from stable_baselines3.common.env_util import make_vec_env
+    >>> from stable_baselines3.common.logger import configure
+    >>> from fastrec.integrations.sb3 import StatisticsCallback
+    >>> model = PPO("MlpPolicy", make_vec_env("CartPole-v1", n_envs=2), n_steps=16, batch_size=32, device="cpu")
+    >>> model.set_logger(configure("logs", ["csv"]))
+    >>> sink = fastrec.sinks.StatisticsSink()
+    >>> with fastrec.Recorder(model.policy, keep_op="tanh", sink=sink):
+    ...     model = model.learn(32, callback=StatisticsCallback(sink))
+    >>> model.logger.close()
+    >>> with open("logs/progress.csv") as file:
+    ...     "saturated/mlp_extractor.policy_net.1/tanh" in file.readline()
+    True
+
+    The logger writes them wherever it was told to: stdout, TensorBoard, CSV. With RecordCallback in one list, it comes
+    before that one.
+
+    Arguments:
+        sink: the sink of an open recorder.
+        measures: which ones; ``fastrec.report.MEASURES`` has all.
+    """
+
+    def __init__(self, sink: StatisticsSink, measures: Sequence[str] = LOGGED) -> None:
+        super().__init__()
+        self._window = sink.window(measures)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        for name, value in self._window.take().items():
+            self.logger.record(name, value, exclude="stdout")
 
 
 def _leaves(callback: BaseCallback) -> Iterator[BaseCallback]:

@@ -197,6 +197,25 @@ def numpy_of(values: Tensor) -> Array:
     return array
 
 
+# What 32 bits hold exactly becomes numbers of 32 bits, which are measured in half of the time.
+_FIT_32_BITS = frozenset(
+    {torch.bool, torch.uint8, torch.int8, torch.int16, torch.float16, torch.bfloat16, torch.float32}
+)
+
+
+def real_array(values: Tensor) -> Array:
+    """A tensor as a contiguous array of float32 or float64, to be measured; of complex numbers the absolute values."""
+    with outside_torch_modes():
+        values = values.detach().cpu()
+        if values.dtype == torch.complex32:
+            values = values.to(torch.complex64)
+        if values.is_complex():
+            values = values.abs()
+        fits = values.dtype in _FIT_32_BITS or (values.dtype.is_floating_point and values.dtype.itemsize < 4)
+        array: Array = values.to(torch.float32 if fits else torch.float64).resolve_neg().contiguous().numpy()
+        return array
+
+
 def fill_missing(column: Array) -> Array:
     """A step column as a plain array, NaN where a step was marked without it; whole numbers become floats for that."""
     if not isinstance(column, np.ma.MaskedArray):

@@ -8,9 +8,11 @@ episodes in ``_steps``, containers of other libraries in ``_aligned``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -21,12 +23,16 @@ from fastrec.events.context import PredicateFailure
 from fastrec.events.sites import Interned, Origin
 from fastrec.recording._aligned import align, to_tensordict, to_xarray, views_of_keys
 from fastrec.recording._arrays import frame_of, numpy_of, split_by_pass, stack_records
+from fastrec.recording._describe import describe, describe_options
+from fastrec.recording._html import recording_html
 from fastrec.recording._records import ActivationRecord as ActivationRecord
-from fastrec.recording._records import Records, SiteFacts, format_count, html_of, sites_of, summary_of
+from fastrec.recording._records import Records, SiteFacts, format_count, sites_of, summary_of
 from fastrec.recording._rows import Batches, BatchOptions, By, Rows, RowsDataset, check_same_passes
 from fastrec.recording._source import Array, Integers, Part, Source
 from fastrec.recording._steps import Episode, Steps, episodes_of, steps_of
 from fastrec.recording._view import Mask, View, metas_of_key
+from fastrec.report.page import write_runs
+from fastrec.report.run import RunStatistics
 
 if TYPE_CHECKING:
     import pandas
@@ -326,6 +332,50 @@ class Recording:
         """A table of the sites: how many records in how many passes, of what shape and dtype, how many bytes."""
         return summary_of(self._describe(), self.sites)
 
+    def describe(self, **options: Any) -> RunStatistics:
+        """The statistics of the values, of each site in each of some stretches of the run.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+        >>> with fastrec.Recorder(model, keep_op="relu") as rec:
+        ...     for i in range(6):
+        ...         out = model(torch.ones(5, 4) * i)
+        >>> statistics = rec.recording.describe(bins=3)
+        >>> statistics["1/relu"]["zeros"].shape
+        (3,)
+
+        Arguments:
+            bins: into how many stretches of equally many passes the run is divided, at most; default 50.
+            ranks: whether to compute effective ranks, which takes most of the time; default True.
+            unit_axis: which axis of a value counts the units, by globs of sites, where it is neither the last one nor
+                the channels of a convolution: ``{"attention/*": 1}``.
+            progress: a function that is called with the bytes that were read, and those that there are.
+
+        Values are read once, a few MiB at a time, from RAM or from files. Raises OptionError for options that do not
+        fit. What is measured, and after whom: ``fastrec.report.MEASURES``.
+        """
+        return describe(self._view, self._steps.tables, describe_options(options))
+
+    def to_html(
+        self, path: str | PathLike[str], *, title: str | None = None, overwrite: bool = False, **options: Any
+    ) -> None:
+        """Write a page of the statistics that opens in any browser, from disk and offline.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+        >>> fastrec.record(model, torch.ones(5, 4), keep_op="relu").to_html("report.html")
+
+        Arguments:
+            path: where to write it.
+            title: what stands above; by default the path without its ending.
+            overwrite: whether to write over a file that is there.
+            options: those of ``describe``; ``bins`` is 200 by default.
+
+        Raises RecordingExistsError where there is a file.
+        """
+        name = os.path.splitext(os.path.basename(os.fspath(path)))[0] if title is None else title
+        write_runs(lambda: {name: self.describe(**{"bins": 200, **options})}, path, overwrite=overwrite)
+
     def to_pandas(self) -> pandas.DataFrame:
         """One row per record, with the fields of its context; needs the extra ``pandas``."""
         return frame_of(self._view)
@@ -334,7 +384,7 @@ class Recording:
         return f"<Recording: {self._describe()}>"
 
     def _repr_html_(self) -> str:
-        return html_of(self._describe(), self.sites)
+        return recording_html(self._describe(), self._view, self.sites)
 
     def _describe(self) -> str:
         sites = len({self._view.site(meta).name for meta in self._view.metas})

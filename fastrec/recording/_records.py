@@ -7,7 +7,6 @@ for it. What ``summary()`` shows is worked out from the arrays, without making a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import overload
 
 import msgspec
@@ -17,8 +16,12 @@ from torch import Tensor
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.events.context import RecordContext, dtype_name, format_shape, torch_dtype
 from fastrec.events.sites import PassInfo
+from fastrec.recording._arrays import real_array
 from fastrec.recording._source import Source
 from fastrec.recording._view import View
+from fastrec.report.html import table_html, values_html
+
+MAX_RECORDS_SHOWN = 10
 
 
 class ActivationRecord:
@@ -84,6 +87,18 @@ class ActivationRecord:
         site = self._source.catalog.sites[meta.site].name
         return f"ActivationRecord({meta.label!r}, site={site!r}, {shape} {meta.dtype}, pass {self._info.index}{step})"
 
+    def _repr_html_(self) -> str:
+        ctx, value = self.ctx, self.activation
+        value = self.transformed_activation if value is None else value
+        facts = [
+            ("site", ctx.site),
+            ("module", f"{ctx.module_address} ({ctx.module_type})"),
+            ("pass", f"{ctx.pass_index:,}"),
+        ]
+        facts += [("phase", ctx.phase)] if ctx.phase else []
+        facts += [] if ctx.step is None else [("step", f"{ctx.step:,}")]
+        return values_html(repr(self), None if value is None else real_array(value), facts)
+
 
 class Records(Sequence[ActivationRecord]):
     """The records of a view, each made when it is asked for."""
@@ -115,13 +130,20 @@ class Records(Sequence[ActivationRecord]):
     def __repr__(self) -> str:
         return f"<{len(self)} records>"
 
+    def _repr_html_(self) -> str:
+        rows = []
+        for record in self[:MAX_RECORDS_SHOWN]:
+            ctx = record.ctx
+            step = "" if ctx.step is None else f"{ctx.step:,}"
+            shape, dtype = format_shape(ctx.tensor_shape), dtype_name(ctx.tensor_dtype)
+            rows.append((ctx.site, ctx.label, f"{ctx.pass_index:,}", step, shape, dtype))
+        more = [f"and {len(self) - len(rows):,} more"] if len(self) > len(rows) else []
+        return table_html(f"{len(self):,} records", ("site", "label", "pass", "step", "shape", "dtype"), rows, more)
+
     def _make(self, position: int, info: PassInfo) -> ActivationRecord:
         view = self._view
         meta_row_time = view.source.records()[view.positions[position]].item()
         return ActivationRecord(view.source, meta_row_time, info, view.step_of(info))
-
-
-MAX_HTML_ROWS = 50
 
 
 class SiteFacts(msgspec.Struct, frozen=True):
@@ -177,18 +199,6 @@ def summary_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
     return "\n".join([f"{heading}, {total}", *(lines if sites else [])])
 
 
-def html_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
-    """The same as HTML; of a long table only the first rows."""
-    head, *rows = table_of(sites)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[:MAX_HTML_ROWS])
-    more = f"<p>and {len(rows) - MAX_HTML_ROWS} more sites</p>" if len(rows) > MAX_HTML_ROWS else ""
-    return (
-        f"<details><summary>{escape(heading)}</summary><table><thead><tr>"
-        f"{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead>"
-        f"<tbody>{body}</tbody></table>{more}</details>"
-    )
-
-
 def table_of(sites: Mapping[str, SiteFacts]) -> list[tuple[str, ...]]:
     """Heading and rows of a table of sites."""
     rows: list[tuple[str, ...]] = [("site", "kind", "records", "passes", "shape", "dtype", "bytes")]
@@ -199,7 +209,7 @@ def table_of(sites: Mapping[str, SiteFacts]) -> list[tuple[str, ...]]:
                 facts.kind,
                 str(facts.count),
                 str(facts.passes),
-                _format_shapes(facts.shapes),
+                format_shapes(facts.shapes),
                 ", ".join(facts.dtypes),
                 format_bytes(facts.nbytes),
             )
@@ -207,7 +217,8 @@ def table_of(sites: Mapping[str, SiteFacts]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _format_shapes(shapes: tuple[tuple[int, ...], ...]) -> str:
+def format_shapes(shapes: tuple[tuple[int, ...], ...]) -> str:
+    """Shapes as they are shown to people, of many only the first three."""
     listed = ", ".join(map(format_shape, shapes[:3]))
     return listed + (f" and {len(shapes) - 3} more" if len(shapes) > 3 else "")
 

@@ -19,9 +19,11 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from fastrec._errors import OptionError, RaggedError
 from fastrec._torch.tensors import outside_torch_modes
-from fastrec.recording._arrays import checked_layouts, numpy_of
+from fastrec.recording._arrays import checked_layouts, numpy_of, real_array
 from fastrec.recording._source import Array, Integers, Part
 from fastrec.recording._view import View
+from fastrec.report.html import values_html
+from fastrec.report.picture import MAX_ROWS
 
 By = Literal["sample"] | None
 
@@ -107,6 +109,12 @@ class Rows:
 
     def __repr__(self) -> str:
         return f"<Rows: {'x'.join(map(str, self.shape))} {str(self.dtype).removeprefix('torch.')}>"
+
+    def _repr_html_(self) -> str:
+        # As many as the picture shows, spread over all, unless they are very large.
+        count = min(len(self), MAX_ROWS, max(1, ITERATION_BYTES // max(1, self.row_bytes)))
+        some = self.pick(np.unique(np.linspace(0, max(0, len(self) - 1), count).astype(np.int64)))
+        return values_html(repr(self)[1:-1], real_array(some))
 
     def read(self, start: int, stop: int) -> Tensor:
         """Consecutive rows."""

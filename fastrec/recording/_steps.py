@@ -17,6 +17,7 @@ from fastrec._errors import RecordKeyError, StepError, did_you_mean
 from fastrec.recording._arrays import stack_records
 from fastrec.recording._source import Array, Integers, PhaseSteps
 from fastrec.recording._view import Mask, View, metas_of_key
+from fastrec.report.html import columns_html, curves_html
 
 END_COLUMNS = ("terminated", "truncated", "done")
 """The columns that say when an episode ends; ``done`` is either of the other two, as older Gym had it."""
@@ -86,6 +87,9 @@ class Steps:
     def __repr__(self) -> str:
         return f"<{len(self)} steps: {', '.join(self) or 'no columns'}>"
 
+    def _repr_html_(self) -> str:
+        return columns_html(f"{len(self):,} steps", {name: self[name] for name in self})
+
     def restrict(self, phase: int, mask: Mask) -> Steps:
         """These steps without those of one phase that a mask leaves out."""
         tables = [_masked_table(table, mask) if table.phase == phase else table for table in self.tables]
@@ -124,7 +128,7 @@ def _missing_column(rows: int, like: Array) -> Array:
 
 
 def _with_reset_only(table: PhaseSteps) -> PhaseSteps:
-    ends = _ends_of(table)
+    ends = ends_of(table)
     if ends is None or RESET_ONLY in table.columns:
         return table
     columns_before = [
@@ -163,8 +167,11 @@ def _session_edges(table: PhaseSteps) -> list[int]:
     return sorted({0, *starts.tolist(), len(table.numbers)})
 
 
-def _ends_of(table: PhaseSteps) -> Array | None:
-    """Whether each environment ended in each step, of shape [steps, envs]; None where no column says so."""
+def ends_of(table: PhaseSteps) -> Array | None:
+    """Whether the columns say of each environment that it ended in each step, of shape [steps, envs].
+
+    None where no column says so; StepError where columns differ in shape.
+    """
     columns = {name: table.columns[name] for name in END_COLUMNS if name in table.columns}
     if not columns:
         return None
@@ -233,6 +240,9 @@ class Episode:
         phase = f" of {self.phase!r}" if self.phase else ""
         return f"<Episode of env {self.env}: steps {self.start_step} to {self.stop_step - 1}{phase}, {end}>"
 
+    def _repr_html_(self) -> str:
+        return curves_html(repr(self)[1:-1], self.columns)
+
 
 def episodes_of(view: View, steps: Steps) -> list[Episode]:
     """All episodes of the steps, phase by phase, in order of their start."""
@@ -255,7 +265,7 @@ class _PhaseEpisodes:
         self.view = view
         self.table = table
         self.name = view.catalog.phases[table.phase]
-        ends = _ends_of(table)
+        ends = ends_of(table)
         if ends is None:
             raise StepError(
                 f"episodes need to know when they end, and the steps{self._where()} have no such column; call "

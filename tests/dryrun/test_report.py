@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fastrec
 from fastrec import CaptureSpec, DryRun, RecordContext, dry_run
+from fastrec._errors import OptionError
 from fastrec.predicates import entry, every, first, op, shape
 from tests.helpers.models import MODELS
 
@@ -39,26 +40,64 @@ def test_the_tree_shows_modules_ops_and_what_is_kept(capsys: pytest.CaptureFixtu
     assert dry.print_tree() is None
     assert capsys.readouterr().out == dry.tree() + "\n"
     assert dry.tree() == (
-        ":in[0] (input)                    2x4 float32             32 B\n"
-        "Net\n"
-        "├─ block: Sequential              2x4 float32             32 B  ● 16 B  dtype=torch.float16\n"
-        "│  ├─ in[0]                       2x4 float32             32 B  ● 16 B  dtype=torch.float16\n"
-        "│  ├─ 0: Linear                   2x4 float32             32 B\n"
-        "│  │  └─ linear                   2x4 float32             32 B  ● 32 B\n"
-        "│  └─ 1: BatchNorm1d              2x4 float32             32 B\n"
-        "│     ├─ running_mean:buffer      4 float32               16 B\n"
-        "│     ├─ running_var:buffer       4 float32               16 B\n"
-        "│     └─ batchnorm                2x4 float32             32 B  ✗ KeyError: 'mean'\n"
-        "├─ act: ReLU                  x2  2x4 float32 and 1 more  48 B\n"
-        "│  └─ relu                    x2  2x4 float32 and 1 more  48 B  ● 16 B  1 of 2\n"
-        "├─ getitem                        1x4 float32             16 B\n"
-        "├─ div                            1x4 float32             16 B\n"
-        "├─ half                           1x4 float16             8 B\n"
-        "├─ out.out                        1x4 float32             16 B\n"
-        "└─ out.half                       1x4 float16             8 B   ● 8 B  dtype=torch.float16\n"
+        ":in[0] (input)                               2x4 float32             32 B\n"
+        "Net                               28 params\n"
+        "├─ block: Sequential              28 params  2x4 float32             32 B  ● 16 B  dtype=torch.float16\n"
+        "│  ├─ in[0]                                  2x4 float32             32 B  ● 16 B  dtype=torch.float16\n"
+        "│  ├─ 0: Linear                   20 params  2x4 float32             32 B\n"
+        "│  │  └─ linear                              2x4 float32             32 B  ● 32 B\n"
+        "│  └─ 1: BatchNorm1d              8 params   2x4 float32             32 B\n"
+        "│     ├─ running_mean:buffer                 4 float32               16 B\n"
+        "│     ├─ running_var:buffer                  4 float32               16 B\n"
+        "│     └─ batchnorm                           2x4 float32             32 B  ✗ KeyError: 'mean'\n"
+        "├─ act: ReLU                  x2             2x4 float32 and 1 more  48 B\n"
+        "│  └─ relu                    x2             2x4 float32 and 1 more  48 B  ● 16 B  1 of 2\n"
+        "├─ getitem                                   1x4 float32             16 B\n"
+        "├─ div                                       1x4 float32             16 B\n"
+        "├─ half                                      1x4 float16             8 B\n"
+        "├─ out.out                                   1x4 float32             16 B\n"
+        "└─ out.half                                  1x4 float16             8 B   ● 8 B  dtype=torch.float16\n"
         "5 of 23 events kept: 88 B per pass, 85.9 KiB per 1,000 passes\n"
         "errors at 1 site, the first at block.1/batchnorm: KeyError: 'mean'"
     )
+
+    assert dry.tree(1).splitlines()[2:4] == [
+        "├─ block: Sequential      28 params  2x4 float32             32 B  ● 64 B at 3 sites  ✗ 1 error",
+        "├─ act: ReLU          x2             2x4 float32 and 1 more  48 B  ● 16 B",
+    ]
+
+
+def repeats() -> nn.Module:
+    """Four blocks in a row, then a pair three times."""
+    blocks = [nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(4)]
+    pairs = [layer for _ in range(3) for layer in (nn.Linear(4, 4), nn.Tanh())]
+    return nn.Sequential(nn.Sequential(*blocks), nn.Sequential(*pairs))
+
+
+def test_modules_that_repeat_each_other_are_one_branch_with_what_is_kept_of_each() -> None:
+    dry = dry_run(repeats(), torch.zeros(2, 4), keep_op="tanh", keep_module=[f"0.{n}" for n in range(4)])
+    assert dry.tree(2) == (
+        ":in[0] (input)                             2x4 float32  32 B\n"
+        "Sequential                     140 params  2x4 float32  32 B\n"
+        "├─ 0: Sequential               80 params   2x4 float32  32 B\n"
+        "│  └─ 0 to 3: Sequential x4    20 params   2x4 float32  32 B  ● 32 B each\n"
+        "└─ 1: Sequential               60 params   2x4 float32  32 B\n"
+        "   └─ 0 to 5: Linear, Tanh x3  20 params                      ● 32 B each\n"
+        "7 of 57 events kept: 224 B per pass, 218.8 KiB per 1,000 passes"
+    )
+    assert dry.tree(2, fold_repeats=False).count("● 32 B") == 7
+
+
+def test_modules_of_which_different_things_are_kept_are_not_one_branch() -> None:
+    dry = dry_run(repeats(), torch.zeros(2, 4), keep_module="0.2")
+    names = [line.partition(":")[0].strip("│├└─ ") for line in dry.tree(2).splitlines()]
+    assert names[3:7] == ["0", "1", "2", "3"] and names[8] == "0 to 5"
+
+
+@pytest.mark.parametrize("depth", [0, -1, 1.5, True, "2"])
+def test_a_depth_that_does_not_exist_is_refused(depth: Any) -> None:
+    with pytest.raises(OptionError, match=r"depth=.*: give a whole number from 1 up, or None for all levels"):
+        dry_run(nn.ReLU(), torch.zeros(2)).print_tree(depth)
 
 
 def test_composites_are_opened_in_the_tree() -> None:

@@ -15,6 +15,8 @@ import fastrec
         ("sb3", "stable_baselines3.common.callbacks", "sb3"),
         ("torchrl", "tensordict", "torchrl"),
         ("lightning", "pytorch_lightning", "lightning"),
+        ("tensorboard", "torch.utils.tensorboard", "tensorboard"),
+        ("wandb", "wandb", "wandb"),
     ],
 )
 def test_a_missing_framework_is_named_with_its_extra(

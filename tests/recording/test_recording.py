@@ -298,7 +298,7 @@ def test_html_is_escaped_and_cut(rig: Rig) -> None:
     rig.one_pass(*((f"<b>{i}", number(i)) for i in range(60)))
     html = rig.recording()._repr_html_()
     assert "<b>" not in html and "&lt;b&gt;1<" in html and "script" not in html
-    assert html.startswith("<details>") and "and 10 more sites" in html
+    assert html.startswith("<div") and "and 10 more sites" in html
 
 
 def test_pandas_gets_one_row_per_record(ten: Recording) -> None:

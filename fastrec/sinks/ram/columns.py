@@ -17,18 +17,18 @@ from fastrec.events.capture import CaptureSpec, check_gradients
 from fastrec.recording._source import Part
 from fastrec.sinks._blocks import ROW_BITS, Layout
 from fastrec.sinks._copying import is_its_bytes, memcpy, parts_of, watch_gradient
-from fastrec.sinks.ram.pool import Block, BlockAllocator, BlockPool, RowAllocator
+from fastrec.sinks.ram.pool import Block, BlockAllocator, BlockMaker, BlockPool, RowAllocator
 
 
 class RowCopier:
     """Copies each value into the next row. All values have the layout that the blocks are made for."""
 
-    __slots__ = ("_allocator", "_blocks", "_memory", "_rows")
+    __slots__ = ("_blocks", "_maker", "_memory", "_rows")
 
-    def __init__(self, blocks: Mapping[int, Block], allocator: BlockAllocator) -> None:
+    def __init__(self, blocks: Mapping[int, Block], maker: BlockMaker) -> None:
         self._blocks = blocks
-        self._allocator = allocator
-        self._rows = RowAllocator(allocator)
+        self._maker = maker
+        self._rows = RowAllocator(maker)
         self._use(self._rows.block)
 
     def append(self, value: Tensor) -> int:
@@ -44,7 +44,7 @@ class RowCopier:
             if row < stop:
                 memcpy(origin + row * nbytes, start, nbytes)
                 return row
-            row_of_clone = None if self._rows.free_rows else self._allocator.keep_clone(value)
+            row_of_clone = None if self._rows.free_rows else self._maker.keep_clone(value)
             if row_of_clone is not None:
                 return row_of_clone
         return self._append_slowly(value)

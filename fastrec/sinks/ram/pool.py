@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
 
 import msgspec
 import torch
@@ -186,6 +187,16 @@ class BlockPool:
         return released
 
 
+class BlockMaker(Protocol):
+    """Makes the blocks that a column fills."""
+
+    def make(self) -> Block:
+        """A new block."""
+
+    def keep_clone(self, value: Tensor) -> int | None:
+        """Keep a contiguous value as a clone where a block would hold no second one; its row, or None."""
+
+
 class BlockAllocator:
     """Makes the blocks of one column, each twice as large as the one before, up to a limit in bytes."""
 
@@ -216,13 +227,13 @@ class RowAllocator:
     only going on to a new block takes a lock.
     """
 
-    __slots__ = ("_allocator", "_lock", "block", "free_rows")
+    __slots__ = ("_lock", "_maker", "block", "free_rows")
 
-    def __init__(self, allocator: BlockAllocator) -> None:
-        self._allocator = allocator
+    def __init__(self, maker: BlockMaker) -> None:
+        self._maker = maker
         self._lock = threading.Lock()
         self.free_rows: list[tuple[Block, int]] = []
-        self.block = allocator.make()
+        self.block = maker.make()
 
     def take(self) -> tuple[Block, int]:
         """A row that nobody else has, and its block."""
@@ -233,7 +244,7 @@ class RowAllocator:
                 if self.free_rows:
                     return self.free_rows.pop()
                 if self.block is block:  # else another thread has gone on already
-                    self.block = self._allocator.make()
+                    self.block = self._maker.make()
             block = self.block
             row = block.next_row()
         if block.stop - block.first == 1 and self.block is block:

@@ -1,0 +1,1 @@
+"""A sink that measures values and keeps none."""
