@@ -12,6 +12,7 @@ from torch import nn
 
 from fastrec._errors import OptionError, RecordKeyError, SessionError
 from fastrec._optional import require
+from fastrec.dryrun.dry_run import dry_run
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph.conditions import Conditions
 from fastrec.graph.diff import HistoryDiff, check_same_graph, diff_of
@@ -36,6 +37,7 @@ from fastrec.graph.files import HistoryContents, read_history, save_history
 from fastrec.graph.operation import Operation
 from fastrec.graph.operations import LayerEntry, Operations
 from fastrec.graph.pass_runner import PassRunner
+from fastrec.graph.previews import Preview
 from fastrec.graph.raw import Capture, OpKind, Parameter
 from fastrec.graph.saving import Everything, SaveRequest
 from fastrec.graph.show import format_hierarchy, readable_size
@@ -567,6 +569,33 @@ class ModelHistory:
         """
         validated = None if validation is None else bool(validation)
         write_page(lambda: page_of(self.drawing(**options), validated=validated), path, overwrite=overwrite)
+
+    def preview(
+        self,
+        input_args: Any = NOT_GIVEN,
+        input_kwargs: Mapping[str, Any] | None = None,
+        *,
+        call: Callable[[], Any] | None = None,
+        **recorder_options: Any,
+    ) -> Preview:
+        """Run the model once more, and show on this graph what a recorder with these options would keep of such a pass.
+
+        >>> import torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> model, x = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh()), torch.zeros(2, 4)
+        >>> log_forward_pass(model, x).preview(x, keep_op="tanh").kept
+        ['1/tanh']
+
+        Arguments are those of fastrec.dry_run, less the model. Where the pass takes another way through the model than
+        the one that was logged, what is kept there is counted below the title of the picture. Raises OptionError for a
+        history from a file, which has no model.
+        """
+        if not self.roots:
+            raise OptionError(
+                "a history from a file has no model to run; call fastrec.graph.preview(model, inputs, keep_op=...)"
+            )
+        model: Any = self.roots if list(self.roots) != [""] else self.roots[""]
+        return Preview(self, dry_run(model, input_args, input_kwargs, call=call, **recorder_options))
 
     def _repr_html_(self) -> str | None:
         hint = "history.to_html('model.html') writes a page of it, in which modules open"

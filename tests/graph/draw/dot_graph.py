@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.helpers.programs import program
 
+
 @dataclass
 class DotGraph:
     """Nodes and clusters by name, with their attributes; edges as (tail, head, attributes)."""
