@@ -23,7 +23,7 @@ from fastrec.graph.draw.data import page_data
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.picture import check_free
 from fastrec.graph.draw.svg import check_direction
-from fastrec.graph.draw.text import whole_characters
+from fastrec.graph.draw.text import xml_characters
 
 MAX_OPERATIONS = 20_000
 """A page of more nodes would be slow to open and to lay out."""
@@ -100,5 +100,5 @@ def scripts(names: Iterable[str]) -> str:
 
 def _embedded(data: Any) -> str:
     """JSON that can stand in a script element, whatever is in it."""
-    text = whole_characters(json.dumps(data, separators=(",", ":"), ensure_ascii=False))
+    text = xml_characters(json.dumps(data, separators=(",", ":"), ensure_ascii=False))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

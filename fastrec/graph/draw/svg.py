@@ -20,7 +20,6 @@ from fastrec.graph.draw.diagram import PlacedView, mark_text, placed_view
 from fastrec.graph.draw.layout import Rectangle, Route
 from fastrec.graph.draw.metrics import BOX_TITLE, MARK, TEXT, TITLE, TITLE_PADDING, shortened, text_width
 from fastrec.graph.draw.rules import BACKWARD, BLACK
-from fastrec.graph.draw.text import whole_characters
 from fastrec.graph.draw.view import Opening, ViewBox, ViewEdge, ViewNode, view_of
 
 INK, MUTED, LINE = "#0f172a", "#64748b", "#475569"
@@ -98,8 +97,8 @@ def check_direction(drawing: Drawing, what: str, remedy: str) -> None:
 
 
 def _text(text: str) -> str:
-    """Text that is safe in SVG; control characters, which XML does not allow, are left out."""
-    return escape("".join(c for c in whole_characters(text) if c in "\t\n" or c >= " "))
+    """Text that is safe in SVG."""
+    return escape(text)
 
 
 def _gradients(nodes: Sequence[ViewNode]) -> Iterator[str]:
