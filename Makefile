@@ -9,11 +9,11 @@ JOBS ?= 2
 
 install: $(INSTALLED)
 
-# robomimic is what tests open exported files with; the part of it that reads them needs only what is there already.
+# robomimic and Model Explorer are what tests open exported files with; the parts of them that do need only what is there.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,test]'
-	$(BIN)/python -m pip install --quiet --no-deps robomimic==0.3.0
+	$(BIN)/python -m pip install --quiet --no-deps robomimic==0.3.0 ai-edge-model-explorer==0.1.34
 	touch $@
 
 demo: $(INSTALLED)

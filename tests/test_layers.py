@@ -35,7 +35,7 @@ HEIGHT |= {"": len(LAYERS), "__main__": len(LAYERS)}  # the face, which hands na
 OPTIONAL = {
     *("pandas", "networkx", "tqdm", "gymnasium", "stable_baselines3", "torchrl", "tensordict", "transformers"),
     *("pytorch_lightning", "lightning", "IPython", "rich", "graphviz", "xarray", "datasets", "minari", "safetensors"),
-    "hdf5plugin",
+    *("hdf5plugin", "onnx"),
 }
 NOT_LOADED_BY_IMPORT = ["fastrec.graph", "fastrec.integrations", "h5py", "torch._dynamo", *sorted(OPTIONAL)]
 

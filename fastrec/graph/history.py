@@ -55,6 +55,7 @@ from fastrec.graph.tables import (
     with_json_cells,
 )
 from fastrec.graph.validation.report import ValidationReport
+from fastrec.graph.viewers import export_drawing
 from fastrec.recording._records import ActivationRecord
 from fastrec.session.inputs import NOT_GIVEN
 
@@ -596,6 +597,26 @@ class ModelHistory:
             )
         model: Any = self.roots if list(self.roots) != [""] else self.roots[""]
         return Preview(self, dry_run(model, input_args, input_kwargs, call=call, **recorder_options))
+
+    def export(
+        self, path: str | PathLike[str], format: str | None = None, *, overwrite: bool = False, **options: Any
+    ) -> None:
+        """Write the graph as a file of another viewer.
+
+        >>> import tempfile, torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> history = log_forward_pass(torch.nn.ReLU(), torch.ones(2))
+        >>> history.export(tempfile.mkdtemp() + "/trace.json", "chrome-trace")
+
+        Arguments:
+            path: of the new file.
+            format: ``"model-explorer"`` (JSON), ``"onnx"`` (for netron, without weights; extra ``onnx``), ``"graphml"``
+                (extra ``networkx``) or ``"chrome-trace"`` (JSON for Perfetto; times are those of torch's functions,
+                laid end to end). None takes it from the ending ``.onnx`` or ``.graphml``.
+            overwrite: take the place of a file that is there; else that is a RecordingExistsError.
+            options: ``vis_mode``, ``module``, ``buffers``, ``show_checks``, ``show_orphans`` as for show_model_graph.
+        """
+        export_drawing(lambda: self.drawing(**options), path, format, overwrite=overwrite)
 
     def _repr_html_(self) -> str | None:
         hint = "history.to_html('model.html') writes a page of it, in which modules open"
