@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install demo test composites docs release test-zoo lint bench bench-files bench-memory bench-reference bench-graph
+.PHONY: install demo test composites docs release test-zoo lint gallery bench bench-files bench-memory bench-reference bench-graph
 
 install: $(INSTALLED)
 
@@ -40,6 +40,10 @@ release: $(INSTALLED)
 test-zoo: .venv-zoo/.installed
 	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 .venv-zoo/bin/python -W ignore -m tests.zoo.run docs/zoo.md .zoo
 	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 .venv-zoo/bin/python -W ignore -m tests.zoo.engines docs/zoo-engines.md .zoo/engines
+
+# The pictures of docs/gallery, and a page beside each.
+gallery: .venv-zoo/.installed
+	.venv-zoo/bin/python -m tools.gallery
 
 .venv-zoo/.installed: | $(INSTALLED)
 	$(BIN)/python -m venv .venv-zoo
