@@ -5,15 +5,15 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install demo test composites docs release test-zoo lint bench bench-files bench-memory bench-reference bench-graph
+.PHONY: install demo test composites docs release test-zoo lint gallery bench bench-files bench-memory bench-reference bench-graph
 
 install: $(INSTALLED)
 
-# robomimic is what tests open exported files with; the part of it that reads them needs only what is there already.
+# robomimic and Model Explorer are what tests open exported files with; the parts of them that do need only what is there.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,test]'
-	$(BIN)/python -m pip install --quiet --no-deps robomimic==0.3.0
+	$(BIN)/python -m pip install --quiet --no-deps robomimic==0.3.0 ai-edge-model-explorer==0.1.34
 	touch $@
 
 demo: $(INSTALLED)
@@ -40,6 +40,10 @@ release: $(INSTALLED)
 test-zoo: .venv-zoo/.installed
 	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 .venv-zoo/bin/python -W ignore -m tests.zoo.run docs/zoo.md .zoo
 	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 .venv-zoo/bin/python -W ignore -m tests.zoo.engines docs/zoo-engines.md .zoo/engines
+
+# The pictures of docs/gallery, and a page beside each.
+gallery: .venv-zoo/.installed
+	.venv-zoo/bin/python -m tools.gallery
 
 .venv-zoo/.installed: | $(INSTALLED)
 	$(BIN)/python -m venv .venv-zoo

@@ -1,7 +1,7 @@
 """What a package index shows: the README with links that work there, and the project's URLs.
 
-On an index a relative link leads nowhere. Where the repository is, `make release REPOSITORY=https://...` says; an
-installation from a checkout needs neither.
+On an index a relative link leads nowhere, and an image is only shown as a file of its own. `make release
+REPOSITORY=https://...` says where the repository is; an installation from a checkout needs neither.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
+RELATIVE_IMAGE = re.compile(r"(!\[[^\]]*\])\((?!\w+:)([^)\s]+)\)")
 RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)([^)\s]+)\)")
 
 
@@ -22,6 +23,7 @@ class Hook(MetadataHookInterface):
         metadata["urls"] = {}
         if repository := os.environ.get("REPOSITORY", "").rstrip("/"):
             pages = f"{repository}/blob/main"
+            text = RELATIVE_IMAGE.sub(rf"\1({pages}/\2?raw=true)", text)
             text = RELATIVE_LINK.sub(rf"]({pages}/\1)", text)
             metadata["urls"] = {
                 "Documentation": f"{pages}/docs/index.md",

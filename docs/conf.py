@@ -99,7 +99,7 @@ def add_tree(app: Any, page: str, source: list[str]) -> None:
     """Give the index its tree: the pages that it links to, in its order, then what lies in `docs/internals/`."""
     if page != root_doc:
         return
-    linked = dict.fromkeys(re.findall(r"\]\(([\w-]+)\.md\)", source[0]))
+    linked = dict.fromkeys(re.findall(r"\]\(((?:gallery/)?[\w-]+)\.md\)", source[0]))
     trees = {"Guide": linked, "Reference": ["reference/index"], "Internals": ["internals/*"]}
     trees["Project"] = ["/README", "/CHANGELOG", "/CONTRIBUTING", "/benchmarks/*"]
     for caption, pages in trees.items():

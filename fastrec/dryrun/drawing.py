@@ -32,6 +32,14 @@ def event_mark(outcome: Outcome) -> Mark:
     return Mark(verdict, outcome.nbytes, kept_text(verdict, outcome.nbytes))
 
 
+def not_shown(outcomes: Iterable[Outcome]) -> list[str]:
+    """A line about events without a place in a drawing, if something is kept of them."""
+    kept = [outcome.nbytes for outcome in outcomes if outcome.verdict == "kept"]
+    return (
+        [f"not in this picture: {counted(len(kept), 'kept value')}, {format_bytes(sum(kept))} per pass"] if kept else []
+    )
+
+
 def mark_of(marks: Sequence[Mark]) -> Mark:
     """The marks of events at one place as one; a single failure keeps its words."""
     return marks[0] if len(marks) == 1 else _with_error(total_mark(marks), marks)
@@ -98,7 +106,8 @@ class _Builder:
         drawn = [Edge(source, target, dashed=not from_input[source]) for source, target in edges]
         lines, facts = (self._title,), EventFacts([place.event for place in places])
         drawing = Drawing(self._title, lines, nodes, self._nest.boxes, drawn, self._options, facts)
-        return marked(drawing, *self._marks(), caption)
+        node_marks, box_marks, missing = self._marks()
+        return marked(drawing, node_marks, box_marks, [*caption, *not_shown(missing)])
 
     def _places(self) -> Iterator[_Place]:
         for number, event in enumerate(self._events):
@@ -148,8 +157,9 @@ class _Builder:
             box.lines = (*box.title, counted(count[index], "operation"))
             box.style = module_style((), from_input=reached[index])
 
-    def _marks(self) -> tuple[dict[int, Mark], dict[int, Mark]]:
-        """The marks of nodes and of boxes."""
+    def _marks(self) -> tuple[dict[int, Mark], dict[int, Mark], list[Outcome]]:
+        """The marks of nodes and of boxes, and what becomes of events that have neither."""
+        missing: list[Outcome] = []
         nodes: dict[int, list[Mark]] = defaultdict(list)
         boxes: dict[int, list[Mark]] = defaultdict(list)
         for number, (event, outcome) in enumerate(zip(self._events, self._outcomes, strict=True)):
@@ -166,7 +176,9 @@ class _Builder:
                 nodes[self._nest.boxes[box].nodes[0]].append(mark)
             elif event.links.origin in self._node_of:
                 nodes[self._node_of[event.links.origin]].append(mark)
-        return {i: mark_of(m) for i, m in nodes.items()}, {i: mark_of(m) for i, m in boxes.items()}
+            else:
+                missing.append(outcome)
+        return {i: mark_of(m) for i, m in nodes.items()}, {i: mark_of(m) for i, m in boxes.items()}, missing
 
 
 class _Call(NamedTuple):

@@ -15,9 +15,9 @@ from fastrec.graph.log import log_forward_pass as log_forward_pass
 from fastrec.graph.operation import Operation as Operation
 from fastrec.graph.operations import LayerEntry as LayerEntry
 from fastrec.graph.operations import Operations as Operations
+from fastrec.graph.pictures import preview as preview
 from fastrec.graph.pictures import show_model_graph as show_model_graph
 from fastrec.graph.previews import Preview as Preview
-from fastrec.graph.previews import preview as preview
 from fastrec.graph.validation.recording import validate_recording as validate_recording
 from fastrec.graph.validation.report import ValidationReport as ValidationReport
 from fastrec.graph.validation.saved import validate_history as validate_history

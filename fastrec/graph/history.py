@@ -13,6 +13,7 @@ from torch import nn
 
 from fastrec._errors import OptionError, RecordKeyError, SessionError
 from fastrec._optional import require
+from fastrec.dryrun.dry_run import dry_run
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph.conditions import Conditions
 from fastrec.graph.diff import HistoryDiff, check_same_graph, diff_of
@@ -38,6 +39,7 @@ from fastrec.graph.lookup import selectors_of
 from fastrec.graph.operation import Operation
 from fastrec.graph.operations import LayerEntry, Operations
 from fastrec.graph.pass_runner import PassRunner
+from fastrec.graph.previews import Preview
 from fastrec.graph.raw import Capture, OpKind, Parameter
 from fastrec.graph.rows import ALL_COLUMNS, Row, entry_rows, frame, operation_rows
 from fastrec.graph.saving import Everything, SaveRequest, check_gradients
@@ -52,6 +54,7 @@ from fastrec.graph.tables import (
     with_json_cells,
 )
 from fastrec.graph.validation.report import ValidationReport
+from fastrec.graph.viewers import export_drawing
 from fastrec.recording._records import ActivationRecord
 from fastrec.session.inputs import NOT_GIVEN
 
@@ -578,6 +581,53 @@ class ModelHistory:
         """
         validated = None if validation is None else bool(validation)
         write_drawing(lambda: self.drawing(**options), path, validated=validated, overwrite=overwrite)
+
+    def preview(
+        self,
+        input_args: Any = NOT_GIVEN,
+        input_kwargs: Mapping[str, Any] | None = None,
+        *,
+        call: Callable[[], Any] | None = None,
+        **recorder_options: Any,
+    ) -> Preview:
+        """Run the model once more, and show on this graph what a recorder with these options would keep of such a pass.
+
+        >>> import torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> model, x = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh()), torch.zeros(2, 4)
+        >>> log_forward_pass(model, x).preview(x, keep_op="tanh").kept
+        ['1/tanh']
+
+        Arguments are those of fastrec.dry_run, less the model. Where the pass takes another way through the model than
+        the one that was logged, what is kept there is counted below the title of the picture. Raises OptionError for a
+        history from a file, which has no model.
+        """
+        if not self.roots:
+            raise OptionError(
+                "a history from a file has no model to run; call fastrec.graph.preview(model, inputs, keep_op=...)"
+            )
+        model: Any = self.roots if list(self.roots) != [""] else self.roots[""]
+        return Preview(self, dry_run(model, input_args, input_kwargs, call=call, **recorder_options))
+
+    def export(
+        self, path: str | PathLike[str], format: str | None = None, *, overwrite: bool = False, **options: Any
+    ) -> None:
+        """Write the graph as a file of another viewer.
+
+        >>> import tempfile, torch
+        >>> from fastrec.graph import log_forward_pass
+        >>> history = log_forward_pass(torch.nn.ReLU(), torch.ones(2))
+        >>> history.export(tempfile.mkdtemp() + "/trace.json", "chrome-trace")
+
+        Arguments:
+            path: of the new file.
+            format: ``"model-explorer"`` (JSON), ``"onnx"`` (for netron, without weights; extra ``onnx``), ``"graphml"``
+                (extra ``networkx``) or ``"chrome-trace"`` (JSON for Perfetto; times are those of torch's functions,
+                laid end to end). None takes it from the ending ``.onnx`` or ``.graphml``.
+            overwrite: take the place of a file that is there; else that is a RecordingExistsError.
+            options: ``vis_mode``, ``module``, ``buffers``, ``show_checks``, ``show_orphans`` as for show_model_graph.
+        """
+        export_drawing(lambda: self.drawing(**options), path, format, overwrite=overwrite)
 
     def _repr_html_(self) -> str | None:
         hint = "history.to_html('model.html') writes a page of it, in which modules open"

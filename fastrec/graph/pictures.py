@@ -1,4 +1,4 @@
-"""Pictures of models and of passes: ``show_model_graph``, and what ``log_forward_pass(vis_mode=...)`` draws."""
+"""Pictures of models: ``show_model_graph``, and ``preview`` of what a recorder would keep."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import msgspec
 from torch import nn
 
 from fastrec._torch.state import random_state_restored, restored
+from fastrec.dryrun.dry_run import dry_run
 from fastrec.graph.draw.options import drawing_options
 from fastrec.graph.draw.picture import SECONDS, Picture, picture_of, target_of
 from fastrec.graph.history import ModelHistory
 from fastrec.graph.log import get_model_metadata
+from fastrec.graph.previews import Preview
 from fastrec.session.inputs import NOT_GIVEN, roots_of
 
 
@@ -70,3 +72,38 @@ def show_model_graph(  # noqa: PLR0913
             vars(error)["picture"] = drawn(vars(error)["history"])
         raise
     return drawn(history)
+
+
+def preview(
+    model: nn.Module | Mapping[str, nn.Module],
+    input_args: Any = NOT_GIVEN,
+    input_kwargs: Mapping[str, Any] | None = None,
+    *,
+    call: Callable[[], Any] | None = None,
+    **recorder_options: Any,
+) -> Preview:
+    """Run a model, and show on its graph what a recorder with these options would keep of such a pass.
+
+    >>> import torch
+    >>> from fastrec.graph import preview
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    >>> seen = preview(model, torch.zeros(2, 4), keep_op="tanh")
+    >>> seen
+    <Preview of Sequential: 1 of 12 events kept: 64 B per pass, 62.5 KiB per 1,000 passes>
+    >>> seen.kept
+    ['1/tanh']
+    >>> '"tanh_1_2"' in seen.draw(format="dot").text
+    True
+
+    Arguments:
+        model, input_args, input_kwargs, call, recorder_options: as for fastrec.dry_run; ``keep_op``, ``keep_module``
+            and the other options of Recorder.
+
+    The model runs twice, and so does ``call``: once for what is kept, once for the graph. Buffers, flags, gradients and
+    random states are afterwards what they were. Returns a Preview.
+    """
+    dry = dry_run(model, input_args, input_kwargs, call=call, **recorder_options)
+    seed = recorder_options.get("random_seed")
+    with restored(roots_of(model).values()), random_state_restored():
+        history = get_model_metadata(model, input_args, input_kwargs, call=call, random_seed=seed)
+    return Preview(history, dry)

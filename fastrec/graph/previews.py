@@ -5,67 +5,40 @@
     seen = seen.repredicate(keep_op=op("tanh") & inside("actor"))
 
 It is a dry run, which says what is kept, laid over the graph of the same pass, which says how values flow. So the two
-can't say different things, and what a recorder then keeps is what the dry run says.
+can't say different things, and what a recorder then keeps is what the dry run says. What is kept and has no place in
+the picture (a buffer that is not shown, something outside the module that is drawn) is counted below its title.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import Any
-
-from torch import nn
+from typing import Any, Protocol
 
 from fastrec._errors import RecordKeyError
-from fastrec._torch.state import random_state_restored, restored
 from fastrec.dryrun.decisions import Verdict
-from fastrec.dryrun.drawing import event_mark, mark_of
-from fastrec.dryrun.dry_run import DryRun, dry_run
+from fastrec.dryrun.drawing import event_mark, mark_of, not_shown
+from fastrec.dryrun.dry_run import DryRun
 from fastrec.events.context import RecordContext
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.marks import marked
 from fastrec.graph.draw.page import write_drawing
 from fastrec.graph.draw.parts import Mark
 from fastrec.graph.draw.picture import SECONDS, Picture, picture_of, target_of
-from fastrec.graph.history import ModelHistory
-from fastrec.graph.log import get_model_metadata
-from fastrec.session.inputs import NOT_GIVEN, roots_of
+from fastrec.graph.structure import Graph
 
 
-def preview(
-    model: nn.Module | Mapping[str, nn.Module],
-    input_args: Any = NOT_GIVEN,
-    input_kwargs: Mapping[str, Any] | None = None,
-    *,
-    call: Callable[[], Any] | None = None,
-    **recorder_options: Any,
-) -> Preview:
-    """Run a model, and show on its graph what a recorder with these options would keep of such a pass.
+class GraphOfPass(Protocol):
+    """The history of a pass, as far as a preview needs it."""
 
-    >>> import torch
-    >>> from fastrec.graph import preview
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
-    >>> seen = preview(model, torch.zeros(2, 4), keep_op="tanh")
-    >>> seen
-    <Preview of Sequential: 1 of 12 events kept: 64 B per pass, 62.5 KiB per 1,000 passes>
-    >>> seen.kept
-    ['1/tanh']
-    >>> '"tanh_1_2"' in seen.draw(format="dot").text
-    True
+    graph: Graph
 
-    Arguments:
-        model, input_args, input_kwargs, call, recorder_options: as for fastrec.dry_run; ``keep_op``, ``keep_module``
-            and the other options of Recorder.
+    @property
+    def model_name(self) -> str:
+        """The class of the model."""
 
-    The model runs twice, and so does ``call``: once for what is kept, once for the graph. Buffers, flags, gradients and
-    random states are afterwards what they were. Returns a Preview.
-    """
-    dry = dry_run(model, input_args, input_kwargs, call=call, **recorder_options)
-    seed = recorder_options.get("random_seed")
-    with restored(roots_of(model).values()), random_state_restored():
-        history = get_model_metadata(model, input_args, input_kwargs, call=call, random_seed=seed)
-    return Preview(history, dry)
+    def drawing(self, **options: Any) -> Drawing:
+        """The description of its drawing."""
 
 
 class Preview:
@@ -80,7 +53,7 @@ class Preview:
     ``history`` is the graph, ``dry`` the dry run.
     """
 
-    def __init__(self, history: ModelHistory, dry: DryRun) -> None:
+    def __init__(self, history: GraphOfPass, dry: DryRun) -> None:
         self.history = history
         self.dry = dry
 
@@ -121,13 +94,12 @@ class Preview:
         """The description of the picture that ``draw`` makes; ``options`` are those of DrawingOptions."""
         events = list(zip(self.dry.contexts, self.dry.outcomes, map(self._operation, self.dry.contexts), strict=True))
         positions = self.history.graph.positions
-        if any(outcome.nbytes and op is not None and op not in positions for _, outcome, op in events):
+        if any(outcome.verdict == "kept" and op is not None and op not in positions for _, outcome, op in events):
             options = {**options, "show_orphans": True}  # nothing that is kept may be missing
         drawing = self.history.drawing(**options)
         marks = _Marks(drawing, self.history)
-        for ctx, outcome, operation in events:
-            marks.add(ctx, event_mark(outcome), operation)
-        return marked(drawing, *marks.by_index(), self.dry.totals)
+        missing = [outcome for ctx, outcome, operation in events if not marks.add(ctx, event_mark(outcome), operation)]
+        return marked(drawing, *marks.by_index(), [*self.dry.totals, *not_shown(missing)])
 
     def _operation(self, ctx: RecordContext) -> int | None:
         """The operation whose value an event is about; None where there is none, as for a parameter."""
@@ -181,7 +153,7 @@ class _Marks:
     or because one operation is all that it does, the operation whose value it is carries the mark.
     """
 
-    def __init__(self, drawing: Drawing, history: ModelHistory) -> None:
+    def __init__(self, drawing: Drawing, history: GraphOfPass) -> None:
         self._drawing = drawing
         self._nodes: dict[int, list[Mark]] = defaultdict(list)
         self._boxes: dict[int, list[Mark]] = defaultdict(list)
@@ -196,20 +168,22 @@ class _Marks:
                     self._output_of[ops[op].parents[0] if ops[op].kind == "output" else op] = index
         self._box_of = {(box.address, box.number): index for index, box in enumerate(drawing.boxes)}
 
-    def add(self, ctx: RecordContext, mark: Mark, operation: int | None) -> None:
-        """Add the mark of an event that is about an operation's value."""
+    def add(self, ctx: RecordContext, mark: Mark, operation: int | None) -> bool:
+        """Add the mark of an event that is about an operation's value; False where the drawing has no place for it."""
         box = self._box(ctx)
         if box is not None and not self._drawing.boxes[box].is_single:
             self._boxes[box].append(mark)
-            return
+            return True
         if box is not None:
             node: int | None = self._drawing.boxes[box].nodes[0]
         elif ctx.kind == "module_exit" and operation in self._output_of and self._leaves_drawing(ctx):
             node = self._output_of[operation]
         else:
             node = None if operation is None else self._node_of.get(operation)
-        if node is not None:
-            self._nodes[node].append(mark)
+        if node is None:
+            return False
+        self._nodes[node].append(mark)
+        return True
 
     def _box(self, ctx: RecordContext) -> int | None:
         if ctx.kind not in ("module_enter", "module_exit"):

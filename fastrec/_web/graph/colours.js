@@ -50,7 +50,7 @@ function paintOf(look, theme, isDark) {
       fillEnd: look.fill_end,
       line: look.line === BLACK ? theme.nodeLine : look.line,
       title: look.font === BLACK ? theme.ink : look.font,
-      text: look.font !== BLACK ? look.font : luminance(look.fill) < 0.75 ? theme.soft : theme.muted,
+      text: look.font !== BLACK ? look.font : luminance(look.fill) < 0.75 ? theme.frameInk : theme.muted,
       isDashed: look.dashed,
     };
   }

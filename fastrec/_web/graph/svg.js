@@ -26,6 +26,7 @@ const STYLES =
   `.i{font-weight:700;fill:${INK}}` +
   `.h{font-size:17px;font-weight:600;fill:${INK}}` +
   ".c{text-anchor:middle}" +
+  ".u{fill:#1e293b}" +
   ".f{fill:#0f172a;fill-opacity:.025;stroke:#cbd5e1}" +
   `.e{fill:none;stroke:${MUTED};stroke-width:1.2}` +
   `.g{fill:none;stroke:${BACKWARD};stroke-width:1.6}` +
@@ -112,9 +113,10 @@ function nodeSvg(node, place) {
   const x = place.x + place.width / 2;
   let y = place.y + firstLine(node, place);
   const colour = look.font === BLACK ? "" : ` style="fill:${look.font}"`;
+  const plain = look.fill === "#FFFFFF" ? "c" : "c u"; // light letters can't be read on a colour
   node.lines.forEach((line, number) => {
     y += number ? TEXT.line : TITLE.line;
-    parts.push(`<text x="${x}" y="${y}" class="${number ? "c" : "c t"}"${colour}>${escaped(shortened(line))}</text>`);
+    parts.push(`<text x="${x}" y="${y}" class="${number ? plain : "c t"}"${colour}>${escaped(shortened(line))}</text>`);
   });
   return parts.join("") + "</g>";
 }

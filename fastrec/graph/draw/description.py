@@ -7,11 +7,12 @@
 
 A ``Drawing`` holds everything; a ``View`` of it (view.py) is what stands on paper when some modules are closed. A
 drawing knows nothing of models, so other things that have nodes in boxes can be drawn with it, too: a dry run is.
+Names may hold anything; what no SVG can hold is replaced here, once, so that it is the same in all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ import msgspec
 from fastrec.graph.draw.folds import find_folds
 from fastrec.graph.draw.options import DrawingOptions
 from fastrec.graph.draw.parts import Box, Edge, Fold, Node
+from fastrec.graph.draw.text import is_xml, xml_characters
 
 
 class Facts(Protocol):
@@ -48,6 +50,44 @@ class Drawing(msgspec.Struct, dict=True, eq=False):
     edges: Sequence[Edge]
     options: DrawingOptions
     facts: Facts
+
+    def __post_init__(self) -> None:
+        if not is_xml("".join(self._texts())):
+            self._replace_characters()
+
+    def _texts(self) -> Iterator[str]:
+        yield self.title
+        yield from self.caption
+        for node in self.nodes:
+            yield node.id
+            yield from node.lines
+        for box in self.boxes:
+            yield box.id
+            yield from (*box.title, *box.lines)
+        for edge in self.edges:
+            yield from (*edge.head, *edge.tail)
+
+    def _replace_characters(self) -> None:
+        """Put U+FFFD where names hold characters that no picture can; ids stay different."""
+        ids: set[str] = set()
+
+        def unique(id: str) -> str:
+            name = xml_characters(id)
+            while name in ids:
+                name += "'"
+            ids.add(name)
+            return name
+
+        def clean(texts: Iterable[str]) -> tuple[str, ...]:
+            return tuple(map(xml_characters, texts))
+
+        change = msgspec.structs.replace
+        self.title, self.caption = xml_characters(self.title), clean(self.caption)
+        self.nodes = [change(node, id=unique(node.id), lines=clean(node.lines)) for node in self.nodes]
+        self.boxes = [
+            change(box, id=unique(box.id), title=clean(box.title), lines=clean(box.lines)) for box in self.boxes
+        ]
+        self.edges = [change(edge, head=clean(edge.head), tail=clean(edge.tail)) for edge in self.edges]
 
     @cached_property
     def top(self) -> tuple[list[int], list[int]]:

@@ -13,7 +13,6 @@ from html import escape
 
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.rules import BACKWARD, Style
-from fastrec.graph.draw.text import whole_characters
 from fastrec.graph.draw.view import View, ViewBox, ViewEdge, ViewNode, view_of
 
 RANKDIR = {"down": "TB", "up": "BT", "right": "LR", "left": "RL"}
@@ -103,7 +102,7 @@ def _edge_attributes(edge: ViewEdge) -> Iterator[str]:
 
 def quoted(name: str) -> str:
     """A name as DOT writes it."""
-    return '"' + whole_characters(name).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def html_lines(lines: Sequence[str], *, bold: Sequence[bool] = (True,), align: str = "") -> str:
@@ -117,5 +116,5 @@ def html_lines(lines: Sequence[str], *, bold: Sequence[bool] = (True,), align: s
 
 
 def _printable(text: str) -> str:
-    """A text without what no XML can hold: control characters and halves of characters."""
-    return "".join(letter if letter.isprintable() else " " for letter in whole_characters(text))
+    """A text in which everything has a shape: Graphviz ends a line at some characters that have none."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

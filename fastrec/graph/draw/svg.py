@@ -19,8 +19,7 @@ from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.diagram import PlacedView, mark_text, placed_view
 from fastrec.graph.draw.layout import Rectangle, Route
 from fastrec.graph.draw.metrics import BOX_TITLE, MARK, TEXT, TITLE, TITLE_PADDING, shortened, text_width
-from fastrec.graph.draw.rules import BACKWARD, BLACK
-from fastrec.graph.draw.text import whole_characters
+from fastrec.graph.draw.rules import BACKWARD, BLACK, WHITE
 from fastrec.graph.draw.view import Opening, ViewBox, ViewEdge, ViewNode, view_of
 
 INK, MUTED, LINE = "#0f172a", "#64748b", "#475569"
@@ -40,6 +39,7 @@ STYLES = (
     f".i{{font-weight:700;fill:{INK}}}"
     f".h{{font-size:17px;font-weight:600;fill:{INK}}}"
     ".c{text-anchor:middle}"
+    ".u{fill:#1e293b}"
     ".f{fill:#0f172a;fill-opacity:.025;stroke:#cbd5e1}"
     f".e{{fill:none;stroke:{MUTED};stroke-width:1.2}}"
     f".g{{fill:none;stroke:{BACKWARD};stroke-width:1.6}}"
@@ -98,8 +98,8 @@ def check_direction(drawing: Drawing, what: str, remedy: str) -> None:
 
 
 def _text(text: str) -> str:
-    """Text that is safe in SVG; control characters, which XML does not allow, are left out."""
-    return escape("".join(c for c in whole_characters(text) if c in "\t\n" or c >= " "))
+    """Text that is safe in SVG."""
+    return escape(text)
 
 
 def _gradients(nodes: Sequence[ViewNode]) -> Iterator[str]:
@@ -139,9 +139,10 @@ def _node(node: ViewNode, place: Rectangle) -> str:
     x = place.x + place.width // 2
     y = place.y + (place.height - TITLE.line - TEXT.line * (len(node.lines) - 1)) // 2 - 3
     colour = "" if style.font == BLACK else f' style="fill:{style.font}"'
+    plain = "c" if style.fill == WHITE else "c u"  # light letters can't be read on a colour
     for number, line in enumerate(node.lines):
         y += TEXT.line if number else TITLE.line
-        text_look = "c" if number else "c t"
+        text_look = plain if number else "c t"
         parts.append(f'<text x="{x}" y="{y}" class="{text_look}"{colour}>{_text(shortened(line))}</text>')
     return "".join(parts) + "</g>"
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-_HALVES = re.compile("[\ud800-\udfff]")
+# All that XML 1.0 does not allow: control characters, and halves of characters, which no file can hold.
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
-def whole_characters(text: str) -> str:
-    """A text with U+FFFD in place of halves of characters, which no file can hold and which make Chromium crash.
+def is_xml(text: str) -> bool:
+    """Whether SVG can hold a text."""
+    return _NOT_XML.search(text) is None
 
-    >>> whole_characters("a\\ud800")
+
+def xml_characters(text: str) -> str:
+    """A text with U+FFFD in place of what SVG can't hold, and what makes Chromium crash.
+
+    >>> xml_characters("a\\ud800")
     'a\ufffd'
     """
-    return text if text.isascii() else _HALVES.sub("\ufffd", text)
+    return _NOT_XML.sub("\ufffd", text)
 
 
 def dimensions(shape: Sequence[int]) -> str:

@@ -20,7 +20,6 @@ from fastrec.graph.draw.layout import layout_of
 from fastrec.graph.draw.notebook import first_opening
 from fastrec.graph.draw.page import MAX_OPERATIONS, page_of, scripts
 from fastrec.graph.draw.svg import svg_of
-from fastrec.graph.draw.text import whole_characters
 from fastrec.graph.draw.view import opening_at, view_of
 from tests.graph.draw.browser import checks_of
 from tests.graph.draw.diagrams import random_diagram
@@ -60,11 +59,10 @@ def test_a_page_shows_at_each_depth_what_python_describes(checked: tuple[ModelHi
     for seen in checks["views"]:
         opening = opening_at(drawing, seen["depth"], folded=seen["isFolded"])
         view = view_of(drawing, opening)
-        assert seen["nodes"] == [whole_characters(node.id) for node in view.nodes]
-        assert seen["frames"] == [whole_characters(box.id) for box in view.boxes]
+        assert seen["nodes"] == [node.id for node in view.nodes]
+        assert seen["frames"] == [box.id for box in view.boxes]
         assert [tuple(edge) for edge in seen["edges"]] == [
-            (*map(whole_characters, (edge.source, edge.target)), [*edge.head], [*edge.tail], edge.dashed, edge.kind)
-            for edge in view.edges
+            (e.source, e.target, [*e.head], [*e.tail], e.dashed, e.kind) for e in view.edges
         ]
         assert seen["svg"] == svg_of(drawing, opening)
         assert seen["problems"] == []

@@ -96,6 +96,16 @@ def test_wild_names_stay_text() -> None:
     assert any(WILD[0] in title(node) for node in groups(svg, "n"))
 
 
+def test_characters_that_no_svg_can_hold_leave_names_different() -> None:
+    model = nn.Sequential()
+    for name in ("a\x0b", "a\x0c", "a\ud800"):
+        model.add_module(name, nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    drawing = get_model_metadata(model, torch.ones(1, 4)).drawing()
+    ids = [thing.id for things in (drawing.nodes, drawing.boxes) for thing in things]
+    assert len(ids) == len(set(ids)) and "@a\ufffd" in ids
+    assert svg_of(drawing).count(">@a\ufffd</text>") == 3
+
+
 def test_lines_that_edges_share_are_drawn_once() -> None:
     shared = (Station(10, 0, 20), Station(30, 40, 60))
     drawn: set[str] = set()
