@@ -20,16 +20,13 @@ import os
 import re
 import socket
 import string
-import sys
 import time
 
 from torch import distributed
 from torch.utils.data import get_worker_info
 
 from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError
-
-if sys.platform != "win32":
-    import fcntl
+from fastrec.sinks.hdf5.system import lock_exclusive, lock_shared, open_to_read
 
 SUFFIXES = (".h5", ".hdf5")
 
@@ -48,10 +45,6 @@ class Paths:
     """The paths of a recording's files, from the path that the user gave."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        if sys.platform == "win32":
-            raise OptionError(
-                "recordings in files need os.pwrite and flock, which Windows lacks; record into RAM, or run under WSL"
-            )
         self.path = os.fspath(path)
         stem, self._suffix = os.path.splitext(self.path)
         if self._suffix not in SUFFIXES or not os.path.basename(stem):
@@ -121,7 +114,7 @@ def lock(descriptor: int, path: str) -> None:
     give_up = time.monotonic() + MAX_LOCK_SECONDS
     while True:
         try:
-            return fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return lock_shared(descriptor)
         except OSError as error:
             if error.errno in NO_LOCKS:
                 raise RecordingFileError(
@@ -137,7 +130,7 @@ def lock(descriptor: int, path: str) -> None:
 def _is_locked(path: str) -> bool:
     """Whether a recorder or an HDF5 program has a file locked."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_to_read(path)
     except OSError:
         return False
     give_up = time.monotonic() + MAX_LOCK_SECONDS
@@ -145,12 +138,12 @@ def _is_locked(path: str) -> bool:
         while time.monotonic() < give_up:
             # There is no way to ask who holds a flock, other than to take it. For this moment others see a lock too.
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_exclusive(descriptor)
                 return False
             except BlockingIOError:
                 pass
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                lock_shared(descriptor)
                 return True  # shared with whoever writes or reads the file
             except BlockingIOError:
                 time.sleep(LOCK_PAUSE_SECONDS)  # another reader looks, at this very moment

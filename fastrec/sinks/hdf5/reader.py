@@ -43,6 +43,7 @@ from fastrec.sinks.hdf5.layout import (
 from fastrec.sinks.hdf5.paths import Paths
 from fastrec.sinks.hdf5.probe import probe_in_subprocess
 from fastrec.sinks.hdf5.structure import decode_index, load_plugins, open_verified, read_index, read_trailer
+from fastrec.sinks.hdf5.system import open_to_read
 
 MIN_READ_ROWS, MAX_READ_ROWS = 1 << 10, 1 << 16
 """How many rows of a table, or bytes of the log, are read at first and at most: it may end at any of them."""
@@ -61,7 +62,7 @@ class ReadFile:
         # Opened before the index is read: if the segment is finalized meanwhile, this is still the file that the index
         # is of.
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = open_to_read(path)
         except PermissionError as error:
             raise RecordingFileError(f"{path!r} can't be read: {error.strerror}") from error
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
@@ -234,7 +235,7 @@ def _open_segments(paths: Paths) -> list[ReadFile]:
 def segment_of(path: str) -> int:
     """The number of a file among the segments; -n where it has no rows but shows n others."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_to_read(path)
     except PermissionError as error:
         raise RecordingFileError(f"{path!r} can't be read: {error.strerror}") from error
     try:

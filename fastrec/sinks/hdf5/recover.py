@@ -36,6 +36,7 @@ from fastrec.sinks.hdf5.paths import Paths, os_message
 from fastrec.sinks.hdf5.reader import ReadFile, find_files
 from fastrec.sinks.hdf5.source import HDF5Source
 from fastrec.sinks.hdf5.structure import DatasetSpec, Rewriting, rewrite
+from fastrec.sinks.hdf5.system import check_writable_here
 from fastrec.sinks.hdf5.virtual import write_virtual_segments
 
 
@@ -51,6 +52,7 @@ class Recovered(msgspec.Struct, frozen=True):
 
 def recover_files(path: str | os.PathLike[str], to: str | os.PathLike[str] | None) -> Recovered:
     """Finish the files in place, or make finished copies elsewhere."""
+    check_writable_here()
     source, target = Paths(path), Paths(path if to is None else to)
     if to is not None:
         _check_free(target)
