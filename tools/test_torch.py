@@ -1,8 +1,10 @@
-"""Runs the tests with the torch of this environment, and writes the result into a table: `make test-torch TORCH=2.15.0`.
+"""Runs the tests with the torch of this environment, and writes the result into a table.
+
+    make test-torch TORCH=2.15.0      # makes the environment, and runs: python -m tools.test_torch docs/versions.md
 
 Each part of the package is a column, each version of torch a row. The row of this version is replaced, the others stay.
-Tests of frameworks that are not installed, or that can't be imported with this torch, are left out, and so are those that
-take many minutes.
+Left out are tests of frameworks that are not installed, or can't be imported with this torch, and tests that take more
+than five seconds.
 """
 
 from __future__ import annotations
