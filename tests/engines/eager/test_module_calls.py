@@ -112,7 +112,7 @@ def test_a_forked_child_records_nothing_and_its_parent_goes_on() -> None:
         print(rec.recording.n_passes)
         """
     ) == [
-        "this recorder was opened in another process, and a forked child can't write to it; open a recorder of its own "
+        "this recorder was opened in another process, and a forked child can't write to it; open another recorder "
         "in the child"
     ] * 4 + ["2"]
 
