@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install demo test composites docs release test-zoo lint gallery bench bench-files bench-memory bench-reference bench-graph
+.PHONY: install demo test test-torch smoke-torch composites docs release test-zoo lint gallery bench bench-files bench-memory bench-reference bench-graph
 
 install: $(INSTALLED)
 
@@ -26,6 +26,28 @@ lint: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS)
+
+# The tests with another torch, in an environment of its own; the result is a row of docs/versions.md:
+# make test-torch TORCH=2.15.0. An empty PIP_CONSTRAINT, because a constraint of the machine may be meant for one torch.
+TORCH ?= 2.14.1
+EXTRAS ?= test
+TORCH_VENV := .venv-torch-$(TORCH)-$(EXTRAS)
+
+test-torch: $(TORCH_VENV)/.installed
+	$(TORCH_VENV)/bin/python -m tools.test_torch docs/versions.md
+
+# What CI runs with the newest torch, beside everything with the pinned one: what depends on the version most.
+smoke-torch: $(TORCH_VENV)/.installed
+	$(TORCH_VENV)/bin/python -m pytest -n $(JOBS) -m "not slow and not long and not zoo" tests/_torch/test_versions.py \
+	  tests/_torch/test_dynamo.py tests/ops/test_facts.py tests/engines/eager/test_mode.py \
+	  tests/engines/compiled/test_engine.py tests/graph/test_log.py tests/sinks/hdf5/test_values.py
+
+$(TORCH_VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)
+	sed '/^torch==/d' constraints.txt > $(TORCH_VENV)/constraints.txt
+	PIP_CONSTRAINT= $(TORCH_VENV)/bin/python -m pip install --quiet -c $(TORCH_VENV)/constraints.txt \
+	  'torch==$(TORCH)' -e '.[$(EXTRAS)]'
+	touch $@
 
 # The site with all pages and the API reference, in .site/docs/index.html.
 docs: $(INSTALLED)

@@ -84,6 +84,6 @@ def test_names_that_are_none_are_found() -> None:
 def test_the_readme_names_every_extra() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     section = project.split("[project.optional-dependencies]")[1].split("\n[")[0]
-    extras = set(re.findall(r"^(\w+) = ", section, re.MULTILINE)) - {"test", "docs", "release", "dev"}
+    extras = set(re.findall(r"^(\w+) = ", section, re.MULTILINE)) - {"test", "smoke", "docs", "release", "dev"}
     install = (ROOT / "README.md").read_text().split("## Install")[1].split("\n## ")[0]
     assert set(re.findall(r"`(\w+)`", install)) >= extras

@@ -12,7 +12,7 @@ torch. A test makes sure that no file outside of ``_torch/`` reaches into torch 
 a part is missing.
 
 The names are looked up once, here, because most of them are called for every op or module call. A name without a remark
-is expected in every version from 2.4 on.
+is expected in every version from 2.6 on.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ _RECORDER_MODES = {
 }
 
 
-class RecordSteps(VectorWrapper[Any, Any, Any, Any, Any]):
+# Without its parameters, which the class does not have before Gymnasium 1.3.
+class RecordSteps(VectorWrapper):
     """Vectorised environments that mark a step of the recorder after each of their own.
 
     >>> import gymnasium, torch, fastrec

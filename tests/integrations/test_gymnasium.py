@@ -57,7 +57,11 @@ def ended(recording: fastrec.Recording) -> Told:
     return [(e.env, e.length, float(e.columns["reward"].sum())) for e in episodes]
 
 
-@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+COUNTS_SAME_STEP = tuple(map(int, gymnasium.__version__.split(".")[:2])) >= (1, 4)
+"""Before 1.4, RecordEpisodeStatistics leaves out the first step after a reset, although it is a step as any other."""
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, *([AutoresetMode.SAME_STEP] if COUNTS_SAME_STEP else [])])
 def test_episodes_are_those_of_record_episode_statistics(mode: AutoresetMode) -> None:
     policy = policy_net()
     named = {AutoresetMode.NEXT_STEP: "next_step", AutoresetMode.SAME_STEP: "same_step"}[mode]

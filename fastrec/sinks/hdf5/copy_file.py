@@ -59,6 +59,7 @@ from fastrec.sinks.hdf5.structure import (
     rewrite,
     rows_per_copy,
 )
+from fastrec.sinks.hdf5.system import check_writable_here
 
 MAX_COMPRESSED_ROW_BYTES = (1 << 32) - 1
 """A chunk of HDF5, here at least one row, is less than 4 GiB."""
@@ -80,6 +81,7 @@ class CopyOptions(msgspec.Struct, frozen=True):
 
 def check_free(path: str | os.PathLike[str], allowed: Sequence[str] = ()) -> str:
     """A path at which there is nothing yet, but for some files that may be there."""
+    check_writable_here()
     existing = [file for file in Paths(path).files() if file not in allowed]
     if existing:
         raise RecordingExistsError(f"{existing[0]!r} exists; give another path")

@@ -5,7 +5,7 @@ read at offsets in the file that were noted when it was made:
 
     extent = index.sets["data/relu"]
     write_rows(descriptor, extent, 10, rows)            # os.pwrite, one call for each chunk that the rows touch
-    rows = read_rows(descriptor, extent, 10, count=5)   # os.preadv
+    rows = read_rows(descriptor, extent, 10, count=5)   # os.preadv, where there is one
 
 Not through h5py, for three reasons. It holds one lock for the whole process, so a writer that waits for the disk would
 stop readers. What it writes lies in its own cache until a flush, which writes more than the rows that are new. And a
@@ -31,6 +31,7 @@ import torch
 
 from fastrec._errors import DamagedFileError
 from fastrec.events.sites import Catalog
+from fastrec.sinks.hdf5.system import read_into
 
 Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
@@ -320,7 +321,7 @@ def read_rows(descriptor: int, extent: DatasetExtent, first: int, count: int, ou
     view = data.data
     for offset, start, stop in pieces:
         while start < stop:
-            n_read = os.preadv(descriptor, [view[start:stop]], offset)
+            n_read = read_into(descriptor, view[start:stop], offset)
             if not n_read:
                 raise DamagedFileError("the file ends before its data does; it was cut off or not copied whole")
             start, offset = start + n_read, offset + n_read

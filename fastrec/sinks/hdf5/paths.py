@@ -27,7 +27,6 @@ import re
 import socket
 import stat
 import string
-import sys
 import time
 import uuid
 
@@ -35,9 +34,7 @@ from torch import distributed
 from torch.utils.data import get_worker_info
 
 from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError
-
-if sys.platform != "win32":
-    import fcntl
+from fastrec.sinks.hdf5.system import lock_exclusive, lock_shared, open_to_read
 
 SUFFIXES = (".h5", ".hdf5")
 
@@ -56,10 +53,6 @@ class Paths:
     """The paths of a recording's files, from the path that the user gave."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        if sys.platform == "win32":
-            raise OptionError(
-                "recordings in files need os.pwrite and flock, which Windows lacks; record into RAM, or run under WSL"
-            )
         self.path = os.fspath(path)
         stem, self._suffix = os.path.splitext(self.path)
         if self._suffix not in SUFFIXES or not os.path.basename(stem):
@@ -169,8 +162,7 @@ def open_regular(path: str) -> int:
     Raises FileNotFoundError where there is nothing.
     """
     try:
-        # Without O_NONBLOCK the opening of a FIFO waits until somebody writes to it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = open_to_read(path)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -190,7 +182,7 @@ def _read_advice(error: OSError) -> str:
 def _lock_new(descriptor: int, path: str) -> None:
     """Take the shared lock of a file that is about to get its name."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        lock_shared(descriptor)
     except OSError as error:
         if error.errno in NO_LOCKS:
             raise RecordingFileError(
@@ -240,12 +232,12 @@ def _try_exclusive(descriptor: int) -> bool:
     give_up = time.monotonic() + MAX_LOCK_SECONDS
     while time.monotonic() < give_up:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_exclusive(descriptor)
             return True
         except BlockingIOError:
             pass
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_shared(descriptor)
             return False  # shared with whoever writes or reads the file
         except BlockingIOError:
             time.sleep(LOCK_PAUSE_SECONDS)  # another reader looks, at this very moment

@@ -41,6 +41,7 @@ from fastrec.sinks.hdf5.reader import ReadFile, paths_of
 from fastrec.sinks.hdf5.salvage import salvage_contents
 from fastrec.sinks.hdf5.source import HDF5Source
 from fastrec.sinks.hdf5.structure import DatasetSpec, Rewriting, rewrite
+from fastrec.sinks.hdf5.system import check_writable_here
 from fastrec.sinks.hdf5.virtual import write_virtual_segments
 
 DAMAGED_SUFFIX = ".damaged"
@@ -69,6 +70,7 @@ def recover_files(
     path: str | os.PathLike[str], to: str | os.PathLike[str] | None, options: RecoverOptions
 ) -> Recovered:
     """Finish the files in place, or make finished copies elsewhere."""
+    check_writable_here()
     if shown_recordings(path) is not None:
         return _recover_merged(path, to)
     source, target = paths_of(path), paths_of(path) if to is None else Paths(to)

@@ -68,6 +68,7 @@ from fastrec.sinks.hdf5.structure import (
     rewrite,
     shrink,
 )
+from fastrec.sinks.hdf5.system import sync
 
 MAX_REWRITTEN_BYTES = 128 << 20
 """A file of up to this many bytes is rewritten when it is finalized; a larger one keeps holes where it had room."""
@@ -127,7 +128,7 @@ class Segment:
         with open(create_file(path + ".part"), "wb") as file:
             file.write(add_checksum(msgspec.json.encode(self._index)))
             file.flush()
-            os.fdatasync(file.fileno())  # or a power cut might leave the name and none of the content
+            sync(file.fileno())  # or a power cut might leave the name and none of the content
         rename_to_free(path + ".part", path)
 
     def check_path(self) -> None:
@@ -207,7 +208,7 @@ class Segment:
 
     def sync(self) -> None:
         """Wait until the disk has what was written."""
-        os.fdatasync(self._descriptor)
+        sync(self._descriptor)
 
     def finalize(self, path: str, options: HDF5Options) -> None:
         """Make a finished file of it, without spare room, and give it its final name."""

@@ -26,6 +26,7 @@ from fastrec.sinks.hdf5.options import HDF5Options
 from fastrec.sinks.hdf5.pass_log import FilePassLog
 from fastrec.sinks.hdf5.paths import Paths, current_folder, expand_path
 from fastrec.sinks.hdf5.staging import Pool, Stage, StagedCopier
+from fastrec.sinks.hdf5.system import check_writable_here
 
 
 class HDF5Sink:
@@ -67,6 +68,7 @@ class HDF5Sink:
     """
 
     def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
+        check_writable_here()
         self._pattern = os.fspath(path)
         self._folder = "" if os.path.isabs(self._pattern) else current_folder()
         self._paths = self._paths_of_process()

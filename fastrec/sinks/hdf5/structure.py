@@ -46,6 +46,7 @@ from fastrec.sinks.hdf5.layout import (
 )
 from fastrec.sinks.hdf5.paths import open_regular
 from fastrec.sinks.hdf5.probe import probe_in_subprocess
+from fastrec.sinks.hdf5.system import next_data, read_at, sync
 
 CHUNK_BYTES = 1024 * 1024
 """Chunks of about this size are written fastest, and a compressed one does not take long to unpack for one row."""
@@ -137,7 +138,7 @@ def rewrite(read: ReadRows, identity: Identity, specs: Sequence[DatasetSpec], pa
                 _copy(read, spec, partial(write_rows, descriptor, index.sets[spec.name]))
         add_trailer(path, index)
         if options.durable:
-            os.fdatasync(descriptor)
+            sync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -435,7 +436,7 @@ def decode_index(text: bytes) -> SegmentIndex:
 def _index_and_end(descriptor: int) -> tuple[SegmentIndex | None, int]:
     """The index in the trailer, and where the HDF5 file ends."""
     size = os.fstat(descriptor).st_size
-    last_bytes = os.pread(descriptor, TRAILER.size, max(0, size - TRAILER.size))
+    last_bytes = read_at(descriptor, TRAILER.size, max(0, size - TRAILER.size))
     if len(last_bytes) < TRAILER.size:
         return None, size
     length, mark = TRAILER.unpack(last_bytes)
@@ -443,7 +444,7 @@ def _index_and_end(descriptor: int) -> tuple[SegmentIndex | None, int]:
         return None, size
     start = size - TRAILER.size - length
     fits = start >= 0 and length <= MAX_INDEX_BYTES
-    text = strip_checksum(os.pread(descriptor, length, start).rstrip(b"\n")) if fits else None
+    text = strip_checksum(read_at(descriptor, length, start).rstrip(b"\n")) if fits else None
     if text is None:
         raise DamagedFileError("the end of the file, which says where everything lies, is damaged")
     index = decode_index(text)
@@ -460,7 +461,7 @@ def _structure_checksum(descriptor: int, index: SegmentIndex, end: int) -> int:
     for start, stop in _outside_chunks(index, end):
         position = _next_data(descriptor, start, stop)
         while position < stop:
-            data = os.pread(descriptor, min(PAGE_BYTES - position % PAGE_BYTES, stop - position), position)
+            data = read_at(descriptor, min(PAGE_BYTES - position % PAGE_BYTES, stop - position), position)
             if not data:
                 break
             if data != ZEROS[: len(data)]:
@@ -474,7 +475,7 @@ def _structure_checksum(descriptor: int, index: SegmentIndex, end: int) -> int:
 def _next_data(descriptor: int, start: int, stop: int) -> int:
     """Where a stretch of a file goes on with something else than a hole."""
     try:
-        return max(start, os.lseek(descriptor, start, os.SEEK_DATA) // PAGE_BYTES * PAGE_BYTES)
+        return max(start, next_data(descriptor, start) // PAGE_BYTES * PAGE_BYTES)
     except OSError as error:
         return stop if error.errno == errno.ENXIO else start  # only holes follow; or this file system knows of none
 

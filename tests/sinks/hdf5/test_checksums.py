@@ -39,7 +39,7 @@ def test_checksums_of_another_thread_are_the_same_and_so_are_its_errors(size: in
     assert worker.checksums(parts, lambda: done.append("written")) == [checksum(part) for part in parts]
     assert done == ["written"]
     with pytest.raises(TypeError):
-        worker.checksums([parts[0], np.array([None])], lambda: None)
+        worker.checksums([parts[0], np.full(PAGE_BYTES + 1, None)], lambda: None)
     worker.close()
 
 
