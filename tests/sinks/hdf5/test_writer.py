@@ -162,8 +162,7 @@ def test_what_was_flushed_counts_in_the_moment_in_which_the_next_segment_begins(
     with (left / "run.00001.h5.tmp").open("r+b") as file:
         file.seek(offset_of_counters(left / "run.00001.h5.tmp"))
         file.write(bytes(2 * COUNTERS_ROW.itemsize))
-    with pytest.warns(fastrec.FastrecWarning, match="damaged in 'counters'"):
-        assert fastrec.load(left / "run.h5").n_passes >= flushed[0]
+    assert fastrec.load(left / "run.h5").n_passes >= flushed[0]
 
 
 def offset_of_counters(path: Path) -> int:
