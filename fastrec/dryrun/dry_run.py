@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastrec._optional import require
 from fastrec._torch.state import random_state_restored, restored, seeded
@@ -96,14 +97,17 @@ def dry_run(
             run(engine)
         finally:
             engine.close()
+        parameters = _parameters(roots)  # before lazy modules are lazy again
     title = ", ".join(type(root).__name__ for root in roots.values())
-    return DryRun(title, _parameters(roots), events, outcomes, decider)
+    return DryRun(title, parameters, events, outcomes, decider)
 
 
 def _parameters(roots: Mapping[str, nn.Module]) -> dict[str, int]:
     """How many parameters each module has with those inside it, by address."""
     return {
-        f"{name}.{address}" if name and address else name or address: sum(p.numel() for p in module.parameters())
+        f"{name}.{address}" if name and address else name or address: sum(
+            p.numel() for p in module.parameters() if not is_lazy(p)
+        )
         for name, root in roots.items()
         for address, module in root.named_modules()
     }
