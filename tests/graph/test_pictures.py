@@ -105,7 +105,7 @@ def test_options_are_checked_before_the_model_runs(tmp_path: Path) -> None:
     model = nn.Identity()
     model.forward = never  # type: ignore[method-assign]
     (tmp_path / "a.svg").write_text("mine")
-    with pytest.raises(RecordingExistsError, match=r"a.svg exists; give another path, or overwrite=True"):
+    with pytest.raises(RecordingExistsError, match=r"a.svg' exists; give another path, or overwrite=True"):
         show_model_graph(model, X, path=tmp_path / "a.svg")
     with pytest.raises(OptionError, match="does not exist"):
         show_model_graph(model, X, vis_mode="rolle")
@@ -123,7 +123,7 @@ def test_a_module_that_did_not_run_is_told_apart_from_one_that_does_not_exist() 
 
 
 def test_a_path_that_can_not_be_written_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RecordingFileError, match=r"a.svg can't be written: No such file or directory"):
+    with pytest.raises(RecordingFileError, match=r"a.svg' can't be written: No such file or directory"):
         show_model_graph(net(), X, path=tmp_path / "none" / "a.svg")
 
 
@@ -131,7 +131,7 @@ def test_a_picture_can_be_saved_later(tmp_path: Path) -> None:
     picture = show_model_graph(net(), X, format="dot")
     picture.save(tmp_path / "a.dot")
     assert (tmp_path / "a.dot").read_text() == picture.text
-    with pytest.raises(RecordingExistsError, match=r"a.dot exists"):
+    with pytest.raises(RecordingExistsError, match=r"a.dot' exists"):
         picture.save(tmp_path / "a.dot")
 
 

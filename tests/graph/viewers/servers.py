@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from tests.graph.draw.browser import OPTIONS, browser
-from tests.helpers.programs import package
+from tests.helpers.browser import NAMES, OPTIONS
+from tests.helpers.programs import package, program
 
 WAITING = "setInterval(() => fetch('/api/wait'), 1000)"
 
@@ -24,7 +24,7 @@ WAITING = "setInterval(() => fetch('/api/wait'), 1000)"
 def shown(url: str, profile: Path, seconds: int = 10) -> str:
     """The document that a viewer makes of a file, after some seconds of its own time."""
     command = [
-        browser(),
+        program(*NAMES),
         *OPTIONS,
         f"--user-data-dir={profile}",
         "--window-size=1280,800",

@@ -176,7 +176,7 @@ def test_bad_input_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(RecordingFileError, match="can't be written: No such file or directory"):
         history.export(tmp_path / "none" / "a.json", "chrome-trace")
     (tmp_path / "a.json").write_text("mine")
-    with pytest.raises(RecordingExistsError, match=r"a.json exists; give another path, or overwrite=True"):
+    with pytest.raises(RecordingExistsError, match=r"a.json' exists; give another path, or overwrite=True"):
         history.export(tmp_path / "a.json", "chrome-trace")
     history.export(tmp_path / "a.json", "chrome-trace", overwrite=True)
     monkeypatch.setitem(sys.modules, "onnx", None)
