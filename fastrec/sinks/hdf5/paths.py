@@ -93,6 +93,13 @@ class Paths:
         for path in (self.in_progress(number), self.part(number), self.map(number) + ".part", self.map(number)):
             remove_part(path)
 
+    def remove_unnamed(self, number: int) -> None:
+        """Remove files of a segment whose process was killed before it gave them their name."""
+        unnamed = re.compile(re.escape(self.in_progress(number)) + r"\.[0-9a-f]{8}\.part")
+        for path in self.segments().get(number, ()):
+            if unnamed.fullmatch(path):
+                remove_part(path)
+
     def locked_file(self) -> str | None:
         """A file that a recorder writes at this moment, or that another program has open; None where there is none.
 

@@ -192,6 +192,7 @@ def _finish(files: list[ReadFile], contents: Contents, source: Paths, target: Pa
     if target.path == source.path:
         for number in begun:  # also one that had only begun; what is there was locked
             source.remove_in_progress(number)
+            source.remove_unnamed(number)
 
 
 def _describe_unflushed(contents: Contents) -> str:

@@ -157,6 +157,14 @@ def test_values_are_compared_with_their_checksums(tmp_path: Path) -> None:
     assert "other bytes than were written" in fastrec.recover(path, to=tmp_path / "copy.h5").lost
 
 
+def test_a_segment_that_has_no_name_yet_is_cleared_away(killed: Path, tmp_path: Path) -> None:
+    for path in killed.parent.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "run.00001.h5.tmp.819d2608.part").write_bytes(b"")
+    assert fastrec.recover(tmp_path / "run.h5").passes == 20
+    assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
+
+
 def test_nobody_knows_who_writes_where_there_are_no_locks(
     killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +174,7 @@ def test_nobody_knows_who_writes_where_there_are_no_locks(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("fastrec.sinks.hdf5.paths.fcntl.flock", refuse)
+    monkeypatch.setattr("fastrec.sinks.hdf5.system.fcntl.flock", refuse)
     with pytest.raises(
         RecordingFileError, match=r"has no locks, so it can't be known .* give recover\(..., force=True"
     ):
