@@ -165,7 +165,8 @@ class Recorder:
         Arguments:
             columns: numbers or arrays of numbers. ``terminated``, ``truncated`` or else ``reward`` say how many
                 environments there are, by one value for each; a single value means one environment. Other columns are
-                of shape ``[envs, *shape]`` then (``action``, ``goal``), of any shape with one environment, or one number.
+                of shape ``[envs, *shape]`` then (``action``, ``goal``), of any shape with one environment,
+                or one number.
 
         Raises StepError for columns that are not numbers, that disagree on how many environments there are, or that
         change their shape within a phase.

@@ -86,10 +86,7 @@ def test_every_site_opens_and_draws_its_plots(page: Path, recording: Recording) 
         const found = {};
         for (const leaf of all("#tree .leaf")) {
           leaf.click();
-          for (const plot of all(".plot")) {
-            plot.scrollIntoView();
-            for (let i = 0; i < 50 && !(i && plot.querySelector("canvas")); i++) await pause(40);
-          }
+          for (const plot of all(".plot")) { plot.scrollIntoView(); await pause(40); }
           found[leaf.dataset.site] = all(".plot").map((plot) => [
             plot.dataset.plot, plot.querySelectorAll("canvas").length,
             plot.querySelector("dl").textContent.length > 20]);
