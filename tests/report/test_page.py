@@ -79,14 +79,26 @@ def test_it_opens_without_an_error_or_a_request(page: Path, recording: Recording
     )
 
 
+# Without a screen the browser makes few frames, and only a frame tells what is in sight: in these tests everything is.
+ALL_IN_SIGHT = """
+    window.IntersectionObserver = class {
+      constructor(callback) { this.callback = callback; }
+      observe(target) { setTimeout(() => this.callback([{ target, isIntersecting: true }], this)); }
+      unobserve() {}
+      disconnect() {}
+    };
+"""
+
+
 def test_every_site_opens_and_draws_its_plots(page: Path, recording: Recording) -> None:
     opened = open_page(
         page,
-        """
+        ALL_IN_SIGHT
+        + """
         const found = {};
         for (const leaf of all("#tree .leaf")) {
           leaf.click();
-          for (const plot of all(".plot")) { plot.scrollIntoView(); await pause(40); }
+          await pause(200);
           found[leaf.dataset.site] = all(".plot").map((plot) => [
             plot.dataset.plot, plot.querySelectorAll("canvas").length,
             plot.querySelector("dl").textContent.length > 20]);
@@ -196,7 +208,8 @@ def test_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
     write_report({"one": run(40).describe(), "two <b>": run(70, seed=1).describe()}, path)
     opened = open_page(
         path,
-        """
+        ALL_IN_SIGHT
+        + """
         all("#rows .row")[0].click(); await pause(200);
         return { runs: all("#runs strong").map((e) => e.textContent), height: all("#rows canvas")[0].height,
           keys: all(".plot .keys")[0].querySelectorAll("b").length, title: document.title,
