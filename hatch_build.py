@@ -1,7 +1,7 @@
 """What a package index shows: the README with links that work there, and the project's URLs.
 
-On an index a relative link leads nowhere, and an image is only shown as a file of its own. Where the repository is, `make release REPOSITORY=https://...` says; an
-installation from a checkout needs neither.
+On an index a relative link leads nowhere, and an image is only shown as a file of its own. Where the repository is,
+`make release REPOSITORY=https://...` says; an installation from a checkout needs neither.
 """
 
 from __future__ import annotations
