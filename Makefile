@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install demo test test-torch smoke-torch composites docs release test-zoo lint gallery bench bench-files bench-memory bench-reference bench-graph
+.PHONY: install demo test test-torch smoke-torch composites docs release test-zoo lint gallery bench bench-files bench-memory bench-reference bench-graph bench-drawing
 
 install: $(INSTALLED)
 
@@ -95,6 +95,10 @@ bench-memory: $(INSTALLED)
 
 bench-graph: bench-reference
 	$(BIN)/python -m benchmarks.graph
+
+# What pictures and pages cost: about four minutes, with Graphviz and Chromium (.ci/install-programs).
+bench-drawing: bench-reference .venv-zoo/.installed
+	.venv-zoo/bin/python -W ignore -m benchmarks.drawing
 
 # The versions exclude each other, so each gets a folder of its own; --no-deps keeps them from bringing another torch.
 bench-reference: $(addprefix .benchmarks/torchlens-,2.15.0 2.36.1)

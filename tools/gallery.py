@@ -64,7 +64,7 @@ def googlenet() -> ModelHistory:
 def swin() -> ModelHistory:
     from torchvision.models import swin_v2_b as make
 
-    return get_model_metadata(make(weights=None).eval(), torch.zeros(1, 3, 64, 64))
+    return get_model_metadata(make(weights=None).eval(), torch.zeros(1, 3, 256, 256))
 
 
 def gpt2() -> ModelHistory:
@@ -141,7 +141,7 @@ ROOMS = (
         [
             Exhibit(
                 "gpt2",
-                "Twelve blocks as one; down to the second level.",
+                "Twelve blocks as one, four levels open.",
                 {"vis_nesting_depth": 4, "fold_repeats": True},
             )
         ],
@@ -152,7 +152,7 @@ ROOMS = (
         [
             Exhibit(
                 "swin",
-                "1,795 operations; repeats folded, down to the second level.",
+                "1,795 operations; repeats folded, three levels open.",
                 {"vis_nesting_depth": 3, "fold_repeats": True},
             )
         ],
