@@ -6,6 +6,7 @@ The result holds the events of the pass without their values, so that other pred
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from html import escape
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from torch import Tensor, nn
 
+from fastrec._errors import FastrecWarning
 from fastrec._optional import require
 from fastrec._torch.state import random_state_restored, restored, seeded
 from fastrec.dryrun.decisions import Decider, Decision, Outcome
@@ -26,6 +28,7 @@ from fastrec.recording._arrays import META_FIELDS
 from fastrec.recording._records import format_bytes, format_count
 from fastrec.session.inputs import NOT_GIVEN, ModelRun, roots_of
 from fastrec.session.options import options_from
+from fastrec.session.unmatched import Names
 
 if TYPE_CHECKING:
     import pandas
@@ -73,7 +76,7 @@ def dry_run(
     roots = roots_of(model)
     run = ModelRun.of(roots, input_args, input_kwargs, call)
     options = options_from(recorder_options)
-    decider = Decider(options)
+    decider = Decider(options, roots)
     events: list[Event] = []
     outcomes: list[Outcome] = []
 
@@ -90,9 +93,11 @@ def dry_run(
         engine.open(roots, listener)
         try:
             run(engine)
+            names = Names.of(engine, {event.site.layer_type for event in events if event.site.kind == "op"})
         finally:
             engine.close()
-    return DryRun(", ".join(type(root).__name__ for root in roots.values()), events, outcomes, decider)
+    title = ", ".join(type(root).__name__ for root in roots.values())
+    return DryRun(title, events, outcomes, decider, names)
 
 
 class DryRun:
@@ -109,11 +114,17 @@ class DryRun:
     The elements of ``contexts``, ``decisions`` and ``sizes`` at one position belong to one event.
     """
 
-    def __init__(self, title: str, events: Sequence[Event], outcomes: Sequence[Outcome], decider: Decider) -> None:
+    def __init__(
+        self, title: str, events: Sequence[Event], outcomes: Sequence[Outcome], decider: Decider, names: Names
+    ) -> None:
         self._title = title
         self._events = events
         self._outcomes = outcomes
         self._decider = decider
+        self._names = names
+        plan = decider.plan
+        for message in (*names.unmatched("keep_op", plan.keep_op), *names.unmatched("keep_module", plan.keep_module)):
+            warnings.warn(message, FastrecWarning, stacklevel=3)
 
     @cached_property
     def contexts(self) -> tuple[RecordContext, ...]:
@@ -155,8 +166,10 @@ class DryRun:
         A transform is run on zeros of the same shape, because the values are gone.
         """
         options = msgspec.structs.replace(self._decider.options, keep_op=keep_op, keep_module=keep_module)
-        decider = Decider(options)
-        return DryRun(self._title, self._events, [decider.outcome(event) for event in self._events], decider)
+        decider = Decider(options, self._decider.roots)
+        return DryRun(
+            self._title, self._events, [decider.outcome(event) for event in self._events], decider, self._names
+        )
 
     def tree(self) -> str:
         """The modules that ran as a tree, with their ops; ● marks what is kept, ✗ an error."""

@@ -9,7 +9,6 @@ episodes in ``_steps``, containers of other libraries in ``_aligned``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -19,6 +18,8 @@ from torch import Tensor
 from fastrec._errors import OptionError, RecordKeyError, did_you_mean
 from fastrec.events.context import PredicateFailure
 from fastrec.events.sites import Interned, Origin
+from fastrec.predicates._addresses import AddressGlobs, nearest
+from fastrec.predicates._globs import Globs
 from fastrec.recording._aligned import align, to_tensordict, to_xarray, views_of_keys
 from fastrec.recording._arrays import frame_of, numpy_of, split_by_pass, stack_records
 from fastrec.recording._records import ActivationRecord as ActivationRecord
@@ -147,7 +148,8 @@ class Recording:
         torch.Size([2, 8, 2])
 
         Arguments:
-            phase, entry: a name or glob, or several.
+            phase, entry: a name or glob, or several. In globs of entries ``*`` stays within one level, as in those of
+                modules.
             passes: pass indices: a number, a slice, a range or a set; negative numbers count from the end.
             steps: the numbers of steps within their phases; passes of phases without steps are left out.
             batch: the size of the first dimension of a value.
@@ -435,9 +437,11 @@ def _names_mask(option: str, globs: str | Iterable[str], names: Interned[str], v
     for glob in [globs] if isinstance(globs, str) else _as_list(option, globs):
         if not isinstance(glob, str):
             raise OptionError(f"select({option}={globs!r}): give a name, a glob or a list of them")
-        matching = [number for number, name in enumerate(names.items) if fnmatchcase(name, glob)]
+        names_of_glob = (AddressGlobs if option == "entry" else Globs)((glob,))
+        matching = [number for number, name in enumerate(names.items) if name in names_of_glob]
         if not matching:
-            raise RecordKeyError(f"select({option}={glob!r}) matches nothing; {did_you_mean(glob, names.items)}")
+            hint = nearest(glob, names.items) if option == "entry" else did_you_mean(glob, names.items)
+            raise RecordKeyError(f"select({option}={glob!r}) matches nothing; {hint}")
         numbers += matching
     return np.isin(values, np.array(numbers, dtype=np.int64))
 

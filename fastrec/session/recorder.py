@@ -23,7 +23,6 @@ from fastrec._torch.state import seeded
 from fastrec.engines import EagerEngine, is_compiled
 from fastrec.engines._protocol import Engine, WatchOptions
 from fastrec.events.sites import Catalog
-from fastrec.predicates._base import Matched
 from fastrec.recording._recording import Recording
 from fastrec.session.inputs import args_of, roots_of
 from fastrec.session.options import RecorderOptions, options_from
@@ -31,6 +30,7 @@ from fastrec.session.pass_batch import pass_batch
 from fastrec.session.plan import Plan
 from fastrec.session.session import Session
 from fastrec.session.taps import PassRun, skips_pass
+from fastrec.session.unmatched import Names
 from fastrec.sinks import HDF5Sink, RAMSink
 from fastrec.sinks._options import TeeSink, sinks_from_option
 from fastrec.sinks._steps import step_columns
@@ -78,7 +78,7 @@ class Recorder:
     def __init__(self, model: nn.Module | Mapping[str, nn.Module], **options: Any) -> None:
         self.options = options_from(options)
         self._roots = roots_of(model)
-        self._plan = Plan(self.options)
+        self._plan = Plan(self.options, self._roots)
         self._plan.check_can_keep()
         self._sinks = sinks_from_option(self.options.sink)
         self._ram = next((sink for sink in self._sinks if isinstance(sink, RAMSink)), None)
@@ -327,23 +327,6 @@ def _messages_about_nothing(session: Session, plan: Plan, engine: Engine[PassRun
             "compiled code, or while the recorder was paused"
         )
         return
-    frames, called = engine.frames(), engine.called()
-    names_of: dict[Matched, tuple[str, set[str]]] = {
-        "op": ("op type that ran", session.seen_layer_types),
-        "module": ("module address", {a for frame in frames for a in (frame.module_address, *frame.aliases)}),
-        "module_type": ("module class", {frame.module_type for frame in frames}),
-        "phase": ("phase of a pass", set(session.catalog.phases.items)),
-        "entry": ("entry of a pass", set(session.catalog.entries.items)),
-    }
-    # Where no pass was watched, because nothing could be kept of any, nobody knows what ran in them.
-    was_watched = bool(called or session.seen_layer_types)
-    for option, predicate in (("keep_op", plan.keep_op), ("keep_module", plan.keep_module)):
-        for matched, pattern, matches in predicate.patterns(*names_of):
-            if matched == "op" and not was_watched:
-                continue
-            description, names = names_of[matched]
-            matching = sorted(filter(matches, names))
-            if not matching:
-                yield f"{option}: {pattern!r} matched no {description}; {did_you_mean(pattern, sorted(names))}"
-            elif matched == "module" and was_watched and called.isdisjoint(matching):
-                yield f"{option}: {pattern!r} matched {matching[0]!r}, which was not called in any pass"
+    names = Names.of(engine, session.seen_layer_types, session.catalog.phases.items, session.catalog.entries.items)
+    yield from names.unmatched("keep_op", plan.keep_op)
+    yield from names.unmatched("keep_module", plan.keep_module)

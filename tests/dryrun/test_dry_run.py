@@ -137,6 +137,7 @@ PREDICATES: list[tuple[Any, Any]] = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:keep_:fastrec.FastrecWarning")  # not every model has what every predicate keeps
 @pytest.mark.parametrize(("keep_op", "keep_module"), PREDICATES, ids=stable)
 @pytest.mark.parametrize("name", ["mlp", "residual", "attention"])
 def test_asking_again_is_like_running_again(name: str, keep_op: Any, keep_module: Any) -> None:

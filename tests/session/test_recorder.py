@@ -488,7 +488,8 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"keep_op": 3}, "keep_op got 3 (int); give a predicate, a function of the context"),
     ({"keep_op": False}, "keep_op=False keeps nothing"),
     ({"keep_op": ["relu", 3]}, "keep_op got a list that holds 3 (int)"),
-    ({"keep_module": nn.Linear}, "keep_module got the class Linear; module_type(Linear) selects by it"),
+    ({"keep_module": nn.Linear(2, 2)}, "keep_module got a module (Linear) that is not in the recorded model"),
+    ({"keep_module": torch.relu}, "keep_module got the function relu; ops are selected by keep_op="),
     ({"keep_op": lambda: True}, "it is called with one, the context"),
     ({"keep_op": op("relu") & after("conv2d", within=20)}, "looks back 20 ops, and history_size=8"),
 ]  # fmt: skip
