@@ -127,6 +127,23 @@ class Recorder:
             session.warn_about_failures()
             _warn_about_nothing(session, self._plan, self._engine)
 
+    def start(self) -> Recorder:
+        """Begin to record, as entering the ``with`` block does; for notebooks, where a block can't span cells.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Linear(4, 2)
+        >>> rec = fastrec.Recorder(model, keep_op="linear").start()
+        >>> out = model(torch.ones(3, 4))
+        >>> rec.stop()
+        >>> rec.recording.stack("linear_1").shape
+        torch.Size([1, 3, 2])
+        """
+        return self.__enter__()
+
+    def stop(self) -> None:
+        """End what ``start`` began, as leaving the ``with`` block does."""
+        self.__exit__(None, None, None)
+
     def log(
         self,
         input_args: Any,
@@ -228,10 +245,20 @@ class Recorder:
 
     @property
     def recording(self) -> Recording:
-        """What has been recorded so far: a pass appears when it ends."""
+        """What has been recorded so far, from RAM or else from the file, which is flushed first.
+
+        A pass appears when it ends.
+        """
         if self._state == "new":
             raise SessionError("nothing was recorded yet; open the recorder with `with Recorder(...) as rec:`")
-        return Recording(self._in_ram("recording").source())
+        file = next((sink for sink in self._sinks if isinstance(sink, HDF5Sink)), None)
+        if self._ram is not None or file is None:
+            return Recording(self._in_ram("recording").source())
+        if self._state == "open" and FORKS.count == self._forks:
+            file.flush()
+        from fastrec.sinks.hdf5.merged import open_source  # loads h5py, which a session in RAM doesn't need
+
+        return Recording(open_source(file.path))
 
     def pop(self) -> Recording:
         """Hand over the passes that ended, and forget them."""
