@@ -63,7 +63,7 @@ def dry_run(
     Arguments:
         model: a module, or a dict name -> module.
         input_args: one positional argument, or a tuple or list of them.
-        input_kwargs: keyword arguments.
+        input_kwargs: keyword arguments; alone, as ``input_kwargs=batch``, for a model that takes nothing else.
         call: a function without arguments that uses the model in any way, in place of inputs.
         recorder_options: the options of Recorder. Without ``keep_op`` and ``keep_module`` everything is shown and
             nothing is kept; ``sink`` and ``retain`` have no effect here. Inputs and buffers are always shown, but are

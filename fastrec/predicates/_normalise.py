@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from fastrec._errors import PredicateError
+from fastrec.events.capture import CaptureSpec, check_device
 from fastrec.predicates._answers import check_callable
 from fastrec.predicates._base import NEVER, And, Leaf, Not, Opaque, Or, PredicateBase, With
 from fastrec.predicates._events import is_torch_function, kind, op
@@ -50,7 +51,10 @@ def normalise(value: object, *, option: Option) -> PredicateBase:
 
 
 def resolve(predicate: PredicateBase, address_of: Callable[[nn.Module], str]) -> PredicateBase:
-    """The same predicate, with addresses in place of modules; an equal one where it holds none."""
+    """The same predicate, with addresses in place of modules; an equal one where it holds none.
+
+    Raises OptionError for a device that this machine lacks.
+    """
     match predicate:
         case OfModules():
             return predicate.with_addresses(address_of)
@@ -61,6 +65,7 @@ def resolve(predicate: PredicateBase, address_of: Callable[[nn.Module], str]) ->
         case Not(part=part):
             return Not(resolve(part, address_of))
         case With(part=part, changes=changes):
+            check_device(CaptureSpec(**changes))
             return With(resolve(part, address_of), changes)
         case Leaf():
             return predicate

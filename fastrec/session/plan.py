@@ -21,7 +21,7 @@ from fastrec._errors import OptionError, PredicateError
 from fastrec._torch.wrappers import unwrapped
 from fastrec.engines._protocol import PassFilter
 from fastrec.engines.eager.modules import ModuleRegistry
-from fastrec.events.capture import CaptureSpec
+from fastrec.events.capture import CaptureSpec, check_device
 from fastrec.events.context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
 from fastrec.events.position import NO_TENSOR, Position, RecordMetaMaker
 from fastrec.events.sites import Catalog, Kind, PassInfo, RecordMeta, Site
@@ -59,6 +59,7 @@ class Plan:
         self.keep_op = addresses.resolve(options.keep_op, "keep_op")
         self.keep_module = addresses.resolve(options.keep_module, "keep_module")
         self.halt = addresses.resolve(options.halt, "keep_op")
+        check_device(options.capture)
         predicates = (self.keep_op, self.keep_module, self.halt)
         leaves = [leaf for predicate in predicates for leaf in predicate.leaves()]
         self._opaque_leaves = [leaf for leaf in leaves if isinstance(leaf, Opaque)]

@@ -24,7 +24,7 @@ from fastrec.engines import EagerEngine, is_compiled
 from fastrec.engines._protocol import Engine, WatchOptions
 from fastrec.events.sites import Catalog
 from fastrec.recording._recording import Recording
-from fastrec.session.inputs import args_of, roots_of
+from fastrec.session.inputs import NOT_GIVEN, args_of, check_inputs, roots_of
 from fastrec.session.options import RecorderOptions, options_from
 from fastrec.session.pass_batch import pass_batch
 from fastrec.session.plan import Plan
@@ -146,7 +146,7 @@ class Recorder:
 
     def log(
         self,
-        input_args: Any,
+        input_args: Any = NOT_GIVEN,
         input_kwargs: Mapping[str, Any] | None = None,
         *,
         sample_id: str | int | None = None,
@@ -163,13 +163,14 @@ class Recorder:
 
         Arguments:
             input_args: one positional argument, or a tuple or list of them.
-            input_kwargs: keyword arguments.
+            input_kwargs: keyword arguments; alone for a model that takes nothing else.
             sample_id: a string or number that the records of this pass carry.
             root: which root to call, where there are several.
 
         Returns the model's output, or None if the pass was halted.
         """
         session = self._open()
+        check_inputs(input_args, input_kwargs, None)
         model = self._root(root)
         with session.own_call(sample_id), seeded(self.options.random_seed):
             return model(*args_of(input_args), **(input_kwargs or {}))

@@ -385,8 +385,8 @@ def test_an_open_recorder_is_not_disturbed() -> None:
 @pytest.mark.parametrize(
     ("run", "error", "message"),
     [
-        (lambda: dry_run(mlp()), OptionError, "give either input_args, or call="),
-        (lambda: dry_run(mlp(), 1, call=print), OptionError, "give either input_args, or call="),
+        (lambda: dry_run(mlp()), OptionError, "give either input_args or input_kwargs, or call="),
+        (lambda: dry_run(mlp(), 1, call=print), OptionError, "give either input_args or input_kwargs, or call="),
         (lambda: dry_run(mlp(), 1, keep_ops=True), OptionError, "there is no option 'keep_ops'; did you mean"),
         (lambda: dry_run(mlp(), 1, history_size=-1), OptionError, "history_size=-1: give a whole number"),
         (lambda: dry_run(mlp(), 1, keep_op=after("relu", within=9)), OptionError, "give history_size=9"),

@@ -401,9 +401,9 @@ def test_record_returns_the_output_when_asked(model: nn.Module, x: Tensor) -> No
     assert same_bits(out, model(x)) and len(recording) == 1
     out, recording = record(model, call=lambda: model(x) + 1, keep_op=["tanh", "add"], return_output=True)
     assert [r.ctx.site for r in recording] == ["1/tanh", ":call/add"] and same_bits(out, model(x) + 1)
-    with pytest.raises(ValueError, match="give either input_args, or call="):
+    with pytest.raises(ValueError, match="give either input_args or input_kwargs, or call="):
         record(model, keep_op="tanh")
-    with pytest.raises(ValueError, match="give either input_args, or call="):
+    with pytest.raises(ValueError, match="give either input_args or input_kwargs, or call="):
         record(model, x, call=lambda: None, keep_op="tanh")
 
 
