@@ -22,9 +22,10 @@ from fastrec.predicates._addresses import AddressGlobs, nearest
 from fastrec.predicates._globs import Globs
 from fastrec.recording._aligned import align, to_tensordict, to_xarray, views_of_keys
 from fastrec.recording._arrays import frame_of, numpy_of, split_by_pass, stack_records
+from fastrec.recording._labels import LABELS
 from fastrec.recording._records import ActivationRecord as ActivationRecord
 from fastrec.recording._records import Records, SiteFacts, format_count, html_of, sites_of, summary_of
-from fastrec.recording._rows import Batches, BatchOptions, By, Rows, RowsDataset, check_same_passes
+from fastrec.recording._rows import Batches, BatchOptions, Beside, By, Rows, RowsDataset, check_same_passes
 from fastrec.recording._source import Array, Integers, Part, Source
 from fastrec.recording._steps import Episode, Firings, StepRecords, Steps, episodes_of, only_table, steps_of
 from fastrec.recording._view import Mask, View, keys_of, metas_of_key
@@ -280,10 +281,13 @@ class Recording:
             by: by default a row is the value of one record, and all values have the same shape. With "sample" each
                 value gives as many rows as its first dimension has: [samples of all batches, ...].
             part: as in ``stack``.
+
+        ``rows.step``, ``rows.env``, ``rows.episode``, ``rows.sample_id`` and ``rows.column("reward")`` tell what
+        each row belongs to.
         """
         if not isinstance(key, str):
             raise RecordKeyError(f"rows({key!r}): give a module's address, a site or a label")
-        return Rows(self._of_key(key), key, by, part)
+        return Rows(self._of_key(key), key, by, part, self._steps)
 
     def iter_batches(self, keys: str | Iterable[str], batch_size: int, *, by: By = None, **options: Any) -> Batches:
         """Batches of rows: tensors of one key, or dicts of several whose rows come from the same passes.
@@ -298,7 +302,9 @@ class Recording:
         [32, 32, 16]
 
         Arguments:
-            keys: a key, or several.
+            keys: a key, or several; among several also what stands beside their rows: step columns by name
+                ("reward", "label"), "sample_id" (a list), and the numbers "row", "pass_index", "step", "env" and
+                "episode" (-1 where there is none).
             batch_size: rows in a batch; the last one may have fewer.
             by: what a row is, as in ``rows``.
             shuffle: read stretches of the file in random order, 32 at a time, and shuffle the rows of those in memory.
@@ -446,12 +452,22 @@ class Recording:
                 raise RecordKeyError(f"{key!r} is a column of the steps: recording.steps[{key!r}]") from error
             raise
 
-    def _rows_of(self, keys: str | Iterable[str], by: By) -> Rows | dict[str, Rows]:
+    def _rows_of(self, keys: str | Iterable[str], by: By) -> Rows | Mapping[str, Rows | Beside]:
         if isinstance(keys, str):
             return self.rows(keys, by)
-        rows = {key: Rows(view, key, by, None) for key, view in views_of_keys(self._view, keys).items()}
+        keys = list(keys)
+        labels = [key for key in keys if key not in self and (key in LABELS or key in list(self._steps))]
+        if labels and len(labels) == len(keys):
+            raise RecordKeyError(
+                f"{', '.join(map(repr, labels))} stand beside the rows of a key; give one too, such as one of "
+                f"recording.keys(), or read columns alone from recording.steps[...]"
+            )
+        of_keys = [key for key in keys if key not in labels]
+        views = views_of_keys(self._view, of_keys)
+        rows = {key: Rows(view, key, by, None, self._steps) for key, view in views.items()}
         check_same_passes(rows)
-        return rows
+        first = next(iter(rows.values()))
+        return {**rows, **{name: Beside(first, *first.labels.tensor(name)) for name in labels}}
 
 
 def _checked_keys(what: str, keys: Any) -> list[str]:
