@@ -48,3 +48,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_LOADED_LATER})
+
+
+__all__ = [  # noqa: PLE0604
+    *("ActivationRecord", "CaptureSpec", "DryRun", "FastrecError", "FastrecWarning", "RecordContext", "Recorder"),
+    *("Recording", "dry_run", "exports", "files", "graph", "halt", "load", "record", "recover"),
+]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from datetime import datetime
-from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
@@ -16,9 +15,10 @@ from torch import Tensor
 from fastrec._cli._command import DONE, Command, Output, counted
 from fastrec._cli._progress import ProgressBar
 from fastrec._cli._statistics import as_double, format_statistics, preview, statistics_of
-from fastrec._errors import DamagedFileError, RecordKeyError, did_you_mean
+from fastrec._errors import DamagedFileError, RecordKeyError
 from fastrec.files import Description, describe
 from fastrec.files._load import load
+from fastrec.predicates._addresses import AddressGlobs, nearest
 from fastrec.recording._records import ActivationRecord, Records, SiteFacts, format_bytes, sites_of, table_of
 from fastrec.recording._source import Part
 from fastrec.recording._view import View
@@ -104,17 +104,17 @@ ORDERS = ("run", "name", "records", "bytes")
 
 def _add_ls_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="the recording")
-    parser.add_argument("globs", nargs="*", metavar="GLOB", help="only sites that match; * crosses dots and slashes")
+    parser.add_argument("globs", nargs="*", metavar="GLOB", help="only sites that match; ** crosses dots and slashes")
     parser.add_argument("--sort", choices=ORDERS, default="run", help="default: run, as they first ran")
 
 
 def _run_ls(args: argparse.Namespace, output: Output) -> int:
     sites = list(load(args.path).sites.values())
     for glob in args.globs:
-        if not any(fnmatchcase(facts.name, glob) for facts in sites):
-            raise RecordKeyError(f"no site matches {glob!r}; {did_you_mean(glob, [facts.name for facts in sites])}")
+        if not any(facts.name in AddressGlobs((glob,)) for facts in sites):
+            raise RecordKeyError(f"no site matches {glob!r}; {nearest(glob, [facts.name for facts in sites])}")
     if args.globs:
-        sites = [facts for facts in sites if any(fnmatchcase(facts.name, glob) for glob in args.globs)]
+        sites = [facts for facts in sites if facts.name in AddressGlobs(tuple(args.globs))]
     sites = _in_order(sites, args.sort)
     output.document(msgspec.to_builtins(sites))
     output.table(table_of({facts.name: facts for facts in sites}), right=("records", "passes", "bytes"))
@@ -133,7 +133,7 @@ LS = Command(
     name="ls",
     summary="list the sites: how many records each has, of which shape, dtype and size",
     details="A site is a place in the model: a module's output (`torso.0`) or an op in it (`torso.1/tanh`).",
-    example="  fastrec ls run.h5\n  fastrec ls run.h5 'encoder.*' '*/softmax' --sort bytes",
+    example="  fastrec ls run.h5\n  fastrec ls run.h5 'encoder.*' '**/softmax' --sort bytes",
     add_arguments=_add_ls_arguments,
     run=_run_ls,
 )

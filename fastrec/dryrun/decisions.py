@@ -1,6 +1,6 @@
 """What predicates say about the events of a dry run, and how many bytes that would take.
 
-decider = Decider(options)
+decider = Decider(options, roots)
 outcome = decider.outcome(event, value)  # in the order of the events
 decider.forecast(event, outcome)  # bytes of this event in a thousand passes
 """
@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+from weakref import WeakValueDictionary
 
 import msgspec
 import torch
@@ -62,9 +63,10 @@ _NOT_ASKED = Outcome(None, 0, is_asked=False)
 class Decider:
     """Asks the predicates of a recorder about events, in the order in which these happened."""
 
-    def __init__(self, options: RecorderOptions) -> None:
+    def __init__(self, options: RecorderOptions, roots: Mapping[str, Any]) -> None:
         self.options = options
-        self._plan = Plan(options)
+        self.roots = WeakValueDictionary(roots)  # a dry run keeps no tensor, and so no model
+        self.plan = Plan(options, roots)
         self._default = options.default_capture
         self.halted: dict[int, str] = {}
         self._counts: dict[Hashable, Mapping[CaptureSpec, int]] = {}
@@ -75,7 +77,7 @@ class Decider:
         if event.info.index in self.halted or not self._is_observed(event):
             return _NOT_ASKED
         outcome = self._outcome_of_keep(event, value)
-        halt = self._plan.halt_at(event.site.kind)
+        halt = self.plan.halt_at(event.site.kind)
         if halt != NEVER and event.info.index not in self.halted:
             decision = self._ask(halt, event)
             if isinstance(decision, PredicateFailure):
@@ -107,7 +109,7 @@ class Decider:
         return self.options.include_source_events or event.site.kind not in SOURCE_KINDS
 
     def _predicate(self, event: Event) -> PredicateBase:
-        return self._plan.predicate(event.site.kind)
+        return self.plan.predicate(event.site.kind)
 
     def _outcome_of_keep(self, event: Event, value: Tensor | None) -> Outcome:
         decision = self._ask(self._predicate(event), event)

@@ -6,6 +6,7 @@ The result holds the events of the pass without their values, so that other pred
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from html import escape
@@ -16,6 +17,7 @@ import msgspec
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fastrec._errors import FastrecWarning
 from fastrec._optional import require
 from fastrec._torch.state import random_state_restored, restored, seeded
 from fastrec.dryrun.decisions import Decider, Decision, Outcome, Verdict
@@ -29,6 +31,7 @@ from fastrec.recording._arrays import META_FIELDS
 from fastrec.recording._records import format_bytes, format_count
 from fastrec.session.inputs import NOT_GIVEN, ModelRun, roots_of
 from fastrec.session.options import options_from
+from fastrec.session.unmatched import Names
 
 if TYPE_CHECKING:
     import pandas
@@ -66,7 +69,7 @@ def dry_run(
     Arguments:
         model: a module, or a dict name -> module.
         input_args: one positional argument, or a tuple or list of them.
-        input_kwargs: keyword arguments.
+        input_kwargs: keyword arguments; alone, as ``input_kwargs=batch``, for a model that takes nothing else.
         call: a function without arguments that uses the model in any way, in place of inputs.
         recorder_options: the options of Recorder. Without ``keep_op`` and ``keep_module`` everything is shown and
             nothing is kept; ``sink`` and ``retain`` have no effect here. Inputs and buffers are always shown, but are
@@ -79,7 +82,7 @@ def dry_run(
     roots = roots_of(model)
     run = ModelRun.of(roots, input_args, input_kwargs, call)
     options = options_from(recorder_options)
-    decider = Decider(options)
+    decider = Decider(options, roots)
     events: list[Event] = []
     outcomes: list[Outcome] = []
 
@@ -95,11 +98,12 @@ def dry_run(
         engine.open(roots, listener)
         try:
             run(engine)
+            names = Names.of(engine, {event.site.layer_type for event in events if event.site.kind == "op"})
         finally:
             engine.close()
         parameters = _parameters(roots)  # before lazy modules are lazy again
     title = ", ".join(type(root).__name__ for root in roots.values())
-    return DryRun(title, parameters, events, outcomes, decider)
+    return DryRun(title, parameters, events, outcomes, decider, names)
 
 
 def _parameters(roots: Mapping[str, nn.Module]) -> dict[str, int]:
@@ -134,12 +138,17 @@ class DryRun:
         events: Sequence[Event],
         outcomes: Sequence[Outcome],
         decider: Decider,
+        names: Names,
     ) -> None:
         self._title = title
         self._parameters = parameters
         self._events = events
         self._outcomes = outcomes
         self._decider = decider
+        self._names = names
+        plan = decider.plan
+        for message in (*names.unmatched("keep_op", plan.keep_op), *names.unmatched("keep_module", plan.keep_module)):
+            warnings.warn(message, FastrecWarning, stacklevel=3)
 
     @cached_property
     def contexts(self) -> tuple[RecordContext, ...]:
@@ -200,10 +209,9 @@ class DryRun:
         A transform is run on zeros of the same shape, because the values are gone.
         """
         options = msgspec.structs.replace(self._decider.options, keep_op=keep_op, keep_module=keep_module)
-        decider = Decider(options)
-        return DryRun(
-            self._title, self._parameters, self._events, [decider.outcome(event) for event in self._events], decider
-        )
+        decider = Decider(options, self._decider.roots)
+        outcomes = [decider.outcome(event) for event in self._events]
+        return DryRun(self._title, self._parameters, self._events, outcomes, decider, self._names)
 
     def tree(self, depth: int | None = None, *, fold_repeats: bool = True) -> str:
         """The text that ``print_tree`` prints."""

@@ -27,7 +27,8 @@ class CaptureSpec(msgspec.Struct, frozen=True, kw_only=True):
         save_activation: keep the tensor; False keeps its context alone.
         save_metadata: keep the context of a value whose tensor is not kept.
         keep_grad: keep an attached clone, through which a loss can train the model.
-        dtype: a floating or complex dtype to cast floating or complex values to; None keeps the value's own.
+        dtype: a floating or complex dtype, or its name ("bfloat16"), to cast floating or complex values to; None keeps
+            the value's own.
         device: a device to copy to, "cpu" for instance; None keeps the value where it is.
         transform: a function tensor -> tensor (pooling, a projection); its result is
             ``record.transformed_activation``.
@@ -50,8 +51,14 @@ class CaptureSpec(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("save_activation", "save_metadata", "keep_grad", "save_raw", "save_gradient"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"CaptureSpec({name}={getattr(self, name)!r}): give True or False")
+        if isinstance(self.dtype, str) and isinstance(
+            dtype := vars(torch).get(self.dtype.removeprefix("torch.")), torch.dtype
+        ):
+            msgspec.structs.force_setattr(self, "dtype", dtype)
         if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
-            raise OptionError(f"CaptureSpec(dtype={self.dtype!r}): give a torch.dtype such as torch.bfloat16, or None")
+            raise OptionError(
+                f"CaptureSpec(dtype={self.dtype!r}): give a torch.dtype such as torch.bfloat16, its name, or None"
+            )
         if self.keep_grad and self.dtype is not None and not (self.dtype.is_floating_point or self.dtype.is_complex):
             raise OptionError(
                 f"CaptureSpec(keep_grad=True, dtype={self.dtype}): gradients flow through floating and complex "
@@ -98,6 +105,23 @@ class CaptureSpec(msgspec.Struct, frozen=True, kw_only=True):
     def with_changes(self, changes: dict[str, Any]) -> CaptureSpec:
         """This spec with some fields changed, and checked again as a whole."""
         return CaptureSpec(**{**{f: getattr(self, f) for f in self.__struct_fields__}, **changes})
+
+
+def check_device(spec: CaptureSpec) -> None:
+    """Raise OptionError for a device that this machine lacks.
+
+    Not checked when a spec is made, because a recording that is read has the specs of the machine that wrote it.
+    """
+    if spec.device is None:
+        return
+    device = torch.device(spec.device)
+    if device.type not in ("cuda", "xpu", "mps"):
+        return
+    module = torch.get_device_module(device)
+    count = module.device_count() if module.is_available() else 0
+    if (device.index or 0) >= count:
+        there = f"there are {count} of its kind" if count else f"torch finds no {device.type} here"
+        raise OptionError(f"CaptureSpec(device={str(device)!r}): {there}; give device='cpu', or leave it out")
 
 
 def check_changes(changes: dict[str, Any]) -> dict[str, Any]:

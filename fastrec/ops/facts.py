@@ -86,6 +86,13 @@ def op_facts(func: Callable[..., Any]) -> OpFacts | None:
     return None if _is_silent(name) else _facts(name, flag=WRITE_FLAGS.get(name))
 
 
+@cache
+def op_types() -> frozenset[str]:
+    """The canonical names of all functions of torch that a mode can see."""
+    functions = [function for group in overrides.get_overridable_functions().values() for function in group]
+    return frozenset(facts.layer_type for facts in map(op_facts, functions) if facts is not None)
+
+
 def reads_inplace_flag(facts: OpFacts, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether this very call writes an argument in place."""
     if facts.writes or kwargs.get("out") is not None:

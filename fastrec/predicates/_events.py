@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
+
+from torch import nn
 
 from fastrec._errors import PredicateError, did_you_mean
 from fastrec.events.sites import KINDS, Kind
+from fastrec.ops.facts import op_facts
+from fastrec.predicates._answers import function_text
 from fastrec.predicates._base import Matched
 from fastrec.predicates._globs import Atom, GlobAtom, Globs, count_of, globs_of
 from fastrec.predicates._protocol import Context
@@ -56,7 +61,7 @@ class After(GlobAtom, frozen=True):
         return f"after({self.globs!r}{within})"
 
 
-def op(*layer_types: str) -> Op:
+def op(*layer_types: str | Callable[..., Any]) -> Op:
     """The results of ops of some types.
 
     >>> from fastrec.predicates import op
@@ -66,11 +71,11 @@ def op(*layer_types: str) -> Op:
     True
 
     Arguments:
-        layer_types: globs of canonical op types (``ctx.layer_type``): the function's name in lower case
-            without underscores, so ``add`` stands for ``+``, ``torch.add`` and ``add_``. Spellings with
-            underscores or capitals mean the same.
+        layer_types: functions of torch (``torch.tanh``, ``F.linear``), or globs of canonical op types
+            (``ctx.layer_type``): the function's name in lower case without underscores, so ``add`` stands for
+            ``+``, ``torch.add`` and ``add_``. Spellings with underscores or capitals mean the same.
 
-    Raises PredicateError for anything but strings, and without any.
+    Raises PredicateError for anything else, and without any.
     """
     return Op(_layer_types("op", layer_types))
 
@@ -95,7 +100,7 @@ def kind(*kinds: Kind) -> KindOf:
     return KindOf(tuple(dict.fromkeys(kinds)))
 
 
-def after(*layer_types: str, within: int = 1) -> After:
+def after(*layer_types: str | Callable[..., Any], within: int = 1) -> After:
     """Events that come soon after an op of some types, in the same pass.
 
     >>> from fastrec.predicates import after, op
@@ -103,18 +108,43 @@ def after(*layer_types: str, within: int = 1) -> After:
     op('relu') & after('conv2d', within=2)
 
     Arguments:
-        layer_types: globs of canonical op types, as for ``op``.
+        layer_types: functions of torch or globs of canonical op types, as for ``op``.
         within: how many of the preceding ops to look at, from 1 (just the last one) to the recorder's
             ``history_size``.
 
-    Raises PredicateError for anything but strings, and for a ``within`` below 1.
+    Raises PredicateError for anything else, and for a ``within`` below 1.
     """
     return After(_layer_types("after", layer_types), count_of("after", within, "ops to look back at"))
 
 
-def _layer_types(name: str, values: tuple[str, ...]) -> Globs:
-    patterns = globs_of(name, values, "relu").patterns
+def _layer_types(name: str, values: tuple[str | Callable[..., Any], ...]) -> Globs:
+    names = tuple(_op_name(name, value) if callable(value) else value for value in values)
+    patterns = globs_of(name, names, "relu", Globs).patterns
     canonical = tuple(pattern.lower().replace("_", "") for pattern in patterns)
     if "" in canonical:
         raise PredicateError(f"{name}({patterns[canonical.index('')]!r}) names no op type; '*' matches all")
     return Globs(canonical)
+
+
+def is_torch_function(value: object) -> bool:
+    """Whether a value is one of torch's own functions, or of those behind Python's operators."""
+    if isinstance(value, (type, nn.Module)) or not callable(value):
+        return False
+    module = getattr(value, "__module__", None) or getattr(getattr(value, "__objclass__", None), "__module__", "")
+    return str(module).partition(".")[0] in ("torch", "_operator")
+
+
+def _op_name(name: str, function: Callable[..., Any]) -> str:
+    """The op type of a function of torch."""
+    if not is_torch_function(function):
+        raise PredicateError(
+            f"{name}() got {function_text(function)}, which is no function of torch; give an op type such as "
+            f"{name}('relu'), or join a function of the context with &"
+        )
+    facts = op_facts(function)
+    if facts is None:
+        raise PredicateError(
+            f"{name}() got {function_text(function)}, which returns no new tensor and so is never an event; "
+            f"give a function that does, such as {name}(torch.relu)"
+        )
+    return facts.layer_type

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from fastrec._errors import PredicateError
 from fastrec.events.context import STRUCTURAL_FIELDS
@@ -31,7 +31,7 @@ class Atom(Leaf, frozen=True):
 
 
 class Globs:
-    """Patterns as in a shell, case-sensitive; ``*`` crosses dots.
+    """Patterns as in a shell, case-sensitive, for names that have no levels.
 
     A name that is spelled exactly like a pattern matches it, whatever characters it has.
     """
@@ -40,9 +40,14 @@ class Globs:
 
     def __init__(self, patterns: tuple[str, ...]) -> None:
         self.patterns = tuple(dict.fromkeys(patterns))
-        self._match = re.compile("|".join(map(fnmatch.translate, self.patterns))).match
+        self._match = re.compile("|".join(map(self.translate, self.patterns))).match
         # The names of a model are few and come again in every pass.
         self._matches = dict.fromkeys(self.patterns, True)
+
+    @staticmethod
+    def translate(pattern: str) -> str:
+        """A pattern as a regular expression."""
+        return fnmatch.translate(pattern)
 
     def __contains__(self, name: str) -> bool:
         try:
@@ -52,13 +57,13 @@ class Globs:
             return matches
 
     def __eq__(self, other: object) -> bool:
-        return self.patterns == other.patterns if isinstance(other, Globs) else NotImplemented
+        return self.patterns == other.patterns if type(other) is type(self) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self.patterns)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Globs, (self.patterns,))
+        return (type(self), (self.patterns,))
 
     def __repr__(self) -> str:
         return ", ".join(map(repr, self.patterns))
@@ -73,13 +78,16 @@ class GlobAtom(Atom, frozen=True):
 
     def own_patterns(self) -> Iterator[Pattern]:
         for pattern in self.globs.patterns:
-            yield self.matched, pattern, Globs((pattern,)).__contains__
+            yield self.matched, pattern, type(self.globs)((pattern,)).__contains__
 
     def __repr__(self) -> str:
         return f"{self.name}({self.globs!r})"
 
 
-def globs_of(name: str, values: tuple[object, ...], example: str) -> Globs:
+GlobsT = TypeVar("GlobsT", bound=Globs)
+
+
+def globs_of(name: str, values: tuple[object, ...], example: str, globs: type[GlobsT]) -> GlobsT:
     """The arguments of a public function as globs, if they are strings."""
     if not values:
         raise PredicateError(f"{name}() needs at least one glob, such as {name}({example!r}); '*' matches all")
@@ -91,7 +99,7 @@ def globs_of(name: str, values: tuple[object, ...], example: str) -> Globs:
             raise PredicateError(
                 f"{name}() takes strings such as {name}({example!r}), not {glob!r} ({type(glob).__name__})"
             )
-    return Globs(tuple(str(glob) for glob in values))
+    return globs(tuple(str(glob) for glob in values))
 
 
 def count_of(name: str, n: object, what: str) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
 from fastrec._errors import PredicateError
-from fastrec.predicates._base import Matched
+from fastrec.predicates._addresses import AddressGlobs
+from fastrec.predicates._base import Leaf, Matched, PredicateBase
 from fastrec.predicates._globs import GlobAtom, Globs, globs_of
 from fastrec.predicates._protocol import Context
 
@@ -67,7 +68,49 @@ class Inside(GlobAtom, frozen=True):
         return _any_matches(self.globs, enclosing)
 
 
-def module(*addresses: str) -> Module:
+class OfModules(Leaf, frozen=True):
+    """``module``, ``module_input`` or ``inside`` of modules themselves, until a recorder puts their addresses here."""
+
+    make: Callable[..., PredicateBase]
+    modules: tuple[str | nn.Module, ...]
+    is_plain = True
+    reads = frozenset({"kind", "module_stack"})
+
+    def decide(self, ctx: Context) -> bool:
+        raise PredicateError(
+            f"{self!r} holds modules, whose addresses are known in a recorder of their model alone; to ask it about a "
+            f"context, give addresses: {self.make.__name__}('encoder.0')"
+        )
+
+    def _settle(self, view: object) -> PredicateBase:
+        return self
+
+    def with_addresses(self, address_of: Callable[[nn.Module], str]) -> PredicateBase:
+        """The same predicate of addresses."""
+        return self.make(*(name if isinstance(name, str) else address_of(name) for name in self.modules))
+
+    def __repr__(self) -> str:
+        # A module prints with all that is in it, over many lines.
+        names = ", ".join(repr(part) if isinstance(part, str) else f"<{type(part).__name__}>" for part in self.modules)
+        return f"{self.make.__name__}({names})"
+
+
+class _OfAddresses(Protocol):
+    def __call__(self, globs: AddressGlobs) -> PredicateBase: ...
+
+
+def _of_modules(
+    make: Callable[..., PredicateBase], predicate: _OfAddresses, addresses: tuple[str | nn.Module, ...]
+) -> PredicateBase:
+    if any(isinstance(address, nn.Module) for address in addresses):
+        names = tuple(address for address in addresses if not isinstance(address, nn.Module))
+        if names:
+            globs_of(make.__name__, names, "encoder.*", AddressGlobs)  # raises for what is neither
+        return OfModules(make, addresses)
+    return predicate(globs_of(make.__name__, addresses, "encoder.*", AddressGlobs))
+
+
+def module(*addresses: str | nn.Module) -> PredicateBase:
     """The outputs of some modules; in ``keep_op``, what happens directly in them.
 
     >>> from fastrec.predicates import module
@@ -75,16 +118,17 @@ def module(*addresses: str) -> Module:
     module('encoder.*', 'head')
 
     Arguments:
-        addresses: globs of module addresses as ``model.named_modules()`` shows them; ``*`` crosses dots, and
-            ``""`` is a root that has no name. With several roots the root's name stands first: ``"actor.0"``.
-            A module that is reachable under several addresses is selected by each of them.
+        addresses: modules of the model, or globs of their addresses as ``model.named_modules()`` shows them. ``*``
+            stays within one level and ``**`` crosses levels: ``"h.*"`` are the blocks, and ``"h.**"`` all that is in
+            them. ``""`` is a root that has no name. With several roots the root's name stands first:
+            ``"actor.0"``. A module that is reachable under several addresses is selected by each of them.
 
-    Raises PredicateError for anything but strings, and without any.
+    Raises PredicateError for anything else, and without any; a recorder raises it for a module of another model.
     """
-    return Module(globs_of("module", addresses, "encoder.*"))
+    return _of_modules(module, Module, addresses)
 
 
-def module_input(*addresses: str) -> ModuleInput:
+def module_input(*addresses: str | nn.Module) -> PredicateBase:
     """What some modules are called with.
 
     >>> from fastrec.predicates import module_input
@@ -92,11 +136,11 @@ def module_input(*addresses: str) -> ModuleInput:
     module_input('actor')
 
     Arguments:
-        addresses: globs of module addresses, as for ``module``.
+        addresses: modules, or globs of addresses, as for ``module``.
 
-    Raises PredicateError for anything but strings, and without any.
+    Raises PredicateError for anything else, and without any.
     """
-    return ModuleInput(globs_of("module_input", addresses, "encoder.*"))
+    return _of_modules(module_input, ModuleInput, addresses)
 
 
 def module_type(*types: str | type[nn.Module]) -> ModuleType:
@@ -114,10 +158,10 @@ def module_type(*types: str | type[nn.Module]) -> ModuleType:
 
     Raises PredicateError for anything else, and without any.
     """
-    return ModuleType(globs_of("module_type", tuple(map(_class_name, types)), "Linear"))
+    return ModuleType(globs_of("module_type", tuple(map(_class_name, types)), "Linear", Globs))
 
 
-def inside(*addresses: str) -> Inside:
+def inside(*addresses: str | nn.Module) -> PredicateBase:
     """What happens in some modules or anywhere below them.
 
     >>> from fastrec.predicates import inside, op
@@ -125,12 +169,12 @@ def inside(*addresses: str) -> Inside:
     op('relu') & ~inside('head')
 
     Arguments:
-        addresses: globs of module addresses, as for ``module``. A module's own output is not inside it, but
+        addresses: modules, or globs of addresses, as for ``module``. A module's own output is not inside it, but
             inside the modules around it.
 
-    Raises PredicateError for anything but strings, and without any.
+    Raises PredicateError for anything else, and without any.
     """
-    return Inside(globs_of("inside", addresses, "encoder.*"))
+    return _of_modules(inside, Inside, addresses)
 
 
 def _any_matches(globs: Globs, frames: Sequence[Any]) -> bool:

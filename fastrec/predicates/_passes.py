@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from fastrec.events.context import PASS_FIELDS
+from fastrec.predicates._addresses import AddressGlobs
 from fastrec.predicates._base import And, Constant, Matched, Not, Or, PredicateBase, With
-from fastrec.predicates._globs import Atom, GlobAtom, count_of, globs_of
+from fastrec.predicates._globs import Atom, GlobAtom, Globs, count_of, globs_of
 from fastrec.predicates._protocol import Context
 
 
@@ -113,7 +114,7 @@ def phase(*names: str) -> Phase:
 
     Raises PredicateError for anything but strings, and without any.
     """
-    return Phase(globs_of("phase", names, "rollout"))
+    return Phase(globs_of("phase", names, "rollout", Globs))
 
 
 def entry(*names: str) -> Entry:
@@ -124,12 +125,13 @@ def entry(*names: str) -> Entry:
     entry('actor.*')
 
     Arguments:
-        names: globs of entries. An entry is the address of the outermost module that was called (with
-            several roots, the root's name first), or the name of a region.
+        names: globs of entries, in which ``*`` stays within one level, as in ``module``. An entry is the address
+            of the outermost module that was called (with several roots, the root's name first), or the name of
+            a region.
 
     Raises PredicateError for anything but strings, and without any.
     """
-    return Entry(globs_of("entry", names, "actor.*"))
+    return Entry(globs_of("entry", names, "actor.*", AddressGlobs))
 
 
 def grad_enabled() -> GradEnabled:

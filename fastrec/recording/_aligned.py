@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrec._errors import OptionError, RecordKeyError, StepError
+from fastrec._errors import OptionError, RecordKeyError
 from fastrec._optional import require
 from fastrec.recording._arrays import fill_missing, numpy_of, stack_records
 from fastrec.recording._rows import Rows, check_same_passes
-from fastrec.recording._source import Array, PhaseSteps
-from fastrec.recording._steps import Steps, n_environments, records_by_step
-from fastrec.recording._view import View, metas_of_key
+from fastrec.recording._source import Array
+from fastrec.recording._steps import Firings, StepRecords, Steps, n_environments, only_table
+from fastrec.recording._view import View, keys_of, metas_of_key
 
 if TYPE_CHECKING:
     import tensordict
@@ -42,12 +42,14 @@ class Aligned(msgspec.Struct, frozen=True):
         return tuple([self.axis, second, *(f"{name}_{i}" for i in range(2, len(shape)))][: len(shape)])
 
 
-def align(view: View, steps: Steps, keys: str | Iterable[str] | None, by: Literal["step"] | None) -> Aligned:
+def align(
+    view: View, steps: Steps, keys: str | Iterable[str] | None, by: Literal["step"] | None, firings: Firings
+) -> Aligned:
     """The values of keys side by side."""
     if by not in (None, "step"):
         raise OptionError(f"by={by!r}: give by='step', or leave it out for one row per record")
     views = views_of_keys(view, keys)
-    return _align_by_step(views, steps) if by == "step" else _align_by_record(views)
+    return _align_by_step(views, steps, firings) if by == "step" else _align_by_record(views)
 
 
 def views_of_keys(view: View, keys: str | Iterable[str] | None) -> dict[str, View]:
@@ -55,7 +57,7 @@ def views_of_keys(view: View, keys: str | Iterable[str] | None) -> dict[str, Vie
     if keys is None:
         metas = {site: metas_of_key(view, f"site:{site}") for site in sites_with_values(view)}
     else:
-        metas = {key: metas_of_key(view, key) for key in ([keys] if isinstance(keys, str) else keys)}
+        metas = {key: metas_of_key(view, key) for key in keys_of(view, [keys] if isinstance(keys, str) else keys)}
     if not metas:
         raise RecordKeyError("there is nothing to read: the recording has no values, or no key was given")
     return {key: view.of_metas(numbers) for key, numbers in metas.items()}
@@ -81,19 +83,10 @@ def _align_by_record(views: Mapping[str, View]) -> Aligned:
     return Aligned("record", {key: stack_records(view, key) for key, view in views.items()}, coords, {})
 
 
-def _align_by_step(views: Mapping[str, View], steps: Steps) -> Aligned:
-    table = _only_table(steps, next(iter(views.values())))
-    values = {key: stack_records(records_by_step(view, table, key), key) for key, view in views.items()}
+def _align_by_step(views: Mapping[str, View], steps: Steps, firings: Firings) -> Aligned:
+    table = only_table(steps, next(iter(views.values())))
+    values = {key: firings.stack(StepRecords.of(view, table), key) for key, view in views.items()}
     return Aligned("step", values, {"step": table.numbers}, dict(table.columns), n_environments(table))
-
-
-def _only_table(steps: Steps, view: View) -> PhaseSteps:
-    if not steps.tables:
-        raise StepError("by='step' needs marked steps, and there are none; call rec.step(...) after env.step")
-    if len(steps.tables) > 1:
-        names = ", ".join(repr(view.catalog.phases[table.phase]) for table in steps.tables)
-        raise StepError(f"there are steps in several phases: {names}; select(phase=...) one of them")
-    return steps.tables[0]
 
 
 def to_xarray(aligned: Aligned) -> xarray.Dataset:

@@ -95,7 +95,10 @@ def _check_one(view: View, key: str, what: str, read: Callable[[View, int], Hash
     by_meta = {meta: read(view, meta) for meta in view.metas}
     if len(set(by_meta.values())) > 1:
         counts = Counter(by_meta[meta] for meta in view.meta_numbers.tolist())
+        shapes = [shape for shape in counts if isinstance(shape, tuple) and shape]
+        by_sample = len(shapes) == len(counts) and len({shape[1:] for shape in shapes}) == 1
         remedy = f"recording.select(batch=...).stack({key!r})" if what == "shapes" else "a selection of them"
+        remedy += f", or recording.stack({key!r}, by='sample') for the rows of all batches" if by_sample else ""
         raise RaggedError(f"{key!r} has values of {what} {_format_counts(counts)}; stack {remedy}")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -21,16 +20,19 @@ from torch import Tensor
 from fastrec._errors import OptionError, RecordKeyError, did_you_mean
 from fastrec.events.context import PredicateFailure
 from fastrec.events.sites import Interned, Origin
+from fastrec.predicates._addresses import AddressGlobs, nearest
+from fastrec.predicates._globs import Globs
 from fastrec.recording._aligned import align, to_tensordict, to_xarray, views_of_keys
 from fastrec.recording._arrays import frame_of, numpy_of, split_by_pass, stack_records
 from fastrec.recording._describe import describe, describe_options
 from fastrec.recording._html import recording_html
+from fastrec.recording._labels import LABELS
 from fastrec.recording._records import ActivationRecord as ActivationRecord
 from fastrec.recording._records import Records, SiteFacts, format_count, sites_of, summary_of
-from fastrec.recording._rows import Batches, BatchOptions, By, Rows, RowsDataset, check_same_passes
+from fastrec.recording._rows import Batches, BatchOptions, Beside, By, Rows, RowsDataset, check_same_passes
 from fastrec.recording._source import Array, Integers, Part, Source
-from fastrec.recording._steps import Episode, Steps, episodes_of, steps_of
-from fastrec.recording._view import Mask, View, metas_of_key
+from fastrec.recording._steps import Episode, Firings, StepRecords, Steps, episodes_of, only_table, steps_of
+from fastrec.recording._view import Mask, View, keys_of, metas_of_key
 from fastrec.report.page import write_runs
 from fastrec.report.run import RunStatistics
 
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     import pandas
     import tensordict
     import xarray
+
+StackBy = Literal["pass", "step", "sample"] | None
+"""What a row of a stack is; None: a record."""
 
 Numbers = int | slice | range | Iterable[int]
 """Which passes or steps: one number, a slice or range of them, or any collection."""
@@ -153,7 +158,8 @@ class Recording:
         torch.Size([2, 8, 2])
 
         Arguments:
-            phase, entry: a name or glob, or several.
+            phase, entry: a name or glob, or several. In globs of entries ``*`` stays within one level, as in those of
+                modules.
             passes: pass indices: a number, a slice, a range or a set; negative numbers count from the end.
             steps: the numbers of steps within their phases; passes of phases without steps are left out.
             batch: the size of the first dimension of a value.
@@ -182,8 +188,36 @@ class Recording:
         origins = self._view.catalog.origins
         return {origin.rank: self._of_view(*_of_origin(self._view, self._steps, origin)) for origin in origins}
 
-    def stack(self, key: str, by: Literal["pass"] | None = None, part: Part | None = None) -> Tensor:
-        """The values of a key as one tensor [records, ...], in order of (pass, event).
+    @overload
+    def stack(
+        self,
+        key: str,
+        by: StackBy = None,
+        part: Part | None = None,
+        *,
+        fill: float | None = None,
+        firings: Literal["last"] | None = None,
+    ) -> Tensor: ...
+    @overload
+    def stack(
+        self,
+        key: list[str] | tuple[str, ...],
+        by: StackBy = None,
+        part: Part | None = None,
+        *,
+        fill: float | None = None,
+        firings: Literal["last"] | None = None,
+    ) -> dict[str, Tensor]: ...
+    def stack(
+        self,
+        key: str | list[str] | tuple[str, ...],
+        by: StackBy = None,
+        part: Part | None = None,
+        *,
+        fill: float | None = None,
+        firings: Literal["last"] | None = None,
+    ) -> Tensor | dict[str, Tensor]:
+        """The values of a key as one tensor [records, ...], in order of (pass, event); of a list of keys, one for each.
 
         >>> import torch, fastrec
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
@@ -192,23 +226,49 @@ class Recording:
         (torch.Size([1, 2, 4]), torch.Size([1, 1, 2, 4]))
 
         Arguments:
-            key: a module's address, a site or a label.
-            by: "pass" gives [passes, firings, ...], of the passes in which it fired.
+            key: a module's address, a site or a label; or a list of them, in which globs stand for the sites that they
+                match (``["h.*"]``), for a dict of tensors.
+            by: "pass" gives [passes, firings, ...], of the passes in which it fired. "step" gives [steps, ...], a row
+                for each marked step of the only phase that has some. "sample" gives [samples, ...], the first
+                dimensions of the values one after the other, which may differ in size.
             part: "activation", "transformed_activation" or "gradient"; by default the activation, or the transformed
                 one where the raw value was not kept.
+            fill: with ``by="step"``, the number that stands in the rows of steps in which the key did not fire; without
+                it they are an error.
+            firings: with ``by="step"``, "last" takes the last of several firings in a step; without it they are an
+                error.
 
         Where the records lie side by side in memory, the result is a view of that memory. Values kept with
         ``keep_grad`` stay attached to autograd. Raises RaggedError where shapes, dtypes, leaves or sites differ.
         """
-        if by not in (None, "pass"):
-            raise OptionError(f"stack(by={by!r}): give by='pass', or leave it out for one row per record")
+        if by not in (None, "pass", "step", "sample"):
+            raise OptionError(
+                f"stack(by={by!r}): give by='pass', by='step' or by='sample', or leave it out for one row per record"
+            )
+        if not isinstance(key, str):
+            keys = keys_of(self._view, _checked_keys("stack", key))
+            return {name: self.stack(name, by, part, fill=fill, firings=firings) for name in keys}
+        options = Firings.of("stack", fill, firings)
+        if by != "step" and options != Firings():
+            raise OptionError("stack(fill=, firings=) say what stands in the row of a step; give by='step' with them")
         view = self._of_key(key)
+        if by == "step":
+            return options.stack(StepRecords.of(view, only_table(self._steps, view)), key, part)
+        if by == "sample":
+            return Rows(view, key, "sample", part)[:]
         values = stack_records(view, key, part)
         return split_by_pass(view, values, key) if by == "pass" else values
 
-    def to_numpy(self, key: str, by: Literal["pass"] | None = None) -> Array:
+    def to_numpy(
+        self,
+        key: str,
+        by: StackBy = None,
+        *,
+        fill: float | None = None,
+        firings: Literal["last"] | None = None,
+    ) -> Array:
         """``stack`` as a numpy array; bfloat16 and float8, which numpy lacks, become float32."""
-        return numpy_of(self.stack(key, by))
+        return numpy_of(self.stack(key, by, fill=fill, firings=firings))
 
     def rows(self, key: str, by: By = None, part: Part | None = None) -> Rows:
         """The values of a key as an array of rows that is read where it is indexed.
@@ -227,8 +287,13 @@ class Recording:
             by: by default a row is the value of one record, and all values have the same shape. With "sample" each
                 value gives as many rows as its first dimension has: [samples of all batches, ...].
             part: as in ``stack``.
+
+        ``rows.step``, ``rows.env``, ``rows.episode``, ``rows.sample_id`` and ``rows.column("reward")`` tell what
+        each row belongs to.
         """
-        return Rows(self._of_key(key), key, by, part)
+        if not isinstance(key, str):
+            raise RecordKeyError(f"rows({key!r}): give a module's address, a site or a label")
+        return Rows(self._of_key(key), key, by, part, self._steps)
 
     def iter_batches(self, keys: str | Iterable[str], batch_size: int, *, by: By = None, **options: Any) -> Batches:
         """Batches of rows: tensors of one key, or dicts of several whose rows come from the same passes.
@@ -243,7 +308,9 @@ class Recording:
         [32, 32, 16]
 
         Arguments:
-            keys: a key, or several.
+            keys: a key, or several; among several also what stands beside their rows: step columns by name
+                ("reward", "label"), "sample_id" (a list), and the numbers "row", "pass_index", "step", "env" and
+                "episode" (-1 where there is none).
             batch_size: rows in a batch; the last one may have fewer.
             by: what a row is, as in ``rows``.
             shuffle: read stretches of the file in random order, 32 at a time, and shuffle the rows of those in memory.
@@ -265,7 +332,14 @@ class Recording:
         """
         return RowsDataset(self._rows_of(keys, by))
 
-    def to_xarray(self, keys: str | Iterable[str] | None = None, by: Literal["step"] | None = None) -> xarray.Dataset:
+    def to_xarray(
+        self,
+        keys: str | Iterable[str] | None = None,
+        by: Literal["step"] | None = None,
+        *,
+        fill: float | None = None,
+        firings: Literal["last"] | None = None,
+    ) -> xarray.Dataset:
         """Values side by side in an xarray data set; needs the extra ``xarray``.
 
         Arguments:
@@ -273,20 +347,27 @@ class Recording:
             by: by default the first dimension is "record", with the coordinates ``pass_index``, ``step`` (-1 where
                 there is none) and ``phase``. With "step" it is "step", the second dimension of values that have one row
                 per environment is "env", and the columns of the steps are variables too.
+            fill, firings: with ``by="step"``, what stands in the row of a step in which a key did not fire once, as in
+                ``stack``.
 
         Raises RaggedError where the keys did not fire in the same passes; StepError where one did not fire once in
         each step.
         """
-        return to_xarray(align(self._view, self._steps, keys, by))
+        return to_xarray(align(self._view, self._steps, keys, by, Firings.of("to_xarray", fill, firings)))
 
     def to_tensordict(
-        self, keys: str | Iterable[str] | None = None, by: Literal["step"] | None = None
+        self,
+        keys: str | Iterable[str] | None = None,
+        by: Literal["step"] | None = None,
+        *,
+        fill: float | None = None,
+        firings: Literal["last"] | None = None,
     ) -> tensordict.TensorDict:
         """Values in a tensordict of batch size [records], or with ``by="step"`` [steps] or [steps, envs].
 
         The arguments and errors are those of ``to_xarray``; needs the extra ``tensordict``.
         """
-        return to_tensordict(align(self._view, self._steps, keys, by))
+        return to_tensordict(align(self._view, self._steps, keys, by, Firings.of("to_tensordict", fill, firings)))
 
     @cached_property
     def sites(self) -> Mapping[str, SiteFacts]:
@@ -298,14 +379,34 @@ class Recording:
         """The marked steps as a table of columns."""
         return self._steps
 
-    def episodes(self) -> list[Episode]:
+    def episodes(self, *, fill: float | None = None, firings: Literal["last"] | None = None) -> list[Episode]:
         """The episodes of all environments, in order of their start.
 
         The steps need the columns ``terminated`` and ``truncated`` (or ``done``), with one value per environment, and a
         key that is read from an episode needs one firing per step; else a StepError says what is missing. The last
         episode of an environment may be open. Rows in which an environment was only reset belong to no episode.
+
+        Arguments:
+            fill, firings: what stands in the row of a step in which a key did not fire once (as with random actions,
+                or in a warm-up), as in ``stack``.
         """
-        return episodes_of(self._view, self._steps)
+        return episodes_of(self._view, self._steps, Firings.of("episodes", fill, firings))
+
+    def keys(self) -> list[str]:
+        """The names of the sites of which something was kept, in the order in which they first occurred."""
+        return list(self.sites)
+
+    @property
+    def phases(self) -> list[str]:
+        """The names of the phases of its passes and steps, in order."""
+        numbers = {*self._view.passes["phase"].tolist(), *(table.phase for table in self._steps.tables)}
+        return list(dict.fromkeys(self._view.catalog.phases[number] for number in sorted(numbers)))
+
+    @property
+    def entries(self) -> list[str]:
+        """The entries of its passes: the addresses of the outermost modules that were called, or names of regions."""
+        numbers = sorted(set(self._view.passes["entry"].tolist()))
+        return [self._view.catalog.entries[number] for number in numbers]
 
     def iter_pass(self, pass_index: int) -> Iterator[ActivationRecord]:
         """The records of one pass."""
@@ -394,14 +495,36 @@ class Recording:
         )
 
     def _of_key(self, key: str) -> View:
-        return self._view.of_metas(metas_of_key(self._view, key))
+        try:
+            return self._view.of_metas(metas_of_key(self._view, key))
+        except RecordKeyError as error:
+            if key in list(self._steps):
+                raise RecordKeyError(f"{key!r} is a column of the steps: recording.steps[{key!r}]") from error
+            raise
 
-    def _rows_of(self, keys: str | Iterable[str], by: By) -> Rows | dict[str, Rows]:
+    def _rows_of(self, keys: str | Iterable[str], by: By) -> Rows | Mapping[str, Rows | Beside]:
         if isinstance(keys, str):
             return self.rows(keys, by)
-        rows = {key: Rows(view, key, by, None) for key, view in views_of_keys(self._view, keys).items()}
+        keys = list(keys)
+        labels = [key for key in keys if key not in self and (key in LABELS or key in list(self._steps))]
+        if labels and len(labels) == len(keys):
+            raise RecordKeyError(
+                f"{', '.join(map(repr, labels))} stand beside the rows of a key; give one too, such as one of "
+                f"recording.keys(), or read columns alone from recording.steps[...]"
+            )
+        of_keys = [key for key in keys if key not in labels]
+        views = views_of_keys(self._view, of_keys)
+        rows = {key: Rows(view, key, by, None, self._steps) for key, view in views.items()}
         check_same_passes(rows)
-        return rows
+        first = next(iter(rows.values()))
+        return {**rows, **{name: Beside(first, *first.labels.tensor(name)) for name in labels}}
+
+
+def _checked_keys(what: str, keys: Any) -> list[str]:
+    listed = list(keys) if isinstance(keys, list | tuple) else []
+    if not listed or not all(isinstance(key, str) for key in listed):
+        raise RecordKeyError(f"{what}({keys!r}): give a module's address, a site or a label, or a list of them")
+    return listed
 
 
 def _batch_options(**options: Any) -> BatchOptions:
@@ -485,9 +608,11 @@ def _names_mask(option: str, globs: str | Iterable[str], names: Interned[str], v
     for glob in [globs] if isinstance(globs, str) else _as_list(option, globs):
         if not isinstance(glob, str):
             raise OptionError(f"select({option}={globs!r}): give a name, a glob or a list of them")
-        matching = [number for number, name in enumerate(names.items) if fnmatchcase(name, glob)]
+        names_of_glob = (AddressGlobs if option == "entry" else Globs)((glob,))
+        matching = [number for number, name in enumerate(names.items) if name in names_of_glob]
         if not matching:
-            raise RecordKeyError(f"select({option}={glob!r}) matches nothing; {did_you_mean(glob, names.items)}")
+            hint = nearest(glob, names.items) if option == "entry" else did_you_mean(glob, names.items)
+            raise RecordKeyError(f"select({option}={glob!r}) matches nothing; {hint}")
         numbers += matching
     return np.isin(values, np.array(numbers, dtype=np.int64))
 

@@ -116,6 +116,8 @@ class Records(Sequence[ActivationRecord]):
     def __getitem__(self, index: int | slice) -> ActivationRecord | list[ActivationRecord]:
         if isinstance(index, slice):
             return list(Records(self._view.take(np.arange(len(self))[index])))
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there is no record {index}: there are {format_count(len(self), 'record')}")
         position = range(len(self))[index]
         return self._make(position, self._view.info(int(self._view.pass_positions[position])))
 

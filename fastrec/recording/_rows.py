@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import msgspec
@@ -20,7 +21,9 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from fastrec._errors import OptionError, RaggedError
 from fastrec._torch.tensors import outside_torch_modes
 from fastrec.recording._arrays import checked_layouts, numpy_of, real_array
+from fastrec.recording._labels import RowLabels
 from fastrec.recording._source import Array, Integers, Part
+from fastrec.recording._steps import Steps
 from fastrec.recording._view import View
 from fastrec.report.html import values_html
 from fastrec.report.picture import MAX_ROWS
@@ -42,9 +45,10 @@ class Rows:
 
     ``shape``, ``dtype`` and ``nbytes`` are those of the whole; ``np.asarray(rows)`` reads it all. An index is a number,
     a slice, or a list, array or tensor of numbers or of one bool per row; negative numbers count from the end.
+    ``step``, ``env``, ``episode``, ``sample_id`` and ``column(name)`` tell what each row belongs to.
     """
 
-    def __init__(self, view: View, key: str, by: By, part: Part | None) -> None:
+    def __init__(self, view: View, key: str, by: By, part: Part | None, steps: Steps | None = None) -> None:
         if by not in (None, "sample"):
             raise OptionError(f"rows(by={by!r}): give by='sample', or leave it out for one row per record")
         self._view = view
@@ -59,9 +63,10 @@ class Rows:
             raise RaggedError(f"{key!r} has values of {shapes}; give rows(){remedy} of a selection of them")
         row_shape, self.dtype = row_layouts[0]
         rows_per_layout = np.array([1 if by is None else shape[0] for shape, _ in layouts], np.int64)
-        rows_per_record = rows_per_layout[layout_numbers]
-        self._stops = None if by is None else np.cumsum(rows_per_record)
-        self.shape = (int(rows_per_record.sum()), *row_shape)
+        sizes: Integers = rows_per_layout[layout_numbers]
+        self._stops = None if by is None else np.cumsum(sizes)
+        self._steps = steps or Steps((), ())
+        self.shape = (int(sizes.sum()), *row_shape)
 
     @property
     def ndim(self) -> int:
@@ -78,11 +83,42 @@ class Rows:
         """The bytes of all rows."""
         return len(self) * self.row_bytes
 
+    @cached_property
+    def labels(self) -> RowLabels:
+        """What stands beside the rows."""
+        return RowLabels(self._view, None if self._stops is None else np.diff(self._stops, prepend=0), self._steps)
+
     @property
     def pass_index(self) -> Integers:
         """The pass that each row comes from."""
-        passes: Integers = self._view.passes["pass_index"][self._view.pass_positions]
-        return passes if self._stops is None else np.repeat(passes, np.diff(self._stops, prepend=0))
+        return self.labels.pass_index
+
+    @property
+    def step(self) -> Integers:
+        """The step of each row, within its phase; -1 where it belongs to none."""
+        return self.labels.step
+
+    @property
+    def env(self) -> Integers:
+        """The environment of each row, with ``by="sample"``; -1 where a value has not one row per environment."""
+        return self.labels.env
+
+    @property
+    def episode(self) -> Integers:
+        """The number of the episode of each row in ``recording.episodes()``; -1 where it belongs to none."""
+        return self.labels.episode
+
+    @property
+    def sample_id(self) -> list[str | int | None]:
+        """The sample id of each row's pass."""
+        return self.labels.sample_id
+
+    def column(self, name: str) -> Array:
+        """A step column, with one value per row; with ``by="sample"`` its first axis counts samples.
+
+        Raises StepError where a row has no value that can't be NaN, or a step has more or fewer values than samples.
+        """
+        return self.labels.column(name)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -194,6 +230,43 @@ def _groups(records: Integers, nbytes: Integers) -> Iterator[slice]:
     yield from (slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False))
 
 
+class Beside:
+    """Values in memory that are read beside rows: one for each row. ``names`` are what whole numbers stand for.
+
+    ``row_bytes``, ``edges``, ``read`` and an index of several rows are those of ``Rows``.
+    """
+
+    def __init__(self, rows: Rows, values: Tensor, names: Sequence[Any] | None = None) -> None:
+        self._rows = rows
+        self._values = values
+        self._names = names
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of one row."""
+        return self._values.element_size() * math.prod(self._values.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, rows: Sequence[int]) -> Tensor:
+        with outside_torch_modes():
+            return self._values[torch.as_tensor(rows)]
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Consecutive rows."""
+        with outside_torch_modes():
+            return self._values[start:stop]
+
+    def edges(self, nbytes: int) -> Integers:
+        """Where to divide the rows, as the rows that they stand beside."""
+        return self._rows.edges(max(1, nbytes * self._rows.row_bytes // max(1, self.row_bytes)))
+
+    def named(self, values: Tensor) -> Any:
+        """What the user gets for values that were read."""
+        return values if self._names is None else [self._names[code] for code in values.tolist()]
+
+
 class BatchOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How batches are made; ``Recording.iter_batches`` describes each option."""
 
@@ -228,8 +301,8 @@ class Batches(IterableDataset[Any]):
     iteration is an epoch: the order is another one each time, or that of ``seed`` and ``set_epoch``.
     """
 
-    def __init__(self, rows: Rows | Mapping[str, Rows], options: BatchOptions) -> None:
-        self._rows = {"": rows} if isinstance(rows, Rows) else dict(rows)
+    def __init__(self, rows: Rows | Mapping[str, Rows | Beside], options: BatchOptions) -> None:
+        self._rows: dict[str, Rows | Beside] = {"": rows} if isinstance(rows, Rows) else dict(rows)
         self._has_one_key = isinstance(rows, Rows)
         self._options = options
         self._epoch = 0
@@ -240,7 +313,7 @@ class Batches(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._batches():
-            yield batch[""] if self._has_one_key else batch
+            yield batch[""] if self._has_one_key else _named(batch, self._rows)
 
     def __repr__(self) -> str:
         count = len(next(iter(self._rows.values())))
@@ -302,10 +375,18 @@ def _take_rows(pool: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
         return {name: values[rows] for name, values in pool.items()}
 
 
+def _named(values: Mapping[str, Tensor], rows: Mapping[str, Rows | Beside]) -> dict[str, Any]:
+    """Values of rows with what stands for them where they are numbers of names."""
+    return {
+        name: beside.named(values[name]) if isinstance(beside, Beside) else values[name]
+        for name, beside in rows.items()
+    }
+
+
 class RowsDataset(Dataset[Any]):
     """Rows of one key (tensors) or of several (dicts), by number."""
 
-    def __init__(self, rows: Rows | Mapping[str, Rows]) -> None:
+    def __init__(self, rows: Rows | Mapping[str, Rows | Beside]) -> None:
         self._rows = rows
 
     def __len__(self) -> int:
@@ -318,7 +399,7 @@ class RowsDataset(Dataset[Any]):
         """Many rows read at once, which is how a DataLoader asks."""
         if isinstance(self._rows, Rows):
             return list(self._rows[list(indices)].detach())
-        columns = {name: rows[list(indices)].detach() for name, rows in self._rows.items()}
+        columns = _named({name: rows[list(indices)].detach() for name, rows in self._rows.items()}, self._rows)
         return [{name: values[i] for name, values in columns.items()} for i in range(len(indices))]
 
 
@@ -339,7 +420,7 @@ def check_same_passes(rows_by_key: Mapping[str, Rows]) -> None:
             )
 
 
-def shared_edges(all_rows: Sequence[Rows], nbytes: int) -> Integers:
+def shared_edges(all_rows: Sequence[Rows | Beside], nbytes: int) -> Integers:
     """Where to divide rows that are read together into stretches of about so many bytes in all."""
     widest = max(all_rows, key=lambda rows: rows.row_bytes)
     total = sum(rows.row_bytes for rows in all_rows)

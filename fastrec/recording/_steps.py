@@ -7,15 +7,18 @@ source as one ``PhaseSteps`` per phase; what a step has of a key is found by the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from fastrec._errors import RecordKeyError, StepError, did_you_mean
+from fastrec._errors import OptionError, RecordKeyError, StepError, did_you_mean
+from fastrec._torch.tensors import outside_torch_modes
 from fastrec.recording._arrays import stack_records
-from fastrec.recording._source import Array, Integers, PhaseSteps
+from fastrec.recording._source import Array, Integers, Part, PhaseSteps
 from fastrec.recording._view import Mask, View, metas_of_key
 from fastrec.report.html import columns_html, curves_html
 
@@ -67,6 +70,11 @@ class Steps:
         return iter(dict.fromkeys(name for table in self.tables for name in table.columns))
 
     def __getitem__(self, name: str) -> Array:
+        if not isinstance(name, str):
+            raise RecordKeyError(
+                f"steps[{name!r}]: give the name of a column, such as recording.steps['reward'][{name!r}]; "
+                f"there are {', '.join(map(repr, self)) or 'none'}"
+            )
         by_phase = {table.phase: table.columns[name] for table in self.tables if name in table.columns}
         if not by_phase:
             raise RecordKeyError(f"no step was marked with a column {name!r}; {did_you_mean(name, list(self))}")
@@ -230,7 +238,12 @@ class Episode:
         }
 
     def __getitem__(self, key: str) -> Tensor:
-        return self._phase.values(key, self._rows, self.env)
+        try:
+            return self._phase.values(key, self._rows, self.env)
+        except RecordKeyError as error:
+            if key in self.columns:
+                raise RecordKeyError(f"{key!r} is a column of the steps: episode.columns[{key!r}]") from error
+            raise
 
     def __len__(self) -> int:
         return self.length
@@ -244,7 +257,7 @@ class Episode:
         return curves_html(repr(self)[1:-1], self.columns)
 
 
-def episodes_of(view: View, steps: Steps) -> list[Episode]:
+def episodes_of(view: View, steps: Steps, firings: Firings) -> list[Episode]:
     """All episodes of the steps, phase by phase, in order of their start."""
     if not steps:
         raise StepError(
@@ -253,7 +266,7 @@ def episodes_of(view: View, steps: Steps) -> list[Episode]:
         )
     episodes: list[Episode] = []
     for table in sorted(steps.tables, key=lambda table: table.phase):
-        of_phase = _PhaseEpisodes(view, table).episodes()
+        of_phase = _PhaseEpisodes(view, table, firings).episodes()
         episodes += sorted(of_phase, key=lambda episode: (episode.start_step, episode.env))
     return episodes
 
@@ -261,8 +274,9 @@ def episodes_of(view: View, steps: Steps) -> list[Episode]:
 class _PhaseEpisodes:
     """The steps of one phase, where its environments end, and the values that fired in its steps."""
 
-    def __init__(self, view: View, table: PhaseSteps) -> None:
+    def __init__(self, view: View, table: PhaseSteps, firings: Firings) -> None:
         self.view = view
+        self.firings = firings
         self.table = table
         self.name = view.catalog.phases[table.phase]
         ends = ends_of(table)
@@ -283,7 +297,7 @@ class _PhaseEpisodes:
         reset_only = table.columns.get(RESET_ONLY)
         self.reset_only = np.zeros_like(ends) if reset_only is None else reset_only.reshape(ends.shape)
         self.has_env_axis = any(column.ndim > 1 for column in end_columns.values())
-        self._firings: dict[str, tuple[View, Integers, Integers]] = {}
+        self._records: dict[str, StepRecords] = {}
 
     def has_flag(self, row: int, env: int, names: tuple[str, ...]) -> bool:
         """Whether one of some columns is true for an environment in a row."""
@@ -316,13 +330,10 @@ class _PhaseEpisodes:
 
     def values(self, key: str, rows: range, env: int) -> Tensor:
         """The values of a key for one environment in consecutive steps."""
-        if key not in self._firings:
+        if key not in self._records:
             view = self.view.of_passes(self.view.passes["phase"] == self.table.phase)
-            self._firings[key] = _firings(view.of_metas(metas_of_key(view, key)), self.table)
-        view, records, counts = self._firings[key]
-        steps = slice(rows.start, rows.stop)
-        _check_fired_once(counts[steps], self.table.numbers[steps], key, self._where())
-        values = stack_records(view.take(records[steps]), key)
+            self._records[key] = StepRecords.of(view.of_metas(metas_of_key(view, key)), self.table)
+        values = self.firings.stack(self._records[key].part(slice(rows.start, rows.stop)), key)
         if not self.has_env_axis:
             return values[:, 0] if values.ndim > 1 and values.shape[1] == 1 else values
         n_envs = self.ends.shape[1]
@@ -337,34 +348,96 @@ class _PhaseEpisodes:
         return f" of phase {self.name!r}" if self.name else ""
 
 
-def records_by_step(view: View, table: PhaseSteps, key: str) -> View:
-    """The record of each step; StepError where a step has none or several."""
-    if not _is_gapless(table):
-        raise StepError("every step is needed from first to last; select steps by a range, or not at all")
-    name = view.catalog.phases[table.phase]
-    of_phase, records, counts = _firings(view, table)
-    _check_fired_once(counts, table.numbers, key, f" of phase {name!r}" if name else "")
-    return of_phase.take(records)
+class Firings(msgspec.Struct, frozen=True):
+    """What stands in the row of a step in which a key did not fire once.
+
+    ``fill`` stands where it did not fire; None: that is an error. ``last`` takes the last of several firings; else they
+    are an error.
+    """
+
+    fill: float | None = None
+    last: bool = False
+
+    @classmethod
+    def of(cls, what: str, fill: Any, firings: Any) -> Firings:
+        """The options of a public method; OptionError for others."""
+        if fill is not None and (not isinstance(fill, int | float) or isinstance(fill, bool)):
+            raise OptionError(f"{what}(fill={fill!r}): give a number, such as float('nan'), or leave it out")
+        if firings not in (None, "last"):
+            raise OptionError(f"{what}(firings={firings!r}): give firings='last', or leave it out")
+        return cls(fill, firings == "last")
+
+    def stack(self, records: StepRecords, key: str, part: Part | None = None) -> Tensor:
+        """One value for each step."""
+        counts, fill = records.counts, self.fill
+        is_wrong = np.zeros(len(counts), np.bool_) if self.last else counts > 1
+        if fill is None:
+            is_wrong = is_wrong | (counts == 0)
+        if is_wrong.any():
+            row = int(np.argmax(is_wrong))
+            remedy = (
+                "give fill=, such as float('nan'), for steps without a value"
+                if counts[row] == 0
+                else "leave other passes out with recording.select(entry=, batch=, grad=, phase=), or take the last of "
+                "them with firings='last'"
+            )
+            raise StepError(
+                f"{key!r} fired {counts[row]} times in step {records.numbers[row]}{records.where}, and one firing per "
+                f"step is needed; {remedy}"
+            )
+        has_value = counts > 0
+        if fill is None or has_value.all():
+            return stack_records(records.view.take(records.last), key, part)
+        if not has_value.any():
+            first, last = records.numbers[[0, -1]].tolist()
+            raise StepError(f"{key!r} fired in none of the steps {first} to {last}{records.where}")
+        values = stack_records(records.view.take(records.last[has_value]), key, part)
+        if not (values.is_floating_point() or values.is_complex() or float(fill).is_integer()):
+            raise StepError(f"fill={fill!r} can't stand among {key!r}, of {values.dtype}; give a whole number")
+        with outside_torch_modes():
+            filled = values.new_full((len(counts), *values.shape[1:]), fill)
+            filled[torch.from_numpy(has_value)] = values
+        return filled
 
 
-def _firings(view: View, table: PhaseSteps) -> tuple[View, Integers, Integers]:
-    """The records of a phase; the position of one of them for each step; and how many there are in each step."""
-    view = view.of_passes(view.passes["phase"] == table.phase)
-    rows = view.passes["step"][view.pass_positions] - table.numbers[0]
-    in_table = np.flatnonzero((rows >= 0) & (rows < len(table.numbers)))
-    counts = np.bincount(rows[in_table], minlength=len(table.numbers))
-    records = np.zeros(len(table.numbers), np.int64)
-    records[rows[in_table]] = in_table
-    return view, records, counts
+class StepRecords(msgspec.Struct, frozen=True):
+    """The records of a key by step: the last one of each step by its position in the view, and how many there are.
+
+    ``numbers`` are those of the steps; ``where`` says which phase they are of, for messages.
+    """
+
+    view: View
+    last: Integers
+    counts: Integers
+    numbers: Integers
+    where: str
+
+    @classmethod
+    def of(cls, view: View, table: PhaseSteps) -> StepRecords:
+        """The records of a view that belong to the steps of a phase."""
+        name = view.catalog.phases[table.phase]
+        view = view.of_passes(view.passes["phase"] == table.phase)
+        steps = view.passes["step"][view.pass_positions]
+        rows = np.searchsorted(table.numbers, steps)
+        in_table = np.flatnonzero(table.numbers[np.minimum(rows, len(table.numbers) - 1)] == steps)
+        counts = np.bincount(rows[in_table], minlength=len(table.numbers))
+        last = np.zeros(len(table.numbers), np.int64)
+        last[rows[in_table]] = in_table  # of several, the one that is assigned last stays
+        return cls(view, last, counts, table.numbers, f" of phase {name!r}" if name else "")
+
+    def part(self, rows: slice) -> StepRecords:
+        """Those of some steps."""
+        return StepRecords(self.view, self.last[rows], self.counts[rows], self.numbers[rows], self.where)
 
 
-def _check_fired_once(counts: Integers, numbers: Integers, key: str, where: str) -> None:
-    if (counts != 1).any():
-        row = int(np.argmax(counts != 1))
-        raise StepError(
-            f"{key!r} fired {counts[row]} times in step {numbers[row]}{where}, and one firing per step is needed; "
-            "leave other passes out with recording.select(entry=, batch=, grad=, phase=)"
-        )
+def only_table(steps: Steps, view: View) -> PhaseSteps:
+    """The steps of the only phase that has some."""
+    if not steps.tables:
+        raise StepError("by='step' needs marked steps, and there are none; call rec.step(...) after env.step")
+    if len(steps.tables) > 1:
+        names = ", ".join(repr(view.catalog.phases[table.phase]) for table in steps.tables)
+        raise StepError(f"there are steps in several phases: {names}; select(phase=...) one of them")
+    return steps.tables[0]
 
 
 def _is_gapless(table: PhaseSteps) -> bool:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from fastrec._errors import RecordKeyError, did_you_mean
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.sites import PassInfo, RecordMeta, Site
+from fastrec.predicates._addresses import AddressGlobs, is_glob, nearest
 from fastrec.recording._source import OUTCOMES, Integers, Source, StructuredArray
 
 Mask = npt.NDArray[np.bool_]
@@ -171,6 +172,26 @@ def metas_of_key(view: View, key: str) -> frozenset[int]:
     if not metas_by_form:
         raise RecordKeyError(_nothing_message(view, key))
     return next(iter(metas_by_form.values()))
+
+
+def keys_of(view: View, keys: Iterable[str]) -> list[str]:
+    """Keys, with the sites that a glob among them matches in its place; a glob that matches none is an error."""
+    sites = list(dict.fromkeys(view.site(meta).name for meta in view.metas))
+    names: list[str] = []
+    for key in keys:
+        if is_glob(key) and key not in sites and not _metas_of_any_form(view, key):
+            globs = AddressGlobs((key,))
+            matching = [site for site in sites if site in globs]
+            if not matching:
+                raise RecordKeyError(f"no site matches {key!r}; {nearest(key, sites)}")
+            names += matching
+        else:
+            names.append(key)
+    return list(dict.fromkeys(names))
+
+
+def _metas_of_any_form(view: View, key: str) -> bool:
+    return any(_metas_of_form(view, form, key) for form in KEY_FORMS)
 
 
 def base_name(site: Site) -> str:

@@ -30,6 +30,8 @@ def args_of(input_args: Any, root: Any) -> tuple[Any, ...]:
 
     A tuple of several is a single one too if ``forward`` takes no more than one.
     """
+    if input_args is NOT_GIVEN:
+        return ()
     if type(input_args) not in (tuple, list) or (len(input_args) > 1 and _takes_one(root)):
         return (input_args,)
     return tuple(input_args)
@@ -74,10 +76,12 @@ def _describe_root(root: Any) -> str:
     return f"class ({root.__name__}; make an instance)" if isinstance(root, type) else type(root).__name__
 
 
-def check_inputs(input_args: Any, call: Callable[[], Any] | None) -> None:
+def check_inputs(input_args: Any, input_kwargs: Mapping[str, Any] | None, call: Callable[[], Any] | None) -> None:
     """Raise OptionError unless there is exactly one way to run the model."""
-    if (call is None) == (input_args is NOT_GIVEN):
-        raise OptionError("give either input_args, or call= with a function that runs the model")
+    if input_kwargs is not None and not isinstance(input_kwargs, Mapping):
+        raise OptionError(f"input_kwargs got a {type(input_kwargs).__name__}; give a dict of the model's keywords")
+    if (call is None) == (input_args is NOT_GIVEN and input_kwargs is None):
+        raise OptionError("give either input_args or input_kwargs, or call= with a function that runs the model")
 
 
 class ModelRun(msgspec.Struct, frozen=True):
@@ -97,7 +101,7 @@ class ModelRun(msgspec.Struct, frozen=True):
         call: Callable[[], Any] | None,
     ) -> ModelRun:
         """Check what the user gave; OptionError if it does not fit together."""
-        check_inputs(input_args, call)
+        check_inputs(input_args, input_kwargs, call)
         if call is None and len(roots) > 1:
             raise OptionError(
                 f"there are several roots ({', '.join(map(repr, roots))}), and inputs are for one; "

@@ -1,6 +1,6 @@
 """The predicates of a session, and what is left of them at each position.
 
-    plan = Plan(options)
+    plan = Plan(options, roots)
     plan.check_can_keep()
     plan.may_keep(site)  # before the engine has seen its value
     keep, halt = plan.narrow(position, site, meta_maker)
@@ -11,18 +11,24 @@ The plan only narrows; ``make_tap`` in ``taps.py`` turns the answer into what an
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
 
-from fastrec._errors import OptionError
+from torch import nn
+
+from fastrec._errors import OptionError, PredicateError
+from fastrec._torch.wrappers import unwrapped
 from fastrec.engines._protocol import PassFilter
-from fastrec.events.capture import CaptureSpec
+from fastrec.engines.eager.modules import ModuleRegistry
+from fastrec.events.capture import CaptureSpec, check_device
 from fastrec.events.context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCTURAL_FIELDS, RecordContext
 from fastrec.events.position import NO_TENSOR, Position, RecordMetaMaker
 from fastrec.events.sites import Catalog, Kind, PassInfo, RecordMeta, Site
 from fastrec.predicates import NEVER
 from fastrec.predicates._base import Opaque, PredicateBase, constant
 from fastrec.predicates._modules import Inside, Module, ModuleInput, ModuleType
-from fastrec.predicates._normalise import normalise
+from fastrec.predicates._normalise import Option, normalise, resolve
 from fastrec.predicates._passes import Entry, Every, First, GradEnabled, Phase, any_of, pass_filter
 from fastrec.predicates._protocol import Context, Decision, Predicate
 from fastrec.session.options import NO_COMPILED_GRADIENTS, RecorderOptions
@@ -48,10 +54,12 @@ _FIT_ANY_EVENT = (Inside, ModuleInput, Every, First, Phase, Entry, GradEnabled)
 class Plan:
     """The normalised predicates of a session."""
 
-    def __init__(self, options: RecorderOptions) -> None:
-        self.keep_op = normalise(options.keep_op, option="keep_op")
-        self.keep_module = normalise(options.keep_module, option="keep_module")
-        self.halt = normalise(options.halt, option="keep_op") if options.halt is not None else NEVER
+    def __init__(self, options: RecorderOptions, roots: Mapping[str, Any]) -> None:
+        addresses = _Addresses(roots)
+        self.keep_op = addresses.resolve(options.keep_op, "keep_op")
+        self.keep_module = addresses.resolve(options.keep_module, "keep_module")
+        self.halt = addresses.resolve(options.halt, "keep_op")
+        check_device(options.capture)
         predicates = (self.keep_op, self.keep_module, self.halt)
         leaves = [leaf for predicate in predicates for leaf in predicate.leaves()]
         self._opaque_leaves = [leaf for leaf in leaves if isinstance(leaf, Opaque)]
@@ -142,6 +150,30 @@ class Plan:
             # A PassInfo has this one field itself, and making a context takes longer than many a pass has.
             return lambda run: may_keep(cast(Context, run.info))
         return lambda run: may_keep(RecordContext(catalog, _NO_SITE, _NO_META, run.info, 0.0, run.info.step))
+
+
+class _Addresses:
+    """The addresses of modules that stand in predicates, worked out when the first one is asked for."""
+
+    def __init__(self, roots: Mapping[str, Any]) -> None:
+        self._roots = roots
+        self._registry: ModuleRegistry | None = None
+
+    def resolve(self, value: object, option: Option) -> PredicateBase:
+        """The value of an option as a predicate of addresses."""
+        return resolve(normalise(value, option=option), partial(self._address_of, option))
+
+    def _address_of(self, option: Option, module: nn.Module) -> str:
+        if self._registry is None:
+            self._registry = ModuleRegistry(self._roots)
+        tracked = self._registry.by_id.get(id(module)) or self._registry.by_id.get(id(unwrapped(module)))
+        if tracked is None:
+            roots = ", ".join(type(root).__name__ for root in self._roots.values())
+            raise PredicateError(
+                f"{option} got a module ({type(module).__name__}) that is not in the recorded model ({roots}); give "
+                "one of its own modules, such as model.get_submodule('encoder.0'), or an address or class"
+            )
+        return tracked.address
 
 
 def _narrow_at(predicate: PredicateBase, position: Position, site: Site, meta_maker: RecordMetaMaker) -> Predicate:

@@ -33,14 +33,14 @@ def record(
     Arguments:
         model: a module, or a dict name -> module.
         input_args: one positional argument, or a tuple or list of them.
-        input_kwargs: keyword arguments.
+        input_kwargs: keyword arguments; alone, as ``input_kwargs=batch``, for a model that takes nothing else.
         call: a function without arguments that uses the model in any way, in place of inputs.
         return_output: return (output, recording).
         recorder_options: the options of Recorder.
 
     Returns a Recording.
     """
-    check_inputs(input_args, call)
+    check_inputs(input_args, input_kwargs, call)
     output = None
     with Recorder(model, **recorder_options) as rec:
         if call is None:

@@ -23,14 +23,14 @@ from fastrec._torch.state import seeded
 from fastrec.engines import EagerEngine, is_compiled
 from fastrec.engines._protocol import Engine, WatchOptions
 from fastrec.events.sites import Catalog
-from fastrec.predicates._base import Matched
 from fastrec.recording._recording import Recording
-from fastrec.session.inputs import args_of, roots_of
+from fastrec.session.inputs import NOT_GIVEN, args_of, check_inputs, roots_of
 from fastrec.session.options import RecorderOptions, options_from
 from fastrec.session.pass_batch import pass_batch
 from fastrec.session.plan import Plan
 from fastrec.session.session import Session
 from fastrec.session.taps import PassRun, skips_pass
+from fastrec.session.unmatched import Names
 from fastrec.sinks import HDF5Sink, RAMSink
 from fastrec.sinks._options import TeeSink, sinks_from_option
 from fastrec.sinks._steps import step_columns
@@ -78,7 +78,7 @@ class Recorder:
     def __init__(self, model: nn.Module | Mapping[str, nn.Module], **options: Any) -> None:
         self.options = options_from(options)
         self._roots = roots_of(model)
-        self._plan = Plan(self.options)
+        self._plan = Plan(self.options, self._roots)
         self._plan.check_can_keep()
         self._sinks = sinks_from_option(self.options.sink)
         self._ram = next((sink for sink in self._sinks if isinstance(sink, RAMSink)), None)
@@ -127,9 +127,26 @@ class Recorder:
             session.warn_about_failures()
             _warn_about_nothing(session, self._plan, self._engine)
 
+    def start(self) -> Recorder:
+        """Begin to record, as entering the ``with`` block does; for notebooks, where a block can't span cells.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Linear(4, 2)
+        >>> rec = fastrec.Recorder(model, keep_op="linear").start()
+        >>> out = model(torch.ones(3, 4))
+        >>> rec.stop()
+        >>> rec.recording.stack("linear_1").shape
+        torch.Size([1, 3, 2])
+        """
+        return self.__enter__()
+
+    def stop(self) -> None:
+        """End what ``start`` began, as leaving the ``with`` block does."""
+        self.__exit__(None, None, None)
+
     def log(
         self,
-        input_args: Any,
+        input_args: Any = NOT_GIVEN,
         input_kwargs: Mapping[str, Any] | None = None,
         *,
         sample_id: str | int | None = None,
@@ -146,13 +163,14 @@ class Recorder:
 
         Arguments:
             input_args: one positional argument, or a tuple or list of them.
-            input_kwargs: keyword arguments.
+            input_kwargs: keyword arguments; alone for a model that takes nothing else.
             sample_id: a string or number that the records of this pass carry.
             root: which root to call, where there are several.
 
         Returns the model's output, or None if the pass was halted.
         """
         session = self._open()
+        check_inputs(input_args, input_kwargs, None)
         model = self._root(root)
         with session.own_call(sample_id), seeded(self.options.random_seed):
             return model(*args_of(input_args, model), **(input_kwargs or {}))
@@ -229,10 +247,20 @@ class Recorder:
 
     @property
     def recording(self) -> Recording:
-        """What has been recorded so far: a pass appears when it ends."""
+        """What has been recorded so far, from RAM or else from the file, which is flushed first.
+
+        A pass appears when it ends.
+        """
         if self._state == "new":
             raise SessionError("nothing was recorded yet; open the recorder with `with Recorder(...) as rec:`")
-        return Recording(self._in_ram("recording").source())
+        file = next((sink for sink in self._sinks if isinstance(sink, HDF5Sink)), None)
+        if self._ram is not None or file is None:
+            return Recording(self._in_ram("recording").source())
+        if self._state == "open" and FORKS.count == self._forks:
+            file.flush()
+        from fastrec.sinks.hdf5.merged import open_source  # loads h5py, which a session in RAM doesn't need
+
+        return Recording(open_source(file.path))
 
     def pop(self) -> Recording:
         """Hand over the passes that ended, and forget them."""
@@ -328,23 +356,6 @@ def _messages_about_nothing(session: Session, plan: Plan, engine: Engine[PassRun
             "compiled code, or while the recorder was paused"
         )
         return
-    frames, called = engine.frames(), engine.called()
-    names_of: dict[Matched, tuple[str, set[str]]] = {
-        "op": ("op type that ran", session.seen_layer_types),
-        "module": ("module address", {a for frame in frames for a in (frame.module_address, *frame.aliases)}),
-        "module_type": ("module class", {frame.module_type for frame in frames}),
-        "phase": ("phase of a pass", set(session.catalog.phases.items)),
-        "entry": ("entry of a pass", set(session.catalog.entries.items)),
-    }
-    # Where no pass was watched, because nothing could be kept of any, nobody knows what ran in them.
-    was_watched = bool(called or session.seen_layer_types)
-    for option, predicate in (("keep_op", plan.keep_op), ("keep_module", plan.keep_module)):
-        for matched, pattern, matches in predicate.patterns(*names_of):
-            if matched == "op" and not was_watched:
-                continue
-            description, names = names_of[matched]
-            matching = sorted(filter(matches, names))
-            if not matching:
-                yield f"{option}: {pattern!r} matched no {description}; {did_you_mean(pattern, sorted(names))}"
-            elif matched == "module" and was_watched and called.isdisjoint(matching):
-                yield f"{option}: {pattern!r} matched {matching[0]!r}, which was not called in any pass"
+    names = Names.of(engine, session.seen_layer_types, session.catalog.phases.items, session.catalog.entries.items)
+    yield from names.unmatched("keep_op", plan.keep_op)
+    yield from names.unmatched("keep_module", plan.keep_module)

@@ -110,7 +110,8 @@ class _PhaseTable:
             if column is not None and column.data.shape[1:] != value.shape:
                 raise StepError(
                     f"the step column {name!r} has shape {value.shape} now and had {column.data.shape[1:]} before; "
-                    "give it one shape within a phase, and name other stretches of the run with rec.phase(...)"
+                    "give it one shape within a phase. A last, smaller batch is left out by drop_last=True in the "
+                    "DataLoader, or kept under a name of its own: with rec.phase('last batch')"
                 )
         row = len(self.numbers)
         for name, value in columns.items():

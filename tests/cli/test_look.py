@@ -72,8 +72,8 @@ def test_ls_lists_sites_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
     ("argv", "names"),
     [
         ((), ["torso", "/softmax"]),
-        (("*max",), ["/softmax"]),
-        (("*max", "t*"), ["torso", "/softmax"]),
+        (("**max",), ["/softmax"]),
+        (("**max", "t*"), ["torso", "/softmax"]),
         (("--sort", "name"), ["/softmax", "torso"]),
         (("--sort", "bytes"), ["torso", "/softmax"]),
         (("--sort", "records"), ["torso", "/softmax"]),

@@ -213,6 +213,7 @@ def test_html_is_escaped_and_whole() -> None:
         assert "ValueError: <i>&\"'</i>" in text
 
 
+@pytest.mark.filterwarnings("ignore:keep_op:fastrec.FastrecWarning")  # not every model has a relu
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_can_be_shown(name: str) -> None:
     make, input_shape = MODELS[name]

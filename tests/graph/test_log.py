@@ -211,7 +211,7 @@ def test_a_call_is_logged_as_one_pass() -> None:
 
 
 def test_there_has_to_be_one_way_to_run_the_model() -> None:
-    with pytest.raises(OptionError, match="give either input_args, or call="):
+    with pytest.raises(OptionError, match="give either input_args or input_kwargs, or call="):
         log_forward_pass(nn.ReLU())
     with pytest.raises(OptionError, match="several roots"):
         log_forward_pass({"a": nn.ReLU(), "b": nn.ReLU()}, torch.ones(1))

@@ -136,7 +136,9 @@ changes = st.fixed_dictionaries(
 )
 
 _layer_types = st.lists(st.sampled_from([*LAYER_TYPES, "re*", "conv?d", "layer_norm"]), min_size=1, max_size=2)
-_addresses = st.lists(st.sampled_from([*ADDRESSES, "encoder*", "*", "h[ae]ad", "shared*"]), min_size=1, max_size=2)
+_addresses = st.lists(
+    st.sampled_from([*ADDRESSES, "encoder*", "*", "**", "h[ae]ad", "shared*"]), min_size=1, max_size=2
+)
 _counts = st.integers(1, 4)
 
 printed_leaves = st.one_of(

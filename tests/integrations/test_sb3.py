@@ -85,7 +85,7 @@ def test_value_rows_of_an_unmodified_ppo_are_those_of_its_buffer(tmp_path: Path)
 
 def test_q_values_of_an_unmodified_dqn_explain_its_actions(tmp_path: Path) -> None:
     model = dqn(learning_starts=0, exploration_initial_eps=0.0, exploration_final_eps=0.0)
-    with Recorder(model.policy, keep_module="q_net*.q_net") as rec:
+    with Recorder(model.policy, keep_module="q_net**.q_net") as rec:
         model.learn(60)
         model.save(tmp_path / "model.zip")
     acting = rec.recording.select(entry="q_net", grad=False, batch=1).stack("q_net.q_net")

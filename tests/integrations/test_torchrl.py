@@ -115,7 +115,7 @@ def test_the_environment_is_left_as_it_was_also_when_the_policy_raises() -> None
     collector = collector_of(policy)
     env = collector.env
     before = set(vars(env))
-    with Recorder(policy, keep_module="*", autoreset="same_step") as rec:
+    with Recorder(policy, keep_module="**", autoreset="same_step") as rec:
         with pytest.raises(ZeroDivisionError):
             next(collect(collector, rec))
         policy[0].module[0].calls = 10

@@ -59,7 +59,7 @@ class TestAfter(PredicateContract):
 
 
 class TestModule(PredicateContract):
-    examples = [module(""), module("*"), module("actor", "enc*")]
+    examples = [module(""), module("*"), module("**"), module("actor", "enc*")]
 
 
 class TestModuleInput(PredicateContract):

@@ -75,13 +75,24 @@ def test_kind(given: str) -> None:
     [
         (module("encoder.0"), True, True, False),
         (module("encoder.*"), True, True, False),
-        (module("enc*"), True, True, False),
+        (module("enc*"), False, False, False),
+        (module("enc**"), True, True, False),
+        (module("*.0"), True, True, False),
+        (module("**.0"), True, True, False),
+        (module("**.encoder.0"), True, True, False),
+        (module("encoder.**"), True, True, False),
+        (module("encoder.**.0"), True, True, False),
+        (module("e[a-n]coder.?"), True, True, False),
+        (module("encoder[!a]0"), False, False, False),
+        (module("encoder?0"), False, False, False),
         (module("encoder"), False, False, False),
         (module(""), False, False, False),
-        (module("*"), True, True, False),
+        (module("*"), False, False, False),
+        (module("**"), True, True, False),
         (module("ENCODER.0"), False, False, False),
         (module_input("encoder.0"), False, False, True),
-        (module_input("*"), False, False, True),
+        (module_input("*"), False, False, False),
+        (module_input("**"), False, False, True),
         (module_input("encoder"), False, False, False),
         (inside("encoder"), True, True, False),
         (inside("encoder.0"), True, False, False),
@@ -109,7 +120,7 @@ def test_modules(predicate: PredicateBase, op_kept: bool, exit_kept: bool, enter
         assert predicate.narrow(site_of(ctx)) is (ALWAYS if kept else NEVER)
 
 
-@pytest.mark.parametrize("predicate", [module("*"), module(""), module_type("*"), inside("*")], ids=stable)
+@pytest.mark.parametrize("predicate", [module("**"), module(""), module_type("*"), inside("**")], ids=stable)
 def test_an_op_outside_any_module_is_in_none(predicate: PredicateBase) -> None:
     assert predicate(event("op", stack=())) is False
 
@@ -190,7 +201,9 @@ def test_every_and_first_count_the_passes_of_an_entry() -> None:
 def test_phase_and_entry_and_grad() -> None:
     assert phase("rollout", "eval*")(event(phase="evaluate")) is True
     assert phase("rollout")(event(phase="train")) is False
-    assert entry("actor.*")(event(entry="actor.0.1")) is True
+    assert entry("actor.*")(event(entry="actor.0")) is True
+    assert entry("actor.*")(event(entry="actor.0.1")) is False
+    assert entry("actor.**")(event(entry="actor.0.1")) is True
     assert entry("actor.*")(event(entry="critic")) is False
     assert grad_enabled()(event(grad=True)) is True
     assert grad_enabled()(event(grad=False)) is False

@@ -124,8 +124,8 @@ def test_stacks_are_ordered_by_pass_and_event(ten: Recording) -> None:
     assert ten.stack("features.3/relu")[:, 0, 0].tolist() == [x for i in range(10) for x in (i, -i)]
     by_pass = ten.stack("features.3/relu", by="pass")
     assert by_pass.shape == (10, 2, 2, 3) and by_pass[4, 1, 0, 0] == -4
-    with pytest.raises(OptionError, match="give by='pass', or leave it out"):
-        ten.stack("relu_1", by="step")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="give by='pass', by='step' or by='sample', or leave it out"):
+        ten.stack("relu_1", by="steps")  # type: ignore[call-overload]
 
 
 def test_values_that_lie_together_are_stacked_without_a_copy(rig: Rig) -> None:

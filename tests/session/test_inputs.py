@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastrec import FastrecWarning
+import fastrec
+from fastrec import CaptureSpec, FastrecWarning
 from fastrec._errors import FusedKernelWarning, OptionError
+from fastrec.predicates import every, op
 from fastrec.session.inputs import NOT_GIVEN, ModelRun
 
 
@@ -30,8 +32,8 @@ class Regions:
 @pytest.mark.parametrize(
     ("inputs", "call", "message"),
     [
-        (NOT_GIVEN, None, "give either input_args, or call="),
-        (torch.ones(2), lambda: None, "give either input_args, or call="),
+        (NOT_GIVEN, None, "give either input_args or input_kwargs, or call="),
+        (torch.ones(2), lambda: None, "give either input_args or input_kwargs, or call="),
         (torch.ones(2), None, r"there are several roots \('a', 'b'\), and inputs are for one; run them with call="),
     ],
 )
@@ -73,3 +75,46 @@ def test_only_the_warning_about_fused_kernels_is_silenced() -> None:
     with pytest.warns(FastrecWarning) as seen:
         ModelRun.of({"": nn.ReLU()}, NOT_GIVEN, None, warn)(Regions())
     assert [str(warning.message) for warning in seen] == ["other"]
+
+
+class Keyed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 2)
+
+    def forward(self, *, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.net(tokens) * mask
+        return out
+
+
+def test_keywords_alone_are_inputs() -> None:
+    model, batch = Keyed(), {"tokens": torch.randn(2, 4), "mask": torch.ones(2, 1)}
+    want = model(**batch)
+    assert torch.equal(fastrec.record(model, input_kwargs=batch, keep_op="mul").stack("/mul")[0], want)
+    assert fastrec.dry_run(model, input_kwargs=batch, keep_op="mul").kept
+    with fastrec.Recorder(model, keep_op="mul") as rec:
+        assert torch.equal(rec.log(input_kwargs=batch), want)
+        with pytest.raises(OptionError, match="give either input_args or input_kwargs"):
+            rec.log()
+        with pytest.raises(OptionError, match="input_kwargs got a Tensor; give a dict"):
+            rec.log(input_kwargs=torch.ones(2))  # type: ignore[arg-type]
+    assert rec.recording.n_passes == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there_is_refused_when_the_recorder_is_made() -> None:
+    model = nn.Linear(4, 2)
+    for options in (
+        {"keep_op": "linear", "capture": CaptureSpec(device="cuda")},
+        {"keep_op": op("linear").with_(device="cuda:1") & every(2)},
+    ):
+        with pytest.raises(OptionError, match=r"device='cuda(:1)?'\): torch finds no cuda here; give device='cpu'"):
+            fastrec.Recorder(model, **options)
+
+
+def test_a_dtype_may_be_named() -> None:
+    half = CaptureSpec(dtype="bfloat16")  # type: ignore[arg-type]
+    recording = fastrec.record(nn.Linear(4, 2), torch.ones(1, 4), keep_op="linear", capture=half)
+    assert recording[0].activation.dtype == torch.bfloat16
+    with pytest.raises(OptionError, match="dtype='bfloat61'.: give a torch.dtype such as torch.bfloat16, its name"):
+        CaptureSpec(dtype="bfloat61")  # type: ignore[arg-type]

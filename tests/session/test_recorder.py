@@ -401,9 +401,9 @@ def test_record_returns_the_output_when_asked(model: nn.Module, x: Tensor) -> No
     assert same_bits(out, model(x)) and len(recording) == 1
     out, recording = record(model, call=lambda: model(x) + 1, keep_op=["tanh", "add"], return_output=True)
     assert [r.ctx.site for r in recording] == ["1/tanh", ":call/add"] and same_bits(out, model(x) + 1)
-    with pytest.raises(ValueError, match="give either input_args, or call="):
+    with pytest.raises(ValueError, match="give either input_args or input_kwargs, or call="):
         record(model, keep_op="tanh")
-    with pytest.raises(ValueError, match="give either input_args, or call="):
+    with pytest.raises(ValueError, match="give either input_args or input_kwargs, or call="):
         record(model, x, call=lambda: None, keep_op="tanh")
 
 
@@ -488,7 +488,8 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"keep_op": 3}, "keep_op got 3 (int); give a predicate, a function of the context"),
     ({"keep_op": False}, "keep_op=False keeps nothing"),
     ({"keep_op": ["relu", 3]}, "keep_op got a list that holds 3 (int)"),
-    ({"keep_module": nn.Linear}, "keep_module got the class Linear; module_type(Linear) selects by it"),
+    ({"keep_module": nn.Linear(2, 2)}, "keep_module got a module (Linear) that is not in the recorded model"),
+    ({"keep_module": torch.relu}, "keep_module got the function relu; ops are selected by keep_op="),
     ({"keep_op": lambda: True}, "it is called with one, the context"),
     ({"keep_op": op("relu") & after("conv2d", within=20)}, "looks back 20 ops, and history_size=8"),
 ]  # fmt: skip

@@ -44,7 +44,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"keep_op": True, "capture": CaptureSpec(dtype=torch.float16)},
     {"keep_op": True, "capture": CaptureSpec(transform=torch.mean, save_raw=False)},
     {"keep_op": True, "capture": CaptureSpec(keep_grad=True)},
-    {"keep_module": "*", "capture": CaptureSpec(save_activation=False)},
+    {"keep_module": "**", "capture": CaptureSpec(save_activation=False)},
 ]
 
 
