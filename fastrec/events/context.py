@@ -49,7 +49,9 @@ class RecordContext(msgspec.Struct, eq=False):
     >>> ctx.label, ctx.site, ctx.module_type, ctx.tensor_shape
     ('tanh_1', '1/tanh', 'Tanh', (2, 8))
 
-    A context is frozen, and computes a field when it is read. Fields:
+    A context is frozen, and computes a field when it is read.
+
+    Fields:
         kind: "op", "module_enter", "module_exit", "input" or "buffer".
         label: the chronological name in the pass ("relu_3"); site: the place, the same in every pass.
         layer_type, layer_type_num, func_name: the canonical op ("add"), its number in the pass, its raw name

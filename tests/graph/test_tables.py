@@ -87,9 +87,9 @@ def test_a_missing_package_is_named(history: ModelHistory, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "networkx", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(FastrecError, match=r"pandas is needed here .* pip install 'fastrec\[pandas\]'"):
+    with pytest.raises(FastrecError, match=r"needs pandas, .* pip install 'fastrec-torch\[pandas\]'"):
         history.to_csv(tmp_path / "t.csv")
-    with pytest.raises(FastrecError, match=r"networkx is needed here .* pip install 'fastrec\[networkx\]'"):
+    with pytest.raises(FastrecError, match=r"to_networkx\(\) needs networkx, .*'fastrec-torch\[networkx\]'"):
         history.to_networkx()
     with pytest.raises(FastrecError, match=r"to_parquet\(\) needs pyarrow, .*'fastrec-torch\[parquet\]'"):
         history.to_parquet(tmp_path / "t.parquet")

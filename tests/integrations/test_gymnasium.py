@@ -139,7 +139,7 @@ def test_a_single_environment_refuses_autoreset() -> None:
 def test_steps_are_marked_only_while_the_recorder_is_open() -> None:
     env = RecordEnvSteps(gymnasium.make("CartPole-v1"), Recorder(policy_net(), keep_op="tanh"))
     env.reset(seed=0)
-    with pytest.raises(fastrec.FastrecError, match="use it inside of its `with"):
+    with pytest.raises(fastrec.FastrecError, match="use it inside its `with"):
         env.step(0)
 
 

@@ -268,5 +268,5 @@ def test_another_way_of_resetting_is_refused() -> None:
 
 def test_a_recorder_that_is_not_open_is_refused() -> None:
     model = ppo()
-    with pytest.raises(fastrec.FastrecError, match="use it inside of its `with"):
+    with pytest.raises(fastrec.FastrecError, match="use it inside its `with"):
         model.learn(ENVS * STEPS, callback=RecordCallback(recorder(model, keep_module="value_net")))

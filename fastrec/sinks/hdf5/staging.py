@@ -77,7 +77,7 @@ class Pool:
         """Raise in a forked child."""
         if self.is_forked:
             raise SessionError(
-                "a forked process can't write to the file of its parent; open a recorder of its own in the child, "
+                "a forked process can't write to the file of its parent; open another recorder in the child, "
                 "with a sink such as HDF5Sink('run.{pid}.h5')"
             )
 

@@ -74,7 +74,7 @@ with Recorder(model, keep_module=True, sink=sink) as rec:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_fork_inside_of_a_pass_leaves_the_file_to_the_parent(tmp_path: Path) -> None:
     *messages, path = run(FORKS, tmp_path / "run.h5", tmp_path / "run.{pid}.h5")
-    assert len(messages) == 3 and all("open a recorder of its own in the child" in line for line in messages)
+    assert len(messages) == 3 and all("open another recorder in the child" in line for line in messages)
     assert "HDF5Sink('run.{pid}.h5')" in messages[1]
     recording = fastrec.load(tmp_path / "run.h5")
     assert (recording.n_passes, len(recording)) == (3, 9)

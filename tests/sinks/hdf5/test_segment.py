@@ -33,7 +33,7 @@ def test_thousands_of_shapes_at_one_site_come_back(tmp_path: Path, segment_bytes
     values = [torch.full((1 + i % 7, i // 7) if i % 3 else (i,), float(i)) for i in range(700)]
     for value in values:
         rig.one_pass(value)
-    rig.ledger.close()
+    rig.pass_log.close()
     check_source(HDF5Source(tmp_path / "run.h5"), [(i, "a", value) for i, value in enumerate(values)])
     check_checksums(tmp_path / "run.h5")
 
@@ -48,7 +48,7 @@ def test_late_sites_have_data_sets_once_a_file_is_finished(tmp_path: Path) -> No
         rig.mark(i, **{f"column{i // 20}": i})
         if i % 15 == 0:
             rig.sink.flush()  # type: ignore[attr-defined]
-    rig.ledger.close()
+    rig.pass_log.close()
     source = HDF5Source(tmp_path / "run.h5")
     check_source(source, expected)
     (steps,) = source.steps()
@@ -65,6 +65,6 @@ def test_one_pass_may_lie_in_many_segments(tmp_path: Path, rounds: int) -> None:
     rig = Rig(HDF5Sink(tmp_path / "run.h5", segment_bytes=1 << 20, queue_bytes=1 << 18, flush_seconds=100))
     info, values = rig.begin(), [torch.full((300, 400 + 2 * (i % 2)), float(i)) for i in range(40)]
     rig.commit(info, [rig.append("ab"[i % 2], value) for i, value in enumerate(values)])
-    rig.ledger.close()
+    rig.pass_log.close()
     assert len(list(tmp_path.iterdir())) > 2
     check_source(HDF5Source(tmp_path / "run.h5"), [(0, "ab"[i % 2], value) for i, value in enumerate(values)])
