@@ -246,7 +246,7 @@ class ReferenceTracer:
             for module in self._modules:
                 _uncompile(module)
             copied_args, copied_kwargs = self._copied((args, dict(kwargs)), ids)
-            MODULE_CALLS.add(self._passes.wrapper, self._passes.thread)
+            MODULE_CALLS.add(self._passes.wrapper, self._passes.thread, self._passes.registry.classes())
             stack.callback(MODULE_CALLS.remove, self._passes.wrapper)
             unrecorded(*copied_args, **copied_kwargs)
         return trace
