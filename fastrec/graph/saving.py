@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
+from functools import partial
 
 import msgspec
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from fastrec._errors import UnsupportedTensorError
 from fastrec._torch.internals import functorch_level, no_function_modes
-from fastrec._torch.tensors import check_copyable
+from fastrec._torch.tensors import check_copyable, run_outside_dispatch_modes, run_outside_saved_tensors_hooks
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph.raw import CapturedOp
 from fastrec.graph.tensor_file import LazyTensor, TensorFile
+from fastrec.recording._source import Part
 from fastrec.sinks._copying import parts_of, watch_gradient
 
 
@@ -80,7 +82,7 @@ class Saver:
         if self._only_copies:
             op.value = copied(value)
         else:
-            parts = parts_of(value, self._spec)
+            parts = run_outside_dispatch_modes(self._parts_of, value)
             op.value = parts.get("activation")
             op.transformed = parts.get("transformed_activation")
             if not self._spec.keep_grad:
@@ -91,6 +93,11 @@ class Saver:
         if self._stream is not None:
             self._stream.send(op)
 
+    def _parts_of(self, value: Tensor) -> dict[Part, Tensor]:
+        make = partial(parts_of, spec=self._spec)
+        attached = self._spec.keep_grad and self._spec.transform is not None
+        return run_outside_saved_tensors_hooks(make, value) if attached else make(value)
+
     def snapshot(self, value: Tensor) -> Tensor | None:
         """A copy of a value that belongs to no operation, None where no values are saved at all."""
         return copied(value) if self.saves_any and not _reason_not_to_copy(value) else None
@@ -98,6 +105,10 @@ class Saver:
 
 def copied(value: Tensor) -> Tensor:
     """A detached copy in memory of its own."""
+    return run_outside_dispatch_modes(_copied, value)
+
+
+def _copied(value: Tensor) -> Tensor:
     with no_function_modes():
         if not torch.is_inference_mode_enabled():
             return value.detach().clone() if value.requires_grad else value.clone()
