@@ -73,6 +73,13 @@ are_function_modes_off: Callable[[], bool] = find_private("_C._is_torch_function
 no_function_modes: Any = find_private("_C.DisableTorchFunction")
 """A context in which neither function modes nor ``__torch_function__`` of subclasses are called."""
 
+# --- The stack of dispatch modes: what runs below autograd, as in selective activation checkpointing ----------------
+
+dispatch_mode_count: Callable[[], int] = find_private("_C._len_torch_dispatch_stack")
+
+no_dispatch_modes: Any = find_private("_C._DisableTorchDispatch")
+"""A context in which neither dispatch modes nor ``__torch_dispatch__`` of subclasses are called."""
+
 # --- Tensors and their memory ---------------------------------------------------------------------------------------
 
 storage_id: Callable[[Tensor], int] = find_private("_C._storage_id")

@@ -16,13 +16,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from sys import getrefcount
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from fastrec._errors import UnsupportedTensorError
-from fastrec._torch.internals import TensorGuards, no_function_modes, storage_id, storage_use_count
+from fastrec._torch.internals import (
+    TensorGuards,
+    dispatch_mode_count,
+    no_dispatch_modes,
+    no_function_modes,
+    saved_tensors_hooks_error,
+    storage_id,
+    storage_use_count,
+)
+
+ResultT = TypeVar("ResultT")
 
 TensorGuard = Callable[[Tensor], bool]
 
@@ -114,8 +125,40 @@ def outside_torch_modes() -> Iterator[None]:
             yield
 
 
+def run_outside_dispatch_modes(function: Callable[[Tensor], ResultT], value: Tensor) -> ResultT:
+    """Run a function of a value so that no dispatch mode sees what it does.
+
+    Selective activation checkpointing counts the ops of the first run to know what to save, and those of the second to
+    know where to put it. An op of ours that ran in one of them alone would shift what it puts where.
+    """
+    if not dispatch_mode_count() or type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return function(value)
+    with no_dispatch_modes():
+        return function(value)
+
+
+def run_outside_saved_tensors_hooks(function: Callable[[Tensor], ResultT], value: Tensor) -> ResultT:
+    """Run a function of a value so that what autograd saves for it goes to no hooks.
+
+    A checkpoint takes what autograd saves in the first run, and expects as many tensors in the second.
+    """
+    if saved_tensors_hooks_error() is not None:
+        return function(value)
+    with saved_tensors_hooks(itself, itself):
+        return function(value)
+
+
+def itself(value: Tensor) -> Tensor:
+    """The value: what is saved for a backward pass where nobody changes it."""
+    return value
+
+
 def clone_like(value: Tensor) -> Tensor:
     """A copy that requires a gradient if the value does."""
+    return run_outside_dispatch_modes(_clone_like, value)
+
+
+def _clone_like(value: Tensor) -> Tensor:
     with no_function_modes():
         copy = value.clone()
         # Where gradients are off a copy requires none, and a record says whether its value does.

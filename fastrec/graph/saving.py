@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
+from functools import partial
 
 import msgspec
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from fastrec._errors import GradientError, OptionError, UnsupportedTensorError
 from fastrec._torch.internals import functorch_level, no_function_modes
-from fastrec._torch.tensors import check_copyable
+from fastrec._torch.tensors import check_copyable, run_outside_dispatch_modes, run_outside_saved_tensors_hooks
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph.raw import CapturedOp
 from fastrec.graph.tensor_file import LazyTensor, TensorFile
@@ -89,7 +90,7 @@ class Saver:
         if self._only_copies:
             op.value = copied(value)
         else:
-            parts = self._parts(op, value)
+            parts = run_outside_dispatch_modes(partial(self._parts, op), value)
             op.value = parts.get("activation")
             op.transformed = parts.get("transformed_activation")
             if not self._spec.keep_grad:
@@ -101,10 +102,11 @@ class Saver:
             self._stream.send(op)
 
     def _parts(self, op: CapturedOp, value: Tensor) -> Mapping[str, Tensor]:
+        make = partial(parts_of, spec=self._spec)
         if self._spec.transform is None:
-            return parts_of(value, self._spec)
+            return make(value)
         try:
-            return parts_of(value, self._spec)
+            return run_outside_saved_tensors_hooks(make, value) if self._spec.keep_grad else make(value)
         except Exception as error:  # the user's function may raise anything
             raise OptionError(
                 f"activation_postfunc failed for the value of {op.call.label or op.kind} at {op.call.site!r}, of shape "
@@ -118,6 +120,10 @@ class Saver:
 
 def copied(value: Tensor) -> Tensor:
     """A detached copy in memory of its own."""
+    return run_outside_dispatch_modes(_copied, value)
+
+
+def _copied(value: Tensor) -> Tensor:
     with no_function_modes():
         if not torch.is_inference_mode_enabled():
             return value.detach().clone() if value.requires_grad else value.clone()

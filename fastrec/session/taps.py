@@ -29,8 +29,21 @@ import msgspec
 from torch import Tensor
 
 from fastrec._errors import FastrecWarning, OptionError, UnsupportedTensorError
-from fastrec._torch.internals import are_function_modes_off, function_mode_count, functorch_level, no_function_modes
-from fastrec._torch.tensors import TensorGuard, check_copyable, never_matches, tensor_guard
+from fastrec._torch.internals import (
+    are_function_modes_off,
+    dispatch_mode_count,
+    function_mode_count,
+    functorch_level,
+    no_function_modes,
+)
+from fastrec._torch.tensors import (
+    TensorGuard,
+    check_copyable,
+    never_matches,
+    run_outside_dispatch_modes,
+    run_outside_saved_tensors_hooks,
+    tensor_guard,
+)
 from fastrec.engines._protocol import Engine, PlannedTap
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import PASS_FIELDS, RecordContext
@@ -270,9 +283,15 @@ class KeepTap:
             state.attached.add(number)
         if not spec.save_activation:
             return number, _keep_no_tensor
-        column = state.columns[number] = state.sink.column(number, value)
-        # A transform may call a part of the model, which is not an event then.
-        return number, column.append if spec.transform is None else partial(state.unseen, column.append)
+        column = state.columns[number] = run_outside_dispatch_modes(partial(state.sink.column, number), value)
+        append: Callable[[Tensor], int] = column.append
+        if spec.transform is not None:
+            # It may call a part of the model, which is not an event then, and save tensors for its backward pass.
+            append = partial(state.unseen, append)
+            if spec.keep_grad:
+                append = partial(run_outside_saved_tensors_hooks, append)
+        # The guard fails where there are dispatch modes and were none, or the other way round.
+        return number, partial(run_outside_dispatch_modes, append) if dispatch_mode_count() else append
 
 
 def _reason_for(error: Exception, value: Tensor) -> Exception:

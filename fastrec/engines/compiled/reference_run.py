@@ -31,6 +31,7 @@ from fastrec._torch.dynamo import not_compiling, original_function
 from fastrec._torch.internals import no_function_modes, saved_tensors_hooks_error
 from fastrec._torch.modes import unseen_by_dynamo
 from fastrec._torch.state import attributes_restored, random_state_restored, restored
+from fastrec._torch.tensors import itself
 from fastrec._torch.trees import leaves
 from fastrec.engines._protocol import BasicRun, PlannedTap, PlanningListener, Tap, WatchOptions
 from fastrec.engines.eager.mode import OpMode, ThreadState
@@ -237,7 +238,7 @@ class ReferenceTracer:
         with ExitStack() as stack:
             if saved_tensors_hooks_error() is None:
                 # Otherwise whoever saves tensors for the user's pass (checkpointing) would get those of this one too.
-                stack.enter_context(saved_tensors_hooks(_itself, _itself))
+                stack.enter_context(saved_tensors_hooks(itself, itself))
             stack.enter_context(random_state_restored())
             stack.enter_context(attributes_restored(self._objects))
             stack.enter_context(restored(self._modules))
@@ -246,7 +247,7 @@ class ReferenceTracer:
             for module in self._modules:
                 _uncompile(module)
             copied_args, copied_kwargs = self._copied((args, dict(kwargs)), ids)
-            MODULE_CALLS.add(self._passes.wrapper, self._passes.thread)
+            MODULE_CALLS.add(self._passes.wrapper, self._passes.thread, self._passes.registry.classes())
             stack.callback(MODULE_CALLS.remove, self._passes.wrapper)
             unrecorded(*copied_args, **copied_kwargs)
         return trace
@@ -354,10 +355,6 @@ class _CopiesTensors(TorchFunctionMode):
             memo[id(value)] = clone
             self._ids.identify(clone, value)
         return memo[id(value)]
-
-
-def _itself(value: Tensor) -> Tensor:
-    return value
 
 
 def _uncompile(module: nn.Module) -> None:

@@ -63,7 +63,7 @@ class EagerEngine(Generic[RunT]):
             op_runner=self._op_runner,
             allow_unfused=self._allow_unfused,
         )
-        MODULE_CALLS.add(self._passes.wrapper, self._passes.thread)
+        MODULE_CALLS.add(self._passes.wrapper, self._passes.thread, self._passes.registry.classes())
 
     def close(self) -> None:
         """Stop watching; passes that still run in other threads are no longer seen."""

@@ -1,6 +1,6 @@
 """Seeing all calls of modules: one wrapper of ``nn.Module.__call__``, in place only while a recorder is open.
 
-    MODULE_CALLS.add(make_wrapper, thread_switch)   # make_wrapper(next_call) returns what stands before next_call
+    MODULE_CALLS.add(make_wrapper, thread_switch, classes)   # make_wrapper(call) returns what stands before call
     module(x)                                       # runs the wrapper
     MODULE_CALLS.remove(make_wrapper)               # nn.Module.__call__ is what it was
 
@@ -8,12 +8,17 @@ A wrapper of the class sees every module without putting anything on the user's 
 and saved while they are recorded. A forward hook costs five times as much per call. The class belongs to the whole
 process, which makes this the one piece of state that is shared between recorders: they stand before each other in a
 chain, the last one that was opened first.
+
+A class may have a ``__call__`` of its own. One that calls ``super().__call__`` is seen. One that **is** torch's, as in
+``__call__ = nn.Module.__call__``, is wrapped as that of ``nn.Module`` is. One that calls a saved reference to torch's
+goes around the wrapper, but comes to the module's ``_call_impl``, which leads it back.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -32,6 +37,10 @@ MakeWrapper = Callable[[Call | None], Call]
 """Makes the wrapper of one recorder around the call that comes next; None stands for the module's own call."""
 
 
+_CALLERS = frozenset({__package__, "fastrec.engines.static"})
+"""The packages whose code calls a module's ``_call_impl`` after its call was seen."""
+
+
 class ThreadSwitch(Protocol):
     """Where a recorder can be told to record nothing in the current thread."""
 
@@ -48,14 +57,26 @@ class ModuleCalls:
         self._recorders: dict[MakeWrapper, ThreadSwitch] = {}
         self._original: Call | None = None
         self._installed: Call | None = None
+        self._bound: dict[type[nn.Module], Call] = {}  # classes whose own __call__ is this one of torch's
+        self._led_back: set[type[nn.Module]] = set()  # classes whose own __call__ may go around the wrappers
         FORKS.call_in_child(self._forget_recorders)
 
-    def add(self, make_wrapper: MakeWrapper, switch: ThreadSwitch) -> None:
-        """Put a recorder's wrapper before those that are in place."""
+    def add(
+        self, make_wrapper: MakeWrapper, switch: ThreadSwitch, classes: Iterable[type[nn.Module]] = frozenset()
+    ) -> None:
+        """Put a recorder's wrapper before those that are in place.
+
+        Arguments:
+            make_wrapper: makes the wrapper.
+            switch: the recorder's own.
+            classes: those of its modules; one with a ``__call__`` of its own is wrapped too.
+        """
         with self._lock:
             if not self._recorders:
                 self._original = self._get_class().__call__
             self._recorders[make_wrapper] = switch
+            for cls in classes:
+                self._add_class(cls)
             self._install()
 
     def remove(self, make_wrapper: MakeWrapper) -> None:
@@ -67,6 +88,8 @@ class ModuleCalls:
                 # wrapper that passes on; the last one, which it puts back when it leaves, stays then.
                 if self._recorders or self._get_class().__call__ is self._installed:
                     self._install()
+                if not self._recorders:
+                    self._restore_classes()
 
     def original(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Call a module as if no recorder were open."""
@@ -96,8 +119,49 @@ class ModuleCalls:
             compile_as(call, original)
         self._installed = call if self._recorders and call else original
         self._get_class().__call__ = self._installed  # type: ignore[method-assign]
+        for cls in self._bound:
+            cls.__call__ = self._installed  # type: ignore[method-assign]
         if self is MODULE_CALLS:  # of compiled calls, nothing is seen that a backward pass could run again
             BACKWARDS.install(self.run_unrecorded) if self._recorders else BACKWARDS.remove()
+
+    def _add_class(self, cls: type[nn.Module]) -> None:
+        """Wrap the calls of a class that has a ``__call__`` of its own, which may not come to that of nn.Module."""
+        owner: Any = next(base for base in cls.__mro__ if "__call__" in vars(base))
+        # Torch's own classes call what they should. Where another library has replaced the call of nn.Module, a call
+        # that comes from it looks like one that goes around it.
+        is_known = owner in self._bound or owner in self._led_back
+        if owner.__module__.startswith("torch.") or is_known or self._original is not wrapped_call_impl:
+            return
+        call = vars(owner)["__call__"]
+        if call is wrapped_call_impl or call is call_impl:
+            self._bound[owner] = call
+        elif owner._call_impl is call_impl:
+            self._led_back.add(owner)
+            owner._call_impl = self._lead_back()
+
+    def _restore_classes(self) -> None:
+        for cls, call in self._bound.items():
+            cls.__call__ = call  # type: ignore[method-assign]
+        for cls in self._led_back:
+            del cls._call_impl
+        self._bound.clear()
+        self._led_back.clear()
+
+    def _lead_back(self) -> Call:
+        """What stands in for ``_call_impl``: it leads a call to the wrappers that has not come from them."""
+
+        def _call_impl(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            caller = sys._getframe(1)
+            if caller.f_code is wrapped_call_impl.__code__ and caller.f_back is not None:
+                caller = caller.f_back
+            # A class outside of this package may have any name, so by the package and not by the wrappers' code: also
+            # the static engine and `pass_on` call modules.
+            if caller.f_globals.get("__package__", "") in _CALLERS or self._installed is None:
+                return call_impl(module, *args, **kwargs)
+            return self._installed(module, *args, **kwargs)
+
+        compile_as(_call_impl, call_impl)
+        return _call_impl
 
     def _forget_recorders(self) -> None:
         # A forked child must not write to its parent's sinks. Its lock may have been held by a thread of the parent.
@@ -105,6 +169,7 @@ class ModuleCalls:
         if self._recorders:
             self._recorders.clear()
             self._install()
+            self._restore_classes()
 
 
 def pass_on(call: Call | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -163,6 +163,10 @@ class ModuleRegistry:
                 yield inner, (*frames, inner.frame)
                 yield from self.below(inner, (*frames, inner.frame))
 
+    def classes(self) -> set[type[nn.Module]]:
+        """Of which classes the modules are."""
+        return {tracked.module_class for tracked in self.by_id.values()}
+
     def frames(self) -> list[Frame]:
         """What all modules are called."""
         return [tracked.frame for tracked in self.by_id.values()]

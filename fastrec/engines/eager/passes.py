@@ -1,7 +1,7 @@
 """Passes that are run with every module and every op in view: the machinery of the eager engine.
 
     passes = EagerPasses(registry, special, listener, watch, make_mode)
-    MODULE_CALLS.add(passes.wrapper, passes.thread)
+    MODULE_CALLS.add(passes.wrapper, passes.thread, registry.classes())
     model(x)     # wrapper: the outermost call of a tracked module begins a pass; the calls inside walk the trie
 
 The static engine and the reference tracer of the compiled engine run eager passes too, each at its own times, so they

@@ -107,7 +107,7 @@ class StaticEngine(Generic[RunT]):
         self._trie_root = self._passes.trie.root
         self._fusing = [tracked.module for tracked in self._passes.registry.by_id.values() if tracked.has_fused_path]
         self._is_open = True
-        MODULE_CALLS.add(self._wrapper, self)
+        MODULE_CALLS.add(self._wrapper, self, self._passes.registry.classes())
 
     def close(self) -> None:
         """Stop watching; passes that still run in other threads are no longer seen."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastrec._torch.internals import functorch_level, no_function_modes
-from fastrec._torch.tensors import have_sole_owner, own_their_storage
+from fastrec._torch.tensors import have_sole_owner, own_their_storage, run_outside_dispatch_modes
 from fastrec._torch.trees import leaves
 from fastrec.engines._protocol import Listener, Run, Tap
 from fastrec.engines.eager.trie import TrieNode
@@ -87,7 +88,11 @@ class Snapshot(NamedTuple):
     @classmethod
     def of(cls, value: Tensor) -> Snapshot:
         with no_function_modes(), torch.no_grad():
-            return cls(_version(value), value.detach().clone())
+            return cls(_version(value), run_outside_dispatch_modes(_detached_clone, value))
+
+
+def _detached_clone(value: Tensor) -> Tensor:
+    return value.detach().clone()
 
 
 def is_unchanged(value: Tensor, snapshot: Snapshot) -> bool:
@@ -97,8 +102,12 @@ def is_unchanged(value: Tensor, snapshot: Snapshot) -> bool:
         return False
     # To the bit, because numpy and .data write without a trace in the version.
     with no_function_modes(), torch.no_grad():
-        bits, old_bits = (_packed(tensor).reshape(-1) for tensor in (value, copy))
-        return torch.equal(bits.view(torch.uint8), old_bits.view(torch.uint8)) if bits.numel() else True
+        return run_outside_dispatch_modes(partial(_has_equal_bits, copy), value)
+
+
+def _has_equal_bits(copy: Tensor, value: Tensor) -> bool:
+    bits, old_bits = (_packed(tensor).reshape(-1) for tensor in (value, copy))
+    return torch.equal(bits.view(torch.uint8), old_bits.view(torch.uint8)) if bits.numel() else True
 
 
 def _packed(value: Tensor) -> Tensor:

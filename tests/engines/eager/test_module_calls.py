@@ -204,3 +204,71 @@ def test_what_another_library_puts_before_the_recorder_stays_after_it() -> None:
         assert again.recording.n_records == 1
     finally:
         nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+TORCHS_CALL = nn.Module.__call__
+
+
+class CallBound(nn.Module):
+    __call__ = TORCHS_CALL
+
+
+class ImplBound(nn.Module):
+    __call__ = nn.Module._call_impl
+
+
+class CallSaved(nn.Module):
+    def __call__(self, x: torch.Tensor) -> Any:
+        return TORCHS_CALL(self, x)
+
+
+class ImplCalled(nn.Module):
+    def __call__(self, x: torch.Tensor) -> Any:
+        return self._call_impl(x)
+
+
+class SuperCalled(nn.Module):
+    def __call__(self, x: torch.Tensor) -> Any:
+        return super().__call__(x)
+
+
+@pytest.mark.parametrize("base", [CallBound, ImplBound, CallSaved, ImplCalled, SuperCalled])
+@pytest.mark.parametrize("engine", ["eager", "static"])
+def test_a_class_with_a_call_of_its_own_is_one_module_with_all_its_ops(base: type[nn.Module], engine: Any) -> None:
+    class Block(base):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return torch.sigmoid(self.a(x))
+
+    before = dict(vars(base))
+    root, child, x = Block(), nn.Sequential(nn.Linear(4, 4), Block()), torch.randn(2, 4)
+    with (
+        Recorder(root, keep_op=True, keep_module=True, engine=engine) as of_root,
+        Recorder(child, keep_op="sigmoid", keep_module="1", engine=engine) as of_child,
+        Recorder(child, keep_module="1", engine=engine) as of_modules,
+    ):
+        for _ in range(5):
+            root(x)
+            out = child(x)
+    assert list(of_root.recording.sites) == ["a/linear", "a", "/sigmoid", ":out"]
+    assert list(of_child.recording.sites) == ["1/sigmoid", "1"]
+    assert of_root.recording.n_passes == of_child.recording.n_passes == of_modules.recording.n_passes == 5
+    assert torch.equal(of_child.recording.stack("1")[4], out)
+    assert torch.equal(of_modules.recording.stack("1")[4], out)
+    assert dict(vars(base)) == before and base._call_impl is nn.Module._call_impl
+
+
+def test_a_class_is_left_as_it_was_also_under_another_patch_of_module_calls() -> None:
+    model, original = nn.Sequential(CallBound(), nn.ReLU()), nn.Module.__call__
+    model[0].forward = torch.sin
+    try:
+        with Recorder(model, keep_op=True):
+            ours = nn.Module.__call__
+            nn.Module.__call__ = lambda *args: ours(*args)  # type: ignore[method-assign]
+            model(torch.ones(2))
+        assert vars(CallBound)["__call__"] is TORCHS_CALL
+    finally:
+        nn.Module.__call__ = original  # type: ignore[method-assign]
