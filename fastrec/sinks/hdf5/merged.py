@@ -65,7 +65,9 @@ class MergedSource:
 
     def facts(self) -> dict[str, Any]:
         """What the recorder of the first source wrote of its session."""
-        return {**self.sources()[0].facts(), "began": self.began}
+        facts = {**self.sources()[0].facts(), "began": self.began}
+        facts.pop("process", None)  # each origin has its own
+        return facts
 
     def losses(self) -> list[str]:
         """What is damaged in the sources, and not in this one or not certain."""

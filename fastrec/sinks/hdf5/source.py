@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fastrec._errors import DamagedFileError, RecordingFileError
 from fastrec._torch.tensors import outside_torch_modes
+from fastrec.events.process import Process
 from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
 from fastrec.sinks._steps import StepTable
 from fastrec.sinks.hdf5.blocks import CheckedReader, check_tables
@@ -87,6 +88,14 @@ class HDF5Source:
     def facts(self) -> dict[str, Any]:
         """What the recorder wrote of its session."""
         return self._contents.log.facts
+
+    def process(self) -> Process:
+        """Which process wrote its last file; a file of an earlier version tells no more than the rank."""
+        try:
+            process = msgspec.convert(self.facts().get("process", {}), Process)
+        except msgspec.ValidationError as error:
+            raise DamagedFileError(f"{self._path!r} does not say which process wrote it: {error}") from error
+        return process if process.rank >= 0 else msgspec.structs.replace(process, rank=max(-1, self.identity().rank))
 
     def losses(self) -> list[str]:
         """What is damaged, and not in this source or not certain."""
