@@ -56,6 +56,9 @@ DENSE = 4
 DataKey = tuple[int, int]
 """A segment, and the number of its data in the whole recording."""
 
+Counts = tuple[int, int, int]
+"""How many rows of passes, records and marks."""
+
 
 class HDF5Source:
     """The passes that were flushed when it was opened; values are read when they are asked for."""
@@ -112,6 +115,10 @@ class HDF5Source:
     def paths(self) -> list[tuple[str, bool]]:
         """The files, and whether each is in progress: it still grows, or its process was killed."""
         return [(file.path, file.in_progress) for file in self._files.values()]
+
+    def counts(self) -> Counts:
+        """How many rows of passes, records and marks it has."""
+        return self._contents.tables.counts
 
     def n_passes(self) -> int:
         """How many passes ended, those that kept nothing included."""
@@ -363,9 +370,6 @@ def _read_overflow(file: ReadFile, first_bytes: Integers, out: Bytes) -> None:
     else:
         for first_byte, into in zip(first_bytes.tolist(), out, strict=True):
             file.rows(OVERFLOW, first_byte, row_bytes, into)
-
-
-Counts = tuple[int, int, int]
 
 
 class _Moment(msgspec.Struct):
