@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from os import PathLike
+from os import PathLike, fspath, makedirs
+from os.path import basename, join
 from typing import Literal, overload
 
-from fastrec._errors import FastrecWarning, OptionError
+from fastrec._errors import FastrecError, FastrecWarning, OptionError
 from fastrec.recording._recording import Recording
-from fastrec.sinks.hdf5.folder import AnyPath, is_one_recording, open_any
+from fastrec.sinks.hdf5.folder import AnyPath, is_one_recording, open_any, recordings_of
 from fastrec.sinks.hdf5.live import LiveRecording
 from fastrec.sinks.hdf5.live_folder import LiveFolder
 from fastrec.sinks.hdf5.recover import Recovered, RecoverOptions, recover_files
@@ -82,7 +83,7 @@ def recover(
     Recovered(path='copy.h5', passes=1, records=1, steps=0, lost='nothing')
 
     Arguments:
-        path: the path that the recorder was given.
+        path: the path that the recorder was given, or a folder, in which each recording is finished that can be.
         to: where to write finished files, without a change to the others; by default they are finished in place.
         force: finish a recording in place although it can't be known whether a recorder still writes it, because its
             file system has no locks or it was recorded with ``locking=False``.
@@ -94,4 +95,25 @@ def recover(
     RecordingExistsError where there is something at ``to``, and RecordingFileError where a recording that is still
     being written would be finished in place.
     """
-    return recover_files(path, to, RecoverOptions(force=force, discard=discard))
+    options = RecoverOptions(force=force, discard=discard)
+    if is_one_recording(path):
+        return recover_files(path, to, options)
+    return _recover_folder(path, None if to is None else fspath(to), options)
+
+
+def _recover_folder(path: str | PathLike[str], to: str | None, options: RecoverOptions) -> Recovered:
+    """Finish what was left in a folder; what is still written, or can't be recovered, is told and left alone."""
+    if to is not None:
+        makedirs(to, exist_ok=True)
+    recovered: list[Recovered] = []
+    lost: list[str] = []
+    for recording in recordings_of(path):
+        try:
+            result = recover_files(recording, None if to is None else join(to, basename(recording)), options)
+        except FastrecError as error:
+            lost.append(str(error))
+        else:
+            recovered.append(result)
+            lost += [] if result.lost == "nothing" else [f"{recording}: {result.lost}"]
+    passes, records, steps = (sum(getattr(each, name) for each in recovered) for name in ("passes", "records", "steps"))
+    return Recovered(fspath(path) if to is None else to, passes, records, steps, "; ".join(lost) or "nothing")

@@ -12,8 +12,15 @@ import torch
 
 import fastrec
 from fastrec import Recorder
-from fastrec._errors import DamagedFileError, FastrecWarning, OptionError, RecordingNotFoundError
-from fastrec.files import merge
+from fastrec._errors import (
+    DamagedFileError,
+    FastrecWarning,
+    OptionError,
+    RaggedError,
+    RecordingNotFoundError,
+    RecordKeyError,
+)
+from fastrec.files import describe, merge, verify
 from fastrec.sinks import HDF5Sink
 
 MODEL = torch.nn.Identity()
@@ -166,3 +173,98 @@ def test_a_live_folder_takes_in_files_that_appear_later(tmp_path: Path) -> None:
     assert list(news) == []
     live.refresh()
     assert (live.state, sorted(first_values(live))) == ("finished", [1.0, 2.0, 3.0])
+
+
+def test_processes_are_chosen_by_rank_worker_and_role(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write(run, 1, 10.0)
+    write(run, 1, 20.0)  # the second attempt of a process that was restarted
+    write(run, 0, 0.0, passes=3)
+    write(run, None, 30.0, role="learner")
+    recording = fastrec.load(run)
+    assert list(recording.ranks) == [0, 1]
+    assert first_values(recording.ranks[0]) == [0.0, 1.0, 2.0]
+    assert first_values(recording.ranks[1]) == first_values(recording.select(rank=1)) == [10.0, 11.0, 20.0, 21.0]
+    assert len(recording.ranks[1].steps) == 4
+    assert first_values(recording.select(role="learn*")) == [30.0, 31.0]
+    assert first_values(recording.select(role="main", rank=[0, 1])) == [0.0, 1.0, 2.0, 10.0, 11.0, 20.0, 21.0]
+    assert first_values(recording.select(passes=range(3, 9)).select(rank=1)) == [10.0, 11.0, 20.0, 21.0]
+    assert recording.select(rank=0, worker=-1).n_passes == 3
+    assert [process.role for process in recording.processes] == ["main"] * 3 + ["learner"]
+    with pytest.raises(RecordKeyError, match=r"select\(rank=7\): no process has it; there are \[-1, 0, 1\]"):
+        recording.select(rank=7)
+    with pytest.raises(OptionError, match=r"select\(rank='0'\): give a number"):
+        recording.select(rank="0")  # type: ignore[arg-type]
+    with pytest.raises(RecordKeyError, match=r"by rank 7; there are \[0, 1\]"):
+        recording.ranks[7]
+    with pytest.raises(RecordKeyError, match="one process made this recording"):
+        fastrec.load(next(run.glob("learner*"))).select(rank=0)
+
+
+def test_steps_of_one_phase_are_joined_by_rank_and_step(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write(run, 1, 10.0, passes=3)
+    write(run, 0, 0.0)
+    recording = fastrec.load(run)
+    aligned = recording.to_xarray(":out", by="step")
+    assert list(zip(aligned["rank"].values.tolist(), aligned["step"].values.tolist(), strict=True)) == [
+        *((0, 0), (0, 1)),
+        *((1, 0), (1, 1), (1, 2)),
+    ]
+    assert aligned[":out"].values[:, 0].tolist() == [0.0, 1.0, 10.0, 11.0, 12.0]
+    assert aligned["reward"].values.tolist() == [0.0, 1.0, 0.0, 1.0, 2.0]
+    assert recording.to_xarray(":out")["rank"].values.tolist() == [0, 0, 1, 1, 1]
+    assert recording.to_pandas()["rank"].tolist() == [0, 0, 1, 1, 1]
+    assert recording.to_tensordict(":out", by="step").batch_size == (5,)
+    with Recorder(MODEL, keep_module=True, sink=f"{run}/") as rec:
+        MODEL(torch.ones(3))
+        rec.step(reward=1.0)
+    with pytest.raises(RaggedError, match=r"has values of other shapes.*select\(rank=...\)"):
+        fastrec.load(run).to_xarray(":out", by="step")
+    assert fastrec.load(run).select(rank=[0, 1]).to_xarray(":out", by="step").sizes["step"] == 5
+
+
+def test_episodes_say_whose_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        with Recorder(MODEL, keep_module=True, sink=f"{tmp_path}/run/") as rec:
+            for i in range(4):
+                MODEL(torch.full((1, 2), 10.0 * rank + i))
+                rec.step(terminated=i == 1 + rank, truncated=False)
+    episodes = fastrec.load(tmp_path / "run").episodes()
+    assert [(episode.rank, episode.length) for episode in episodes] == [(0, 2), (0, 2), (1, 3), (1, 1)]
+    assert episodes[2][":out"][:, 0].tolist() == [10.0, 11.0, 12.0]
+
+
+def test_files_of_a_folder_are_described_verified_recovered_and_merged(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write(run, 0, 0.0)
+    with Recorder(MODEL, keep_module=True, sink=f"{run}/") as rec:
+        MODEL(torch.full((2,), 5.0))
+        rec.flush()
+        copy = tmp_path / "copy"
+        shutil.copytree(run, copy)
+        assert "is being written" in fastrec.recover(run).lost
+    assert verify(copy).damage == []
+    assert (describe(copy).finished, describe(copy).ranks, len(describe(copy).processes)) == (False, [0], 2)
+    recovered = fastrec.recover(copy)
+    assert recovered.passes == 3
+    assert "what ran after pass 0, if anything did" in recovered.lost
+    assert describe(copy).finished
+    assert merge([copy], tmp_path / "all.h5").passes == 3
+    assert first_values(fastrec.load(tmp_path / "all.h5")) == [0.0, 1.0, 5.0]
+    damaged = next(copy.glob("main.0.*"))
+    os.truncate(damaged, 100)
+    (damage,) = verify(copy).damage
+    assert damaged.name in damage.why
+    assert [damaged.name in loss for loss in describe(copy).losses] == [True]
+    rescued = fastrec.recover(copy, to=tmp_path / "rescued")
+    assert (rescued.passes, damaged.name in rescued.lost) == (1, True)
+    assert fastrec.load(tmp_path / "rescued").n_passes == 1
+
+
+def test_a_second_attempt_of_a_rank_is_merged_into_the_rank(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "run", rank, value) for rank, value in ((1, 10.0), (1, 20.0), (0, 0.0))]
+    assert merge(paths, tmp_path / "all.h5", virtual=False).ranks == [0, 1, 1]
+    ranks = fastrec.load(tmp_path / "all.h5").ranks
+    assert {rank: part.n_passes for rank, part in ranks.items()} == {0: 2, 1: 4}
