@@ -23,6 +23,7 @@ from fastrec.recording._recording import ActivationRecord as ActivationRecord
 from fastrec.recording._recording import Recording as Recording
 from fastrec.session.failures import halt as halt
 from fastrec.session.record import record as record
+from fastrec.session.recorded import Recorded as Recorded
 from fastrec.session.recorder import Recorder as Recorder
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ MAX_DAMAGED = 20
 
 
 def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="the recording")
+    parser.add_argument("path", help="the recording, or a folder")
 
 
 def _run_verify(args: argparse.Namespace, output: Output) -> int:
@@ -100,7 +100,7 @@ RECOVER = Command(
 
 
 def _add_merge_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", nargs="+", help="the finished recordings, one of each rank or worker")
+    parser.add_argument("path", nargs="+", help="the finished recordings of ranks or workers, or folders of them")
     parser.add_argument("--to", required=True, metavar="PATH", help="the recording to write; nothing may be there yet")
     parser.add_argument(
         "--virtual",

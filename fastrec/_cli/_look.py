@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -29,7 +30,7 @@ MAX_NAMES = 8
 
 
 def _add_info_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="the recording, by the path that the recorder was given")
+    parser.add_argument("path", help="the recording, by the path that the recorder was given, or a folder")
 
 
 def _run_info(args: argparse.Namespace, output: Output) -> int:
@@ -38,6 +39,8 @@ def _run_info(args: argparse.Namespace, output: Output) -> int:
     state = "finished" if description.finished else "not finished: still being written, or its process was killed"
     output.line(f"{description.path}: {state}")
     output.fields(_info_fields(description))
+    for loss in description.losses:
+        output.line(f"not read: {loss}")
     if not description.finished:
         output.line(f"`fastrec recover {description.path}` finishes it, once nothing writes to it any more")
     return DONE
@@ -53,7 +56,9 @@ def _info_fields(description: Description) -> list[tuple[str, str]]:
         fields.append(("sessions", f"{description.sessions:,}, one after the other"))
     if description.ranks:
         ranks = ", ".join(map(str, description.ranks))
-        fields.append(("merged of", f"{counted(len(description.ranks), 'recording')}: rank {ranks}"))
+        fields.append(("merged of", f"{counted(len(description.processes), 'recording')}: rank {ranks}"))
+    elif len(description.processes) > 1:
+        fields.append(("processes", _format_counts(Counter(map(str, description.processes)))))
     if description.rank is not None:
         fields.append(("rank", str(description.rank)))
     fields.append(("passes", counted(description.passes, "pass", "es") + _format_ends(description)))

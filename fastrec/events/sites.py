@@ -18,6 +18,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 import msgspec
 
 from fastrec.events.capture import CaptureSpec
+from fastrec.events.process import Process
 
 T = TypeVar("T")
 
@@ -111,7 +112,8 @@ class Origin(msgspec.Struct, frozen=True):
 
     Its passes have the indices from ``first_pass`` up to, but not including, ``first_pass + passes``; ``phases`` are
     the numbers of its phases. ``rank`` is unique among the merged recordings; ``run`` and ``pid`` come from its files.
-    ``began`` is in seconds since 1970, and ``header`` holds the options of its recorder.
+    ``began`` is in seconds since 1970, and ``header`` holds the options of its recorder. ``process`` is the one that
+    recorded: ``rank`` is only a number in the order given where the ranks of processes are unknown.
     """
 
     rank: int
@@ -122,6 +124,7 @@ class Origin(msgspec.Struct, frozen=True):
     header: dict[str, Any] = {}
     first_pass: int = 0
     phases: tuple[int, ...] = ()
+    process: Process = Process()
 
 
 class Interned(Generic[T]):

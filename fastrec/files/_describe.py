@@ -9,10 +9,11 @@ import msgspec
 import numpy as np
 
 from fastrec._errors import StepError
+from fastrec.events.process import Process
 from fastrec.recording._recording import Recording
 from fastrec.recording._source import OUTCOMES
+from fastrec.sinks.hdf5.folder import open_any
 from fastrec.sinks.hdf5.layout import Rows
-from fastrec.sinks.hdf5.merged import open_source
 from fastrec.sinks.hdf5.source import HDF5Source
 
 
@@ -28,10 +29,11 @@ class Description(msgspec.Struct, frozen=True):
     """What a recording is and how much it has.
 
     ``sessions`` counts the recorders that wrote it one after the other, ``rank`` is None where its process had none;
-    ``ranks`` are those that were merged.
+    ``ranks`` are those that were merged or lie in the folder; ``processes`` tell of each file's role, worker and host.
     ``began`` is in seconds since 1970, ``seconds`` from then to the end of the last pass. ``entries`` and ``phases``
     count the passes of each that have rows (a pass that kept nothing has none). ``episodes`` is None where the steps do
-    not say when one ends. ``nbytes`` are those of the values; ``options`` those of the recorder.
+    not say when one ends. ``nbytes`` are those of the values; ``losses`` say what is damaged or missing, and
+    ``options`` are those of the recorder.
     """
 
     path: str
@@ -39,6 +41,7 @@ class Description(msgspec.Struct, frozen=True):
     finished: bool
     rank: int | None
     ranks: list[int]
+    processes: list[Process]
     pid: int
     sessions: int
     began: float | None
@@ -54,6 +57,7 @@ class Description(msgspec.Struct, frozen=True):
     sites: int
     records: int
     nbytes: int
+    losses: list[str]
     options: dict[str, Any]
 
 
@@ -70,11 +74,11 @@ def describe(path: str | os.PathLike[str]) -> Description:
     (True, 1, 40, "op('linear')")
 
     Arguments:
-        path: the path that the recorder was given.
+        path: the path that the recorder was given, or a folder.
 
     Raises what ``fastrec.load`` does.
     """
-    source = open_source(path)
+    source = open_any(path)
     parts = [source] if isinstance(source, HDF5Source) else source.sources()
     recording = Recording(source)
     origins = source.catalog.origins
@@ -88,7 +92,8 @@ def describe(path: str | os.PathLike[str]) -> Description:
         files=files,
         finished=all(file.finished for file in files),
         rank=identity.rank if identity.rank >= 0 and not origins else None,
-        ranks=[origin.rank for origin in origins],
+        ranks=list(dict.fromkeys(origin.rank for origin in origins if origin.rank >= 0)),
+        processes=[origin.process for origin in origins] or [parts[-1].process()],
         pid=identity.pid,
         sessions=identity.session + 1,
         began=facts.get("began"),
@@ -104,6 +109,7 @@ def describe(path: str | os.PathLike[str]) -> Description:
         sites=len(sites),
         records=recording.n_records,
         nbytes=sum(site.nbytes for site in sites.values()),
+        losses=source.losses(),
         options=source.catalog.header,
     )
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import msgspec
 
 from fastrec._errors import OptionError, RecordingFileError
-from fastrec.events.sites import Origin
 from fastrec.sinks.hdf5.copy_file import CopyOptions, Progress, check_free, make_whole, write_source
+from fastrec.sinks.hdf5.folder import ProcessRecording, check_together, order_of, process_of, recordings_of
 from fastrec.sinks.hdf5.layout import MERGED, Identity
 from fastrec.sinks.hdf5.merged import MergedSource, ShownRecording, is_near, shown_recordings
 from fastrec.sinks.hdf5.source import HDF5Source
@@ -46,8 +46,8 @@ def merge(paths: Iterable[Path], to: Path, *, virtual: bool = False, progress: P
     (<Recording: 2 records of 1 site in 2 passes>, <Recording: 1 record of 1 site in 1 pass>)
 
     Arguments:
-        paths: the recordings, finished. They come in the order of the ranks in their files; where one has no rank, or
-            two have the same, they come in the order given and are numbered in it.
+        paths: the recordings, finished, or folders of them. They come in the order of the ranks in their files, and
+            those of one rank as they began; where one has no rank, they come in the order given and are numbered in it.
         to: where to write; there must be nothing yet.
         virtual: write a small file that shows the others, which have to stay where they are as seen from it. By
             default everything is copied.
@@ -57,12 +57,13 @@ def merge(paths: Iterable[Path], to: Path, *, virtual: bool = False, progress: P
     phases of each, so ``recording.ranks[1]`` is what the second one was, and episodes never go from one to the next.
     Raises RecordingNotFoundError where one is missing, and OptionError where they don't belong together.
     """
-    given_paths = [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    given_paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     target = check_free(to)
     if not given_paths:
         raise OptionError("merge needs the recordings to merge, and none was given")
-    recordings = _in_order([_finished(path) for path in given_paths])
-    _check_together(recordings)
+    recordings = _in_order([_finished(path) for given in given_paths for path in recordings_of(given)])
+    _check_runs(recordings)
+    check_together(recordings)
     merged = MergedSource([(recording.source, recording.origin) for recording in recordings])
     identity = Identity(uuid.uuid4().hex, 0, MERGED if virtual else 0, -1, os.getpid())
     if virtual:
@@ -80,13 +81,7 @@ def merge(paths: Iterable[Path], to: Path, *, virtual: bool = False, progress: P
     )
 
 
-class _Recording(msgspec.Struct, frozen=True):
-    path: str
-    source: HDF5Source
-    origin: Origin
-
-
-def _finished(path: str) -> _Recording:
+def _finished(path: str) -> ProcessRecording:
     if shown_recordings(path) is not None:
         raise OptionError(f"{path!r} was merged already; name the recordings that it shows")
     source = HDF5Source(path)
@@ -95,38 +90,29 @@ def _finished(path: str) -> _Recording:
     unfinished = [file for file, in_progress in source.paths() if in_progress]
     if unfinished:
         raise RecordingFileError(f"{unfinished[0]!r} is not finished; let its process end, or recover {path!r} first")
-    identity, facts = source.identity(), source.facts()
-    began, header = float(facts["began"]), source.catalog.header
-    origin = Origin(identity.rank, identity.pid, identity.run, source.begun(), began, header)
-    return _Recording(path, source, origin)
+    return process_of(path, source)
 
 
-def _in_order(recordings: list[_Recording]) -> list[_Recording]:
-    ranks = [recording.origin.rank for recording in recordings]
-    if min(ranks) >= 0 and len(set(ranks)) == len(ranks):
-        return sorted(recordings, key=lambda recording: recording.origin.rank)
+def _in_order(recordings: list[ProcessRecording]) -> list[ProcessRecording]:
+    """By rank, and the attempts of a rank as they began; where one has no rank, all are numbered as they were given."""
+    if min(recording.origin.rank for recording in recordings) >= 0:
+        return sorted(recordings, key=order_of)
     return [
         msgspec.structs.replace(recording, origin=msgspec.structs.replace(recording.origin, rank=rank))
         for rank, recording in enumerate(recordings)
     ]
 
 
-def _check_together(recordings: list[_Recording]) -> None:
-    first, path_of_run = recordings[0], dict[str, str]()
+def _check_runs(recordings: list[ProcessRecording]) -> None:
+    path_of_run: dict[str, str] = {}
     for recording in recordings:
         run = recording.origin.run
         if run in path_of_run:
             raise OptionError(f"{recording.path!r} and {path_of_run[run]!r} are the same recording")
         path_of_run[run] = recording.path
-        autoreset, first_autoreset = (each.origin.header.get("autoreset") for each in (recording, first))
-        if autoreset != first_autoreset:
-            raise OptionError(
-                f"{recording.path!r} was recorded with autoreset={autoreset!r} and {first.path!r} with "
-                f"{first_autoreset!r}, so their steps don't mean the same"
-            )
 
 
-def _write_shown(target: str, identity: Identity, recordings: list[_Recording]) -> None:
+def _write_shown(target: str, identity: Identity, recordings: list[ProcessRecording]) -> None:
     """Write a file that shows the recordings where they are."""
     folder = os.path.dirname(target) or "."
     shown = [

@@ -7,10 +7,11 @@ import os
 import msgspec
 import numpy as np
 
-from fastrec._errors import DamagedFileError
+from fastrec._errors import DamagedFileError, FastrecError
 from fastrec.sinks.hdf5.blocks import Block, blocks_of
 from fastrec.sinks.hdf5.contents import Contents, read_contents
 from fastrec.sinks.hdf5.copy_file import Progress
+from fastrec.sinks.hdf5.folder import is_one_recording, recordings_of
 from fastrec.sinks.hdf5.layout import (
     OVERFLOW,
     PART_PREFIXES,
@@ -58,19 +59,16 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Ve
     []
 
     Arguments:
-        path: the path that the recorder was given.
+        path: the path that the recorder was given, or a folder.
         progress: called with the bytes that were compared so far, and with their total.
 
     Values that are damaged are in the result. Raises DamagedFileError where it is the index, without which nothing
-    can be read, and otherwise what ``fastrec.load`` does.
+    can be read, and otherwise what ``fastrec.load`` does. In a folder such a file is damage like any other.
     """
-    path = os.fspath(path)
-    shown = shown_recordings(path)
-    paths = [path] if shown is None else [shown_path(path, recording) for recording in shown]
-    recordings = [_Recording(recording_path) for recording_path in paths]
+    recordings, damage = _recordings_of(path)
     blocks = [block for recording in recordings for block in recording.blocks]
     total, done = sum(block.nbytes for block in blocks), 0
-    damage = [Damage(loss.file, loss.data_set, 0, 0, "", loss.what) for loss in _losses(recordings)]
+    damage += [Damage(loss.file, loss.data_set, 0, 0, "", loss.what) for loss in _losses(recordings)]
     for block in blocks:
         why = block.damage()
         if why:
@@ -80,7 +78,25 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Ve
             progress(done, total)
     n_files = sum(len(recording.files) for recording in recordings)
     n_unchecked = sum(recording.count_unchecked() for recording in recordings)
-    return Verified(path, n_files, len(blocks), total, n_unchecked, damage)
+    return Verified(os.fspath(path), n_files, len(blocks), total, n_unchecked, damage)
+
+
+def _recordings_of(path: str | os.PathLike[str]) -> tuple[list[_Recording], list[Damage]]:
+    """One recording, those that it shows, or those in a folder, of which damaged ones are left out and told."""
+    if not is_one_recording(path):
+        recordings: list[_Recording] = []
+        damage: list[Damage] = []
+        for recording_path in recordings_of(path):
+            try:
+                shown = shown_recordings(recording_path)
+                recordings += [_Recording(recording_path)] if shown is None else []
+            except FastrecError as error:
+                damage.append(Damage(recording_path, "", 0, 0, "", str(error)))
+        return recordings, damage
+    path = os.fspath(path)
+    shown = shown_recordings(path)
+    paths = [path] if shown is None else [shown_path(path, recording) for recording in shown]
+    return [_Recording(recording_path) for recording_path in paths], []
 
 
 class _Recording:

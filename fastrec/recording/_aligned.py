@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -10,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrec._errors import OptionError, RecordKeyError
+from fastrec._errors import OptionError, RaggedError, RecordKeyError, StepError
 from fastrec._optional import require
+from fastrec._torch.tensors import outside_torch_modes
 from fastrec.recording._arrays import fill_missing, numpy_of, stack_records
 from fastrec.recording._rows import Rows, check_same_passes
-from fastrec.recording._source import Array
-from fastrec.recording._steps import Firings, StepRecords, Steps, n_environments, only_table
-from fastrec.recording._view import View, keys_of, metas_of_key
+from fastrec.recording._source import Array, PhaseSteps
+from fastrec.recording._steps import Firings, StepRecords, Steps, n_environments
+from fastrec.recording._view import View, keys_of, metas_of_key, rank_of_passes
 
 if TYPE_CHECKING:
     import tensordict
@@ -80,13 +82,63 @@ def _align_by_record(views: Mapping[str, View]) -> Aligned:
         "step": np.array(steps, np.int64)[view.pass_positions],
         "phase": np.array(phases, str)[view.pass_positions],
     }
+    ranks = rank_of_passes(view)
+    if ranks is not None:
+        coords["rank"] = ranks[view.pass_positions]
     return Aligned("record", {key: stack_records(view, key) for key, view in views.items()}, coords, {})
 
 
 def _align_by_step(views: Mapping[str, View], steps: Steps, firings: Firings) -> Aligned:
-    table = only_table(steps, next(iter(views.values())))
+    tables = _tables_of_one_phase(steps, next(iter(views.values())))
+    if len(tables) == 1:
+        return _align_table(views, tables[0], firings)
+    catalog = next(iter(views.values())).catalog
+    rank_of_phase = {phase: origin.rank for origin in catalog.origins for phase in origin.phases}
+    parts = [_align_table(views, table, firings) for table in tables]
+    _check_columns(parts)
+    ranks = [np.full(len(table.numbers), rank_of_phase[table.phase], np.int64) for table in tables]
+    with outside_torch_modes():
+        values = {key: _joined(key, [part.values[key] for part in parts]) for key in views}
+    coords = {"step": np.concatenate([table.numbers for table in tables]), "rank": np.concatenate(ranks)}
+    # Filled first: where a step of one process has no value, the column is of floats in all of them.
+    columns = {name: np.concatenate([fill_missing(part.columns[name]) for part in parts]) for name in parts[0].columns}
+    return Aligned("step", values, coords, columns, parts[0].n_envs)
+
+
+def _align_table(views: Mapping[str, View], table: PhaseSteps, firings: Firings) -> Aligned:
     values = {key: firings.stack(StepRecords.of(view, table), key) for key, view in views.items()}
     return Aligned("step", values, {"step": table.numbers}, dict(table.columns), n_environments(table))
+
+
+def _joined(key: str, parts: Sequence[Tensor]) -> Tensor:
+    layouts = Counter((tuple(part.shape[1:]), part.dtype) for part in parts)
+    if len(layouts) > 1:
+        raise RaggedError(
+            f"{key!r} has values of other shapes or dtypes in other processes: {', '.join(map(str, layouts))}; "
+            "recording.select(rank=...) those that are alike"
+        )
+    return torch.cat(list(parts))
+
+
+def _check_columns(parts: Sequence[Aligned]) -> None:
+    kinds = [({name: column.shape[1:] for name, column in part.columns.items()}, part.n_envs) for part in parts]
+    different = next((kind for kind in kinds if kind != kinds[0]), None)
+    if different is not None:
+        raise StepError(
+            f"the steps of one process have the columns {kinds[0][0]}, and those of another {different[0]}; "
+            "recording.select(rank=...) those that are alike"
+        )
+
+
+def _tables_of_one_phase(steps: Steps, view: View) -> Sequence[PhaseSteps]:
+    """The steps of the one phase that there is, one table for each process."""
+    if not steps.tables:
+        raise StepError("by='step' needs marked steps, and there are none; call rec.step(...) after env.step")
+    names = dict.fromkeys(view.catalog.phases[table.phase] for table in steps.tables)
+    if len(names) > 1:
+        listed = ", ".join(map(repr, names))
+        raise StepError(f"there are steps in several phases: {listed}; select(phase=...) one of them")
+    return steps.tables
 
 
 def to_xarray(aligned: Aligned) -> xarray.Dataset:

@@ -21,7 +21,7 @@ from fastrec.events.capture import kept_dtype
 from fastrec.events.context import torch_dtype
 from fastrec.events.sites import RecordMeta, Site
 from fastrec.recording._source import PARTS, Array, Integers, Part
-from fastrec.recording._view import View, base_name
+from fastrec.recording._view import View, base_name, rank_of_passes
 
 if TYPE_CHECKING:
     import pandas
@@ -174,6 +174,9 @@ def columns_of(view: View) -> dict[str, Array]:
         "sample_id": [info.sample_id for info in infos],
         "grad_enabled": [info.grad for info in infos],
     }
+    ranks = rank_of_passes(view)
+    if ranks is not None:
+        pass_fields["rank"] = ranks.tolist()
     columns = {name: _as_array(values)[view.pass_positions] for name, values in pass_fields.items()}
     numbers, inverse = np.unique(view.meta_numbers, return_inverse=True)
     metas = [(view.meta(number), view.site(number)) for number in numbers.tolist()]

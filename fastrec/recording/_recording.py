@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fastrec._errors import OptionError, RecordKeyError, did_you_mean
 from fastrec.events.context import PredicateFailure
-from fastrec.events.sites import Interned, Origin
+from fastrec.events.process import Process
+from fastrec.events.sites import Interned
 from fastrec.predicates._addresses import AddressGlobs, nearest
 from fastrec.predicates._globs import Globs
 from fastrec.recording._aligned import align, to_tensordict, to_xarray, views_of_keys
@@ -27,6 +28,7 @@ from fastrec.recording._arrays import frame_of, numpy_of, split_by_pass, stack_r
 from fastrec.recording._describe import describe, describe_options
 from fastrec.recording._html import recording_html
 from fastrec.recording._labels import LABELS
+from fastrec.recording._processes import ProcessChoice, Ranks, of_processes, of_ranks
 from fastrec.recording._records import ActivationRecord as ActivationRecord
 from fastrec.recording._records import Records, SiteFacts, format_count, sites_of, summary_of
 from fastrec.recording._rows import Batches, BatchOptions, Beside, By, Rows, RowsDataset, check_same_passes
@@ -137,7 +139,7 @@ class Recording:
         """The newest record of a key."""
         return Records(self._of_key(key))[-1]
 
-    def select(
+    def select(  # noqa: PLR0913
         self,
         *,
         phase: str | Iterable[str] | None = None,
@@ -146,6 +148,9 @@ class Recording:
         steps: Numbers | None = None,
         batch: int | None = None,
         grad: bool | None = None,
+        rank: int | Iterable[int] | None = None,
+        worker: int | Iterable[int] | None = None,
+        role: str | Iterable[str] | None = None,
     ) -> Recording:
         """A part of the recording, which is a recording too; nothing is copied.
 
@@ -164,8 +169,11 @@ class Recording:
             steps: the numbers of steps within their phases; passes of phases without steps are left out.
             batch: the size of the first dimension of a value.
             grad: whether gradients were on when the pass began.
+            rank, worker, role: of the process, where several recorded: numbers, or for the role names or globs.
         """
         view, table = self._view, self._steps
+        if not (rank is None and worker is None and role is None):
+            view, table = of_processes(view, table, ProcessChoice(rank, worker, role))
         if phase is not None:
             view, table = _of_phases(view, table, phase)
         if entry is not None:
@@ -184,9 +192,17 @@ class Recording:
 
     @property
     def ranks(self) -> Mapping[int, Recording]:
-        """The recordings that were merged, by rank; empty where nothing was merged."""
-        origins = self._view.catalog.origins
-        return {origin.rank: self._of_view(*_of_origin(self._view, self._steps, origin)) for origin in origins}
+        """What each rank recorded, all its attempts together; empty where only one process recorded.
+
+        Recordings that were merged without ranks are numbered in their order. ``select(worker=, role=)`` reaches
+        processes of a folder that have none.
+        """
+        return Ranks(self._view.catalog.origins, lambda rank: self._of_view(*of_ranks(self._view, self._steps, rank)))
+
+    @property
+    def processes(self) -> list[Process]:
+        """The processes that recorded, in the order of their passes; empty where only one process recorded."""
+        return [origin.process for origin in self._view.catalog.origins]
 
     @overload
     def stack(
@@ -346,7 +362,8 @@ class Recording:
             keys: a key or several; by default all sites.
             by: by default the first dimension is "record", with the coordinates ``pass_index``, ``step`` (-1 where
                 there is none) and ``phase``. With "step" it is "step", the second dimension of values that have one row
-                per environment is "env", and the columns of the steps are variables too.
+                per environment is "env", and the columns of the steps are variables too. Steps of several processes
+                come one process after another, with the coordinate ``rank``, which is there by record as well.
             fill, firings: with ``by="step"``, what stands in the row of a step in which a key did not fire once, as in
                 ``stack``.
 
@@ -578,14 +595,6 @@ def _of_batch_size(view: View, batch: Any) -> View:
     has_records = np.zeros(len(view.passes), np.bool_)
     has_records[view.pass_positions] = True
     return view.of_passes(has_records)
-
-
-def _of_origin(view: View, steps: Steps, origin: Origin) -> tuple[View, Steps]:
-    """The passes and steps of one of the recordings that were merged."""
-    index = view.passes["pass_index"] - origin.first_pass
-    for table in steps.tables:
-        steps = steps.restrict(table.phase, np.full(len(table.numbers), table.phase in origin.phases))
-    return view.of_passes((index >= 0) & (index < origin.passes)), steps
 
 
 def _numbers_mask(option: str, numbers: Numbers, values: Integers) -> Mask:

@@ -6,7 +6,7 @@ source as one ``PhaseSteps`` per phase; what a step has of a key is found by the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -97,6 +97,10 @@ class Steps:
 
     def _repr_html_(self) -> str:
         return columns_html(f"{len(self):,} steps", {name: self[name] for name in self})
+
+    def of_phases(self, phases: Collection[int]) -> Steps:
+        """The steps of some phases, by number."""
+        return Steps([table for table in self.tables if table.phase in phases], self._phase_names)
 
     def restrict(self, phase: int, mask: Mask) -> Steps:
         """These steps without those of one phase that a mask leaves out."""
@@ -211,6 +215,12 @@ class Episode:
     def phase(self) -> str:
         """The name of the phase."""
         return self._phase.name
+
+    @property
+    def rank(self) -> int | None:
+        """The rank of the process, -1 where it is not known; None where only one process recorded."""
+        origins = self._phase.view.catalog.origins
+        return next((origin.rank for origin in origins if self._phase.table.phase in origin.phases), None)
 
     @property
     def start_step(self) -> int:

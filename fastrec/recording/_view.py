@@ -10,7 +10,7 @@ A view is a few arrays of numbers, each worked out when it is first read. Narrow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -132,6 +132,24 @@ class View:
         """Some of the passes, with their records."""
         return View(self.source, self.passes[mask], self.positions[mask[self.pass_positions]])
 
+    def of_pass_ranges(self, ranges: Sequence[tuple[int, int]]) -> View:
+        """The passes whose indices lie in one of some ranges, with their records; it takes no time for the others.
+
+        ``ranges`` are in order and don't overlap.
+        """
+        edges = np.searchsorted(self.passes["pass_index"], np.array(ranges, np.int64).reshape(-1, 2)).tolist()
+        passes = [self.passes[start:stop] for start, stop in edges if stop > start]
+        if not passes:
+            return View(self.source, self.passes[:0], np.empty(0, np.int64))
+        # The records of a range of passes lie one after another, here as in the source.
+        bounds = [(int(part["first"][0]), int(part["first"][-1] + part["count"][-1])) for part in passes]
+        if self._positions is None:
+            positions = [np.arange(start, stop) for start, stop in bounds]
+        else:
+            stretches = np.searchsorted(self._positions, np.array(bounds)).tolist()
+            positions = [self._positions[start:stop] for start, stop in stretches]
+        return View(self.source, np.concatenate(passes), np.concatenate(positions))
+
     def info(self, position: int) -> PassInfo:
         """The pass at a position of ``passes``."""
         index, entry, entry_pass, phase, grad, outcome, step, started, duration, _, _ = self.passes[position].item()
@@ -141,6 +159,17 @@ class View:
     def step_of(self, info: PassInfo) -> int | None:
         """The step of a pass; None in a phase that has no steps, or where its session ended before its step did."""
         return info.step if info.step > 0 or (info.step == 0 and info.phase in self.phases_with_steps) else None
+
+
+def rank_of_passes(view: View) -> Integers | None:
+    """The rank of each pass of a view, -1 where it is not known; None where only one process recorded."""
+    origins = view.catalog.origins
+    if not origins:
+        return None
+    first = np.array([origin.first_pass for origin in origins], np.int64)
+    which = np.searchsorted(first, view.passes["pass_index"], side="right") - 1
+    ranks: Integers = np.array([origin.rank for origin in origins], np.int64)[which]
+    return ranks
 
 
 def _unpickled_view(source: Source, passes: StructuredArray, positions: Integers | None, n_passes: int) -> View:

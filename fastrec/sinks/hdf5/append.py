@@ -28,7 +28,8 @@ from fastrec.events.sites import Catalog
 from fastrec.sinks.hdf5.catalog_log import Log, SessionOffset
 from fastrec.sinks.hdf5.layout import MERGED, Identity
 from fastrec.sinks.hdf5.options import HDF5Options
-from fastrec.sinks.hdf5.paths import Paths, os_message, process_rank, rename_to_free
+from fastrec.sinks.hdf5.paths import Paths, os_message, rename_to_free
+from fastrec.sinks.hdf5.process import current_process
 from fastrec.sinks.hdf5.reader import ReadFile, find_files, segment_of
 
 Shapes = Mapping[tuple[str, str], tuple[int, ...]]
@@ -60,7 +61,7 @@ def claim_first_segment(paths: Paths, options: HDF5Options, catalog: Catalog) ->
     locked = paths.locked_file()
     if locked is not None:
         raise RecordingExistsError(f"{locked!r} is being written by another process, or open in another program")
-    identity = Identity(uuid.uuid4().hex, 0, 0, process_rank(), os.getpid())
+    identity = Identity(uuid.uuid4().hex, 0, 0, current_process().rank, os.getpid())
     shapes: Shapes = {}
     try:
         if options.append:

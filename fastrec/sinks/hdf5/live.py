@@ -78,35 +78,63 @@ class LiveRecording(Recording):
                 raise OptionError(f"follow({name}={value!r}): give a number of seconds above 0")
         return self._follow(poll, timeout)
 
+    def snapshot(self) -> HDF5Source:
+        """What it held at the last refresh."""
+        assert isinstance(self._source, HDF5Source)
+        return self._source
+
     def _follow(self, poll: float, timeout: float | None) -> Iterator[Recording]:
-        follower, counts = FileFollower(self._path), self._tables.counts
-        n_empty = self._source.n_passes() - counts[0]
+        new_passes = NewPasses(self._path, self.snapshot())
         last_news = time.monotonic()
         state: State = "growing"
         while True:
-            news = follower.poll()
-            new = news.tables.tail(*counts) if news.is_everything else news.tables.without_earlier(counts[1])
-            reader = follower.reader
-            if any(new.counts) or reader.n_empty > n_empty:
-                contents = Contents(reader, new, start=counts)
-                contents.n_empty -= n_empty
-                n_empty = reader.n_empty
-                counts = counts[0] + len(new.passes), counts[1] + len(new.records), counts[2] + len(new.marks)
-                yield Recording(HDF5Source(self._path, contents))
+            new = new_passes.take()
+            if new is not None:
+                yield Recording(new)
                 last_news = time.monotonic()
             elif state != "growing" or (timeout is not None and time.monotonic() - last_news > timeout):
                 return
             else:
                 time.sleep(poll)
             # Asked before the files are read once more: what a finished recording has is then all there.
-            state = follower.state()
+            state = new_passes.state()
 
     def _refresh(self) -> None:
         news = self._follower.poll()
         self._tables = news.tables if news.is_everything else Tables.concatenate([self._tables, news.tables])
         self._source = HDF5Source(self._path, Contents(self._follower.reader, self._tables))
+        self._forget_cached()
+
+    def _forget_cached(self) -> None:
         for cached in ("_view", "_steps", "sites"):
             self.__dict__.pop(cached, None)
+
+
+class NewPasses:
+    """The passes of a recording that came since it was last asked, or since a source was read."""
+
+    def __init__(self, path: str, since: HDF5Source | None) -> None:
+        self._path = path
+        self._follower = FileFollower(path)
+        self._counts = (0, 0, 0) if since is None else since.counts()
+        self._n_empty = 0 if since is None else since.n_passes() - self._counts[0]
+
+    def state(self) -> State:
+        """Whether more may come."""
+        return self._follower.state()
+
+    def take(self) -> HDF5Source | None:
+        """What came; None where nothing did."""
+        news, counts = self._follower.poll(), self._counts
+        new = news.tables.tail(*counts) if news.is_everything else news.tables.without_earlier(counts[1])
+        reader = self._follower.reader
+        if not any(new.counts) and reader.n_empty <= self._n_empty:
+            return None
+        contents = Contents(reader, new, start=counts)
+        contents.n_empty -= self._n_empty
+        self._n_empty = reader.n_empty
+        self._counts = counts[0] + len(new.passes), counts[1] + len(new.records), counts[2] + len(new.marks)
+        return HDF5Source(self._path, contents)
 
 
 class Poll(NamedTuple):

@@ -36,13 +36,14 @@ class MergedSource:
     """The passes of the first source, then those of the second, and so on; values are read from the sources.
 
     Sites, metas and entries that are alike in two sources are one. Phases stay apart even where they have the same
-    name, because each source counts its own steps.
+    name, because each source counts its own steps. ``losses`` tell of what is missing between the sources.
     """
 
-    def __init__(self, sources: Sequence[tuple[HDF5Source, Origin]]) -> None:
+    def __init__(self, sources: Sequence[tuple[HDF5Source, Origin]], losses: Sequence[str] = ()) -> None:
         self.catalog = Catalog(sources[0][0].catalog.header)
         self.began = min(origin.began for _, origin in sources)
         self._sources = sources
+        self._losses = list(losses)
         self._parts: list[_MergedPart] = []
         first_pass = first_record = first_mark = 0
         for source, origin in sources:
@@ -57,7 +58,7 @@ class MergedSource:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The sources open their files again elsewhere, and the tables are made of them as they were here.
-        return MergedSource, (self._sources,)
+        return MergedSource, (self._sources, self._losses)
 
     def sources(self) -> list[HDF5Source]:
         """What was merged, in order."""
@@ -65,11 +66,13 @@ class MergedSource:
 
     def facts(self) -> dict[str, Any]:
         """What the recorder of the first source wrote of its session."""
-        return {**self.sources()[0].facts(), "began": self.began}
+        facts = {**self.sources()[0].facts(), "began": self.began}
+        facts.pop("process", None)  # each origin has its own
+        return facts
 
     def losses(self) -> list[str]:
         """What is damaged in the sources, and not in this one or not certain."""
-        return [loss for source in self.sources() for loss in source.losses()]
+        return self._losses + [loss for source in self.sources() for loss in source.losses()]
 
     def begun(self) -> int:
         """One more than the highest index of a pass that ended, those that kept nothing included."""

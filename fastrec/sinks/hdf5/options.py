@@ -29,6 +29,7 @@ class HDF5Options(msgspec.Struct, frozen=True, kw_only=True):
     overwrite: bool = False
     append: bool = False
     locking: bool = True
+    role: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("block_bytes", 1), ("queue_bytes", 1), ("segment_bytes", MIN_SEGMENT_BYTES)):
@@ -50,6 +51,11 @@ class HDF5Options(msgspec.Struct, frozen=True, kw_only=True):
             "compression",
             self.compression is None or _is_compression(self.compression),
             f"give {' or '.join(map(repr, COMPRESSIONS))}, with a level as in 'gzip:4' if you like, or None",
+        )
+        self._check(
+            "role",
+            self.role is None or _is_word(self.role),
+            "give a word for what this process does, such as 'rollout', or None",
         )
         if (self.compression or "").partition(":")[0] in ("zstd", "lz4"):
             require("hdf5plugin", extra="zstd", what=f"HDF5Sink(compression={self.compression!r})")
@@ -77,6 +83,10 @@ def _is_count(value: Any, least: int) -> bool:
 
 def _is_duration(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 def _is_floating(value: Any) -> bool:

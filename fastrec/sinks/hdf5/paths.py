@@ -24,16 +24,13 @@ import errno
 import glob
 import os
 import re
-import socket
 import stat
 import string
 import time
 import uuid
 
-from torch import distributed
-from torch.utils.data import get_worker_info
-
 from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError
+from fastrec.events.process import Process
 from fastrec.sinks.hdf5.system import lock_exclusive, lock_shared, open_to_read
 
 SUFFIXES = (".h5", ".hdf5")
@@ -56,7 +53,9 @@ class Paths:
         self.path = os.fspath(path)
         stem, self._suffix = os.path.splitext(self.path)
         if self._suffix not in SUFFIXES or not os.path.basename(stem):
-            raise OptionError(f"the path {self.path!r} has to end in .h5 or .hdf5, such as 'run.h5'")
+            raise OptionError(
+                f"the path {self.path!r} has to end in .h5 or .hdf5, such as 'run.h5', or in a slash, such as 'run/'"
+            )
         self._stem = stem
 
     def finalized(self, number: int) -> str:
@@ -256,14 +255,6 @@ def os_message(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-def process_rank() -> int:
-    """The rank of this process, -1 where it has none."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank()
-    rank = os.environ.get("RANK", "")
-    return int(rank) if rank.isdecimal() else -1
-
-
 def current_folder() -> str:
     """The folder that relative paths start from."""
     try:
@@ -275,17 +266,23 @@ def current_folder() -> str:
         ) from None
 
 
-def expand_path(pattern: str | os.PathLike[str]) -> str:
+def expand_path(pattern: str | os.PathLike[str], process: Process) -> str:
     """A path with {rank}, {pid}, {worker} and {host} replaced by those of this process."""
     path = os.fspath(pattern)
     if "{" in path or "}" in path:
-        _check_fields(path)
-        worker = get_worker_info()
+        fields = _fields_of(path)
+        if "rank" in fields and process.rank < 0:
+            raise OptionError(
+                f"the path {path!r} asks for {{rank}}, which nothing tells: there is no process group, and none of "
+                "RANK, SLURM_PROCID, OMPI_COMM_WORLD_RANK, PMI_RANK or NODE_RANK and LOCAL_RANK is set. Open the "
+                "recorder after init_process_group, set RANK, or give a folder such as 'run/', in which each process "
+                "writes a file of its own"
+            )
         path = path.format(
-            rank=max(0, process_rank()),
+            rank=process.rank,
             pid=f"{os.getpid():07d}",  # five digits would look like the number of a segment
-            worker=worker.id if worker is not None else 0,
-            host=re.sub(r"[^\w-]", "-", socket.gethostname()),
+            worker=max(0, process.worker),
+            host=_as_word(process.host),
         )
     stem, suffix = os.path.splitext(path)
     if suffix in SUFFIXES and re.fullmatch(r".*\.\d{5}", stem, re.DOTALL):
@@ -296,7 +293,23 @@ def expand_path(pattern: str | os.PathLike[str]) -> str:
     return path
 
 
-def _check_fields(path: str) -> None:
+def is_folder(path: str) -> bool:
+    """Whether a path means a folder of recordings, which may have to be made."""
+    return path.endswith(os.sep) or (os.path.isdir(path) and os.path.splitext(path)[1] not in SUFFIXES)
+
+
+def name_in_folder(process: Process) -> str:
+    """A file name that no other process gets, nor a later attempt of this one."""
+    numbers = [str(number) for number in (process.rank, process.worker) if number >= 0]
+    return ".".join([_as_word(process.role), *(["-".join(numbers)] if numbers else []), uuid.uuid4().hex[:8], "h5"])
+
+
+def _as_word(text: str) -> str:
+    return re.sub(r"[^\w-]", "-", text)
+
+
+def _fields_of(path: str) -> set[str]:
+    """The fields of a pattern; an OptionError for others than there are."""
     try:
         fields = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(path)]
     except ValueError as error:
@@ -310,3 +323,4 @@ def _check_fields(path: str) -> None:
                 f"the path {path!r} has the field {{{name}}}; the fields are {allowed}, without a format; write a "
                 "brace that is part of the name twice"
             )
+    return {name for name, _, _ in fields if name is not None}

@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fastrec._errors import GradientError, OptionError, SessionError
+from fastrec._errors import GradientError, OptionError, RecordingFileError, SessionError
 from fastrec._torch.tensors import check_copyable
 from fastrec.events.capture import CaptureSpec
+from fastrec.events.process import Process
 from fastrec.events.sites import Catalog
 from fastrec.recording._source import Part
 from fastrec.sinks._blocks import Layout, RowMaker
@@ -24,7 +25,8 @@ from fastrec.sinks._protocol import ColumnWriter, PassLog
 from fastrec.sinks.hdf5.layout import DataInfo, dtype_name
 from fastrec.sinks.hdf5.options import HDF5Options
 from fastrec.sinks.hdf5.pass_log import FilePassLog
-from fastrec.sinks.hdf5.paths import Paths, current_folder, expand_path
+from fastrec.sinks.hdf5.paths import Paths, current_folder, expand_path, is_folder, name_in_folder, os_message
+from fastrec.sinks.hdf5.process import current_process
 from fastrec.sinks.hdf5.staging import Pool, Stage, StagedCopier
 from fastrec.sinks.hdf5.system import check_writable_here
 
@@ -43,7 +45,9 @@ class HDF5Sink:
     Arguments:
         path: a path that ends in .h5 or .hdf5. {rank}, {pid}, {worker} (of a DataLoader) and {host} in it are replaced
             by those of the process that opens the session. A recording that needs more than one file is written to
-            run.00000.h5, run.00001.h5 and so on; ``fastrec.load("run.h5")`` finds them.
+            run.00000.h5, run.00001.h5 and so on; ``fastrec.load("run.h5")`` finds them. Or a folder, such as "run/":
+            each process writes a file of its own there, under a name that no other has, and ``fastrec.load("run/")``
+            reads all of them.
         block_bytes: how many bytes of one site are handed over to be written at once, at most; default 2 MiB.
         queue_bytes: how many bytes may wait to be written before the loop waits; default 64 MiB. Blocks that are being
             filled take half as much at most, or one value of each site if that is more. Blocks that are kept to be used
@@ -61,6 +65,8 @@ class HDF5Sink:
             ended; an episode that was open then stays open, and the next one begins. Its files are kept as they are;
             run.h5 becomes run.00000.h5.
         locking: lock the file that is being written, so that no other recorder or HDF5 program changes it.
+        role: what this process does, such as "rollout"; it stands in the file, and in its name in a folder. By default
+            "worker" in a worker of a DataLoader, else "main" or the role that torchrun was given.
 
     Raises OptionError for options that are not allowed. When the session opens: RecordingExistsError where there is a
     recording, RecordingFileError where none can be written. What stops the writer (a full disk) is raised as a
@@ -71,12 +77,18 @@ class HDF5Sink:
         check_writable_here()
         self._pattern = os.fspath(path)
         self._folder = "" if os.path.isabs(self._pattern) else current_folder()
-        self._paths = self._paths_of_process()
         try:
             self.options = HDF5Options(**options)
         except TypeError:
             names = ", ".join(HDF5Options.__struct_fields__)
             raise OptionError(f"HDF5Sink(..., {', '.join(options)}): the options are {names}") from None
+        self._paths: Paths | None = None
+        # A path that makes no sense is refused at once. The rank may not be known yet.
+        path = os.path.join(self._folder, expand_path(self._pattern, Process(rank=0)))
+        if is_folder(path):
+            self._check_folder_options()
+        else:
+            Paths(path)
         self._pool = Pool(self.options.block_bytes, self.options.queue_bytes)
         self._columns: dict[tuple[Any, ...], ColumnWriter] = {}
         self._lock = threading.Lock()
@@ -85,17 +97,19 @@ class HDF5Sink:
 
     @property
     def path(self) -> str:
-        """The path to load."""
+        """The path to load: the file of this process, or a folder in which it has not begun one yet."""
+        if self._paths is None:
+            return os.path.join(self._folder, expand_path(self._pattern, current_process(self.options.role)))
         return self._paths.path
 
     def open(self, catalog: Catalog) -> PassLog:
         """A session begins."""
         if self._pass_log is not None:
             raise SessionError("this HDF5Sink already belongs to a session; give each recorder a sink of its own")
-        self._paths = self._paths_of_process()  # which may not be the one that made the sink
+        self._paths = paths = self._paths_of_process()  # which may not be the one that made the sink
         self._pool = Pool(self.options.block_bytes, self.options.queue_bytes)
         self._catalog = catalog
-        self._pass_log = FilePassLog(self._pool, self._paths, catalog, self.options)
+        self._pass_log = FilePassLog(self._pool, paths, catalog, self.options)
         return self._pass_log
 
     def column(self, meta: int, value: Tensor) -> ColumnWriter:
@@ -151,7 +165,23 @@ class HDF5Sink:
 
     def _paths_of_process(self) -> Paths:
         """The paths in the folder in which the sink was made, wherever the process goes meanwhile."""
-        return Paths(os.path.join(self._folder, expand_path(self._pattern)))
+        process = current_process(self.options.role)
+        path = os.path.join(self._folder, expand_path(self._pattern, process))
+        if not is_folder(path):
+            return Paths(path)
+        try:
+            os.makedirs(path, exist_ok=True)
+        except OSError as error:
+            raise RecordingFileError(f"the folder {path!r} can't be made: {os_message(error)}") from error
+        return Paths(os.path.join(path, name_in_folder(process)))
+
+    def _check_folder_options(self) -> None:
+        for name in ("overwrite", "append"):
+            if getattr(self.options, name):
+                raise OptionError(
+                    f"HDF5Sink({self._pattern!r}, {name}=True): in a folder each recorder writes a file of its own "
+                    "beside those that are there; give the path of a file, or another folder"
+                )
 
     def _with_file_dtype(self, spec: CaptureSpec, value: Tensor) -> CaptureSpec:
         """The spec with the dtype that this file has for floating values, where it names none."""

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fastrec._errors import DamagedFileError, RecordingFileError
 from fastrec._torch.tensors import outside_torch_modes
+from fastrec.events.process import Process
 from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
 from fastrec.sinks._steps import StepTable
 from fastrec.sinks.hdf5.blocks import CheckedReader, check_tables
@@ -54,6 +55,9 @@ DENSE = 4
 
 DataKey = tuple[int, int]
 """A segment, and the number of its data in the whole recording."""
+
+Counts = tuple[int, int, int]
+"""How many rows of passes, records and marks."""
 
 
 class HDF5Source:
@@ -88,6 +92,14 @@ class HDF5Source:
         """What the recorder wrote of its session."""
         return self._contents.log.facts
 
+    def process(self) -> Process:
+        """Which process wrote its last file; a file of an earlier version tells no more than the rank."""
+        try:
+            process = msgspec.convert(self.facts().get("process", {}), Process)
+        except msgspec.ValidationError as error:
+            raise DamagedFileError(f"{self._path!r} does not say which process wrote it: {error}") from error
+        return process if process.rank >= 0 else msgspec.structs.replace(process, rank=max(-1, self.identity().rank))
+
     def losses(self) -> list[str]:
         """What is damaged, and not in this source or not certain."""
         return [str(loss) for loss in self._contents.losses] + list(self.facts().get("losses", ()))
@@ -103,6 +115,10 @@ class HDF5Source:
     def paths(self) -> list[tuple[str, bool]]:
         """The files, and whether each is in progress: it still grows, or its process was killed."""
         return [(file.path, file.in_progress) for file in self._files.values()]
+
+    def counts(self) -> Counts:
+        """How many rows of passes, records and marks it has."""
+        return self._contents.tables.counts
 
     def n_passes(self) -> int:
         """How many passes ended, those that kept nothing included."""
@@ -354,9 +370,6 @@ def _read_overflow(file: ReadFile, first_bytes: Integers, out: Bytes) -> None:
     else:
         for first_byte, into in zip(first_bytes.tolist(), out, strict=True):
             file.rows(OVERFLOW, first_byte, row_bytes, into)
-
-
-Counts = tuple[int, int, int]
 
 
 class _Moment(msgspec.Struct):

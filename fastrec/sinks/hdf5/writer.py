@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from multiprocessing.util import Finalize
 from time import perf_counter, time
 
+import msgspec
 import numpy as np
 
 from fastrec._errors import FastrecError, FastrecWarning
@@ -52,6 +53,7 @@ from fastrec.sinks.hdf5.layout import (
 )
 from fastrec.sinks.hdf5.options import HDF5Options
 from fastrec.sinks.hdf5.paths import Paths
+from fastrec.sinks.hdf5.process import current_process
 from fastrec.sinks.hdf5.segment import Capacity, Segment
 from fastrec.sinks.hdf5.staging import Pool, StagedBlock
 from fastrec.sinks.hdf5.virtual import write_virtual_segments
@@ -313,6 +315,10 @@ class Writer:
         self._log.restart()
         self._logged_data = set()
         facts = {"header": self._catalog.header, "began": self._began, "flush_seconds": self._options.flush_seconds}
+        # Asked for here and not earlier: a launcher may make the process group when the block has begun.
+        process = current_process(self._options.role)
+        self._identity = msgspec.structs.replace(self._identity, rank=process.rank)
+        facts["process"] = msgspec.to_builtins(process)
         if not self._options.locking:
             facts["locking"] = False  # `recover` can't see then whether somebody writes here
         self._unwritten_log = log_line("session", self._identity.session, facts)

@@ -155,6 +155,7 @@ def normalised(content: Any) -> Any:
         return {
             key: None if key in ("run", "pid", "began", *TIMES, "torch", "predicate") else normalised(value)
             for key, value in content.items()
+            if key != "process"  # which earlier versions did not write
         }
     if isinstance(content, list):
         return [normalised(value) for value in content]
