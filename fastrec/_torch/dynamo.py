@@ -6,7 +6,8 @@
 
 ``torch._dynamo`` is never imported here, only looked for among the loaded modules: the import takes seconds, and where
 nobody has imported it nothing is compiled. Its private parts change often. ``CompiledCode`` looks for all that it reads
-when a session opens, and refuses a torch that lacks some of it by name and version.
+when a session opens, and refuses a torch that lacks some of it by name and version. ``COMPILED_TORCH`` in
+``versions`` has those that it works with.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ import inspect
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
-from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -182,27 +182,26 @@ class CompiledCode:
     @property
     def backend(self) -> Callable[..., Any]:
         """The user's own backend, with the mode and the options that it was given."""
-        *_, backend = _callbacks(self._context)
-        return backend  # type: ignore[no-any-return]
+        return _dynamo("eval_frame").innermost_backend(self._context.callback)  # type: ignore[no-any-return]
 
     def compiled_by(self, backend: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, compiled with the same options but by another backend."""
         context = self._context
         options = {
-            "nopython": _is_fullgraph(context),
+            "nopython": context.fullgraph,
             "dynamic": context._dynamic,
             "error_on_graph_break": getattr(context, "error_on_graph_break", None),
-            "guard_filter_fn": getattr(_hooks(context), "guard_filter_fn", None),
+            "guard_filter_fn": getattr(context._hooks, "guard_filter_fn", None),
             "shapes_spec": getattr(context, "_shapes_spec", None),
-            # Otherwise what is compiled here would count against the recompile limit of the user's own code.
+            # Otherwise what is compiled here would count against the recompile limit of the user's own code. When torch
+            # has reached that limit, it runs any code that it has, that of a session that is over included.
             "isolate_recompiles": True,
         }
         # Not every torch takes all of these options, or lets them be read.
-        accepted = inspect.signature(_dynamo("eval_frame")._optimize).parameters
+        accepted = _compile_options()
         optimize = sys.modules["torch._dynamo"].optimize
         compiler = optimize(backend, **{name: value for name, value in options.items() if name in accepted})
-        original = self.original if "isolate_recompiles" in accepted else with_own_code(self.original)
-        return self._bound(compiler(original))
+        return self._bound(compiler(self.original))
 
     def catch(self, caught: Callable[..., Any]) -> None:
         """Send calls of the user's compiled function to ``caught(own, args, kwargs)``, where ``own`` runs its code.
@@ -210,7 +209,7 @@ class CompiledCode:
         The user's loop holds the function itself, so it can't be given another one. The function stays, and calls ours
         in place of the code that it wraps.
         """
-        set_callback = torch._C._dynamo.eval_frame.set_eval_frame
+        set_callback = _dynamo("eval_frame").set_eval_frame
         original = self.original
 
         def catching(*args: Any, **kwargs: Any) -> Any:
@@ -239,11 +238,10 @@ class CompiledCode:
         return function if self.bound_to is None else function.__get__(self.bound_to)
 
 
-_CONTEXT_PARTS = ("callback", "_dynamic")
+_CONTEXT_PARTS = ("callback", "fullgraph", "_dynamic", "_hooks")
 
 _DYNAMO_PARTS = {
-    "convert_frame": ("ConvertFrameAssert",),
-    "eval_frame": ("OptimizedModule", "_optimize"),
+    "eval_frame": ("OptimizedModule", "_optimize", "innermost_backend", "set_eval_frame"),
     "decorators": ("skip",),
     "trace_rules": ("add",),
 }
@@ -257,8 +255,8 @@ def _check_version(wrapper: Any, description: str) -> None:
     for module, names in _DYNAMO_PARTS.items():
         loaded = sys.modules.get(f"torch._dynamo.{module}")
         missing += [f"torch._dynamo.{module}.{name}" for name in names if not hasattr(loaded, name)]
-    if not missing and "__call__" not in vars(compiled_module_class()):
-        missing = ["torch._dynamo.eval_frame.OptimizedModule.__call__"]
+    if not missing and "isolate_recompiles" not in _compile_options():
+        missing = ["the option isolate_recompiles of torch._dynamo.optimize"]
     if missing:
         raise UnsupportedModelError(
             f"{description} is compiled by torch {torch.__version__}, in which the compiled engine does not find "
@@ -267,45 +265,9 @@ def _check_version(wrapper: Any, description: str) -> None:
         )
 
 
-def _callbacks(context: Any) -> Iterator[Any]:
-    """What dynamo calls for a frame, with all that is wrapped in it: the last one is the user's backend."""
-    callback = context.callback
-    # Backends are wrapped under a name of their own since 2.9, before that under the one that functions have too.
-    name = "_torchdynamo_orig_backend" if hasattr(callback, "_torchdynamo_orig_backend") else _ORIGINAL_FUNCTION
-    yield callback
-    while hasattr(callback, name):
-        callback = getattr(callback, name)
-        yield callback
-
-
-def _is_fullgraph(context: Any) -> bool:
-    """Whether code was compiled with ``fullgraph=True``."""
-    is_fullgraph: bool | None = getattr(context, "fullgraph", None)
-    if is_fullgraph is None:  # before 2.9 only the class of the callback tells
-        asserting = _dynamo("convert_frame").ConvertFrameAssert
-        is_fullgraph = any(isinstance(callback, asserting) for callback in _callbacks(context))
-    return is_fullgraph
-
-
-def _hooks(context: Any) -> Any:
-    """The hooks that the user's options became; before 2.9 only the callback has them."""
-    return getattr(context, "_hooks", None) or getattr(context.callback, "hooks", None)
-
-
-def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A copy of a function or method with a code object of its own, by which dynamo counts what it has compiled.
-
-    It takes the place of ``isolate_recompiles``, which torch has since 2.13.
-    """
-    if isinstance(function, MethodType):
-        return MethodType(with_own_code(function.__func__), function.__self__)
-    if not isinstance(function, FunctionType):
-        return function
-    code = function.__code__.replace()  # equal, but another object
-    copy = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
-    copy.__kwdefaults__, copy.__qualname__ = function.__kwdefaults__, function.__qualname__
-    copy.__dict__.update(function.__dict__)
-    return copy
+def _compile_options() -> Container[str]:
+    """The options that ``torch._dynamo.optimize`` takes in this torch."""
+    return inspect.signature(_dynamo("eval_frame")._optimize).parameters
 
 
 def _free_variables(function: Any) -> dict[str, Any]:

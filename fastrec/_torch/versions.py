@@ -23,8 +23,10 @@ from fastrec._errors import UnsupportedTorchError
 OLDEST_TORCH = (2, 6)
 """Before 2.6 the guards on tensors and the stack of function modes have other names."""
 
-COMPILED_TORCH = "2.8 to 2.15"
-"""The versions with which the compiled engine was tested. Before 2.8, compiled modules have no call of their own."""
+OLDEST_COMPILED_TORCH = (2, 13)
+
+COMPILED_TORCH = "2.13 to 2.15"
+"""The versions with which the compiled engine was tested; older ones can't keep its code apart from the user's own."""
 
 
 def version_of(text: str) -> tuple[int, int]:

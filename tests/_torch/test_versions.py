@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastrec import FastrecError, Recorder, record
-from fastrec._torch.versions import OLDEST_TORCH, check_torch, version_of
+from fastrec._errors import UnsupportedModelError
+from fastrec._torch import dynamo
+from fastrec._torch.versions import OLDEST_COMPILED_TORCH, OLDEST_TORCH, TORCH_VERSION, check_torch, version_of
 from fastrec.graph import log_forward_pass
 
 
@@ -120,3 +122,22 @@ def test_torch_has_its_own_backward_function_after_the_block() -> None:
     with Recorder(model, keep_op=True), Recorder(model, keep_op=True):
         model(X)
     assert torch.autograd._engine_run_backward is function  # type: ignore[attr-defined]
+
+
+def test_compiled_models_are_refused_by_a_torch_that_is_too_old_and_the_advice_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if TORCH_VERSION >= OLDEST_COMPILED_TORCH:
+        monkeypatch.setattr(dynamo, "_compile_options", tuple)
+    inner = nn.Linear(4, 4)
+    model = torch.compile(inner, backend="eager")
+    expected = model(X)
+    message = (
+        rf"compiled by torch {TORCH_VERSION[0]}\.{TORCH_VERSION[1]}\..*\(2\.13 to .*record the model that was compiled"
+    )
+    with pytest.raises(UnsupportedModelError, match=message), Recorder(model, keep_op=True):
+        pass
+    with Recorder(inner, keep_op=True, engine="eager") as rec:
+        assert torch.equal(inner(X), expected)
+    assert [record.ctx.site for record in rec.recording] == ["/linear"]
+    assert torch.equal(model(X), expected)
