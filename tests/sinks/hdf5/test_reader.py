@@ -18,7 +18,6 @@ from fastrec._errors import (
     RecordingExistsError,
     RecordingFileError,
     RecordingNotFoundError,
-    SessionError,
 )
 from fastrec.sinks import HDF5Sink
 from fastrec.sinks.hdf5.layout import SegmentIndex
