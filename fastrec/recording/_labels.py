@@ -70,6 +70,13 @@ class RowLabels:
         return self._of_passes(np.where((steps > 0) | ((steps == 0) & has_steps), steps, -1))
 
     @property
+    def phase(self) -> Array:
+        """The name of the phase of each row."""
+        names = np.array(self._view.catalog.phases.items, dtype=object)
+        phases: Array = names[self._of_passes(self._view.passes["phase"])]
+        return phases
+
+    @property
     def rank(self) -> Integers:
         """The rank of the process of each row, -1 where it is not known or only one process recorded."""
         ranks = rank_of_passes(self._view)
