@@ -139,7 +139,7 @@ def page(rows: list[Row]) -> str:
     return f"""\
 # A folder of many files
 
-Written by `make bench-folders`, which takes about two minutes. {os.cpu_count()} cores, {platform.machine()}; {versions}.
+Written by `make bench-folders`, in about two minutes. {os.cpu_count()} cores, {platform.machine()}; {versions}.
 {FILES} files of {PASSES} passes with {SITES} records of {BATCH}x{WIDTH} float32 each. Contestants take turns in one
 process; medians of {ROUNDS} rounds, with the least and the most. What `stack` gives is compared with what h5py reads.
 Memory is what Python and numpy allocate.
