@@ -21,9 +21,9 @@ from fastrec._errors import RecordKeyError, StepError, did_you_mean
 from fastrec._torch.tensors import outside_torch_modes
 from fastrec.recording._source import Array, Integers, PhaseSteps
 from fastrec.recording._steps import Firings, Steps, episodes_of, n_environments
-from fastrec.recording._view import View
+from fastrec.recording._view import View, rank_of_passes
 
-NUMBERS = ("row", "pass_index", "step", "env", "episode")
+NUMBERS = ("row", "pass_index", "step", "env", "episode", "rank")
 """The labels that are whole numbers, -1 where a row has none."""
 
 
@@ -68,6 +68,19 @@ class RowLabels:
         steps = self._view.passes["step"]
         has_steps = np.isin(self._view.passes["phase"], sorted(self._view.phases_with_steps))
         return self._of_passes(np.where((steps > 0) | ((steps == 0) & has_steps), steps, -1))
+
+    @property
+    def phase(self) -> Array:
+        """The name of the phase of each row."""
+        names = np.array(self._view.catalog.phases.items, dtype=object)
+        phases: Array = names[self._of_passes(self._view.passes["phase"])]
+        return phases
+
+    @property
+    def rank(self) -> Integers:
+        """The rank of the process of each row, -1 where it is not known or only one process recorded."""
+        ranks = rank_of_passes(self._view)
+        return np.full(len(self._records), -1, np.int64) if ranks is None else self._of_passes(ranks)
 
     @cached_property
     def env(self) -> Integers:

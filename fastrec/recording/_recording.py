@@ -33,7 +33,8 @@ from fastrec.recording._records import ActivationRecord as ActivationRecord
 from fastrec.recording._records import Records, SiteFacts, format_count, sites_of, summary_of
 from fastrec.recording._rows import Batches, BatchOptions, Beside, By, Rows, RowsDataset, check_same_passes
 from fastrec.recording._source import Array, Integers, Part, Source
-from fastrec.recording._steps import Episode, Firings, StepRecords, Steps, episodes_of, only_table, steps_of
+from fastrec.recording._step_axis import stack_by_step
+from fastrec.recording._steps import Episode, Firings, Steps, episodes_of, steps_of
 from fastrec.recording._view import Mask, View, keys_of, metas_of_key
 from fastrec.report.page import write_runs
 from fastrec.report.run import RunStatistics
@@ -79,8 +80,7 @@ class Recording:
 
     @cached_property
     def _steps(self) -> Steps:
-        catalog = self._source.catalog
-        return steps_of(self._source.steps(), catalog.phases.items, catalog.header.get("autoreset"))
+        return steps_of(self._source.steps(), self._source.catalog)
 
     @classmethod
     def _of_view(cls, view: View, steps: Steps) -> Recording:
@@ -245,12 +245,13 @@ class Recording:
             key: a module's address, a site or a label; or a list of them, in which globs stand for the sites that they
                 match (``["h.*"]``), for a dict of tensors.
             by: "pass" gives [passes, firings, ...], of the passes in which it fired. "step" gives [steps, ...], a row
-                for each marked step of the only phase that has some. "sample" gives [samples, ...], the first
+                for each marked step of the only phase that has some; where several processes recorded, [steps,
+                processes, ...], in the order of ``processes``, each rank once. "sample" gives [samples, ...], the first
                 dimensions of the values one after the other, which may differ in size.
             part: "activation", "transformed_activation" or "gradient"; by default the activation, or the transformed
                 one where the raw value was not kept.
-            fill: with ``by="step"``, the number that stands in the rows of steps in which the key did not fire; without
-                it they are an error.
+            fill: with ``by="step"``, the number that stands in the rows of steps in which the key did not fire, or that
+                one of several processes did not mark; without it they are an error.
             firings: with ``by="step"``, "last" takes the last of several firings in a step; without it they are an
                 error.
 
@@ -269,7 +270,7 @@ class Recording:
             raise OptionError("stack(fill=, firings=) say what stands in the row of a step; give by='step' with them")
         view = self._of_key(key)
         if by == "step":
-            return options.stack(StepRecords.of(view, only_table(self._steps, view)), key, part)
+            return stack_by_step(view, self._steps, key, part, options)
         if by == "sample":
             return Rows(view, key, "sample", part)[:]
         values = stack_records(view, key, part)
@@ -325,8 +326,8 @@ class Recording:
 
         Arguments:
             keys: a key, or several; among several also what stands beside their rows: step columns by name
-                ("reward", "label"), "sample_id" (a list), and the numbers "row", "pass_index", "step", "env" and
-                "episode" (-1 where there is none).
+                ("reward", "label"), "sample_id" (a list), and the numbers "row", "pass_index", "step", "env",
+                "episode" and "rank" (-1 where there is none).
             batch_size: rows in a batch; the last one may have fewer.
             by: what a row is, as in ``rows``.
             shuffle: read stretches of the file in random order, 32 at a time, and shuffle the rows of those in memory.

@@ -45,7 +45,7 @@ class Rows:
 
     ``shape``, ``dtype`` and ``nbytes`` are those of the whole; ``np.asarray(rows)`` reads it all. An index is a number,
     a slice, or a list, array or tensor of numbers or of one bool per row; negative numbers count from the end.
-    ``step``, ``env``, ``episode``, ``sample_id`` and ``column(name)`` tell what each row belongs to.
+    ``step``, ``env``, ``episode``, ``rank``, ``sample_id`` and ``column(name)`` tell what each row belongs to.
     """
 
     def __init__(self, view: View, key: str, by: By, part: Part | None, steps: Steps | None = None) -> None:
@@ -107,6 +107,11 @@ class Rows:
     def episode(self) -> Integers:
         """The number of the episode of each row in ``recording.episodes()``; -1 where it belongs to none."""
         return self.labels.episode
+
+    @property
+    def rank(self) -> Integers:
+        """The rank of the process of each row; -1 where it is not known or only one process recorded."""
+        return self.labels.rank
 
     @property
     def sample_id(self) -> list[str | int | None]:

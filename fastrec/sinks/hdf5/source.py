@@ -126,11 +126,15 @@ class HDF5Source:
 
     def passes(self) -> Rows:
         """One row per pass that kept something or ended badly, of ``PASS_DTYPE``, in order of ``pass_index``."""
-        return self._sorted[0]
+        return self._passes[0]
 
     def records(self) -> Rows:
         """One row per record, of ``RECORD_DTYPE``, in order of (pass, event)."""
-        return self._sorted[1]
+        return self._records
+
+    def n_records(self) -> int:
+        """How many records there are, known without the table of them."""
+        return int(self._passes[0]["count"].sum())
 
     def steps(self) -> Sequence[PhaseSteps]:
         """The marked steps, of each phase that has some."""
@@ -183,8 +187,8 @@ class HDF5Source:
         return self._contents.log.data[key]
 
     @cached_property
-    def _sorted(self) -> tuple[Rows, Rows]:
-        """Passes and records in order, as ``passes`` and ``records`` give them."""
+    def _passes(self) -> tuple[Rows, Integers]:
+        """Passes in order, as ``passes`` gives them, and where the records of each begin in the files' own tables."""
         raw_passes = self._contents.passes
         raw_passes = raw_passes[(raw_passes["count"] > 0) | (raw_passes["outcome"] != 0)]
         order = np.argsort(raw_passes["pass_index"], kind="stable")
@@ -193,20 +197,25 @@ class HDF5Source:
             passes[name] = raw_passes[name][order]
         for remap in self._contents.sessions.values():
             remap.offset.clear_open_steps(passes)
-        count = passes["count"]
-        first = np.cumsum(count) - count
-        total = int(count.sum())
-        if total == len(self._raw) and np.array_equal(passes["first"], first):
+        raw_first = passes["first"].copy()
+        passes["first"] = np.cumsum(passes["count"]) - passes["count"]
+        return passes, raw_first
+
+    @cached_property
+    def _records(self) -> Rows:
+        """Records in order, as ``records`` gives them."""
+        passes, raw_first = self._passes
+        first, count, total = passes["first"], passes["count"], self.n_records()
+        if total == len(self._raw) and np.array_equal(raw_first, first):
             # They lie in their order, as they do where one thread records.
             raw_rows, raw_records = np.arange(total), self._raw
         else:
-            raw_rows = np.repeat(passes["first"] - first, count) + np.arange(total)
+            raw_rows = np.repeat(raw_first - first, count) + np.arange(total)
             raw_records = self._raw[raw_rows]
-        passes["first"] = first
         records = np.empty(total, RECORD_DTYPE)
         records["meta"], records["time"], records["row"] = raw_records["variant"], raw_records["time"], raw_rows
         records["row"][(raw_records["data"] < 0) & (raw_records["transformed_data"] < 0)] = -1
-        return passes, records
+        return records
 
     @cached_property
     def _steps(self) -> list[PhaseSteps]:
