@@ -120,3 +120,22 @@ def test_labels_that_can_not_stand_beside_rows_are_refused(rollout: Recording) -
         rec.step(label=[1, 2])
     with pytest.raises(StepError, match=r"'label' has 2 values in each step, and a value of step 0 has 3 samples"):
         rec.recording.iter_batches(["1/tanh", "label"], 2, by="sample")
+
+
+def test_a_sample_id_is_a_key_of_its_records() -> None:
+    with torch.no_grad(), Recorder(MODEL, keep_op="tanh", keep_module="0") as rec:
+        for n, name in enumerate("abca"):
+            rec.log(torch.full((2, 4), float(n)), sample_id=name)
+    assert [record.ctx.pass_index for record in rec.recording["a"]] == [0, 0, 3, 3]
+    with pytest.raises(RecordKeyError, match="there is nothing under 'd'"):
+        rec.recording["d"]
+
+
+def test_a_selection_by_batch_size_has_the_steps_of_its_values() -> None:
+    with torch.no_grad(), Recorder(MODEL, keep_op="tanh") as rec:
+        for t in range(12):
+            MODEL(torch.full((2 if t % 3 else 3, 4), float(t)))
+            rec.step(t=t)
+    part = rec.recording.select(batch=2)
+    assert part.steps["t"].tolist() == part.rows("1/tanh").column("t").tolist() == [t for t in range(12) if t % 3]
+    assert torch.equal(part.stack("1/tanh", by="step"), part.stack("1/tanh"))
