@@ -67,8 +67,8 @@ class Recording:
     [0, 1, 2]
 
     A key is a module's address ("features.3", its output), a site ("features.3/relu") or a label ("relu_2"). Where it
-    means different records in two of these, write "module:...", "site:..." or "label:...". ``recording["a"]`` may also be
-    the sample id with which ``rec.log`` was called: all records of its passes.
+    means different records in two of these, write "module:...", "site:..." or "label:...". ``recording["a"]`` may be a
+    sample id that ``rec.log`` was given, too: all records of its passes.
     """
 
     def __init__(self, source: Source) -> None:
@@ -135,7 +135,8 @@ class Recording:
                 return list(Records(self._of_key(key)))
             except RecordKeyError:
                 passes = self._view.passes["pass_index"]
-                of_sample = np.array([self._view.source.sample_id(index) == key for index in passes.tolist()], np.bool_)
+                ids = map(self._view.source.sample_id, passes.tolist())
+                of_sample = np.array([key in i if isinstance(i, tuple) else key == i for i in ids], np.bool_)
                 if not of_sample.any():
                     raise
                 return list(Records(self._view.of_passes(of_sample)))

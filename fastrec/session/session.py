@@ -24,7 +24,7 @@ from fastrec._errors import OptionError, SessionError
 from fastrec._torch.process import FORKS
 from fastrec.engines._protocol import Engine, PlannedTap
 from fastrec.events.position import Position
-from fastrec.events.sites import Catalog, PassInfo, Site
+from fastrec.events.sites import Catalog, PassInfo, SampleId, Site
 from fastrec.recording._source import Array
 from fastrec.session.failures import Halt
 from fastrec.session.options import RecorderOptions
@@ -44,7 +44,7 @@ class _OwnCall(threading.local):
     """What ``rec.log`` or a region in this thread says about the pass that is about to begin."""
 
     logged = False
-    sample_id: str | int | None = None
+    sample_id: SampleId | None = None
 
 
 class Session:
@@ -99,7 +99,7 @@ class Session:
         self._taps.failures.warn()
 
     @contextmanager
-    def own_call(self, sample_id: str | int | None = None) -> Iterator[None]:
+    def own_call(self, sample_id: SampleId | None = None) -> Iterator[None]:
         """The next pass of this thread is a call that the recorder itself makes."""
         call = self._call
         with self._lock:
