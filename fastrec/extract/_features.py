@@ -121,7 +121,8 @@ class Features(nn.Module):
         leaves = [name for name in seen if name.startswith((f"{site}[", f"{site}."))]
         if leaves:
             return f"{site!r} has several leaves; give one of them, such as {leaves[0]!r}"
-        names = [*seen, *(name for name, _ in self.model.named_modules() if name)]
+        same_op = [name for name in seen if name.rpartition("/")[2] == site.rpartition("/")[2]]
+        names = same_op or [*seen, *(name for name, _ in self.model.named_modules() if name)]
         return f"nothing appeared at {site!r} in this pass; {did_you_mean(site, names)}"
 
 

@@ -360,3 +360,5 @@ def _messages_about_nothing(session: Session, plan: Plan, engine: Engine[PassRun
     names = Names.of(engine, session.seen_layer_types, session.catalog.phases.items, session.catalog.entries.items)
     yield from names.unmatched("keep_op", plan.keep_op)
     yield from names.unmatched("keep_module", plan.keep_module)
+    if not engine.is_compiled:
+        yield from names.without_tensors(plan.keep_module, session.modules_without_tensors())

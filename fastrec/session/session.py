@@ -25,6 +25,8 @@ from fastrec._torch.process import FORKS
 from fastrec.engines._protocol import Engine, PlannedTap
 from fastrec.events.position import Position
 from fastrec.events.sites import Catalog, PassInfo, SampleId, Site
+from fastrec.predicates import NEVER
+from fastrec.predicates._base import Constant
 from fastrec.recording._source import Array
 from fastrec.session.failures import Halt
 from fastrec.session.options import RecorderOptions
@@ -70,6 +72,7 @@ class Session:
     ) -> None:
         self.catalog = catalog
         self.seen_layer_types: set[str] = set()
+        self.selected_modules: dict[str, str] = {}  # addresses and types of those whose every output is kept
         self._options = options
         self._plan = plan
         self._ram = ram
@@ -125,6 +128,11 @@ class Session:
         finally:
             self._n_pauses -= 1
 
+    def modules_without_tensors(self) -> dict[str, str]:
+        """The addresses and types of modules whose outputs were selected, and which returned nothing that was kept."""
+        kept = {self.catalog.site_of(meta).module_address for meta in range(len(self.catalog.metas))}
+        return {address: name for address, name in self.selected_modules.items() if address not in kept}
+
     def forget_attached(self) -> None:
         """The passes with attached graphs were popped, so the warning counts anew."""
         self._n_attached_passes = 0
@@ -134,6 +142,8 @@ class Session:
         if site.kind == "op":
             self.seen_layer_types.add(site.layer_type)
         keep, halt = self._plan.narrow(position, site, self._taps.meta_maker)
+        if site.kind == "module_exit" and isinstance(keep, Constant) and keep is not NEVER:
+            self.selected_modules[site.module_address] = site.module_type
         return make_tap(self._taps, position, site, keep, halt)
 
     def may_keep(self, site: Site) -> bool:

@@ -167,3 +167,5 @@ def test_a_site_that_is_not_reached_is_told_with_what_is_near() -> None:
     assert "layers.1/relu" in near
     with pytest.raises(FastrecError, match=r"did you mean '.*relu"):
         fastrec.features(net(), {"a": "layers.1/rleu"})(X)
+    with pytest.raises(RecordKeyError, match=r"did you mean 'layers.\d.inner/linear"):
+        fastrec.features(net(), {"a": "layers.1/linear"})(X)

@@ -163,5 +163,5 @@ def test_sample_ids_that_do_not_fit_are_refused() -> None:
             with pytest.raises(OptionError, match="give a string, a whole number, or a list with one per sample"):
                 rec.log(torch.randn(3, 4), sample_id=wrong)  # type: ignore[arg-type]
     with pytest.raises(StepError, match="pass 0 has 2 sample ids, and a value of it has 3 rows"):
-        rec.recording.rows("1/tanh", by="sample").sample_id
+        print(rec.recording.rows("1/tanh", by="sample").sample_id)
     assert rec.recording.rows("1/tanh").sample_id == [(1, 2)]
