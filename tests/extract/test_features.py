@@ -3,6 +3,7 @@
 import copy
 import io
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,3 +170,21 @@ def test_a_site_that_is_not_reached_is_told_with_what_is_near() -> None:
         fastrec.features(net(), {"a": "layers.1/rleu"})(X)
     with pytest.raises(RecordKeyError, match=r"did you mean 'layers.\d.inner/linear"):
         fastrec.features(net(), {"a": "layers.1/linear"})(X)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+def test_it_trains_under_ddp(tmp_path: Path) -> None:
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        model, plain = net(), net()
+        parallel = nn.parallel.DistributedDataParallel(
+            fastrec.features(model, {"a": "layers.0"}), find_unused_parameters=True
+        )
+        parallel(X)["a"].square().mean().backward()
+        plain.layers[0](X).square().mean().backward()
+        for name, parameter in plain.layers[0].named_parameters():
+            grad = model.layers[0].get_parameter(name).grad
+            assert parameter.grad is not None and grad is not None and torch.allclose(grad, parameter.grad)
+    finally:
+        distributed.destroy_process_group()
