@@ -14,7 +14,7 @@ import msgspec
 import torch
 
 from fastrec._errors import ContextFieldError, did_you_mean
-from fastrec.events.sites import Catalog, PassInfo, RecordMeta, Site
+from fastrec.events.sites import Catalog, PassInfo, RecordMeta, SampleId, Site
 
 
 class StackFrame(msgspec.Struct, frozen=True):
@@ -195,7 +195,7 @@ class RecordContext(msgspec.Struct, eq=False):
         return self._info.grad
 
     @property
-    def sample_id(self) -> str | int | None:
+    def sample_id(self) -> SampleId | None:
         return self._info.sample_id
 
     @property

@@ -14,7 +14,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable
 from time import perf_counter
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 import msgspec
 
@@ -89,6 +89,10 @@ class RecordMeta(msgspec.Struct, frozen=True, gc=False):
     parents: tuple[str, ...] | None = None
 
 
+SampleId: TypeAlias = str | int | tuple[str | int, ...]
+"""What a pass was logged with: one id, or one for each sample of its batch."""
+
+
 class PassInfo(msgspec.Struct):
     """One pass: an outermost call into a recorded root, or a region.
 
@@ -102,7 +106,7 @@ class PassInfo(msgspec.Struct):
     phase: int
     grad: bool
     started: float
-    sample_id: str | int | None = None
+    sample_id: SampleId | None = None
     step: int = 0
     duration: float = 0.0
     outcome: Outcome = "ok"

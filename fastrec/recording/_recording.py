@@ -68,7 +68,8 @@ class Recording:
     [0, 1, 2]
 
     A key is a module's address ("features.3", its output), a site ("features.3/relu") or a label ("relu_2"). Where it
-    means different records in two of these, write "module:...", "site:..." or "label:...".
+    means different records in two of these, write "module:...", "site:..." or "label:...". ``recording["a"]`` may be a
+    sample id that ``rec.log`` was given, too: all records of its passes.
     """
 
     def __init__(self, source: Source) -> None:
@@ -130,7 +131,15 @@ class Recording:
     def __getitem__(self, key: slice | str) -> list[ActivationRecord]: ...
     def __getitem__(self, key: int | slice | str) -> ActivationRecord | list[ActivationRecord]:
         if isinstance(key, str):
-            return list(Records(self._of_key(key)))
+            try:
+                return list(Records(self._of_key(key)))
+            except RecordKeyError:
+                passes = self._view.passes["pass_index"]
+                ids = map(self._view.source.sample_id, passes.tolist())
+                of_sample = np.array([key in i if isinstance(i, tuple) else key == i for i in ids], np.bool_)
+                if not of_sample.any():
+                    raise
+                return list(Records(self._view.of_passes(of_sample)))
         if isinstance(key, int | np.integer | slice):
             return self.records[key]
         raise RecordKeyError(f"recording[{key!r}]: give a number, a slice, a module's address, a site or a label")
@@ -167,7 +176,7 @@ class Recording:
                 modules.
             passes: pass indices: a number, a slice, a range or a set; negative numbers count from the end.
             steps: the numbers of steps within their phases; passes of phases without steps are left out.
-            batch: the size of the first dimension of a value.
+            batch: the size of the first dimension of a value; steps without such a value are left out.
             grad: whether gradients were on when the pass began.
             rank, worker, role: of the process, where several recorded: numbers, or for the role names or globs.
         """
@@ -187,7 +196,7 @@ class Recording:
                 raise OptionError(f"select(grad={grad!r}): give True or False")
             view = view.of_passes(view.passes["grad"] == grad)
         if batch is not None:
-            view = _of_batch_size(view, batch)
+            view, table = _of_batch_size(view, table, batch)
         return self._of_view(view, table)
 
     @property
@@ -584,7 +593,7 @@ def _of_step_numbers(view: View, steps: Steps, numbers: Numbers) -> tuple[View, 
     return view.of_passes(mask), steps
 
 
-def _of_batch_size(view: View, batch: Any) -> View:
+def _of_batch_size(view: View, steps: Steps, batch: Any) -> tuple[View, Steps]:
     if not isinstance(batch, int) or isinstance(batch, bool):
         raise OptionError(f"select(batch={batch!r}): give the size of the first dimension, a number")
     metas = [meta for meta in view.metas if view.meta(meta).shape[:1] == (batch,)]
@@ -595,7 +604,11 @@ def _of_batch_size(view: View, batch: Any) -> View:
     # Passes that lose all their records are not part of the selection.
     has_records = np.zeros(len(view.passes), np.bool_)
     has_records[view.pass_positions] = True
-    return view.of_passes(has_records)
+    selected = view.of_passes(has_records)
+    for table in steps.tables:
+        of_phase = selected.passes["step"][selected.passes["phase"] == table.phase]
+        steps = steps.restrict(table.phase, np.isin(table.numbers, of_phase))
+    return selected, steps
 
 
 def _numbers_mask(option: str, numbers: Numbers, values: Integers) -> Mask:

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from fastrec._errors import OptionError, RaggedError
 from fastrec._torch.tensors import outside_torch_modes
+from fastrec.events.sites import SampleId
 from fastrec.recording._arrays import checked_layouts, numpy_of, real_array
 from fastrec.recording._labels import RowLabels
 from fastrec.recording._source import Array, Integers, Part
@@ -114,8 +115,8 @@ class Rows:
         return self.labels.rank
 
     @property
-    def sample_id(self) -> list[str | int | None]:
-        """The sample id of each row's pass."""
+    def sample_id(self) -> list[SampleId | None]:
+        """The sample id of each row's pass, or its own where the pass has one for each sample of the batch."""
         return self.labels.sample_id
 
     def column(self, name: str) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastrec.events.sites import Catalog, Outcome
+from fastrec.events.sites import Catalog, Outcome, SampleId
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -72,7 +72,7 @@ class Source(Protocol):
     def steps(self) -> Sequence[PhaseSteps]:
         """The marked steps of each phase that has some."""
 
-    def sample_id(self, pass_index: int) -> str | int | None:
+    def sample_id(self, pass_index: int) -> SampleId | None:
         """The sample id that a pass was logged with."""
 
     def value(self, meta: int, row: int, part: Part) -> torch.Tensor | None:

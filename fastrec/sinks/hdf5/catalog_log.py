@@ -24,7 +24,7 @@ import torch
 from fastrec._errors import DamagedFileError, SessionError
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import PredicateFailure, RecordContext
-from fastrec.events.sites import Catalog, Interned, Origin, PassInfo, RecordMeta, Site
+from fastrec.events.sites import Catalog, Interned, Origin, PassInfo, RecordMeta, SampleId, Site
 from fastrec.sinks.hdf5.checksums import add_checksum, strip_checksum
 from fastrec.sinks.hdf5.layout import DataInfo, Rows, dtype_name, dtype_named
 
@@ -143,7 +143,7 @@ class Log:
     def __init__(self, *, salvage: bool = False) -> None:
         self.catalog = Catalog()
         self.facts: dict[str, Any] = {}
-        self.samples: dict[int, str | int] = {}
+        self.samples: dict[int, SampleId] = {}
         self.data: dict[tuple[int, int], DataInfo] = {}
         self.remap = SessionRemap(SessionOffset(), salvage=salvage)
         self.starts: dict[int, set[int]] = {}
@@ -221,7 +221,9 @@ class Log:
         elif kind == "data":
             self._unresolved[segment, number] = msgspec.json.decode(content, type=DataInfo)
         elif kind == "sample":
-            self.samples[number + remap.offset.passes] = msgspec.json.decode(content, type=str | int)
+            self.samples[number + remap.offset.passes] = msgspec.json.decode(
+                content, type=str | int | tuple[str | int, ...]
+            )
         elif kind == "halted":
             catalog.halted[number + remap.offset.passes] = msgspec.json.decode(content, type=str)
         elif kind == "failure" and number >= self._n_failures:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import DamagedFileError, FastrecError, RecordingNotFoundError
-from fastrec.events.sites import Catalog, Origin, RecordMeta
+from fastrec.events.sites import Catalog, Origin, RecordMeta, SampleId
 from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
 from fastrec.sinks.hdf5.layout import MERGED, SOURCES, Integers, Rows, run_edges
 from fastrec.sinks.hdf5.paths import Paths
@@ -94,7 +94,7 @@ class MergedSource:
         """The marked steps, of each phase of each source that has some."""
         return [steps for part in self._parts for steps in part.steps]
 
-    def sample_id(self, pass_index: int) -> str | int | None:
+    def sample_id(self, pass_index: int) -> SampleId | None:
         """The sample id that a pass was logged with."""
         for origin, part in zip(self.catalog.origins, self._parts, strict=True):
             if 0 <= pass_index - origin.first_pass < origin.passes:

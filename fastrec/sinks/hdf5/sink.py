@@ -94,6 +94,11 @@ class HDF5Sink:
         self._lock = threading.Lock()
         self._pass_log: FilePassLog | None = None
         self._catalog: Catalog | None = None
+        self._is_beside_ram = False
+
+    def stand_beside_ram(self) -> None:
+        """Keep the values alone where a capture asks for gradients, too: these are in RAM."""
+        self._is_beside_ram = True
 
     @property
     def path(self) -> str:
@@ -118,7 +123,9 @@ class HDF5Sink:
         assert self._catalog is not None and self._pass_log is not None
         record_meta = self._catalog.metas[meta]
         spec = self._catalog.specs[record_meta.spec]
-        if spec.keep_grad or spec.save_gradient:
+        if self._is_beside_ram:
+            spec = spec.with_changes({"keep_grad": False, "save_gradient": False})
+        elif spec.keep_grad or spec.save_gradient:
             raise GradientError(
                 "a file can't keep gradients; add RAM, as in sink=[RAMSink(), ...], or leave keep_grad and "
                 "save_gradient out"

@@ -28,6 +28,7 @@ from torch import Tensor
 from fastrec._errors import DamagedFileError, RecordingFileError
 from fastrec._torch.tensors import outside_torch_modes
 from fastrec.events.process import Process
+from fastrec.events.sites import SampleId
 from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
 from fastrec.sinks._steps import StepTable
 from fastrec.sinks.hdf5.blocks import CheckedReader, check_tables
@@ -140,7 +141,7 @@ class HDF5Source:
         """The marked steps, of each phase that has some."""
         return self._steps
 
-    def sample_id(self, pass_index: int) -> str | int | None:
+    def sample_id(self, pass_index: int) -> SampleId | None:
         """The sample id that a pass was logged with."""
         return self._contents.log.samples.get(pass_index)
 

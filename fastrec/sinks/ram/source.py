@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastrec._torch.tensors import outside_torch_modes
-from fastrec.events.sites import Catalog, PassInfo
+from fastrec.events.sites import Catalog, PassInfo, SampleId
 from fastrec.recording._source import RECORD_DTYPE, Integers, Part, PhaseSteps, StructuredArray
 from fastrec.sinks._blocks import MAX_ROWS, ROW_BITS
 from fastrec.sinks._pass_table import PassTable
@@ -54,7 +54,7 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
         """The marked steps of each phase that has some."""
         return self.phase_steps
 
-    def sample_id(self, pass_index: int) -> str | int | None:
+    def sample_id(self, pass_index: int) -> SampleId | None:
         """The sample id that a pass was logged with."""
         return self._tables[2].get(pass_index)
 
@@ -105,7 +105,7 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
         return np.array(sizes, dtype=np.int64)[inverse]
 
     @cached_property
-    def _tables(self) -> tuple[StructuredArray, StructuredArray, Mapping[int, str | int]]:
+    def _tables(self) -> tuple[StructuredArray, StructuredArray, Mapping[int, SampleId]]:
         """Passes and records in order, and the sample ids."""
         table = self.table
         if self.unpacked:
