@@ -37,6 +37,7 @@ _LOADED_LATER = {
     "exports": "fastrec.exports",
     "files": "fastrec.files",
     "graph": "fastrec.graph",
+    "integrations": "fastrec.integrations",
 }
 
 
@@ -53,5 +54,5 @@ def __dir__() -> list[str]:
 
 __all__ = [  # noqa: PLE0604
     *("ActivationRecord", "CaptureSpec", "DryRun", "FastrecError", "FastrecWarning", "RecordContext", "Recorder"),
-    *("Recording", "dry_run", "exports", "files", "graph", "halt", "load", "record", "recover"),
+    *("Recording", "dry_run", "exports", "files", "graph", "halt", "integrations", "load", "record", "recover"),
 ]
