@@ -39,6 +39,7 @@ _LOADED_LATER = {
     "exports": "fastrec.exports",
     "files": "fastrec.files",
     "graph": "fastrec.graph",
+    "integrations": "fastrec.integrations",
 }
 
 
@@ -65,6 +66,7 @@ __all__ = [  # noqa: PLE0604
         "files",
         "graph",
         "halt",
+        "integrations",
         "load",
         "record",
         "recover",

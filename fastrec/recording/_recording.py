@@ -9,7 +9,7 @@ episodes in ``_steps``, containers of other libraries in ``_aligned``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -28,11 +28,12 @@ from fastrec.recording._arrays import frame_of, numpy_of, split_by_pass, stack_r
 from fastrec.recording._describe import describe, describe_options
 from fastrec.recording._html import recording_html
 from fastrec.recording._labels import LABELS
+from fastrec.recording._part import PartSource
 from fastrec.recording._processes import ProcessChoice, Ranks, of_processes, of_ranks
 from fastrec.recording._records import ActivationRecord as ActivationRecord
 from fastrec.recording._records import Records, SiteFacts, format_count, sites_of, summary_of
 from fastrec.recording._rows import Batches, BatchOptions, Beside, By, Rows, RowsDataset, check_same_passes
-from fastrec.recording._source import Array, Integers, Part, Source
+from fastrec.recording._source import Array, Integers, Part, PhaseSteps, Source
 from fastrec.recording._step_axis import stack_by_step
 from fastrec.recording._steps import Episode, Firings, Steps, episodes_of, steps_of
 from fastrec.recording._view import Mask, View, keys_of, metas_of_key
@@ -503,6 +504,30 @@ class Recording:
         """
         name = os.path.splitext(os.path.basename(os.fspath(path)))[0] if title is None else title
         write_runs(lambda: {name: self.describe(**{"bins": 200, **options})}, path, overwrite=overwrite)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write it to a file, from which ``fastrec.load`` reads the same: values, contexts, steps and episodes.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Linear(4, 2)
+        >>> with fastrec.Recorder(model, keep_op="linear") as rec:
+        ...     for _ in range(6):
+        ...         out = model(torch.ones(3, 4))
+        >>> rec.recording.select(passes=slice(2, 5)).save("part.h5")
+        >>> fastrec.load("part.h5").stack("linear_1").shape
+        torch.Size([3, 3, 2])
+
+        Arguments:
+            path: where to write it, a path that ends in .h5 or .hdf5.
+
+        Passes and steps keep their numbers. Values that were kept with ``keep_grad`` lose their graph. Gradients are
+        not written, and a warning says so. Raises RecordingExistsError where there is a recording.
+        """
+        tables: Sequence[PhaseSteps] = self._steps.tables
+        if "_source" in self.__dict__ and not any(table.columns_before for table in tables):
+            tables = self._source.steps()  # as they were marked, without what is worked out of them
+        part = PartSource(self._view, tables)
+        part.save(part, path)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per record, with the fields of its context; needs the extra ``pandas``."""

@@ -8,6 +8,7 @@ makes no million objects.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, Protocol, TypeAlias, get_args
 
 import msgspec
@@ -92,6 +93,9 @@ class Source(Protocol):
 
     def nbytes(self, metas: Integers, rows: Integers) -> Integers:
         """The bytes that the tensors of each record take."""
+
+    def save(self, part: Source, path: str | PathLike[str]) -> None:
+        """Write a file of a part of this source, or of all of it, at a path at which there is nothing yet."""
 
 
 class PhaseSteps(msgspec.Struct, frozen=True):

@@ -25,7 +25,7 @@ from fastrec.engines._protocol import Engine, WatchOptions
 from fastrec.events.sites import Catalog
 from fastrec.recording._recording import Recording
 from fastrec.session.inputs import NOT_GIVEN, args_of, check_inputs, checked_sample_id, roots_of
-from fastrec.session.options import RecorderOptions, options_from
+from fastrec.session.options import GRADIENTS_NEED_RAM, RecorderOptions, options_from
 from fastrec.session.pass_batch import pass_batch
 from fastrec.session.plan import Plan
 from fastrec.session.session import Session
@@ -82,10 +82,8 @@ class Recorder:
         self._plan.check_can_keep()
         self._sinks = sinks_from_option(self.options.sink)
         self._ram = next((sink for sink in self._sinks if isinstance(sink, RAMSink)), None)
-        if self._ram is None and (self.options.train_mode or self.options.capture.keep_grad):
-            raise OptionError(
-                "a file can't keep gradients; add RAM, sink=[RAMSink(), ...], or leave keep_grad and train_mode out"
-            )
+        if self._ram is None and self._plan.asks_for_gradients(self.options.default_capture):
+            raise OptionError(GRADIENTS_NEED_RAM)
         if self._ram is None and self.options.retain is not None:
             raise OptionError("retain= concerns RAM, and no sink is in RAM; leave it out, as a file keeps everything")
         self._session: Session | None = None
@@ -113,6 +111,7 @@ class Recorder:
             self._engine.open(self._roots, self._session)
         except BaseException:
             self._session.close()
+            self._discard_unused()
             raise
         self._state = "open"
         return self
@@ -123,7 +122,9 @@ class Recorder:
         session, self._state = self._open(), "closed"
         self._engine.close()
         session.close()
-        if error is None:
+        if error is not None:
+            self._discard_unused()
+        else:
             session.warn_about_failures()
             _warn_about_nothing(session, self._plan, self._engine)
 
@@ -275,6 +276,11 @@ class Recorder:
     def __repr__(self) -> str:
         roots = ", ".join(f"{name}={type(m).__name__}" if name else type(m).__name__ for name, m in self._roots.items())
         return f"<Recorder of {roots}: {self._state}>"
+
+    def _discard_unused(self) -> None:
+        for sink in self._sinks:
+            if isinstance(sink, HDF5Sink):
+                sink.discard_unused()
 
     def _records_compiled(self) -> bool:
         engine = self.options.engine

@@ -77,6 +77,7 @@ class Session:
         self._plan = plan
         self._ram = ram
         self._taps = TapState(options, catalog, sink, engine, plan.halt, observes_ops=plan.watches_ops)
+        self._taps.keeps_gradients = ram is not None
         catalog.failures = self._taps.failures.collected  # before the sink opens, which may read this list from then on
         self._pass_log = sink.open(catalog)
         self._commit = self._pass_log.commit

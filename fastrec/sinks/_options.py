@@ -35,10 +35,6 @@ class TeeSink:
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self.sinks = list(sinks)
-        if any(isinstance(sink, RAMSink) for sink in self.sinks):
-            for sink in self.sinks:
-                if isinstance(sink, HDF5Sink):
-                    sink.stand_beside_ram()
 
     def open(self, catalog: Catalog) -> PassLog:
         """Begin a session in each sink."""

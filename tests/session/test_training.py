@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastrec import CaptureSpec, FastrecWarning, Recorder, load, record
-from fastrec._errors import GradientError
-from fastrec.predicates import dtype, module, op
+from fastrec._errors import OptionError
+from fastrec.predicates import dtype, every, module, op
 from fastrec.sinks import RAMSink
 from tests.contracts.engine import EVERYTHING
 from tests.helpers.models import mlp
@@ -225,10 +225,18 @@ def test_a_file_keeps_no_graphs(model: nn.Module) -> None:
         def column(self, meta: int, value: Tensor) -> Any:
             raise AssertionError
 
-    for options in ({"train_mode": True}, {"capture": CaptureSpec(keep_grad=True)}):
-        with pytest.raises(ValueError, match=r"a file can't keep gradients; add RAM, sink=\[RAMSink\(\), ...\]"):
-            Recorder(model, keep_op="tanh", sink=FileSink(), **options)
-        Recorder(model, keep_op="tanh", sink=[RAMSink()], **options)
+    for options in (
+        {"keep_op": "tanh", "train_mode": True},
+        {"keep_op": "tanh", "capture": CaptureSpec(keep_grad=True)},
+        {"keep_op": "tanh", "capture": CaptureSpec(save_gradient=True)},
+        {"keep_op": op("tanh").with_(keep_grad=True)},
+        {"keep_op": op("relu") | (op("tanh").with_(save_gradient=True) & every(2))},
+        {"keep_module": module("1").with_(keep_grad=True).with_(dtype=torch.float64)},
+    ):
+        with pytest.raises(OptionError, match=r"a file can't keep gradients; add RAM, as in sink=\[RAMSink\(\), 'run"):
+            Recorder(model, sink=FileSink(), **options)
+        Recorder(model, sink=[RAMSink(), FileSink()], **options)
+    Recorder(model, keep_op=op("tanh").with_(keep_grad=True).with_(keep_grad=False), sink=FileSink())
 
 
 def test_saved_gradients_are_those_that_a_hook_sees(model: nn.Module, x: Tensor) -> None:
@@ -347,7 +355,9 @@ def test_gradients_in_ram_and_values_in_a_file_together(options: Any, tmp_path: 
 
 def test_a_file_alone_refuses_gradients_and_the_advice_works(tmp_path: Path) -> None:
     model, keep = nn.Linear(4, 3), op("linear").with_(keep_grad=True)
-    with pytest.raises(GradientError, match=r"a file can't keep gradients; add RAM, as in sink=\[RAMSink\(\), ...\]"):
+    with pytest.raises(
+        OptionError, match=r"a file can't keep gradients; add RAM, as in sink=\[RAMSink\(\), 'run.h5'\]"
+    ):
         record(model, torch.ones(2, 4), keep_op=keep, sink=tmp_path / "a.h5")
     recording = record(model, torch.ones(2, 4), keep_op=keep, sink=[RAMSink(), tmp_path / "b.h5"])
     assert recording[0].activation.requires_grad and len(load(tmp_path / "b.h5")) == 1

@@ -23,11 +23,12 @@ from torch import Tensor
 
 from fastrec._errors import DamagedFileError, FastrecError, RecordingNotFoundError
 from fastrec.events.sites import Catalog, Origin, RecordMeta, SampleId
-from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
+from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps, Source
 from fastrec.sinks.hdf5.layout import MERGED, SOURCES, Integers, Rows, run_edges
 from fastrec.sinks.hdf5.paths import Paths
 from fastrec.sinks.hdf5.reader import segment_of
 from fastrec.sinks.hdf5.salvage import salvage_contents
+from fastrec.sinks.hdf5.save import save_part
 from fastrec.sinks.hdf5.source import HDF5Source
 from fastrec.sinks.hdf5.structure import MAX_INDEX_BYTES, open_verified, plain_dataset
 
@@ -93,6 +94,10 @@ class MergedSource:
     def steps(self) -> Sequence[PhaseSteps]:
         """The marked steps, of each phase of each source that has some."""
         return [steps for part in self._parts for steps in part.steps]
+
+    def save(self, part: Source, path: str | os.PathLike[str]) -> None:
+        """Write a file of a part of it, or of all of it."""
+        save_part(part, path, self.facts())
 
     def sample_id(self, pass_index: int) -> SampleId | None:
         """The sample id that a pass was logged with."""

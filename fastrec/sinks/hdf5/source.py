@@ -29,7 +29,7 @@ from fastrec._errors import DamagedFileError, RecordingFileError
 from fastrec._torch.tensors import outside_torch_modes
 from fastrec.events.process import Process
 from fastrec.events.sites import SampleId
-from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
+from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps, Source
 from fastrec.sinks._steps import StepTable
 from fastrec.sinks.hdf5.blocks import CheckedReader, check_tables
 from fastrec.sinks.hdf5.contents import Contents, IncrementalReader, read_contents
@@ -47,6 +47,7 @@ from fastrec.sinks.hdf5.layout import (
 )
 from fastrec.sinks.hdf5.reader import ReadFile, find_files
 from fastrec.sinks.hdf5.salvage import salvage_contents
+from fastrec.sinks.hdf5.save import save_part
 
 MAX_SPAN_BYTES = 16 << 20
 """How many bytes are read at once, including rows that are not asked for."""
@@ -140,6 +141,10 @@ class HDF5Source:
     def steps(self) -> Sequence[PhaseSteps]:
         """The marked steps, of each phase that has some."""
         return self._steps
+
+    def save(self, part: Source, path: str | os.PathLike[str]) -> None:
+        """Write a file of a part of it, or of all of it."""
+        save_part(part, path, self.facts(), rank=self.identity().rank if self._files else -1)
 
     def sample_id(self, pass_index: int) -> SampleId | None:
         """The sample id that a pass was logged with."""

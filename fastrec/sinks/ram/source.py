@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from os import PathLike
+from time import perf_counter, time
 from typing import TypeAlias
 
 import msgspec
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from fastrec._torch.tensors import outside_torch_modes
 from fastrec.events.sites import Catalog, PassInfo, SampleId
-from fastrec.recording._source import RECORD_DTYPE, Integers, Part, PhaseSteps, StructuredArray
+from fastrec.recording._source import RECORD_DTYPE, Integers, Part, PhaseSteps, Source, StructuredArray
 from fastrec.sinks._blocks import MAX_ROWS, ROW_BITS
 from fastrec.sinks._pass_table import PassTable
 from fastrec.sinks.ram.pool import Block, UncopiedPass
@@ -103,6 +105,13 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
         numbers, inverse = np.unique(rows >> ROW_BITS, return_inverse=True)
         sizes = [_row_bytes(self._block_of_number[number]) if number >= 0 else 0 for number in numbers.tolist()]
         return np.array(sizes, dtype=np.int64)[inverse]
+
+    def save(self, part: Source, path: str | PathLike[str]) -> None:
+        """Write a file of a part of it, or of all of it."""
+        from fastrec.sinks.hdf5.save import save_part  # loads h5py, which RAM doesn't need
+
+        began = time() - (perf_counter() - self.catalog.began)
+        save_part(part, path, {"header": self.catalog.header, "began": began})
 
     @cached_property
     def _tables(self) -> tuple[StructuredArray, StructuredArray, Mapping[int, SampleId]]:
