@@ -98,6 +98,16 @@ def own_their_storage(values: list[Tensor]) -> bool:
     return True
 
 
+def has_memory(value: Tensor) -> bool:
+    """Whether the storage of a tensor has memory.
+
+    FSDP frees a gathered parameter by resizing its storage to nothing. Tensors over it stay what they were, to read
+    them crashes the process, and their versions tell nothing.
+    """
+    # Not by untyped_storage(), which makes an owner that `have_sole_owner` would count.
+    return not value.numel() or value.data_ptr() != value.storage_offset() * value.element_size()
+
+
 def _counts_of_sole_owner(values: list[Tensor]) -> tuple[int, int, int]:
     for value in values:  # as in `have_sole_owner`, because the loop variable is one reference more
         uses: int = value._use_count()  # type: ignore[attr-defined]

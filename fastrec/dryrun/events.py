@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import FastrecError
+from fastrec._torch.collectives import arrived
 from fastrec._torch.internals import functorch_level, no_function_modes
 from fastrec._torch.tensors import check_copyable
 from fastrec.dryrun.links import Linker, Links
@@ -76,7 +77,7 @@ class Obstacles(NamedTuple):
             reason = "UnsupportedTensorError: it ran inside of a functorch transform (vmap, grad, jvp)"
             return cls(reason, None, None)
         return cls(
-            _error_of(lambda: check_copyable(value)),
+            _error_of(lambda: check_copyable(arrived(value))),
             _error_of(lambda: check_gradients(value, _KEEP_GRAD)),
             _error_of(lambda: check_gradients(value, _SAVE_GRADIENT)),
         )

@@ -29,6 +29,7 @@ import msgspec
 from torch import Tensor
 
 from fastrec._errors import FastrecWarning, GradientError, OptionError, UnsupportedTensorError
+from fastrec._torch.collectives import arrived, is_arriving
 from fastrec._torch.internals import (
     are_function_modes_off,
     dispatch_mode_count,
@@ -287,7 +288,17 @@ class KeepTap:
             state.attached.add(number)
         if not spec.save_activation:
             return number, _keep_no_tensor
-        column = state.columns[number] = run_outside_dispatch_modes(partial(state.sink.column, number), value)
+        make_column = partial(state.sink.column, number)
+        if is_arriving(value):
+            if spec.keep_grad or spec.save_gradient:
+                raise UnsupportedTensorError(
+                    "the value of a collective that is still under way (AsyncCollectiveTensor) can't be kept with its "
+                    "gradient; leave keep_grad and save_gradient out, or record after an op that uses it"
+                )
+            column: ColumnWriter = ArrivingColumn(run_outside_dispatch_modes(make_column, arrived(value)))
+        else:
+            column = run_outside_dispatch_modes(make_column, value)
+        state.columns[number] = column
         append: Callable[[Tensor], int] = column.append
         if spec.transform is not None:
             # It may call a part of the model, which is not an event then, and save tensors for its backward pass.
@@ -298,10 +309,24 @@ class KeepTap:
         return number, partial(run_outside_dispatch_modes, append) if dispatch_mode_count() else append
 
 
+class ArrivingColumn:
+    """Keeps the values of collectives, each when it has arrived."""
+
+    __slots__ = ("_column", "discard")
+
+    def __init__(self, column: ColumnWriter) -> None:
+        self._column = column
+        self.discard = column.discard
+
+    def append(self, value: Tensor) -> int:
+        """Wait for a value, and keep it."""
+        return self._column.append(arrived(value))
+
+
 def _reason_for(error: Exception, value: Tensor) -> Exception:
     """Why a value can't be kept, where the kind of tensor is the reason; else the error itself."""
     try:
-        check_copyable(value)
+        check_copyable(arrived(value))
     except UnsupportedTensorError as reason:
         return reason
     return error

@@ -12,6 +12,7 @@ from fastrec._errors import UnsupportedTensorError
 from fastrec._torch.tensors import (
     check_copyable,
     clone_like,
+    has_memory,
     have_sole_owner,
     never_matches,
     outside_torch_modes,
@@ -208,3 +209,11 @@ def test_tensors_made_outside_of_modes_are_normal_and_unseen() -> None:
 
     with torch.inference_mode(), Mode(), outside_torch_modes():
         assert not torch.ones(3).is_inference()
+
+
+def test_a_tensor_whose_storage_was_freed_has_no_memory() -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    views = [base, base[1:], base.t(), base[:, ::2], base[1, 1:], base[:0]]
+    assert all(has_memory(view) for view in [*views, torch.tensor(1.0).expand(5)])
+    base.untyped_storage().resize_(0)
+    assert [has_memory(view) for view in views] == [False, False, False, False, False, True]

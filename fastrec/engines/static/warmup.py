@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrec._torch.internals import functorch_level, no_function_modes
-from fastrec._torch.tensors import have_sole_owner, own_their_storage, run_outside_dispatch_modes
+from fastrec._torch.tensors import has_memory, have_sole_owner, own_their_storage, run_outside_dispatch_modes
 from fastrec._torch.trees import leaves
 from fastrec.engines._protocol import Listener, Run, Tap
 from fastrec.engines.eager.trie import TrieNode
@@ -98,7 +98,7 @@ def _detached_clone(value: Tensor) -> Tensor:
 def is_unchanged(value: Tensor, snapshot: Snapshot) -> bool:
     """Whether a value is still what it was."""
     version, copy = snapshot
-    if _version(value) != version or value.shape != copy.shape or value.is_complex():
+    if _version(value) != version or value.shape != copy.shape or value.is_complex() or not has_memory(value):
         return False
     # To the bit, because numpy and .data write without a trace in the version.
     with no_function_modes(), torch.no_grad():
