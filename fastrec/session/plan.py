@@ -26,7 +26,7 @@ from fastrec.events.context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCT
 from fastrec.events.position import NO_TENSOR, Position, RecordMetaMaker
 from fastrec.events.sites import Catalog, Kind, PassInfo, RecordMeta, Site
 from fastrec.predicates import NEVER
-from fastrec.predicates._base import Opaque, PredicateBase, constant
+from fastrec.predicates._base import Constant, Opaque, PredicateBase, constant
 from fastrec.predicates._modules import Inside, Module, ModuleInput, ModuleType
 from fastrec.predicates._normalise import Option, normalise, resolve
 from fastrec.predicates._passes import Entry, Every, First, GradEnabled, Phase, any_of, pass_filter
@@ -177,6 +177,8 @@ class _Addresses:
 
 
 def _narrow_at(predicate: PredicateBase, position: Position, site: Site, meta_maker: RecordMetaMaker) -> Predicate:
+    if isinstance(predicate, Constant):
+        return predicate
     residual = _narrow(predicate, site)
     if isinstance(residual, PredicateBase) and residual.reads and residual.reads <= STRUCTURAL_FIELDS | PATH_FIELDS:
         # All that it reads is the same whenever a pass gets to this position, so it is asked now.
