@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install demo test test-torch smoke-torch composites docs release test-zoo lint gallery bench bench-files bench-memory bench-reference bench-graph bench-drawing
+.PHONY: install demo test test-torch smoke-torch composites docs release test-zoo lint gallery bench bench-files bench-folders bench-memory bench-reference bench-graph bench-drawing
 
 install: $(INSTALLED)
 
@@ -89,6 +89,10 @@ bench: $(INSTALLED)
 bench-files: $(INSTALLED) .benchmarks/torchlens-2.36.1
 	$(BIN)/python -m benchmarks.files
 	$(BIN)/python -m benchmarks.files_reading
+
+# What a folder with a file of each of 400 processes costs to read: about two minutes.
+bench-folders: $(INSTALLED)
+	$(BIN)/python -m benchmarks.folders
 
 bench-memory: $(INSTALLED)
 	$(BIN)/python -m benchmarks.files_memory

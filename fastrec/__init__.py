@@ -19,6 +19,8 @@ from fastrec.dryrun.dry_run import DryRun as DryRun
 from fastrec.dryrun.dry_run import dry_run as dry_run
 from fastrec.events.capture import CaptureSpec as CaptureSpec
 from fastrec.events.context import RecordContext as RecordContext
+from fastrec.extract._extract import extract as extract
+from fastrec.extract._features import features as features
 from fastrec.recording._recording import ActivationRecord as ActivationRecord
 from fastrec.recording._recording import Recording as Recording
 from fastrec.session.failures import halt as halt
@@ -37,6 +39,7 @@ _LOADED_LATER = {
     "exports": "fastrec.exports",
     "files": "fastrec.files",
     "graph": "fastrec.graph",
+    "integrations": "fastrec.integrations",
 }
 
 
@@ -52,6 +55,20 @@ def __dir__() -> list[str]:
 
 
 __all__ = [  # noqa: PLE0604
-    *("ActivationRecord", "CaptureSpec", "DryRun", "FastrecError", "FastrecWarning", "RecordContext", "Recorder"),
-    *("Recording", "dry_run", "exports", "files", "graph", "halt", "load", "record", "recover"),
+    *("ActivationRecord", "CaptureSpec", "DryRun", "FastrecError", "FastrecWarning", "RecordContext", "Recorded"),
+    *(
+        "Recorder",
+        "Recording",
+        "dry_run",
+        "exports",
+        "extract",
+        "features",
+        "files",
+        "graph",
+        "halt",
+        "integrations",
+        "load",
+        "record",
+        "recover",
+    ),
 ]

@@ -1,6 +1,8 @@
 """Packages that fastrec can do without are imported in one way, and a missing one is named with what installs it."""
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,3 +58,28 @@ def test_nothing_tells_to_install_the_other_project_of_that_name(path: Path) -> 
 
 def test_the_distribution_is_called_the_same_everywhere() -> None:
     assert f'\nname = "{DISTRIBUTION}"\n' in (ROOT / "pyproject.toml").read_text()
+
+
+WITHOUT_POSIX = """
+import sys
+sys.modules["fcntl"] = sys.modules["resource"] = None
+import torch, fastrec
+model = torch.nn.Linear(2, 2)
+with fastrec.Recorder(model, keep_op="linear") as rec:
+    model(torch.ones(1, 2))
+print(rec.recording.n_records)
+try:
+    fastrec.Recorder(model, keep_op="linear", sink="run.h5")
+except fastrec.FastrecError as error:
+    print(error)
+"""
+
+
+def test_a_python_without_fcntl_records_into_memory_and_refuses_files(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_POSIX]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    number, message = done.stdout.splitlines()
+    assert number == "1" and "flock, which this Python lacks; record into RAM" in message

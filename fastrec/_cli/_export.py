@@ -14,14 +14,16 @@ from fastrec.exports import EXPORTERS, OPTIONS, export
 from fastrec.files._load import load
 from fastrec.recording._recording import Recording
 
-FORMATS_BY_ENDING = {".npz": "numpy", ".safetensors": "safetensors"}
+FORMATS_BY_ENDING = {".npz": "numpy", ".safetensors": "safetensors", ".parquet": "parquet", ".zarr": "zarr"}
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="the recording")
     parser.add_argument("--to", required=True, metavar="PATH", help="what to write; nothing may be there yet")
     parser.add_argument(
-        "--format", choices=list(EXPORTERS), help="default: from the ending of --to, if that is .npz or .safetensors"
+        "--format",
+        choices=list(EXPORTERS),
+        help=f"default: from the ending of --to, if that is {', '.join(FORMATS_BY_ENDING)}",
     )
     parser.add_argument(
         *("-k", "--key"),
@@ -54,7 +56,7 @@ def _run(args: argparse.Namespace, output: Output) -> int:
 
 def _format_of(to: str) -> str:
     for ending, format in FORMATS_BY_ENDING.items():
-        if to.endswith(ending):
+        if to.rstrip("/").endswith(ending):
             return format
     raise OptionError(f"the ending of {to!r} does not say the format; add --format and one of {', '.join(EXPORTERS)}")
 
@@ -105,6 +107,7 @@ EXPORT = Command(
     details=f"Values pass through in parts, so a recording may be larger than memory.\n\noptions:\n{_all_options()}",
     example=(
         "  fastrec export run.h5 --to run.safetensors -k 'torso.1/tanh=hidden'\n"
+        "  fastrec export run/ --to run.parquet -k 'torso.1/tanh=hidden' -k reward\n"
         "  fastrec export run.h5 --to minari/run --format minari -o observations=obs -o actions=action"
     ),
     add_arguments=_add_arguments,

@@ -156,10 +156,10 @@ MAX_NUMBERS = 64
 
 JSON_FIELDS = (
     *("label", "site", "kind", "layer_type", "func_name", "tensor_shape", "tensor_device"),
-    *("pass_index", "entry", "entry_pass", "phase", "step", "sample_id", "time_since_pass_start"),
+    *("pass_index", "entry", "entry_pass", "phase", "step", "rank", "sample_id", "time_since_pass_start"),
 )
 
-TEXT_FIELDS = ("entry", "entry_pass", "phase", "sample_id", "modules", "tensor_device", "time_since_pass_start")
+TEXT_FIELDS = ("entry", "entry_pass", "phase", "rank", "sample_id", "modules", "tensor_device", "time_since_pass_start")
 
 
 def _add_show_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import TextIO
 
 from fastrec._cli._change import MERGE, RECOVER, REPACK, VERIFY
 from fastrec._cli._command import (
@@ -24,7 +26,7 @@ from fastrec._cli._command import (
 from fastrec._cli._export import EXPORT
 from fastrec._cli._look import INFO, LS, SHOW
 from fastrec._cli._report import REPORT
-from fastrec._errors import DamagedFileError, FastrecError, RecordingFileError, RecordingNotFoundError
+from fastrec._errors import DamagedFileError, FastrecError, FastrecWarning, RecordingNotFoundError
 from fastrec._optional import __version__
 
 COMMANDS: tuple[Command, ...] = (INFO, LS, SHOW, VERIFY, RECOVER, MERGE, REPACK, EXPORT, REPORT)
@@ -45,9 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else USAGE
     try:
-        for path in _paths(args):
-            _check_no_folder(path)
-        code: int = args.command.run(args, Output(as_json=args.json))
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", FastrecWarning)
+            warnings.showwarning = _print_warning
+            code: int = args.command.run(args, Output(as_json=args.json))
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -60,6 +63,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FastrecError, OSError) as error:
         print_error(f"error: {error_message(error, _paths(args))}")
         return exit_code(error)
+
+
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Say what a warning says, without the line of this package that raised it."""
+    print_error(f"warning: {message}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,11 +105,6 @@ def parser() -> argparse.ArgumentParser:
 
 def _paths(args: argparse.Namespace) -> list[str]:
     return args.path if isinstance(args.path, list) else [args.path]
-
-
-def _check_no_folder(path: str) -> None:
-    if os.path.isdir(path):
-        raise RecordingFileError(f"{path!r} is a folder; give the path of a recording{files_nearby(path, '')}")
 
 
 def exit_code(error: Exception) -> int:

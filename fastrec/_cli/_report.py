@@ -49,7 +49,7 @@ def _run(args: argparse.Namespace, output: Output) -> int:
 
 def _names(paths: list[str]) -> list[str]:
     """Short names of the runs, all different."""
-    short = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+    short = [os.path.splitext(os.path.basename(os.path.normpath(path)))[0] for path in paths]
     names = short if len(set(short)) == len(short) else paths
     if len(set(names)) < len(names):
         raise OptionError(f"{max(names, key=names.count)!r} is given twice; give each recording once")

@@ -134,6 +134,9 @@ class OpRunner(Listener[RunT], Protocol[RunT]):
     def on_opaque_module(self, position: Position, module: nn.Module, out: object) -> None:
         """A module returned whose inside was not seen; ``on_leave`` follows."""
 
+    def on_thread_start(self, position: Position, name: str) -> None:
+        """Work was given to another thread, whose ops are not seen, by the method of this name."""
+
     def on_exception(self, position: Position) -> None:
         """An exception left a module that was entered."""
 

@@ -14,7 +14,7 @@ import msgspec
 import torch
 
 from fastrec._errors import ContextFieldError, did_you_mean
-from fastrec.events.sites import Catalog, PassInfo, RecordMeta, Site
+from fastrec.events.sites import Catalog, PassInfo, RecordMeta, SampleId, Site
 
 
 class StackFrame(msgspec.Struct, frozen=True):
@@ -68,6 +68,8 @@ class RecordContext(msgspec.Struct, eq=False):
         is_bottom_level_func: False for a Python function that is made of several ops.
         time_since_pass_start: seconds; grad_enabled: whether gradients were on when the pass began.
         sample_id, step, phase: what the user said about the pass; step is None in a phase in which no step was marked.
+        rank: that of the process, where what several processes recorded is read as one; -1 where it is not known. None
+            otherwise, and while it is recorded, when ``torch.distributed.get_rank()`` tells it.
     """
 
     _catalog: Catalog
@@ -193,7 +195,7 @@ class RecordContext(msgspec.Struct, eq=False):
         return self._info.grad
 
     @property
-    def sample_id(self) -> str | int | None:
+    def sample_id(self) -> SampleId | None:
         return self._info.sample_id
 
     @property
@@ -203,6 +205,10 @@ class RecordContext(msgspec.Struct, eq=False):
     @property
     def phase(self) -> str:
         return self._catalog.phases[self._info.phase]
+
+    @property
+    def rank(self) -> int | None:
+        return self._catalog.rank_of_pass(self._info.index)
 
     def _recent(self, name: str, triples: tuple[tuple[int, int, str], ...] | None) -> tuple[RecentEvent, ...]:
         if triples is None:
@@ -288,7 +294,7 @@ PATH_FIELDS = frozenset(
 LEAF_FIELDS = frozenset({"site", "output_index", "input_output_address"})
 """The structural fields that differ between the leaves of a nested value."""
 
-PASS_FIELDS = frozenset({"pass_index", "entry", "entry_pass", "phase", "sample_id", "step", "grad_enabled"})
+PASS_FIELDS = frozenset({"pass_index", "entry", "entry_pass", "phase", "sample_id", "step", "grad_enabled", "rank"})
 """The fields that are the same for all events of a pass, while it runs."""
 
 TENSOR_FIELDS = frozenset({"tensor_shape", "tensor_dtype", "tensor_device", "tensor_requires_grad"})

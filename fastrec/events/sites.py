@@ -11,9 +11,10 @@ not a million Python objects. The numbers lead from one fact to the next:
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections.abc import Hashable, Iterable
 from time import perf_counter
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 import msgspec
 
@@ -88,6 +89,10 @@ class RecordMeta(msgspec.Struct, frozen=True, gc=False):
     parents: tuple[str, ...] | None = None
 
 
+SampleId: TypeAlias = str | int | tuple[str | int, ...]
+"""What a pass was logged with: one id, or one for each sample of its batch."""
+
+
 class PassInfo(msgspec.Struct):
     """One pass: an outermost call into a recorded root, or a region.
 
@@ -101,7 +106,7 @@ class PassInfo(msgspec.Struct):
     phase: int
     grad: bool
     started: float
-    sample_id: str | int | None = None
+    sample_id: SampleId | None = None
     step: int = 0
     duration: float = 0.0
     outcome: Outcome = "ok"
@@ -194,3 +199,12 @@ class Catalog:
     def site_of(self, meta: int) -> Site:
         """The site of a meta, by the meta's number."""
         return self.sites[self.metas[meta].site]
+
+    def rank_of_pass(self, pass_index: int) -> int | None:
+        """The rank of the process that a pass ran in, -1 where it is not known; None where only one recorded."""
+        after = bisect_right(self.origins, pass_index, key=lambda origin: origin.first_pass)
+        return self.origins[after - 1].rank if after else None
+
+    def rank_of_phase(self, phase: int) -> int | None:
+        """The same of a phase, by its number: each process has phases of its own."""
+        return next((origin.rank for origin in self.origins if phase in origin.phases), None)

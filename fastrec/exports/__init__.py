@@ -28,14 +28,19 @@ from fastrec.exports._huggingface import to_huggingface as to_huggingface
 from fastrec.exports._minari import MinariOptions as MinariOptions
 from fastrec.exports._minari import to_minari as to_minari
 from fastrec.exports._numpy import to_numpy as to_numpy
+from fastrec.exports._parquet import ParquetOptions as ParquetOptions
+from fastrec.exports._parquet import to_parquet as to_parquet
 from fastrec.exports._robomimic import RobomimicOptions as RobomimicOptions
 from fastrec.exports._robomimic import to_robomimic as to_robomimic
 from fastrec.exports._safetensors import to_safetensors as to_safetensors
+from fastrec.exports._zarr import to_zarr as to_zarr
 from fastrec.recording._recording import Recording
 
 EXPORTERS: Mapping[str, Exporter] = {
     "numpy": to_numpy,
     "safetensors": to_safetensors,
+    "parquet": to_parquet,
+    "zarr": to_zarr,
     "huggingface": to_huggingface,
     "minari": to_minari,
     "d4rl": to_d4rl,
@@ -46,6 +51,8 @@ EXPORTERS: Mapping[str, Exporter] = {
 OPTIONS: Mapping[str, type[msgspec.Struct]] = {
     "numpy": RowOptions,
     "safetensors": RowOptions,
+    "parquet": ParquetOptions,
+    "zarr": RowOptions,
     "huggingface": HuggingFaceOptions,
     "minari": MinariOptions,
     "d4rl": TransitionOptions,
@@ -67,7 +74,8 @@ def export(
     Arguments:
         recording: what to write.
         path: a path where nothing is yet.
-        format: one of ``EXPORTERS``: "numpy", "safetensors", "huggingface", "minari", "d4rl", "robomimic".
+        format: one of ``EXPORTERS``: "numpy", "safetensors", "parquet", "zarr", "huggingface", "minari", "d4rl",
+            "robomimic".
         keys: addresses, sites or labels, or a mapping from them to the names that they get; by default all sites.
         options: those of the format; its function describes them.
 

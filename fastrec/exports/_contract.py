@@ -12,8 +12,10 @@ import msgspec
 
 from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError, did_you_mean
 from fastrec.recording._aligned import sites_with_values
+from fastrec.recording._arrays import fill_missing
 from fastrec.recording._recording import Recording
 from fastrec.recording._rows import By, Rows
+from fastrec.recording._source import Array
 
 Keys = str | Iterable[str] | Mapping[str, str]
 """One key, several, or a mapping from keys to the names that they get in the file."""
@@ -58,6 +60,13 @@ def keys_by_name(recording: Recording, keys: Keys | None) -> dict[str, str]:
 def rows_of(recording: Recording, keys: Keys | None, by: By) -> dict[str, Rows]:
     """The rows of each key, by the name that it gets."""
     return {name: recording.rows(key, by) for name, key in keys_by_name(recording, keys).items()}
+
+
+def columns_of_steps(recording: Recording) -> dict[str, Array]:
+    """The columns of the steps, and the rank of each step where several processes recorded; missing numbers are NaN."""
+    columns = {name: fill_missing(recording.steps[name]) for name in recording.steps}
+    ranks = recording.steps.rank
+    return columns if ranks is None else {"rank": ranks, **columns}
 
 
 def row_slices(rows: Rows) -> Iterator[slice]:

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import h5py
+import numpy as np
 
 from fastrec._errors import StepError
 from fastrec.exports._contract import Keys, atomic_output, read_options
@@ -24,6 +25,7 @@ def to_d4rl(recording: Recording, path: str | os.PathLike[str], *, keys: Keys | 
         rewards: a step column.
 
     Episodes follow each other environment by environment. One that was still open ends with a timeout.
+    Where several processes recorded, ``infos/rank`` has the rank of each row.
     """
     fields = read_options("d4rl", TransitionOptions, options)
     fields.check("d4rl")
@@ -39,6 +41,8 @@ def to_d4rl(recording: Recording, path: str | os.PathLike[str], *, keys: Keys | 
                 "timeouts": episode.truncations,
                 **{f"infos/{name}": values for name, values in episode.activations.items()},
             }
+            if episode.rank is not None:
+                arrays["infos/rank"] = np.full(len(episode), episode.rank, np.int64)
             for name, values in arrays.items():
                 _write_rows(file, name, values, start, total)
             start += len(episode)

@@ -33,7 +33,7 @@ class TransitionOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Transitions(msgspec.Struct):
-    """One episode of T steps: arrays of T rows each."""
+    """One episode of T steps: arrays of T rows each; its rank where several processes recorded."""
 
     observations: Array
     actions: Array
@@ -41,6 +41,7 @@ class Transitions(msgspec.Struct):
     terminations: Array
     truncations: Array
     activations: dict[str, Array]
+    rank: int | None = None
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -69,6 +70,7 @@ def transitions(recording: Recording, keys: Keys | None, options: TransitionOpti
             terminations,
             truncations,
             {hdf5_name_of[name]: numpy_of(episode[key]) for name, key in key_of.items()},
+            episode.rank,
         )
 
 

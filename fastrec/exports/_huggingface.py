@@ -46,7 +46,8 @@ def to_huggingface(
         by: by default each sample of a batch is one row, which SAELens expects to be [context, d_in]; with None each
             record is one row.
 
-    bfloat16 and float8, which Arrow lacks, become float32. Raises RaggedError where the keys did not fire in the same
+    Where several processes recorded, there is a column ``rank`` too. bfloat16 and float8, which Arrow lacks, become
+    float32. Raises RaggedError where the keys did not fire in the same
     passes.
     """
     by = read_options("huggingface", HuggingFaceOptions, options).by
@@ -54,6 +55,9 @@ def to_huggingface(
     rows_by_name = rows_of(recording, keys, by)
     check_same_passes(rows_by_name)
     features = datasets.Features({name: _feature(datasets, name, rows) for name, rows in rows_by_name.items()})
+    ranks = next(iter(rows_by_name.values())).rank if recording.processes and "rank" not in rows_by_name else None
+    if ranks is not None:
+        features["rank"] = datasets.Value("int64")
     shards = _shards(list(rows_by_name.values()))
     with atomic_output(path) as temporary:
         os.makedirs(temporary)
@@ -62,7 +66,8 @@ def to_huggingface(
             shard_path = os.path.join(temporary, name)
             with datasets.arrow_writer.ArrowWriter(features=features, path=shard_path) as writer:
                 for start, stop in stretches:
-                    writer.write_batch({key: numpy_of(rows.read(start, stop)) for key, rows in rows_by_name.items()})
+                    batch = {key: numpy_of(rows.read(start, stop)) for key, rows in rows_by_name.items()}
+                    writer.write_batch(batch if ranks is None else {**batch, "rank": ranks[start:stop]})
                 writer.finalize()
         datasets.DatasetInfo(features=features).write_to_directory(temporary)
         with open(os.path.join(temporary, "state.json"), "w") as file:

@@ -36,7 +36,8 @@ def to_minari(recording: Recording, path: str | os.PathLike[str], *, keys: Keys 
         dataset_id: the name that Minari shows.
 
     An episode of T steps has T + 1 observations in Minari. The last one was not recorded, because the policy does not
-    see it, so the one before stands there again. An episode that was still open counts as truncated.
+    see it, so the one before stands there again. An episode that was still open counts as truncated. Where several
+    processes recorded, each group has the attribute ``rank``.
     """
     fields = read_options("minari", MinariOptions, options)
     fields.check("minari")
@@ -48,6 +49,8 @@ def to_minari(recording: Recording, path: str | os.PathLike[str], *, keys: Keys 
             for episode in transitions(recording, keys, fields):
                 group = file.create_group(f"episode_{n_episodes}")
                 group.attrs["id"], group.attrs["total_steps"] = n_episodes, len(episode)
+                if episode.rank is not None:
+                    group.attrs["rank"] = episode.rank
                 group["observations"] = np.concatenate([episode.observations, episode.observations[-1:]])
                 for name in ("actions", "rewards", "terminations", "truncations"):
                     group[name] = getattr(episode, name)

@@ -9,8 +9,16 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from fastrec.exports._contract import Keys, RowOptions, atomic_output, read_options, row_slices, rows_of
-from fastrec.recording._arrays import fill_missing, numpy_of
+from fastrec.exports._contract import (
+    Keys,
+    RowOptions,
+    atomic_output,
+    columns_of_steps,
+    read_options,
+    row_slices,
+    rows_of,
+)
+from fastrec.recording._arrays import numpy_of
 from fastrec.recording._recording import Recording
 from fastrec.recording._rows import Rows
 
@@ -30,6 +38,7 @@ def to_numpy(recording: Recording, path: str | os.PathLike[str], *, keys: Keys |
         keys: see ``export``.
         by: None or "sample", as in ``Recording.rows``.
 
+    Where several processes recorded, ``ranks/<key>`` has the rank of each row and ``steps/rank`` that of each step.
     bfloat16 and float8, which numpy lacks, become float32.
     """
     rows_by_name = rows_of(recording, keys, read_options("numpy", RowOptions, options).by)
@@ -37,9 +46,12 @@ def to_numpy(recording: Recording, path: str | os.PathLike[str], *, keys: Keys |
         for name, rows in rows_by_name.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 _write(file, rows)
-        for name in recording.steps:
+            if recording.processes:
+                with archive.open(f"ranks/{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, rows.rank)
+        for name, column in columns_of_steps(recording).items():
             with archive.open(f"steps/{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, fill_missing(recording.steps[name]))
+                np.lib.format.write_array(file, column)
 
 
 def _write(file: IO[bytes], rows: Rows) -> None:

@@ -35,7 +35,8 @@ def to_robomimic(
         rewards: a step column.
         env_name: the environment, for robomimic's rollouts.
 
-    What followed the last step of an episode was not recorded, so its own observation stands there again.
+    What followed the last step of an episode was not recorded, so its own observation stands there again. Where
+    several processes recorded, each group has the attribute ``rank``.
     """
     fields = read_options("robomimic", RobomimicOptions, options)
     fields.check("robomimic")
@@ -45,6 +46,8 @@ def to_robomimic(
         for number, episode in enumerate(transitions(recording, keys, fields)):
             demo = data.create_group(f"demo_{number}")
             demo.attrs["num_samples"] = len(episode)
+            if episode.rank is not None:
+                demo.attrs["rank"] = episode.rank
             # robomimic reads the size of an action from the second axis.
             demo["actions"] = episode.actions[:, None] if episode.actions.ndim == 1 else episode.actions
             demo["rewards"] = episode.rewards

@@ -14,8 +14,15 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import OptionError
-from fastrec.exports._contract import Keys, RowOptions, atomic_output, read_options, row_slices, rows_of
-from fastrec.recording._arrays import fill_missing
+from fastrec.exports._contract import (
+    Keys,
+    RowOptions,
+    atomic_output,
+    columns_of_steps,
+    read_options,
+    row_slices,
+    rows_of,
+)
 from fastrec.recording._recording import Recording
 from fastrec.recording._rows import Rows
 
@@ -54,10 +61,13 @@ def to_safetensors(
         keys: see ``export``.
         by: None or "sample", as in ``Recording.rows``.
 
+    Where several processes recorded, ``ranks/<key>`` has the rank of each row and ``steps/rank`` that of each step.
     Raises OptionError for a dtype that the format does not have.
     """
     rows = rows_of(recording, keys, read_options("safetensors", RowOptions, options).by)
-    columns = {f"steps/{name}": torch.from_numpy(fill_missing(recording.steps[name])) for name in recording.steps}
+    columns = {f"steps/{name}": torch.from_numpy(column) for name, column in columns_of_steps(recording).items()}
+    if recording.processes:
+        columns.update({f"ranks/{name}": torch.from_numpy(of_key.rank) for name, of_key in rows.items()})
     sources: dict[str, Rows | Tensor] = {**rows, **columns}
     for name, source in sources.items():
         if source.dtype not in DTYPES:

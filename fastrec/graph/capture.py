@@ -277,6 +277,13 @@ class GraphTracer:
         with no_function_modes():
             self._add_values(call, entered.entered, out, (), {})
 
+    def on_thread_start(self, place: Position, name: str) -> None:
+        """Work was given to another thread."""
+        address = self._module.address if self._module is not None else ""
+        self._capture.unseen.append(
+            f"the module {address!r} gave work to another thread, by {name}, and the ops that ran there were not seen"
+        )
+
     def on_exception(self, place: Position) -> None:
         """An exception left a module, after those that were open inside it."""
         address, number = place.site.frames[-1].module_address, place.number

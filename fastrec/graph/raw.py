@@ -260,9 +260,10 @@ class Capture:
     """Everything that was seen of a forward pass.
 
     ``module_calls`` are in the order in which they began, ``returns`` in the order in which they ended. ``composites``
-    holds the operation of each leaf of a composite's value, by label, site and path. ``started`` and ``ended`` are
-    times of the clock; ``seconds`` is how long logging took, from the user's call to the history. ``output_class`` is
-    the class of what the model returned, if no tensors were found in it. ``failure`` is what ended a pass that raised.
+    holds the operation of each leaf of a composite's value, by label, site and path. ``unseen`` says where ops ran that
+    the graph does not have. ``started`` and ``ended`` are times of the clock; ``seconds`` is how long logging took,
+    from the user's call to the history. ``output_class`` is the class of what the model returned, if no tensors were
+    found in it. ``failure`` is what ended a pass that raised.
     """
 
     def __init__(self) -> None:
@@ -276,6 +277,7 @@ class Capture:
         self.failure: Failure | None = None
         self.seed: int | None = None
         self.output_class = ""
+        self.unseen: list[str] = []
         self.started = 0.0
         self.ended = 0.0
         self.seconds = 0.0

@@ -70,6 +70,10 @@ class PredicateBase(msgspec.Struct, frozen=True):
         """The predicates that it is joined from."""
 
     @abstractmethod
+    def captures(self) -> Iterator[Changes | CaptureSpec]:
+        """How it says that values are kept, as far as it says so without being asked."""
+
+    @abstractmethod
     def _settle(self, view: SiteView | KindView) -> PredicateBase:
         """The residual, given what the view shows."""
 
@@ -150,6 +154,9 @@ class Leaf(PredicateBase, frozen=True):
     def leaves(self) -> Iterator[Leaf]:
         yield self
 
+    def captures(self) -> Iterator[Changes | CaptureSpec]:
+        return iter(())
+
 
 class Constant(Leaf, frozen=True):
     """A settled predicate, whose ``decision`` is the same for every event."""
@@ -163,6 +170,10 @@ class Constant(Leaf, frozen=True):
 
     def decide(self, ctx: Context) -> Answer:
         return self.decision
+
+    def captures(self) -> Iterator[Changes | CaptureSpec]:
+        if not isinstance(self.decision, bool):
+            yield self.decision
 
     def _settle(self, view: SiteView | KindView) -> PredicateBase:
         return self
@@ -238,6 +249,10 @@ class Chain(Compound, frozen=True):
         for part in self.parts:
             yield from part.leaves()
 
+    def captures(self) -> Iterator[Changes | CaptureSpec]:
+        for part in self.parts:
+            yield from part.captures()
+
 
 class And(Chain, frozen=True):
     """Keeps what all parts keep. Where they differ about how, the right one wins."""
@@ -302,6 +317,9 @@ class Not(Compound, frozen=True):
     def leaves(self) -> Iterator[Leaf]:
         return self.part.leaves()
 
+    def captures(self) -> Iterator[Changes | CaptureSpec]:
+        return iter(())  # what it keeps, its part does not
+
     def _settle(self, view: SiteView | KindView) -> PredicateBase:
         residual = self.part._settle(view)
         if isinstance(residual, Constant):
@@ -330,6 +348,14 @@ class With(Compound, frozen=True):
 
     def leaves(self) -> Iterator[Leaf]:
         return self.part.leaves()
+
+    def captures(self) -> Iterator[Changes | CaptureSpec]:
+        yield self.changes
+        # Fields that are changed here are not as the part says.
+        for capture in self.part.captures():
+            decision = merge(capture, self.changes)
+            assert not isinstance(decision, bool)
+            yield decision
 
     def _settle(self, view: SiteView | KindView) -> PredicateBase:
         return _attach(self.part._settle(view), self.changes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrec._errors import OptionError, RaggedError, RecordKeyError, StepError
+from fastrec._errors import OptionError, RecordKeyError, StepError
 from fastrec._optional import require
 from fastrec._torch.tensors import outside_torch_modes
 from fastrec.recording._arrays import fill_missing, numpy_of, stack_records
 from fastrec.recording._rows import Rows, check_same_passes
 from fastrec.recording._source import Array, PhaseSteps
-from fastrec.recording._steps import Firings, StepRecords, Steps, n_environments
+from fastrec.recording._step_axis import joined, records_of_table, tables_of_one_phase
+from fastrec.recording._steps import Firings, Steps, n_environments
 from fastrec.recording._view import View, keys_of, metas_of_key, rank_of_passes
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _align_by_record(views: Mapping[str, View]) -> Aligned:
 
 
 def _align_by_step(views: Mapping[str, View], steps: Steps, firings: Firings) -> Aligned:
-    tables = _tables_of_one_phase(steps, next(iter(views.values())))
+    tables = tables_of_one_phase(steps, next(iter(views.values())))
     if len(tables) == 1:
         return _align_table(views, tables[0], firings)
     catalog = next(iter(views.values())).catalog
@@ -98,7 +98,7 @@ def _align_by_step(views: Mapping[str, View], steps: Steps, firings: Firings) ->
     _check_columns(parts)
     ranks = [np.full(len(table.numbers), rank_of_phase[table.phase], np.int64) for table in tables]
     with outside_torch_modes():
-        values = {key: _joined(key, [part.values[key] for part in parts]) for key in views}
+        values = {key: joined(key, [part.values[key] for part in parts]) for key in views}
     coords = {"step": np.concatenate([table.numbers for table in tables]), "rank": np.concatenate(ranks)}
     # Filled first: where a step of one process has no value, the column is of floats in all of them.
     columns = {name: np.concatenate([fill_missing(part.columns[name]) for part in parts]) for name in parts[0].columns}
@@ -106,18 +106,8 @@ def _align_by_step(views: Mapping[str, View], steps: Steps, firings: Firings) ->
 
 
 def _align_table(views: Mapping[str, View], table: PhaseSteps, firings: Firings) -> Aligned:
-    values = {key: firings.stack(StepRecords.of(view, table), key) for key, view in views.items()}
+    values = {key: firings.stack(records_of_table(view, table), key) for key, view in views.items()}
     return Aligned("step", values, {"step": table.numbers}, dict(table.columns), n_environments(table))
-
-
-def _joined(key: str, parts: Sequence[Tensor]) -> Tensor:
-    layouts = Counter((tuple(part.shape[1:]), part.dtype) for part in parts)
-    if len(layouts) > 1:
-        raise RaggedError(
-            f"{key!r} has values of other shapes or dtypes in other processes: {', '.join(map(str, layouts))}; "
-            "recording.select(rank=...) those that are alike"
-        )
-    return torch.cat(list(parts))
 
 
 def _check_columns(parts: Sequence[Aligned]) -> None:
@@ -128,17 +118,6 @@ def _check_columns(parts: Sequence[Aligned]) -> None:
             f"the steps of one process have the columns {kinds[0][0]}, and those of another {different[0]}; "
             "recording.select(rank=...) those that are alike"
         )
-
-
-def _tables_of_one_phase(steps: Steps, view: View) -> Sequence[PhaseSteps]:
-    """The steps of the one phase that there is, one table for each process."""
-    if not steps.tables:
-        raise StepError("by='step' needs marked steps, and there are none; call rec.step(...) after env.step")
-    names = dict.fromkeys(view.catalog.phases[table.phase] for table in steps.tables)
-    if len(names) > 1:
-        listed = ", ".join(map(repr, names))
-        raise StepError(f"there are steps in several phases: {listed}; select(phase=...) one of them")
-    return steps.tables
 
 
 def to_xarray(aligned: Aligned) -> xarray.Dataset:

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from fastrec._errors import RecordKeyError, StepError, did_you_mean
 from fastrec._torch.tensors import outside_torch_modes
+from fastrec.events.sites import SampleId
 from fastrec.recording._source import Array, Integers, PhaseSteps
 from fastrec.recording._steps import Firings, Steps, episodes_of, n_environments
-from fastrec.recording._view import View
+from fastrec.recording._view import View, rank_of_passes
 
-NUMBERS = ("row", "pass_index", "step", "env", "episode")
+NUMBERS = ("row", "pass_index", "step", "env", "episode", "rank")
 """The labels that are whole numbers, -1 where a row has none."""
 
 
@@ -69,6 +70,19 @@ class RowLabels:
         has_steps = np.isin(self._view.passes["phase"], sorted(self._view.phases_with_steps))
         return self._of_passes(np.where((steps > 0) | ((steps == 0) & has_steps), steps, -1))
 
+    @property
+    def phase(self) -> Array:
+        """The name of the phase of each row."""
+        names = np.array(self._view.catalog.phases.items, dtype=object)
+        phases: Array = names[self._of_passes(self._view.passes["phase"])]
+        return phases
+
+    @property
+    def rank(self) -> Integers:
+        """The rank of the process of each row, -1 where it is not known or only one process recorded."""
+        ranks = rank_of_passes(self._view)
+        return np.full(len(self._records), -1, np.int64) if ranks is None else self._of_passes(ranks)
+
     @cached_property
     def env(self) -> Integers:
         """The environment of each row; 0 where the steps have one environment without an axis."""
@@ -100,11 +114,24 @@ class RowLabels:
         return numbers
 
     @cached_property
-    def sample_id(self) -> list[str | int | None]:
-        """The sample id of each row's pass."""
+    def sample_id(self) -> list[SampleId | None]:
+        """The sample id of each row: that of its pass, or its own where the pass has one for each sample."""
         indices = self.pass_index.tolist()
         ids = {index: self._view.source.sample_id(index) for index in dict.fromkeys(indices)}
-        return [ids[index] for index in indices]
+        if not self._counts_samples or not any(isinstance(sample_id, tuple) for sample_id in ids.values()):
+            return [ids[index] for index in indices]
+        for index, size in zip(self.pass_index[self._offsets == 0].tolist(), self._sizes[self._sizes > 0], strict=True):
+            of_pass = ids[index]
+            if isinstance(of_pass, tuple) and len(of_pass) != size:
+                raise StepError(
+                    f"pass {index} has {len(of_pass)} sample ids, and a value of it has {size} rows; they don't stand "
+                    "side by side: leave by='sample' out, or read pass_index in place of sample_id"
+                )
+        offsets = self._offsets.tolist()
+        return [
+            of_pass[offset] if isinstance(of_pass := ids[index], tuple) else of_pass
+            for index, offset in zip(indices, offsets, strict=True)
+        ]
 
     def tensor(self, name: str) -> tuple[Tensor, list[Any] | None]:
         """A label as a tensor; sample ids as whole numbers, with what these stand for."""

@@ -9,7 +9,7 @@ episodes in ``_steps``, containers of other libraries in ``_aligned``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -28,12 +28,14 @@ from fastrec.recording._arrays import frame_of, numpy_of, split_by_pass, stack_r
 from fastrec.recording._describe import describe, describe_options
 from fastrec.recording._html import recording_html
 from fastrec.recording._labels import LABELS
+from fastrec.recording._part import PartSource
 from fastrec.recording._processes import ProcessChoice, Ranks, of_processes, of_ranks
 from fastrec.recording._records import ActivationRecord as ActivationRecord
 from fastrec.recording._records import Records, SiteFacts, format_count, sites_of, summary_of
 from fastrec.recording._rows import Batches, BatchOptions, Beside, By, Rows, RowsDataset, check_same_passes
-from fastrec.recording._source import Array, Integers, Part, Source
-from fastrec.recording._steps import Episode, Firings, StepRecords, Steps, episodes_of, only_table, steps_of
+from fastrec.recording._source import Array, Integers, Part, PhaseSteps, Source
+from fastrec.recording._step_axis import stack_by_step
+from fastrec.recording._steps import Episode, Firings, Steps, episodes_of, steps_of
 from fastrec.recording._view import Mask, View, keys_of, metas_of_key
 from fastrec.report.page import write_runs
 from fastrec.report.run import RunStatistics
@@ -67,7 +69,8 @@ class Recording:
     [0, 1, 2]
 
     A key is a module's address ("features.3", its output), a site ("features.3/relu") or a label ("relu_2"). Where it
-    means different records in two of these, write "module:...", "site:..." or "label:...".
+    means different records in two of these, write "module:...", "site:..." or "label:...". ``recording["a"]`` may be a
+    sample id that ``rec.log`` was given, too: all records of its passes.
     """
 
     def __init__(self, source: Source) -> None:
@@ -79,8 +82,7 @@ class Recording:
 
     @cached_property
     def _steps(self) -> Steps:
-        catalog = self._source.catalog
-        return steps_of(self._source.steps(), catalog.phases.items, catalog.header.get("autoreset"))
+        return steps_of(self._source.steps(), self._source.catalog)
 
     @classmethod
     def _of_view(cls, view: View, steps: Steps) -> Recording:
@@ -130,7 +132,15 @@ class Recording:
     def __getitem__(self, key: slice | str) -> list[ActivationRecord]: ...
     def __getitem__(self, key: int | slice | str) -> ActivationRecord | list[ActivationRecord]:
         if isinstance(key, str):
-            return list(Records(self._of_key(key)))
+            try:
+                return list(Records(self._of_key(key)))
+            except RecordKeyError:
+                passes = self._view.passes["pass_index"]
+                ids = map(self._view.source.sample_id, passes.tolist())
+                of_sample = np.array([key in i if isinstance(i, tuple) else key == i for i in ids], np.bool_)
+                if not of_sample.any():
+                    raise
+                return list(Records(self._view.of_passes(of_sample)))
         if isinstance(key, int | np.integer | slice):
             return self.records[key]
         raise RecordKeyError(f"recording[{key!r}]: give a number, a slice, a module's address, a site or a label")
@@ -167,7 +177,7 @@ class Recording:
                 modules.
             passes: pass indices: a number, a slice, a range or a set; negative numbers count from the end.
             steps: the numbers of steps within their phases; passes of phases without steps are left out.
-            batch: the size of the first dimension of a value.
+            batch: the size of the first dimension of a value; steps without such a value are left out.
             grad: whether gradients were on when the pass began.
             rank, worker, role: of the process, where several recorded: numbers, or for the role names or globs.
         """
@@ -187,7 +197,7 @@ class Recording:
                 raise OptionError(f"select(grad={grad!r}): give True or False")
             view = view.of_passes(view.passes["grad"] == grad)
         if batch is not None:
-            view = _of_batch_size(view, batch)
+            view, table = _of_batch_size(view, table, batch)
         return self._of_view(view, table)
 
     @property
@@ -245,12 +255,13 @@ class Recording:
             key: a module's address, a site or a label; or a list of them, in which globs stand for the sites that they
                 match (``["h.*"]``), for a dict of tensors.
             by: "pass" gives [passes, firings, ...], of the passes in which it fired. "step" gives [steps, ...], a row
-                for each marked step of the only phase that has some. "sample" gives [samples, ...], the first
+                for each marked step of the only phase that has some; where several processes recorded, [steps,
+                processes, ...], in the order of ``processes``, each rank once. "sample" gives [samples, ...], the first
                 dimensions of the values one after the other, which may differ in size.
             part: "activation", "transformed_activation" or "gradient"; by default the activation, or the transformed
                 one where the raw value was not kept.
-            fill: with ``by="step"``, the number that stands in the rows of steps in which the key did not fire; without
-                it they are an error.
+            fill: with ``by="step"``, the number that stands in the rows of steps in which the key did not fire, or that
+                one of several processes did not mark; without it they are an error.
             firings: with ``by="step"``, "last" takes the last of several firings in a step; without it they are an
                 error.
 
@@ -269,7 +280,7 @@ class Recording:
             raise OptionError("stack(fill=, firings=) say what stands in the row of a step; give by='step' with them")
         view = self._of_key(key)
         if by == "step":
-            return options.stack(StepRecords.of(view, only_table(self._steps, view)), key, part)
+            return stack_by_step(view, self._steps, key, part, options)
         if by == "sample":
             return Rows(view, key, "sample", part)[:]
         values = stack_records(view, key, part)
@@ -325,8 +336,8 @@ class Recording:
 
         Arguments:
             keys: a key, or several; among several also what stands beside their rows: step columns by name
-                ("reward", "label"), "sample_id" (a list), and the numbers "row", "pass_index", "step", "env" and
-                "episode" (-1 where there is none).
+                ("reward", "label"), "sample_id" (a list), and the numbers "row", "pass_index", "step", "env",
+                "episode" and "rank" (-1 where there is none).
             batch_size: rows in a batch; the last one may have fewer.
             by: what a row is, as in ``rows``.
             shuffle: read stretches of the file in random order, 32 at a time, and shuffle the rows of those in memory.
@@ -494,6 +505,30 @@ class Recording:
         name = os.path.splitext(os.path.basename(os.fspath(path)))[0] if title is None else title
         write_runs(lambda: {name: self.describe(**{"bins": 200, **options})}, path, overwrite=overwrite)
 
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write it to a file, from which ``fastrec.load`` reads the same: values, contexts, steps and episodes.
+
+        >>> import torch, fastrec
+        >>> model = torch.nn.Linear(4, 2)
+        >>> with fastrec.Recorder(model, keep_op="linear") as rec:
+        ...     for _ in range(6):
+        ...         out = model(torch.ones(3, 4))
+        >>> rec.recording.select(passes=slice(2, 5)).save("part.h5")
+        >>> fastrec.load("part.h5").stack("linear_1").shape
+        torch.Size([3, 3, 2])
+
+        Arguments:
+            path: where to write it, a path that ends in .h5 or .hdf5.
+
+        Passes and steps keep their numbers. Values that were kept with ``keep_grad`` lose their graph. Gradients are
+        not written, and a warning says so. Raises RecordingExistsError where there is a recording.
+        """
+        tables: Sequence[PhaseSteps] = self._steps.tables
+        if "_source" in self.__dict__ and not any(table.columns_before for table in tables):
+            tables = self._source.steps()  # as they were marked, without what is worked out of them
+        part = PartSource(self._view, tables)
+        part.save(part, path)
+
     def to_pandas(self) -> pandas.DataFrame:
         """One row per record, with the fields of its context; needs the extra ``pandas``."""
         return frame_of(self._view)
@@ -583,7 +618,7 @@ def _of_step_numbers(view: View, steps: Steps, numbers: Numbers) -> tuple[View, 
     return view.of_passes(mask), steps
 
 
-def _of_batch_size(view: View, batch: Any) -> View:
+def _of_batch_size(view: View, steps: Steps, batch: Any) -> tuple[View, Steps]:
     if not isinstance(batch, int) or isinstance(batch, bool):
         raise OptionError(f"select(batch={batch!r}): give the size of the first dimension, a number")
     metas = [meta for meta in view.metas if view.meta(meta).shape[:1] == (batch,)]
@@ -594,7 +629,11 @@ def _of_batch_size(view: View, batch: Any) -> View:
     # Passes that lose all their records are not part of the selection.
     has_records = np.zeros(len(view.passes), np.bool_)
     has_records[view.pass_positions] = True
-    return view.of_passes(has_records)
+    selected = view.of_passes(has_records)
+    for table in steps.tables:
+        of_phase = selected.passes["step"][selected.passes["phase"] == table.phase]
+        steps = steps.restrict(table.phase, np.isin(table.numbers, of_phase))
+    return selected, steps
 
 
 def _numbers_mask(option: str, numbers: Numbers, values: Integers) -> Mask:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.events.context import RecordContext, dtype_name, format_shape, torch_dtype
-from fastrec.events.sites import PassInfo
+from fastrec.events.sites import PassInfo, RecordMeta
 from fastrec.recording._arrays import real_array
 from fastrec.recording._source import Source
 from fastrec.recording._view import View
@@ -31,7 +31,7 @@ class ActivationRecord:
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
     >>> record = fastrec.record(model, torch.ones(2, 4), keep_op="relu")[0]
     >>> record
-    ActivationRecord('relu_1', site='1/relu', 2x8 float32, pass 0)
+    ActivationRecord('relu_1', site='1/relu', 2x8 float32 detached, pass 0)
     >>> record.activation.shape, record.ctx.module_type
     (torch.Size([2, 8]), 'ReLU')
 
@@ -85,7 +85,9 @@ class ActivationRecord:
         shape = format_shape(meta.shape)
         step = "" if self._step is None else f", step {self._step}"
         site = self._source.catalog.sites[meta.site].name
-        return f"ActivationRecord({meta.label!r}, site={site!r}, {shape} {meta.dtype}, pass {self._info.index}{step})"
+        detached = " detached" if is_detached(meta, self.spec) else ""
+        where = f"pass {self._info.index}{step}"
+        return f"ActivationRecord({meta.label!r}, site={site!r}, {shape} {meta.dtype}{detached}, {where})"
 
     def _repr_html_(self) -> str:
         ctx, value = self.ctx, self.activation
@@ -160,6 +162,12 @@ class SiteFacts(msgspec.Struct, frozen=True):
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
     nbytes: int
+    detached: bool = False
+
+
+def is_detached(meta: RecordMeta, spec: CaptureSpec) -> bool:
+    """Whether the model's own value had a gradient and the kept one has none, so that no loss reaches the model."""
+    return meta.requires_grad and spec.save_activation and not spec.keep_grad
 
 
 def sites_of(view: View) -> dict[str, SiteFacts]:
@@ -184,6 +192,7 @@ def sites_of(view: View) -> dict[str, SiteFacts]:
             shapes=tuple(dict.fromkeys(view.meta(number).shape for number in numbers)),
             dtypes=tuple(dict.fromkeys(_kept_dtype_name(view, number) for number in numbers)),
             nbytes=int(nbytes[indices].sum()),
+            detached=any(is_detached(view.meta(number), view.spec(number)) for number in numbers),
         )
     return sites
 
@@ -193,8 +202,11 @@ def _kept_dtype_name(view: View, meta: int) -> str:
 
 
 def summary_of(heading: str, sites: Mapping[str, SiteFacts]) -> str:
-    """A line for the recording and a line for each site, in columns."""
+    """A line for the recording and a line for each site, in columns; with what lost its gradient, if anything did."""
     rows = table_of(sites)
+    if any(facts.detached for facts in sites.values()):
+        notes = ["grad", *("detached" if facts.detached else "" for facts in sites.values())]
+        rows = [(*row, note) for row, note in zip(rows, notes, strict=True)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     total = format_bytes(sum(facts.nbytes for facts in sites.values()))

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from fastrec._errors import OptionError, RaggedError
 from fastrec._torch.tensors import outside_torch_modes
+from fastrec.events.sites import SampleId
 from fastrec.recording._arrays import checked_layouts, numpy_of, real_array
 from fastrec.recording._labels import RowLabels
 from fastrec.recording._source import Array, Integers, Part
@@ -45,7 +46,7 @@ class Rows:
 
     ``shape``, ``dtype`` and ``nbytes`` are those of the whole; ``np.asarray(rows)`` reads it all. An index is a number,
     a slice, or a list, array or tensor of numbers or of one bool per row; negative numbers count from the end.
-    ``step``, ``env``, ``episode``, ``sample_id`` and ``column(name)`` tell what each row belongs to.
+    ``step``, ``env``, ``episode``, ``rank``, ``sample_id`` and ``column(name)`` tell what each row belongs to.
     """
 
     def __init__(self, view: View, key: str, by: By, part: Part | None, steps: Steps | None = None) -> None:
@@ -109,8 +110,13 @@ class Rows:
         return self.labels.episode
 
     @property
-    def sample_id(self) -> list[str | int | None]:
-        """The sample id of each row's pass."""
+    def rank(self) -> Integers:
+        """The rank of the process of each row; -1 where it is not known or only one process recorded."""
+        return self.labels.rank
+
+    @property
+    def sample_id(self) -> list[SampleId | None]:
+        """The sample id of each row's pass, or its own where the pass has one for each sample of the batch."""
         return self.labels.sample_id
 
     def column(self, name: str) -> Array:

@@ -8,6 +8,7 @@ makes no million objects.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, Protocol, TypeAlias, get_args
 
 import msgspec
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastrec.events.sites import Catalog, Outcome
+from fastrec.events.sites import Catalog, Outcome, SampleId
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -72,7 +73,7 @@ class Source(Protocol):
     def steps(self) -> Sequence[PhaseSteps]:
         """The marked steps of each phase that has some."""
 
-    def sample_id(self, pass_index: int) -> str | int | None:
+    def sample_id(self, pass_index: int) -> SampleId | None:
         """The sample id that a pass was logged with."""
 
     def value(self, meta: int, row: int, part: Part) -> torch.Tensor | None:
@@ -92,6 +93,9 @@ class Source(Protocol):
 
     def nbytes(self, metas: Integers, rows: Integers) -> Integers:
         """The bytes that the tensors of each record take."""
+
+    def save(self, part: Source, path: str | PathLike[str]) -> None:
+        """Write a file of a part of this source, or of all of it, at a path at which there is nothing yet."""
 
 
 class PhaseSteps(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastrec._errors import OptionError, RecordKeyError, StepError, did_you_mean
 from fastrec._torch.tensors import outside_torch_modes
+from fastrec.events.sites import Catalog
 from fastrec.recording._arrays import stack_records
 from fastrec.recording._source import Array, Integers, Part, PhaseSteps
 from fastrec.recording._view import Mask, View, metas_of_key
@@ -34,15 +35,18 @@ RESET_ONLY = "reset_only"
 class Steps:
     """The steps that were marked by ``rec.step(**columns)``: one row each, in order of their marks.
 
-    ``phase`` and ``step`` tell which step a row is; ``steps["reward"]`` is a column, of shape [steps,
+    ``phase``, ``step`` and ``rank`` tell which step a row is; ``steps["reward"]`` is a column, of shape [steps,
     *shape] or [steps, envs, *shape], and a masked array where some step was marked without it. With
     ``autoreset="next_step"`` the column ``reset_only`` marks the rows in which an environment, having ended before, was
     only reset.
     """
 
-    def __init__(self, tables: Sequence[PhaseSteps], phase_names: Sequence[str]) -> None:
+    def __init__(
+        self, tables: Sequence[PhaseSteps], phase_names: Sequence[str], rank_of_phase: Mapping[int, int] | None = None
+    ) -> None:
         self.tables = tables
         self._phase_names = phase_names
+        self._rank_of_phase = rank_of_phase or {}
         marks = np.concatenate([table.order for table in tables]) if tables else np.empty(0, np.int64)
         self._order = np.argsort(marks)
 
@@ -57,6 +61,16 @@ class Steps:
         """The number of each step in its phase."""
         numbers = [table.numbers for table in self.tables]
         return np.concatenate(numbers)[self._order] if numbers else np.empty(0, np.int64)
+
+    @property
+    def rank(self) -> Integers | None:
+        """The rank of the process of each step, -1 where it is not known; None where only one process recorded."""
+        if not self._rank_of_phase:
+            return None
+        ranks = [
+            np.full(len(table.numbers), self._rank_of_phase.get(table.phase, -1), np.int64) for table in self.tables
+        ]
+        return np.concatenate(ranks)[self._order] if ranks else np.empty(0, np.int64)
 
     @property
     def columns(self) -> dict[str, Array]:
@@ -100,19 +114,23 @@ class Steps:
 
     def of_phases(self, phases: Collection[int]) -> Steps:
         """The steps of some phases, by number."""
-        return Steps([table for table in self.tables if table.phase in phases], self._phase_names)
+        return self._of_tables([table for table in self.tables if table.phase in phases])
 
     def restrict(self, phase: int, mask: Mask) -> Steps:
         """These steps without those of one phase that a mask leaves out."""
         tables = [_masked_table(table, mask) if table.phase == phase else table for table in self.tables]
-        return Steps([table for table in tables if len(table.numbers)], self._phase_names)
+        return self._of_tables([table for table in tables if len(table.numbers)])
+
+    def _of_tables(self, tables: Sequence[PhaseSteps]) -> Steps:
+        return Steps(tables, self._phase_names, self._rank_of_phase)
 
 
-def steps_of(tables: Sequence[PhaseSteps], phase_names: Sequence[str], autoreset: str | None) -> Steps:
+def steps_of(tables: Sequence[PhaseSteps], catalog: Catalog) -> Steps:
     """All steps of a source; with ``autoreset="next_step"`` also the column of rows that only reset."""
-    if autoreset == "next_step":
+    if catalog.header.get("autoreset") == "next_step":
         tables = [_with_reset_only(table) for table in tables]
-    return Steps(tables, phase_names)
+    rank_of_phase = {phase: origin.rank for origin in catalog.origins for phase in origin.phases}
+    return Steps(tables, catalog.phases.items, rank_of_phase)
 
 
 def n_environments(table: PhaseSteps) -> int:
@@ -219,8 +237,7 @@ class Episode:
     @property
     def rank(self) -> int | None:
         """The rank of the process, -1 where it is not known; None where only one process recorded."""
-        origins = self._phase.view.catalog.origins
-        return next((origin.rank for origin in origins if self._phase.table.phase in origin.phases), None)
+        return self._phase.view.catalog.rank_of_phase(self._phase.table.phase)
 
     @property
     def start_step(self) -> int:
@@ -413,7 +430,7 @@ class Firings(msgspec.Struct, frozen=True):
 class StepRecords(msgspec.Struct, frozen=True):
     """The records of a key by step: the last one of each step by its position in the view, and how many there are.
 
-    ``numbers`` are those of the steps; ``where`` says which phase they are of, for messages.
+    ``numbers`` are those of the steps; ``where`` says which phase and rank they are of, for messages.
     """
 
     view: View
@@ -425,7 +442,9 @@ class StepRecords(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, view: View, table: PhaseSteps) -> StepRecords:
         """The records of a view that belong to the steps of a phase."""
-        name = view.catalog.phases[table.phase]
+        name, rank = view.catalog.phases[table.phase], view.catalog.rank_of_phase(table.phase)
+        where = f" of phase {name!r}" if name else ""
+        where += f" of rank {rank}" if rank is not None and rank >= 0 else ""
         view = view.of_passes(view.passes["phase"] == table.phase)
         steps = view.passes["step"][view.pass_positions]
         rows = np.searchsorted(table.numbers, steps)
@@ -433,21 +452,11 @@ class StepRecords(msgspec.Struct, frozen=True):
         counts = np.bincount(rows[in_table], minlength=len(table.numbers))
         last = np.zeros(len(table.numbers), np.int64)
         last[rows[in_table]] = in_table  # of several, the one that is assigned last stays
-        return cls(view, last, counts, table.numbers, f" of phase {name!r}" if name else "")
+        return cls(view, last, counts, table.numbers, where)
 
     def part(self, rows: slice) -> StepRecords:
         """Those of some steps."""
         return StepRecords(self.view, self.last[rows], self.counts[rows], self.numbers[rows], self.where)
-
-
-def only_table(steps: Steps, view: View) -> PhaseSteps:
-    """The steps of the only phase that has some."""
-    if not steps.tables:
-        raise StepError("by='step' needs marked steps, and there are none; call rec.step(...) after env.step")
-    if len(steps.tables) > 1:
-        names = ", ".join(repr(view.catalog.phases[table.phase]) for table in steps.tables)
-        raise StepError(f"there are steps in several phases: {names}; select(phase=...) one of them")
-    return steps.tables[0]
 
 
 def _is_gapless(table: PhaseSteps) -> bool:

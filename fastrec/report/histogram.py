@@ -54,7 +54,7 @@ _CELL_OF = np.full(1 << 16, CELLS, np.int64)
 _CELL_OF[:_INFINITY] = SIDE + np.searchsorted(_PATTERNS[:-1], np.arange(_INFINITY), side="right")
 _CELL_OF[_SIGN : _SIGN + _INFINITY] = 2 * SIDE - _CELL_OF[:_INFINITY]
 
-FEW = 1 << 14
+FEW = 1 << 15
 """Up to here the patterns are fewer than those that there could be, and it is quicker to look each one up."""
 
 
@@ -62,7 +62,7 @@ def cell_counts(values: npt.NDArray[np.float32]) -> Counts:
     """How many of some values each cell has; the values are finite, float32 and contiguous."""
     halves = values.reshape(-1).view(np.uint16)[_UPPER::2]
     if len(halves) <= FEW:
-        return np.bincount(_CELL_OF[halves], minlength=CELLS)
+        return np.bincount(_CELL_OF.take(halves), minlength=CELLS)
     by_pattern = np.bincount(halves, minlength=1 << 16)
     pieces = np.add.reduceat(by_pattern, _STARTS)
     counts = np.empty(CELLS, np.int64)

@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from fastrec._errors import FusedKernelWarning, OptionError, UnsupportedModelError
 from fastrec.engines import is_compiled
 from fastrec.engines._protocol import Engine, RunT
+from fastrec.events.sites import SampleId
 
 NOT_GIVEN: Any = object()
 """The default for inputs, because None is a possible input."""
@@ -82,6 +84,20 @@ def check_inputs(input_args: Any, input_kwargs: Mapping[str, Any] | None, call: 
         raise OptionError(f"input_kwargs got a {type(input_kwargs).__name__}; give a dict of the model's keywords")
     if (call is None) == (input_args is NOT_GIVEN and input_kwargs is None):
         raise OptionError("give either input_args or input_kwargs, or call= with a function that runs the model")
+
+
+def checked_sample_id(sample_id: Any) -> SampleId | None:
+    """A sample id as passes have it, or one for each sample; OptionError for anything else."""
+    if sample_id is None or isinstance(sample_id, str):
+        return sample_id
+    if isinstance(sample_id, Tensor | np.ndarray):
+        sample_id = sample_id.tolist()
+    elif isinstance(sample_id, np.integer):
+        sample_id = int(sample_id)
+    ids = tuple(sample_id) if isinstance(sample_id, list | tuple | range) else (sample_id,)
+    if not ids or any(isinstance(element, bool) or not isinstance(element, str | int) for element in ids):
+        raise OptionError(f"sample_id={sample_id!r:.80}: give a string, a whole number, or a list with one per sample")
+    return ids if isinstance(sample_id, list | tuple | range) else ids[0]
 
 
 class ModelRun(msgspec.Struct, frozen=True):

@@ -16,6 +16,11 @@ NO_COMPILED_GRADIENTS = (
     "(model._orig_mod) with engine='eager'"
 )
 
+GRADIENTS_NEED_RAM = (
+    "a file can't keep gradients; add RAM, as in sink=[RAMSink(), 'run.h5'], or leave keep_grad, save_gradient and "
+    "train_mode out"
+)
+
 
 class RecorderOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of a recorder, checked one by one; ``Recorder`` describes each of them."""

@@ -26,6 +26,7 @@ from fastrec.events.context import LEAF_FIELDS, PASS_FIELDS, PATH_FIELDS, STRUCT
 from fastrec.events.position import NO_TENSOR, Position, RecordMetaMaker
 from fastrec.events.sites import Catalog, Kind, PassInfo, RecordMeta, Site
 from fastrec.predicates import NEVER
+from fastrec.predicates._answers import spec_of
 from fastrec.predicates._base import Constant, Opaque, PredicateBase, constant
 from fastrec.predicates._modules import Inside, Module, ModuleInput, ModuleType
 from fastrec.predicates._normalise import Option, normalise, resolve
@@ -106,6 +107,12 @@ class Plan:
                 f"keep_module={self.keep_module!r} can't keep any module event; ops, inputs and buffers are "
                 "selected by keep_op="
             )
+
+    def asks_for_gradients(self, default: CaptureSpec) -> bool:
+        """Whether the default capture or a predicate asks for gradients; what opaque ones answer shows later."""
+        captures = [capture for predicate in (self.keep_op, self.keep_module) for capture in predicate.captures()]
+        specs = [default, *(spec_of(capture, default) for capture in captures)]
+        return any(spec is not None and (spec.keep_grad or spec.save_gradient) for spec in specs)
 
     def check_compilable(self, default: CaptureSpec) -> None:
         """Raise OptionError for what the compiled engine can't do."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -24,8 +24,8 @@ from fastrec.engines import EagerEngine, is_compiled
 from fastrec.engines._protocol import Engine, WatchOptions
 from fastrec.events.sites import Catalog
 from fastrec.recording._recording import Recording
-from fastrec.session.inputs import NOT_GIVEN, args_of, check_inputs, roots_of
-from fastrec.session.options import RecorderOptions, options_from
+from fastrec.session.inputs import NOT_GIVEN, args_of, check_inputs, checked_sample_id, roots_of
+from fastrec.session.options import GRADIENTS_NEED_RAM, RecorderOptions, options_from
 from fastrec.session.pass_batch import pass_batch
 from fastrec.session.plan import Plan
 from fastrec.session.session import Session
@@ -82,10 +82,8 @@ class Recorder:
         self._plan.check_can_keep()
         self._sinks = sinks_from_option(self.options.sink)
         self._ram = next((sink for sink in self._sinks if isinstance(sink, RAMSink)), None)
-        if self._ram is None and (self.options.train_mode or self.options.capture.keep_grad):
-            raise OptionError(
-                "a file can't keep gradients; add RAM, sink=[RAMSink(), ...], or leave keep_grad and train_mode out"
-            )
+        if self._ram is None and self._plan.asks_for_gradients(self.options.default_capture):
+            raise OptionError(GRADIENTS_NEED_RAM)
         if self._ram is None and self.options.retain is not None:
             raise OptionError("retain= concerns RAM, and no sink is in RAM; leave it out, as a file keeps everything")
         self._session: Session | None = None
@@ -113,6 +111,7 @@ class Recorder:
             self._engine.open(self._roots, self._session)
         except BaseException:
             self._session.close()
+            self._discard_unused()
             raise
         self._state = "open"
         return self
@@ -123,7 +122,9 @@ class Recorder:
         session, self._state = self._open(), "closed"
         self._engine.close()
         session.close()
-        if error is None:
+        if error is not None:
+            self._discard_unused()
+        else:
             session.warn_about_failures()
             _warn_about_nothing(session, self._plan, self._engine)
 
@@ -149,7 +150,7 @@ class Recorder:
         input_args: Any = NOT_GIVEN,
         input_kwargs: Mapping[str, Any] | None = None,
         *,
-        sample_id: str | int | None = None,
+        sample_id: str | int | Sequence[str | int] | None = None,
         root: str | None = None,
     ) -> Any:
         """Call the model, with a sample id; the call is recorded like any other.
@@ -164,7 +165,8 @@ class Recorder:
         Arguments:
             input_args: one positional argument, or a tuple or list of them.
             input_kwargs: keyword arguments; alone for a model that takes nothing else.
-            sample_id: a string or number that the records of this pass carry.
+            sample_id: a string or number that the records of this pass carry; or a list of them, one for each sample
+                of the batch, which ``rows(key, by="sample").sample_id`` gives to each row.
             root: which root to call, where there are several.
 
         Returns the model's output, or None if the pass was halted.
@@ -172,7 +174,7 @@ class Recorder:
         session = self._open()
         check_inputs(input_args, input_kwargs, None)
         model = self._root(root)
-        with session.own_call(sample_id), seeded(self.options.random_seed):
+        with session.own_call(checked_sample_id(sample_id)), seeded(self.options.random_seed):
             return model(*args_of(input_args, model), **(input_kwargs or {}))
 
     def step(self, **columns: Any) -> None:
@@ -275,6 +277,11 @@ class Recorder:
         roots = ", ".join(f"{name}={type(m).__name__}" if name else type(m).__name__ for name, m in self._roots.items())
         return f"<Recorder of {roots}: {self._state}>"
 
+    def _discard_unused(self) -> None:
+        for sink in self._sinks:
+            if isinstance(sink, HDF5Sink):
+                sink.discard_unused()
+
     def _records_compiled(self) -> bool:
         engine = self.options.engine
         return engine == "compiled" or (engine == "auto" and any(map(is_compiled, self._roots.values())))
@@ -359,3 +366,5 @@ def _messages_about_nothing(session: Session, plan: Plan, engine: Engine[PassRun
     names = Names.of(engine, session.seen_layer_types, session.catalog.phases.items, session.catalog.entries.items)
     yield from names.unmatched("keep_op", plan.keep_op)
     yield from names.unmatched("keep_module", plan.keep_module)
+    if not engine.is_compiled:
+        yield from names.without_tensors(plan.keep_module, session.modules_without_tensors())

@@ -24,7 +24,9 @@ from fastrec._errors import OptionError, SessionError
 from fastrec._torch.process import FORKS
 from fastrec.engines._protocol import Engine, PlannedTap
 from fastrec.events.position import Position
-from fastrec.events.sites import Catalog, PassInfo, Site
+from fastrec.events.sites import Catalog, PassInfo, SampleId, Site
+from fastrec.predicates import NEVER
+from fastrec.predicates._base import Constant
 from fastrec.recording._source import Array
 from fastrec.session.failures import Halt
 from fastrec.session.options import RecorderOptions
@@ -44,7 +46,7 @@ class _OwnCall(threading.local):
     """What ``rec.log`` or a region in this thread says about the pass that is about to begin."""
 
     logged = False
-    sample_id: str | int | None = None
+    sample_id: SampleId | None = None
 
 
 class Session:
@@ -70,10 +72,12 @@ class Session:
     ) -> None:
         self.catalog = catalog
         self.seen_layer_types: set[str] = set()
+        self.selected_modules: dict[str, str] = {}  # addresses and types of those whose every output is kept
         self._options = options
         self._plan = plan
         self._ram = ram
         self._taps = TapState(options, catalog, sink, engine, plan.halt, observes_ops=plan.watches_ops)
+        self._taps.keeps_gradients = ram is not None
         catalog.failures = self._taps.failures.collected  # before the sink opens, which may read this list from then on
         self._pass_log = sink.open(catalog)
         self._commit = self._pass_log.commit
@@ -99,7 +103,7 @@ class Session:
         self._taps.failures.warn()
 
     @contextmanager
-    def own_call(self, sample_id: str | int | None = None) -> Iterator[None]:
+    def own_call(self, sample_id: SampleId | None = None) -> Iterator[None]:
         """The next pass of this thread is a call that the recorder itself makes."""
         call = self._call
         with self._lock:
@@ -125,6 +129,11 @@ class Session:
         finally:
             self._n_pauses -= 1
 
+    def modules_without_tensors(self) -> dict[str, str]:
+        """The addresses and types of modules whose outputs were selected, and which returned nothing that was kept."""
+        kept = {self.catalog.site_of(meta).module_address for meta in range(len(self.catalog.metas))}
+        return {address: name for address, name in self.selected_modules.items() if address not in kept}
+
     def forget_attached(self) -> None:
         """The passes with attached graphs were popped, so the warning counts anew."""
         self._n_attached_passes = 0
@@ -134,6 +143,8 @@ class Session:
         if site.kind == "op":
             self.seen_layer_types.add(site.layer_type)
         keep, halt = self._plan.narrow(position, site, self._taps.meta_maker)
+        if site.kind == "module_exit" and isinstance(keep, Constant) and keep is not NEVER:
+            self.selected_modules[site.module_address] = site.module_type
         return make_tap(self._taps, position, site, keep, halt)
 
     def may_keep(self, site: Site) -> bool:

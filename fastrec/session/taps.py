@@ -29,7 +29,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import msgspec
 from torch import Tensor
 
-from fastrec._errors import FastrecWarning, OptionError, UnsupportedTensorError
+from fastrec._errors import FastrecWarning, GradientError, OptionError, UnsupportedTensorError
 from fastrec._torch.internals import (
     are_function_modes_off,
     dispatch_mode_count,
@@ -55,7 +55,7 @@ from fastrec.predicates._answers import spec_of
 from fastrec.predicates._base import Constant, PredicateBase
 from fastrec.predicates._protocol import Predicate
 from fastrec.session.failures import Halt, PredicateFailures
-from fastrec.session.options import NO_COMPILED_GRADIENTS, RecorderOptions
+from fastrec.session.options import GRADIENTS_NEED_RAM, NO_COMPILED_GRADIENTS, RecorderOptions
 from fastrec.sinks._protocol import ColumnWriter, Sink
 
 MAX_ENTRIES = 64
@@ -95,7 +95,8 @@ class TapState:
     """What all taps of a session share: where values go, how they are copied, and what predicates answered.
 
     ``attached`` are the metas whose values carry gradients. ``unseen`` runs a function of which the engine sees
-    nothing. Where ``is_compiled``, values are outputs of compiled code and not the model's own.
+    nothing. Where ``is_compiled``, values are outputs of compiled code and not the model's own. Without
+    ``keeps_gradients`` no sink has a place for them.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class TapState:
         self.unseen = engine.unseen
         self.is_compiled = engine.is_compiled
         self.guards = Guards()
+        self.keeps_gradients = True
         self.columns: dict[int, ColumnWriter] = {}
         self.attached: set[int] = set()
         self.failures = PredicateFailures(on_error=options.on_predicate_error)
@@ -312,6 +314,8 @@ class KeepTap:
         spec = state.options.capture_of(self._spec, value.dtype)
         if spec.save_gradient and state.is_compiled:
             raise OptionError(NO_COMPILED_GRADIENTS)
+        if (spec.keep_grad or spec.save_gradient) and not state.keeps_gradients:
+            raise GradientError(GRADIENTS_NEED_RAM)
         catalog = state.catalog
         facts, spec_number = TensorFacts.of(value), catalog.specs.add(spec)
         number = catalog.metas.add(state.meta_maker.make(self._position, self._site, facts, spec_number, run.parents))

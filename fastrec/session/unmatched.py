@@ -9,7 +9,7 @@ A recorder asks when it closes, and a dry run after its pass.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
 
@@ -70,6 +70,17 @@ class Names(msgspec.Struct, frozen=True):
             message = self._message(option, pattern)
             if message is not None:
                 yield f"{option}: {message}"
+
+    def without_tensors(self, predicate: PredicateBase, modules: Mapping[str, str]) -> Iterator[str]:
+        """A message for each name that selects modules, by address and type, which returned no tensor."""
+        for matched, text, matches in predicate.patterns("module", "module_type"):
+            selected = [path for path, name in modules.items() if matches(path if matched == "module" else name)]
+            if selected:
+                more = f" and {len(selected) - 1} more" if len(selected) > 1 else ""
+                yield (
+                    f"keep_module: {text!r} selects {selected[0]!r}{more}, which ran and returned no tensor, so "
+                    "nothing of it could be kept"
+                )
 
     def _message(self, option: Option, pattern: Pattern) -> str | None:
         matched, text, matches = pattern

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastrec.events.sites import PassInfo
+from fastrec.events.sites import PassInfo, SampleId
 from fastrec.recording._source import OUTCOMES, PASS_DTYPE, StructuredArray
 from fastrec.recording._view import Mask
 
@@ -47,7 +47,7 @@ class PassTable:
         self.metas = array("i")
         self.rows = array("q")
         self.times = array("d")
-        self.samples: dict[int, str | int] = {}
+        self.samples: dict[int, SampleId] = {}
 
     def __len__(self) -> int:
         return len(self.passes) // PASS_DTYPE.itemsize

@@ -48,11 +48,14 @@ def test_a_missing_folder(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", PATH_ONLY)
-def test_a_folder(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_recording(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkdir("runs.h5")
     code, err = failed(capsys, command, "runs.h5")
     assert code == 3
-    assert "'runs.h5' is a folder; give the path of a recording; 'runs.h5' has no .h5 file" in err
+    assert "it is not a regular file; 'runs.h5/' means what is in the folder" in err
+    code, err = failed(capsys, command, "runs.h5/")
+    assert code == 3
+    assert "there is no recording in the folder 'runs.h5/'" in err
 
 
 @pytest.mark.parametrize("command", PATH_ONLY)

@@ -97,7 +97,7 @@ def test_show_tells_statistics_and_the_last_record(capsys: pytest.CaptureFixture
     assert main(["show", "run.h5", "torso"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[3] == "activation: 12 numbers, mean 0.625, std 0.6495, from 0 to 1.5, 6 zero"
-    assert out[5] == "ActivationRecord('torso:1', site='torso', 2x3 float32, pass 1, step 1)"
+    assert out[5] == "ActivationRecord('torso:1', site='torso', 2x3 float32 detached, pass 1, step 1)"
     assert out[-2:] == ["    1.5 1.5 1.5", "      0   0   0"]
 
 

@@ -12,7 +12,7 @@ SAVE_GRADIENT = CaptureSpec(save_gradient=True)
 
 WRONG = [
     (dict(keep_grad=1), r"keep_grad=1\): give True or False"),
-    (dict(dtype="float16"), "give a torch.dtype such as torch.bfloat16"),
+    (dict(dtype="float17"), "give a torch.dtype such as torch.bfloat16"),
     (dict(dtype=torch.int32, keep_grad=True), "gradients flow through floating and complex dtypes only"),
     (dict(transform="mean"), "give a function tensor -> tensor"),
     (dict(save_raw=False), "keeps nothing without a transform"),

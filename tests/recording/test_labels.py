@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import fastrec
-from fastrec import Recorder, Recording
-from fastrec._errors import RecordKeyError, StepError
+from fastrec import Recorder, Recording, load
+from fastrec._errors import OptionError, RecordKeyError, StepError
+from fastrec.files import merge
 from fastrec.sinks import RAMSink
 
 MODEL = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
@@ -120,3 +121,47 @@ def test_labels_that_can_not_stand_beside_rows_are_refused(rollout: Recording) -
         rec.step(label=[1, 2])
     with pytest.raises(StepError, match=r"'label' has 2 values in each step, and a value of step 0 has 3 samples"):
         rec.recording.iter_batches(["1/tanh", "label"], 2, by="sample")
+
+
+def test_a_sample_id_is_a_key_of_its_records() -> None:
+    with torch.no_grad(), Recorder(MODEL, keep_op="tanh", keep_module="0") as rec:
+        for n, name in enumerate("abca"):
+            rec.log(torch.full((2, 4), float(n)), sample_id=name)
+    assert [record.ctx.pass_index for record in rec.recording["a"]] == [0, 0, 3, 3]
+    with pytest.raises(RecordKeyError, match="there is nothing under 'd'"):
+        rec.recording["d"]
+
+
+def test_a_selection_by_batch_size_has_the_steps_of_its_values() -> None:
+    with torch.no_grad(), Recorder(MODEL, keep_op="tanh") as rec:
+        for t in range(12):
+            MODEL(torch.full((2 if t % 3 else 3, 4), float(t)))
+            rec.step(t=t)
+    part = rec.recording.select(batch=2)
+    assert part.steps["t"].tolist() == part.rows("1/tanh").column("t").tolist() == [t for t in range(12) if t % 3]
+    assert torch.equal(part.stack("1/tanh", by="step"), part.stack("1/tanh"))
+
+
+def test_each_sample_of_a_batch_has_its_id(tmp_path: Path) -> None:
+    with torch.no_grad(), Recorder(MODEL, keep_op="tanh", sink=[RAMSink(), tmp_path / "run.h5"]) as rec:
+        for names in (["a", "b", 3], ["c", 4]):
+            rec.log(torch.randn(len(names), 4), sample_id=names)
+    for recording in (rec.recording, load(tmp_path / "run.h5")):
+        assert recording.rows("1/tanh", by="sample").sample_id == ["a", "b", 3, "c", 4]
+        assert recording.select(passes=0).rows("1/tanh").sample_id == [("a", "b", 3)]
+        assert [record.ctx.pass_index for record in recording["c"]] == [1]
+        batches = list(recording.iter_batches(["1/tanh", "sample_id"], 2, by="sample"))
+        assert [batch["sample_id"] for batch in batches] == [["a", "b"], [3, "c"], [4]]
+    merge([tmp_path / "run.h5"], tmp_path / "whole.h5")
+    assert load(tmp_path / "whole.h5")[0].ctx.sample_id == ("a", "b", 3)
+
+
+def test_sample_ids_that_do_not_fit_are_refused() -> None:
+    with torch.no_grad(), Recorder(MODEL, keep_op="tanh") as rec:
+        rec.log(torch.randn(3, 4), sample_id=torch.tensor([1, 2]))
+        for wrong in (1.5, [], [None], True):
+            with pytest.raises(OptionError, match="give a string, a whole number, or a list with one per sample"):
+                rec.log(torch.randn(3, 4), sample_id=wrong)  # type: ignore[arg-type]
+    with pytest.raises(StepError, match="pass 0 has 2 sample ids, and a value of it has 3 rows"):
+        print(rec.recording.rows("1/tanh", by="sample").sample_id)
+    assert rec.recording.rows("1/tanh").sample_id == [(1, 2)]

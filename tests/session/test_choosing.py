@@ -10,7 +10,7 @@ from torch import nn
 
 import fastrec
 from fastrec import FastrecError, FastrecWarning, Recorder, dry_run, record
-from fastrec.predicates import inside, module, module_input, module_type, op
+from fastrec.predicates import inside, module, module_input, module_type, op, phase
 
 
 class Block(nn.Module):
@@ -112,3 +112,36 @@ def test_the_pattern_that_a_message_names_takes_what_it_says() -> None:
         record(Net(), X, keep_module="*.attn")
     pattern = re.search(r"levels: '(.*?)' takes", str(caught[0].message)).group(1)  # type: ignore[union-attr]
     assert list(fastrec.record(Net(), X, keep_module=pattern).sites) == ["h.0.attn", "h.1.attn"]
+
+
+class Score(nn.Module):
+    def forward(self, x: torch.Tensor) -> float:
+        return float(x.sum())
+
+
+class Scored(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.other, self.head = Score(), Score(), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(x) * self.score(x) * self.other(x)
+        return out
+
+
+@pytest.mark.parametrize("choice", ["score", "sc*", Score])
+@pytest.mark.parametrize("engine", ["eager", "static"])
+def test_a_selected_module_that_returned_no_tensor_is_told(choice: Any, engine: str) -> None:
+    with pytest.warns(FastrecWarning, match="selects 'score'.*, which ran and returned no tensor, so nothing"):
+        with Recorder(Scored(), keep_module=[choice, "head"], engine=engine) as rec:
+            for _ in range(4):
+                rec.log(torch.ones(2, 4))
+    assert list(rec.recording.sites) == ["head"]
+
+
+@pytest.mark.parametrize("choice", [True, "head", module("score") & phase("eval"), ~module("score")])
+@pytest.mark.filterwarnings("ignore:keep_module. 'eval' matched")
+def test_what_was_not_named_or_not_selected_is_not_told(choice: Any) -> None:
+    with Recorder(Scored(), keep_module=choice, keep_op="linear") as rec:
+        rec.log(torch.ones(2, 4))
+    assert "head/linear" in rec.recording.sites

@@ -4,6 +4,7 @@ import copy
 import gc
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastrec import CaptureSpec, FastrecWarning, Recorder, record
-from fastrec.predicates import dtype, module, op
+from fastrec import CaptureSpec, FastrecWarning, Recorder, load, record
+from fastrec._errors import OptionError
+from fastrec.predicates import dtype, every, module, op
 from fastrec.sinks import RAMSink
 from tests.contracts.engine import EVERYTHING
 from tests.helpers.models import mlp
@@ -223,10 +225,18 @@ def test_a_file_keeps_no_graphs(model: nn.Module) -> None:
         def column(self, meta: int, value: Tensor) -> Any:
             raise AssertionError
 
-    for options in ({"train_mode": True}, {"capture": CaptureSpec(keep_grad=True)}):
-        with pytest.raises(ValueError, match=r"a file can't keep gradients; add RAM, sink=\[RAMSink\(\), ...\]"):
-            Recorder(model, keep_op="tanh", sink=FileSink(), **options)
-        Recorder(model, keep_op="tanh", sink=[RAMSink()], **options)
+    for options in (
+        {"keep_op": "tanh", "train_mode": True},
+        {"keep_op": "tanh", "capture": CaptureSpec(keep_grad=True)},
+        {"keep_op": "tanh", "capture": CaptureSpec(save_gradient=True)},
+        {"keep_op": op("tanh").with_(keep_grad=True)},
+        {"keep_op": op("relu") | (op("tanh").with_(save_gradient=True) & every(2))},
+        {"keep_module": module("1").with_(keep_grad=True).with_(dtype=torch.float64)},
+    ):
+        with pytest.raises(OptionError, match=r"a file can't keep gradients; add RAM, as in sink=\[RAMSink\(\), 'run"):
+            Recorder(model, sink=FileSink(), **options)
+        Recorder(model, sink=[RAMSink(), FileSink()], **options)
+    Recorder(model, keep_op=op("tanh").with_(keep_grad=True).with_(keep_grad=False), sink=FileSink())
 
 
 def test_saved_gradients_are_those_that_a_hook_sees(model: nn.Module, x: Tensor) -> None:
@@ -300,3 +310,54 @@ def test_train_mode_records_everything_of_a_training_step(model: nn.Module, x: T
         assert len(kept) == 17
         kept.stack("3/relu").sum().backward()
     assert model[0].weight.grad is not None
+
+
+def test_a_value_that_lost_its_gradient_says_so() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+    recording = record(model, torch.ones(2, 4), keep_op=op("linear").with_(keep_grad=True) | op("tanh"))
+    assert ["detached" in repr(kept) for kept in recording] == [False, True]
+    lines = recording.summary().splitlines()
+    assert lines[1].endswith("grad") and [line.endswith("detached") for line in lines[2:]] == [False, True]
+    with torch.no_grad():
+        recording = record(model, torch.ones(2, 4), keep_op=True)
+    assert "detached" not in recording.summary() + repr(recording[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train_mode": True},
+        {"capture": CaptureSpec(keep_grad=True, dtype="float64")},  # type: ignore[arg-type]
+        {"capture": CaptureSpec(keep_grad=True, transform=lambda value: value.mean(1))},
+        {"capture": CaptureSpec(save_gradient=True)},
+    ],
+    ids=["train_mode", "cast", "transform", "gradients"],
+)
+def test_gradients_in_ram_and_values_in_a_file_together(options: Any, tmp_path: Path) -> None:
+    model, optimised = nn.Sequential(nn.Linear(4, 3), nn.Tanh()), []
+    with Recorder(model, keep_op="tanh", sink=[RAMSink(), tmp_path / "run.h5"], **options) as rec:
+        for _ in range(3):
+            out = model(torch.randn(2, 4))
+            kept = rec.pop()[0]
+            value = kept.activation if kept.transformed_activation is None else kept.transformed_activation
+            assert value is not None
+            if kept.spec.keep_grad:
+                assert value.grad_fn is not None
+                value.sum().backward()
+            else:
+                out.sum().backward()
+                assert kept.gradient is not None and torch.equal(kept.gradient, torch.ones(2, 3))
+            optimised.append(out.detach().clone())
+    file = load(tmp_path / "run.h5")
+    assert torch.equal(file.stack("1/tanh", part="activation").float(), torch.stack(optimised))
+    assert not file.stack("1/tanh").requires_grad and model[0].weight.grad is not None
+
+
+def test_a_file_alone_refuses_gradients_and_the_advice_works(tmp_path: Path) -> None:
+    model, keep = nn.Linear(4, 3), op("linear").with_(keep_grad=True)
+    with pytest.raises(
+        OptionError, match=r"a file can't keep gradients; add RAM, as in sink=\[RAMSink\(\), 'run.h5'\]"
+    ):
+        record(model, torch.ones(2, 4), keep_op=keep, sink=tmp_path / "a.h5")
+    recording = record(model, torch.ones(2, 4), keep_op=keep, sink=[RAMSink(), tmp_path / "b.h5"])
+    assert recording[0].activation.requires_grad and len(load(tmp_path / "b.h5")) == 1

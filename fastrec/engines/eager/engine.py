@@ -24,6 +24,7 @@ from fastrec.engines.eager.modules import ModuleRegistry
 from fastrec.engines.eager.passes import EagerPasses
 from fastrec.engines.eager.special import SpecialModules, WarnOnce
 from fastrec.engines.eager.supported import check_roots
+from fastrec.engines.eager.threads import THREAD_STARTS
 from fastrec.engines.eager.tracing import OpRunnerMode, TracingMode
 from fastrec.events.sites import Frame
 
@@ -64,9 +65,11 @@ class EagerEngine(Generic[RunT]):
             allow_unfused=self._allow_unfused,
         )
         MODULE_CALLS.add(self._passes.wrapper, self._passes.thread, self._passes.registry.classes())
+        THREAD_STARTS.add(self._passes.on_thread_start)
 
     def close(self) -> None:
         """Stop watching; passes that still run in other threads are no longer seen."""
+        THREAD_STARTS.remove(self._passes.on_thread_start)
         MODULE_CALLS.remove(self._passes.wrapper)
         self._passes.close()
 

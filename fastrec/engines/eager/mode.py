@@ -198,6 +198,9 @@ class OpMode(RecorderMode):
         if node.tap is not None:
             node.tap(self.run, value)
 
+    def started_thread(self, name: str) -> None:
+        """The pass gave work to another thread, by the method of this name."""
+
     # Feeding taps.
 
     def returned(self, node: TrieNode, out: Any, args: tuple[Any, ...]) -> None:

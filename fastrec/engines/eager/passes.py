@@ -47,6 +47,12 @@ _TRACED = (
     "calls are not recorded"
 )
 
+_IN_ANOTHER_THREAD = (
+    "a recorded pass gave work to another thread, by {}: the ops that run there are not recorded, and a module that is "
+    "called there is a pass of its own. Let the model compute in the thread that calls it while it is recorded, or "
+    "open a rec.region() in the other thread"
+)
+
 
 class EagerPasses:
     """Begins and ends passes, and follows what runs in them.
@@ -78,6 +84,7 @@ class EagerPasses:
         self._make_mode = make_mode
         self._pass_filter = pass_filter
         self._warn = WarnOnce(stacklevel=5)
+        self._warn_of_thread = WarnOnce(stacklevel=4)
         self._called: set[Frame] = set()
         if watch.sees_ops:
             prepare_for_function_modes()
@@ -321,6 +328,13 @@ class EagerPasses:
         if tracked is None:
             return pass_on(call, module, args, kwargs)
         return self.call_root(wrapper, call, tracked, args, kwargs)
+
+    def on_thread_start(self, name: str) -> None:
+        """This thread starts another one, or gives work to it, by the method of this name."""
+        mode = self.thread.mode
+        if mode is not None:
+            mode.started_thread(name)
+            self._warn_of_thread("thread", _IN_ANOTHER_THREAD.format(name))
 
     def refresh(self) -> bool:
         """Forget the known paths if modules have moved since; whether any has."""

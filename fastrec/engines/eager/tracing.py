@@ -196,6 +196,9 @@ class OpRunnerMode(OpMode):
         assert enter_node.tracked is not None
         self._runner.on_opaque_module(enter_node, enter_node.tracked.module, out)
 
+    def started_thread(self, name: str) -> None:
+        self._runner.on_thread_start(self.node, name)
+
 
 def _is_event(facts: OpFacts, out: Any) -> bool:
     # `x[i] = y` returns nothing; its value is what was written to.

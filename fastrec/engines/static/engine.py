@@ -40,6 +40,7 @@ from fastrec.engines.eager.mode import OpMode
 from fastrec.engines.eager.module_calls import MODULE_CALLS, Call, has_hooks, pass_on
 from fastrec.engines.eager.modules import TrackedModule, may_fuse_now
 from fastrec.engines.eager.passes import NESTED_REGION
+from fastrec.engines.eager.threads import THREAD_STARTS
 from fastrec.engines.eager.trie import TrieNode
 from fastrec.engines.static.schedule import (
     OPAQUE,
@@ -108,10 +109,12 @@ class StaticEngine(Generic[RunT]):
         self._fusing = [tracked.module for tracked in self._passes.registry.by_id.values() if tracked.has_fused_path]
         self._is_open = True
         MODULE_CALLS.add(self._wrapper, self, self._passes.registry.classes())
+        THREAD_STARTS.add(self._passes.on_thread_start)
 
     def close(self) -> None:
         """Stop watching; passes that still run in other threads are no longer seen."""
         self._is_open = False
+        THREAD_STARTS.remove(self._passes.on_thread_start)
         MODULE_CALLS.remove(self._wrapper)
         self._passes.close()
         self._thread.spare_replay = None

@@ -216,7 +216,8 @@ class _Validation:
             self._unchecked_parents.append(
                 Unchecked("outputs", f"no tensors were found in the {output_class} returned")
             )
-        report.failures = [Failure(self._graph.label(i), why) for i, why in sorted(self._failures.items())]
+        report.failures = [Failure("the pass", why) for why in dict.fromkeys(self._graph.capture.unseen)]
+        report.failures += [Failure(self._graph.label(i), why) for i, why in sorted(self._failures.items())]
         report.unchecked = [Unchecked(self._graph.label(i), why) for i, why in sorted(self._unchecked.items())]
         report.unchecked += reversed(self._unchecked_parents)
         report.exempted.reverse()

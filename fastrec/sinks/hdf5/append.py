@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ import msgspec
 from fastrec._errors import (
     DamagedFileError,
     FastrecError,
+    FastrecWarning,
     OptionError,
     RecordingExistsError,
     RecordingFileError,
@@ -93,6 +95,14 @@ def _continue(paths: Paths, identity: Identity, catalog: Catalog) -> tuple[Ident
             if os.path.exists(paths.finalized(number)):
                 raise DamagedFileError(f"{paths.finalized(number)!r} is not part of the recording {paths.path!r}")
             paths.remove_in_progress(number)
+    left = [file.path for file in files if file.in_progress]
+    if left:
+        warnings.warn(
+            f"{left[0]!r} was left by a process that was killed; fastrec reads it as it is, but for other tools "
+            f"{paths.path!r} appears only when fastrec.recover({paths.path!r}) has finished it, after this session",
+            FastrecWarning,
+            stacklevel=2,
+        )
     if len(files) == 1 and files[0].path == paths.path:
         rename_to_free(paths.path, paths.finalized(last.segment))
     identity = msgspec.structs.replace(identity, run=last.run, session=last.session + 1, segment=last.segment + 1)

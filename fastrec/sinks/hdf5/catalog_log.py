@@ -13,6 +13,7 @@ are counted from 0 again; ``SessionRemap`` turns them into the numbers of the wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -23,12 +24,15 @@ import torch
 from fastrec._errors import DamagedFileError, SessionError
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.context import PredicateFailure, RecordContext
-from fastrec.events.sites import Catalog, Interned, Origin, PassInfo, RecordMeta, Site
+from fastrec.events.sites import Catalog, Interned, Origin, PassInfo, RecordMeta, SampleId, Site
 from fastrec.sinks.hdf5.checksums import add_checksum, strip_checksum
 from fastrec.sinks.hdf5.layout import DataInfo, Rows, dtype_name, dtype_named
 
 META = "variant"
 """What a RecordMeta is called in the log."""
+
+MAX_SHARED = 4096
+"""How many entries of logs are remembered, decoded."""
 
 MISSING = -1
 """The number of what a damaged log does not say any more."""
@@ -139,7 +143,7 @@ class Log:
     def __init__(self, *, salvage: bool = False) -> None:
         self.catalog = Catalog()
         self.facts: dict[str, Any] = {}
-        self.samples: dict[int, str | int] = {}
+        self.samples: dict[int, SampleId] = {}
         self.data: dict[tuple[int, int], DataInfo] = {}
         self.remap = SessionRemap(SessionOffset(), salvage=salvage)
         self.starts: dict[int, set[int]] = {}
@@ -210,14 +214,16 @@ class Log:
         }
         if kind in tables:
             table, item_type = tables[kind]
-            item = msgspec.json.decode(content, type=item_type)
+            item = _decoded(bytes(content), item_type)
             remap.add(kind, number, table, remap.meta(item) if kind == META else item)
         elif kind == "spec" and number >= remap.count("spec"):
             remap.add(kind, number, catalog.specs, _spec_from(msgspec.json.decode(content, type=dict[str, Any])))
         elif kind == "data":
             self._unresolved[segment, number] = msgspec.json.decode(content, type=DataInfo)
         elif kind == "sample":
-            self.samples[number + remap.offset.passes] = msgspec.json.decode(content, type=str | int)
+            self.samples[number + remap.offset.passes] = msgspec.json.decode(
+                content, type=str | int | tuple[str | int, ...]
+            )
         elif kind == "halted":
             catalog.halted[number + remap.offset.passes] = msgspec.json.decode(content, type=str)
         elif kind == "failure" and number >= self._n_failures:
@@ -247,6 +253,12 @@ class Log:
         step = None if failure.step is None else info.step
         ctx = RecordContext(self.catalog, failure.site, meta, info, failure.time, step)
         return PredicateFailure(failure.predicate, ctx, failure.error)
+
+
+@lru_cache(maxsize=MAX_SHARED)
+def _decoded(content: bytes, item_type: Any) -> Any:
+    """What an entry of the log says, which never changes: hundreds of files of one run share it, and decode it once."""
+    return msgspec.json.decode(content, type=item_type)
 
 
 class SessionOffset(msgspec.Struct):
@@ -323,13 +335,11 @@ class SessionRemap:
         def renumbered(events: tuple[tuple[int, int, str], ...] | None) -> tuple[tuple[int, int, str], ...] | None:
             return events and tuple((self.number("site", site), count, label) for site, count, label in events)
 
-        return msgspec.structs.replace(
-            meta,
-            site=self.number("site", meta.site),
-            spec=self.number("spec", meta.spec),
-            recent_events=renumbered(meta.recent_events),
-            recent_ops=renumbered(meta.recent_ops),
-        )
+        site, spec = self.number("site", meta.site), self.number("spec", meta.spec)
+        recent_events, recent_ops = renumbered(meta.recent_events), renumbered(meta.recent_ops)
+        if (site, spec, recent_events, recent_ops) == (meta.site, meta.spec, meta.recent_events, meta.recent_ops):
+            return meta  # as in the first session of each file: no copy for each of hundreds of files
+        return msgspec.structs.replace(meta, site=site, spec=spec, recent_events=recent_events, recent_ops=recent_ops)
 
     def data(self, info: DataInfo) -> DataInfo | None:
         """What data is, with the numbers of the recording; None where its site is not known yet."""

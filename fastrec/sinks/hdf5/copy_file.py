@@ -369,5 +369,5 @@ def _column_patterns(table: PhaseSteps) -> list[tuple[list[str], Integers]]:
 
 
 def _bytes_of(values: Tensor) -> Bytes:
-    flat: Bytes = values.contiguous().reshape(-1).view(torch.uint8).numpy()
+    flat: Bytes = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return flat

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import DamagedFileError, FastrecError, RecordingNotFoundError
-from fastrec.events.sites import Catalog, Origin, RecordMeta
-from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
+from fastrec.events.sites import Catalog, Origin, RecordMeta, SampleId
+from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps, Source
 from fastrec.sinks.hdf5.layout import MERGED, SOURCES, Integers, Rows, run_edges
 from fastrec.sinks.hdf5.paths import Paths
 from fastrec.sinks.hdf5.reader import segment_of
 from fastrec.sinks.hdf5.salvage import salvage_contents
+from fastrec.sinks.hdf5.save import save_part
 from fastrec.sinks.hdf5.source import HDF5Source
 from fastrec.sinks.hdf5.structure import MAX_INDEX_BYTES, open_verified, plain_dataset
 
@@ -52,7 +53,7 @@ class MergedSource:
             part.number_passes(self.catalog, origin, seconds_later=origin.began - self.began)
             self._parts.append(part)
             first_pass += origin.passes
-            first_record += len(part.records)
+            first_record += part.n_records
             first_mark += part.n_marks
         self._first_records = np.array([part.first_record for part in self._parts])
 
@@ -94,7 +95,11 @@ class MergedSource:
         """The marked steps, of each phase of each source that has some."""
         return [steps for part in self._parts for steps in part.steps]
 
-    def sample_id(self, pass_index: int) -> str | int | None:
+    def save(self, part: Source, path: str | os.PathLike[str]) -> None:
+        """Write a file of a part of it, or of all of it."""
+        save_part(part, path, self.facts())
+
+    def sample_id(self, pass_index: int) -> SampleId | None:
         """The sample id that a pass was logged with."""
         for origin, part in zip(self.catalog.origins, self._parts, strict=True):
             if 0 <= pass_index - origin.first_pass < origin.passes:
@@ -147,7 +152,11 @@ class MergedSource:
 
     @cached_property
     def _records(self) -> Rows:
-        return np.concatenate([part.records for part in self._parts])
+        # Made when they are first needed, in one table: a folder may have many records of which nobody asks.
+        records = np.empty(sum(part.n_records for part in self._parts), RECORD_DTYPE)
+        for part in self._parts:
+            part.write_records(records[part.first_record : part.first_record + part.n_records])
+        return records
 
     def _parts_of(self, rows: Integers) -> Integers:
         """Which source each row is of; one that has no value is of the first."""
@@ -169,15 +178,13 @@ class _MergedPart:
         self.first_record = first_record
         sites = _numbers(catalog.sites.add(site) for site in source_catalog.sites.items)
         specs = _numbers(catalog.specs.add(spec) for spec in source_catalog.specs.items)
-        metas = _numbers(catalog.metas.add(_renumbered(meta, sites, specs)) for meta in source_catalog.metas.items)
+        self._metas = _numbers(
+            catalog.metas.add(_renumbered(meta, sites, specs)) for meta in source_catalog.metas.items
+        )
         self.entries = _numbers(catalog.entries.add(entry) for entry in source_catalog.entries.items)
         # Appended, not added: phases of the same name in two sources stay two.
         self.phases = _numbers(catalog.phases.append(phase) for phase in source_catalog.phases.items)
-        records = source.records()
-        self._metas_and_rows = np.stack([records["meta"].astype(np.int64), records["row"]], 1)
-        self.records = np.empty(len(records), RECORD_DTYPE)
-        self.records["meta"], self.records["time"] = metas[records["meta"]], records["time"]
-        self.records["row"] = np.where(records["row"] < 0, -1, first_record + np.arange(len(records)))
+        self.n_records = source.n_records()
         marked = source.steps()
         self.n_marks = sum(len(steps.numbers) for steps in marked)
         self.steps = [
@@ -198,10 +205,17 @@ class _MergedPart:
         catalog.halted.update({origin.first_pass + i: reason for i, reason in source_catalog.halted.items()})
         catalog.failures += source_catalog.failures
 
+    def write_records(self, out: Rows) -> None:
+        """Write the records with their numbers among those of all."""
+        records = self.source.records()
+        out["meta"], out["time"] = self._metas[records["meta"]], records["time"]
+        out["row"] = np.where(records["row"] < 0, -1, self.first_record + np.arange(len(records)))
+
     def metas_and_rows(self, rows: Integers) -> Integers:
         """The meta and the row in the source of rows that were given out for it."""
-        in_source = self._metas_and_rows[np.maximum(rows - self.first_record, 0)]
-        return np.where(rows[:, None] < 0, -1, in_source)
+        in_source = self.source.records()[np.maximum(rows - self.first_record, 0)]
+        both = np.stack([in_source["meta"].astype(np.int64), in_source["row"]], 1)
+        return np.where(rows[:, None] < 0, -1, both)
 
 
 def _numbers(numbers: Iterable[int]) -> Integers:
@@ -212,13 +226,11 @@ def _renumbered(meta: RecordMeta, sites: Integers, specs: Integers) -> RecordMet
     def events(triples: tuple[tuple[int, int, str], ...] | None) -> tuple[tuple[int, int, str], ...] | None:
         return triples and tuple((int(sites[site]), number, label) for site, number, label in triples)
 
-    return msgspec.structs.replace(
-        meta,
-        site=int(sites[meta.site]),
-        spec=int(specs[meta.spec]),
-        recent_events=events(meta.recent_events),
-        recent_ops=events(meta.recent_ops),
-    )
+    changed = int(sites[meta.site]), int(specs[meta.spec]), events(meta.recent_events), events(meta.recent_ops)
+    if changed == (meta.site, meta.spec, meta.recent_events, meta.recent_ops):
+        return meta
+    site, spec, recent_events, recent_ops = changed
+    return msgspec.structs.replace(meta, site=site, spec=spec, recent_events=recent_events, recent_ops=recent_ops)
 
 
 class ShownRecording(msgspec.Struct, frozen=True):
@@ -303,7 +315,7 @@ def _open_shown(path: str, shown: ShownRecording, open_one: Callable[[str], HDF5
         ) from error
     if source.identity().run != shown.origin.run:
         raise DamagedFileError(f"{path!r} shows {source_path!r}, and another recording took its place")
-    n_records = len(source.records())
+    n_records = source.n_records()
     if n_records < shown.records and not salvage:
         raise DamagedFileError(f"{path!r} shows {shown.records} records of {source_path!r}, but there are {n_records}")
     return source

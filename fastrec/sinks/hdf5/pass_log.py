@@ -94,6 +94,10 @@ class FilePassLog:
         if not was_raised:
             self._pool.check()
 
+    def is_unused(self) -> bool:
+        """Whether no pass ended and no step was marked; asked when it is closed."""
+        return not (self._n_marks or self.writer.passes_flushed or self._pool.error)
+
     def site_name(self, site: int) -> str:
         """The name of a site."""
         return self._catalog.sites[site].name

@@ -173,9 +173,11 @@ def open_regular(path: str) -> int:
         raise
     except OSError as error:
         raise RecordingFileError(f"{path!r} can't be read: {_read_advice(error)}") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise RecordingFileError(f"{path!r} can't be read: it is not a regular file")
+        advice = f"; {path + os.sep!r} means what is in the folder" if stat.S_ISDIR(mode) else ""
+        raise RecordingFileError(f"{path!r} can't be read: it is not a regular file{advice}")
     return descriptor
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import socket
 
+import msgspec
 from torch import distributed
 from torch.utils.data import get_worker_info
 
@@ -30,10 +31,15 @@ UNNAMED_ROLE = "default"
 """What torchrun calls a role that nobody named."""
 
 
-def current_process(role: str | None = None) -> Process:
-    """What is known of this process."""
+def current_process(role: str | None = None, earlier: Process | None = None) -> Process:
+    """What is known of this process; ``earlier`` is what was known when its session began.
+
+    A worker of a DataLoader that ends is none any more since torch 2.15, and its last passes are written then.
+    """
     rank, world_size = _rank_and_world_size()
     worker = get_worker_info()
+    if worker is None and earlier is not None and earlier.worker >= 0:
+        return msgspec.structs.replace(earlier, rank=rank, world_size=world_size)
     attempt = next((number for name in ATTEMPT_VARIABLES if (number := _number(name)) >= 0), 0)
     launcher_role = os.environ.get("ROLE_NAME", UNNAMED_ROLE)
     if role is None and worker is not None:

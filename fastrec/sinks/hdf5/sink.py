@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastrec._errors import GradientError, OptionError, RecordingFileError, SessionError
+from fastrec._errors import OptionError, RecordingFileError, SessionError
 from fastrec._torch.tensors import check_copyable
 from fastrec.events.capture import CaptureSpec
 from fastrec.events.process import Process
@@ -118,11 +118,8 @@ class HDF5Sink:
         assert self._catalog is not None and self._pass_log is not None
         record_meta = self._catalog.metas[meta]
         spec = self._catalog.specs[record_meta.spec]
-        if spec.keep_grad or spec.save_gradient:
-            raise GradientError(
-                "a file can't keep gradients; add RAM, as in sink=[RAMSink(), ...], or leave keep_grad and "
-                "save_gradient out"
-            )
+        # What is attached, and the gradients, are kept by RAM beside this sink; a session without RAM refuses them.
+        spec = spec.with_changes({"keep_grad": False, "save_gradient": False})
         spec = self._with_file_dtype(spec, value)
         layout = Layout.of(value)
         key = (record_meta.site, record_meta.spec, layout)
@@ -144,6 +141,18 @@ class HDF5Sink:
         if self._pass_log is None:
             raise SessionError("this HDF5Sink belongs to no session yet; open one with Recorder(..., sink=sink)")
         self._pass_log.flush()
+
+    def discard_unused(self) -> None:
+        """Remove the file of a session that has ended before anything was recorded.
+
+        It would stand in the way of the next attempt. A recording that is continued stays as it is.
+        """
+        log, paths = self._pass_log, self._paths
+        if log is None or paths is None or self.options.append or not log.is_unused():
+            return
+        if paths.locked_file() is None:  # nobody has begun another one there
+            for file in paths.files():
+                os.unlink(file)
 
     def statistics(self) -> dict[str, int | float]:
         """How much is safe, how much waits to be written, and how long the loop had to wait for the disk.

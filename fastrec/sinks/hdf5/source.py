@@ -28,7 +28,8 @@ from torch import Tensor
 from fastrec._errors import DamagedFileError, RecordingFileError
 from fastrec._torch.tensors import outside_torch_modes
 from fastrec.events.process import Process
-from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps
+from fastrec.events.sites import SampleId
+from fastrec.recording._source import PASS_DTYPE, RECORD_DTYPE, Part, PhaseSteps, Source
 from fastrec.sinks._steps import StepTable
 from fastrec.sinks.hdf5.blocks import CheckedReader, check_tables
 from fastrec.sinks.hdf5.contents import Contents, IncrementalReader, read_contents
@@ -46,6 +47,7 @@ from fastrec.sinks.hdf5.layout import (
 )
 from fastrec.sinks.hdf5.reader import ReadFile, find_files
 from fastrec.sinks.hdf5.salvage import salvage_contents
+from fastrec.sinks.hdf5.save import save_part
 
 MAX_SPAN_BYTES = 16 << 20
 """How many bytes are read at once, including rows that are not asked for."""
@@ -126,17 +128,25 @@ class HDF5Source:
 
     def passes(self) -> Rows:
         """One row per pass that kept something or ended badly, of ``PASS_DTYPE``, in order of ``pass_index``."""
-        return self._sorted[0]
+        return self._passes[0]
 
     def records(self) -> Rows:
         """One row per record, of ``RECORD_DTYPE``, in order of (pass, event)."""
-        return self._sorted[1]
+        return self._records
+
+    def n_records(self) -> int:
+        """How many records there are, known without the table of them."""
+        return int(self._passes[0]["count"].sum())
 
     def steps(self) -> Sequence[PhaseSteps]:
         """The marked steps, of each phase that has some."""
         return self._steps
 
-    def sample_id(self, pass_index: int) -> str | int | None:
+    def save(self, part: Source, path: str | os.PathLike[str]) -> None:
+        """Write a file of a part of it, or of all of it."""
+        save_part(part, path, self.facts(), rank=self.identity().rank if self._files else -1)
+
+    def sample_id(self, pass_index: int) -> SampleId | None:
         """The sample id that a pass was logged with."""
         return self._contents.log.samples.get(pass_index)
 
@@ -183,8 +193,8 @@ class HDF5Source:
         return self._contents.log.data[key]
 
     @cached_property
-    def _sorted(self) -> tuple[Rows, Rows]:
-        """Passes and records in order, as ``passes`` and ``records`` give them."""
+    def _passes(self) -> tuple[Rows, Integers]:
+        """Passes in order, as ``passes`` gives them, and where the records of each begin in the files' own tables."""
         raw_passes = self._contents.passes
         raw_passes = raw_passes[(raw_passes["count"] > 0) | (raw_passes["outcome"] != 0)]
         order = np.argsort(raw_passes["pass_index"], kind="stable")
@@ -193,20 +203,25 @@ class HDF5Source:
             passes[name] = raw_passes[name][order]
         for remap in self._contents.sessions.values():
             remap.offset.clear_open_steps(passes)
-        count = passes["count"]
-        first = np.cumsum(count) - count
-        total = int(count.sum())
-        if total == len(self._raw) and np.array_equal(passes["first"], first):
+        raw_first = passes["first"].copy()
+        passes["first"] = np.cumsum(passes["count"]) - passes["count"]
+        return passes, raw_first
+
+    @cached_property
+    def _records(self) -> Rows:
+        """Records in order, as ``records`` gives them."""
+        passes, raw_first = self._passes
+        first, count, total = passes["first"], passes["count"], self.n_records()
+        if total == len(self._raw) and np.array_equal(raw_first, first):
             # They lie in their order, as they do where one thread records.
             raw_rows, raw_records = np.arange(total), self._raw
         else:
-            raw_rows = np.repeat(passes["first"] - first, count) + np.arange(total)
+            raw_rows = np.repeat(raw_first - first, count) + np.arange(total)
             raw_records = self._raw[raw_rows]
-        passes["first"] = first
         records = np.empty(total, RECORD_DTYPE)
         records["meta"], records["time"], records["row"] = raw_records["variant"], raw_records["time"], raw_rows
         records["row"][(raw_records["data"] < 0) & (raw_records["transformed_data"] < 0)] = -1
-        return passes, records
+        return records
 
     @cached_property
     def _steps(self) -> list[PhaseSteps]:

@@ -19,14 +19,18 @@ import threading
 from fastrec._errors import OptionError
 
 if sys.platform != "win32":
-    import fcntl
+    try:
+        import fcntl
+    except ImportError:  # a Python without it, as in a browser
+        fcntl = None  # type: ignore[assignment]
 
 
 def check_writable_here() -> None:
     """Raise OptionError where recordings can't be written to files."""
-    if sys.platform == "win32":
+    if sys.platform == "win32" or fcntl is None:
+        system = "Windows" if sys.platform == "win32" else "this Python"
         raise OptionError(
-            "recordings in files need os.pwrite and flock, which Windows lacks; record into RAM, or run under WSL. "
+            f"recordings in files need os.pwrite and flock, which {system} lacks; record into RAM, or run under WSL. "
             "Recordings that were written elsewhere can be read"
         )
 

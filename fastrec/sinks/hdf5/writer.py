@@ -95,6 +95,7 @@ class Writer:
         self._flush_wanted = self._flush_begun = self._flush_done = 0
         self._closing = self._closed = False
         self._n_passes_written = self._n_empty_flushed = self._n_counters_written = self._highest_begun = 0
+        self._process = current_process(options.role)
         claim = claim_first_segment(paths, options, catalog)
         self._identity, self.earlier_shapes = claim.identity, claim.shapes
         self._claimed: int | None = claim.descriptor  # of the file that the next segment is written to
@@ -316,7 +317,7 @@ class Writer:
         self._logged_data = set()
         facts = {"header": self._catalog.header, "began": self._began, "flush_seconds": self._options.flush_seconds}
         # Asked for here and not earlier: a launcher may make the process group when the block has begun.
-        process = current_process(self._options.role)
+        process = current_process(self._options.role, self._process)
         self._identity = msgspec.structs.replace(self._identity, rank=process.rank)
         facts["process"] = msgspec.to_builtins(process)
         if not self._options.locking:

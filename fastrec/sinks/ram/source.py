@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from os import PathLike
+from time import perf_counter, time
 from typing import TypeAlias
 
 import msgspec
@@ -12,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fastrec._torch.tensors import outside_torch_modes
-from fastrec.events.sites import Catalog, PassInfo
-from fastrec.recording._source import RECORD_DTYPE, Integers, Part, PhaseSteps, StructuredArray
+from fastrec.events.sites import Catalog, PassInfo, SampleId
+from fastrec.recording._source import RECORD_DTYPE, Integers, Part, PhaseSteps, Source, StructuredArray
 from fastrec.sinks._blocks import MAX_ROWS, ROW_BITS
 from fastrec.sinks._pass_table import PassTable
 from fastrec.sinks.ram.pool import Block, UncopiedPass
@@ -54,7 +56,7 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
         """The marked steps of each phase that has some."""
         return self.phase_steps
 
-    def sample_id(self, pass_index: int) -> str | int | None:
+    def sample_id(self, pass_index: int) -> SampleId | None:
         """The sample id that a pass was logged with."""
         return self._tables[2].get(pass_index)
 
@@ -104,8 +106,15 @@ class RAMSource(msgspec.Struct, dict=True, eq=False):
         sizes = [_row_bytes(self._block_of_number[number]) if number >= 0 else 0 for number in numbers.tolist()]
         return np.array(sizes, dtype=np.int64)[inverse]
 
+    def save(self, part: Source, path: str | PathLike[str]) -> None:
+        """Write a file of a part of it, or of all of it."""
+        from fastrec.sinks.hdf5.save import save_part  # loads h5py, which RAM doesn't need
+
+        began = time() - (perf_counter() - self.catalog.began)
+        save_part(part, path, {"header": self.catalog.header, "began": began})
+
     @cached_property
-    def _tables(self) -> tuple[StructuredArray, StructuredArray, Mapping[int, str | int]]:
+    def _tables(self) -> tuple[StructuredArray, StructuredArray, Mapping[int, SampleId]]:
         """Passes and records in order, and the sample ids."""
         table = self.table
         if self.unpacked:

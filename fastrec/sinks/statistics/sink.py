@@ -20,13 +20,13 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from fastrec._errors import OptionError, SessionError
 from fastrec._torch.tensors import check_copyable
 from fastrec.events.sites import Catalog, PassInfo
 from fastrec.recording._arrays import real_array
+from fastrec.recording._source import Array, Integers
 from fastrec.recording._steps import END_COLUMNS
 from fastrec.report.page import write_report
 from fastrec.report.rank import rank_rows
@@ -83,7 +83,7 @@ class StatisticsSink:
         self._ranks = ranks
         self._axes = UnitAxes(unit_axis)
         self._sampler = _Sampler(every)
-        self._timeline = Timeline(bins)
+        self._timeline = Timeline(bins, every)
         self._staging = Staging(self._measure)
         self._catalog: Catalog | None = None
         self._columns: dict[tuple[Any, ...], RowCopier | TransformColumn] = {}
@@ -138,7 +138,7 @@ class StatisticsSink:
                 if row >= 0:
                     end(row, info)
 
-    def mark(self, phase: int, step: int, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+    def mark(self, phase: int, step: int, columns: Mapping[str, Array]) -> None:
         """A step was marked."""
         flags = [columns[name] != 0 for name in END_COLUMNS if name in columns]
         fit = len({flag.shape for flag in flags}) == 1  # columns that do not fit together tell of no ends
@@ -198,36 +198,36 @@ class StatisticsSink:
 
     def _measure(self, block: StagedBlock) -> None:
         """Add the values of passes that ended to the sums of their time bins."""
-        ended = {row: info for row, info in enumerate(block.infos) if info is not None}
-        if not ended:
+        infos = [info for info in block.infos if info is not None]
+        if not infos:
             return
-        rows = np.fromiter(ended, np.int64)
-        passes = np.array([info.index for info in ended.values()], np.int64)
+        rows = np.flatnonzero([info is not None for info in block.infos])
+        passes = np.array([info.index for info in infos], np.int64)
         numbers = self._timeline.numbers_of(passes)
-        values, site = block.values, self._sites[block.site]
+        values, site = real_array(block.values), self._sites[block.site]
         for number in np.unique(numbers).tolist():
             chosen = numbers == number
-            piece = site.piece()
-            some = _take(values, rows[chosen])
-            piece.add_values(real_array(some), block.axis, passes[chosen], self._rank_step(some, block.axis))
-            site.add(number, piece, ended.values())
+            piece, some = site.piece(), _take(values, rows[chosen])
+            piece.add_values(some, block.axis, passes[chosen], self._rank_step(some, block.axis))
             for window in self._windows:
                 window.add(site.site, piece)
+            site.add(number, piece, infos)
         block.infos = [None] * len(block.infos)
 
-    def _rank_step(self, values: Tensor, axis: int) -> int:
+    def _rank_step(self, values: Array, axis: int) -> int:
         """Of how many rows one counts for the rank of a bin."""
-        if not self._ranks or axis < 0 or not values.numel():
+        if not self._ranks or axis < 0 or not values.size:
             return 1
-        units = values.shape[1 + axis]
-        expected = self._timeline.width * values[0].numel() // units
+        units = int(values.shape[1 + axis])
+        expected = self._timeline.width * int(values[0].size) // units
         return -(-expected // rank_rows(units))
 
 
-def _take(values: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
+def _take(values: Array, rows: Integers) -> Array:
     """Some rows, without a copy where they lie together."""
     first, last = int(rows[0]), int(rows[-1])
-    return values[first : last + 1] if last - first + 1 == len(rows) else values[rows]
+    some: Array = values[first : last + 1] if last - first + 1 == len(rows) else values[rows]
+    return some
 
 
 class _Sampler:

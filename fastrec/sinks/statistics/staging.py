@@ -20,7 +20,7 @@ from fastrec.sinks._copying import parts_of
 from fastrec.sinks.ram.columns import RowCopier
 from fastrec.sinks.ram.pool import Block
 
-BLOCK_BYTES = 128 * 1024
+BLOCK_BYTES = 256 * 1024
 """So many bytes of a column are measured together, at least one value."""
 
 MAX_BLOCK_ROWS = 256

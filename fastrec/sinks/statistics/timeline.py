@@ -19,7 +19,7 @@ from fastrec.events.sites import Catalog, PassInfo
 from fastrec.report.run import TimeBins
 
 MIN_PASSES = 8
-"""Passes of a bin at the beginning: shorter ones would be measured nearly one by one."""
+"""Passes of a bin at the beginning that are looked at: those of shorter ones would be measured nearly one by one."""
 
 
 class TimeBin:
@@ -60,10 +60,11 @@ class Timeline:
 
     Arguments:
         most: how many bins there may be.
+        every: of how many passes one is looked at.
     """
 
-    def __init__(self, most: int) -> None:
-        self.width = MIN_PASSES
+    def __init__(self, most: int, every: int = 1) -> None:
+        self.width = MIN_PASSES * every
         self._most = most
         self._bins: dict[int, TimeBin] = {}
         self._newest: TimeBin | None = None

@@ -11,7 +11,7 @@ import torch
 
 import fastrec
 from fastrec import Recorder, Recording
-from fastrec._errors import DamagedFileError, OptionError, RecordingExistsError
+from fastrec._errors import DamagedFileError, FastrecWarning, OptionError, RecordingExistsError
 from fastrec.sinks import HDF5Sink, RAMSink
 from tests.sinks.hdf5.verified import check_checksums
 
@@ -111,9 +111,11 @@ def test_what_a_killed_session_left_is_continued(tmp_path: Path) -> None:
         rec.flush()
         shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     contents_before = contents(tmp_path)
-    session(path, 3, append=True)
+    with pytest.warns(FastrecWarning, match="left by a process that was killed.*recover.* has finished it, after this"):
+        session(path, 3, append=True)
     assert contents_before.items() <= contents(tmp_path).items()
     assert fastrec.load(path).n_passes == 8
+    assert not path.exists()
     assert fastrec.recover(path).passes == 8
     assert sorted(name.name for name in tmp_path.iterdir()) == ["run.00000.h5", "run.00001.h5", "run.h5"]
     assert fastrec.load(path).n_passes == 8

@@ -1,0 +1,1 @@
+"""Values of a model as the output of another module."""
