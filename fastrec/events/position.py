@@ -10,9 +10,12 @@ asks for a meta once, and every later record of such a value carries the number 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import islice
+from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from fastrec.events.context import dtype_name
@@ -34,6 +37,7 @@ class Position:
         "number",
         "op_index",
         "previous",
+        "recent",
         "site",
         "site_id",
         "stack_passes",
@@ -43,12 +47,24 @@ class Position:
         self.site = site
         self.site_id: int | None = None  # its number in the catalog, once it was asked for
         self.previous = previous
+        self.recent: Recent | None = None  # once somebody asked
         self.number = 0
         self.label = ""
         self.op_index: int | None = None
         self.event_index: int | None = None
         self.module_pass = 1
         self.stack_passes: tuple[int, ...] = ()
+
+
+Triple: TypeAlias = tuple[int, int, str]
+"""An earlier event: the number of its site, its number and its label."""
+
+
+class Recent(NamedTuple):
+    """The last events and the last ops before a position, newest last."""
+
+    events: tuple[Triple, ...]
+    ops: tuple[Triple, ...]
 
 
 class TensorFacts(NamedTuple):
@@ -63,8 +79,11 @@ class TensorFacts(NamedTuple):
     def of(cls, value: Tensor) -> TensorFacts:
         """The facts of a tensor; a nested one has no single shape, and gets an empty one."""
         shape = () if value.is_nested else tuple(value.shape)
-        return cls(shape, dtype_name(value.dtype), str(value.device), value.requires_grad)
+        return cls(shape, _dtype_name(value.dtype), _device_name(value.device), value.requires_grad)
 
+
+_dtype_name = cache(dtype_name)
+_device_name: Callable[[torch.device], str] = cache(str)
 
 NO_TENSOR = TensorFacts((), "float32", "cpu", False)
 """Stands in where a predicate is asked that reads none of these."""
@@ -89,12 +108,14 @@ class RecordMetaMaker:
     ) -> RecordMeta:
         """The meta of values at a position; ``site`` is that of one leaf where the value is nested."""
         observed = self._observed
+        number = self._site_number(position) if site is position.site else self.catalog.sites.add(site)
+        recent = self._recent(position) if observed else None
         if site.kind in ("module_enter", "module_exit"):
             label = f"{site.name}:{position.number}"
         else:
             label = position.label + (site.output_address if site.kind == "op" else "")
         return RecordMeta(
-            site=self.catalog.sites.add(site),
+            site=number,
             label=label,
             number=position.number,
             op_index=position.op_index if observed else None,
@@ -106,22 +127,45 @@ class RecordMetaMaker:
             device=facts.device,
             requires_grad=facts.requires_grad,
             spec=spec,
-            recent_events=self._history(position, ops_only=False) if observed else None,
-            recent_ops=self._history(position, ops_only=True) if observed else None,
+            recent_events=recent.events if recent else None,
+            recent_ops=recent.ops if recent else None,
             parents=parents,
         )
 
-    def _history(self, position: Position, *, ops_only: bool) -> tuple[tuple[int, int, str], ...]:
-        """The last events before a position as (site number, number, label), newest last."""
-        triples: list[tuple[int, int, str]] = []
-        for event in _earlier_events(position):
-            if len(triples) == self._history_size:
-                break
-            if not ops_only or event.site.kind == "op":
-                if event.site_id is None:
-                    event.site_id = self.catalog.sites.add(event.site)
-                triples.append((event.site_id, event.number, event.label))
-        return tuple(reversed(triples))
+    def _recent(self, position: Position) -> Recent:
+        """What came before a position. Positions share what they have in common: most are asked for in their order."""
+        recent = position.recent
+        if recent is None:
+            previous = position.previous
+            before = None if previous is None else previous.recent
+            if previous is None or before is None:
+                events, ops = self._look_back(position, ops_only=False), self._look_back(position, ops_only=True)
+                ops = events if ops == events else ops
+            else:
+                triple = self._triple(previous)
+                events = self._last((*before.events, triple))
+                if previous.site.kind != "op":
+                    ops = before.ops
+                else:
+                    ops = events if before.ops is before.events else self._last((*before.ops, triple))
+            recent = position.recent = Recent(events, ops)
+        return recent
+
+    def _look_back(self, position: Position, *, ops_only: bool) -> tuple[Triple, ...]:
+        events = (event for event in _earlier_events(position) if not ops_only or event.site.kind == "op")
+        return tuple(map(self._triple, islice(events, self._history_size)))[::-1]
+
+    def _last(self, triples: tuple[Triple, ...]) -> tuple[Triple, ...]:
+        return triples[-self._history_size :] if self._history_size else ()
+
+    def _triple(self, event: Position) -> Triple:
+        return self._site_number(event), event.number, event.label
+
+    def _site_number(self, event: Position) -> int:
+        """The number of an event's site; looked up once, because that hashes all modules around it."""
+        if event.site_id is None:
+            event.site_id = self.catalog.sites.add(event.site)
+        return event.site_id
 
 
 def _earlier_events(position: Position) -> Iterator[Position]:

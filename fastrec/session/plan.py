@@ -27,7 +27,7 @@ from fastrec.events.position import NO_TENSOR, Position, RecordMetaMaker
 from fastrec.events.sites import Catalog, Kind, PassInfo, RecordMeta, Site
 from fastrec.predicates import NEVER
 from fastrec.predicates._answers import spec_of
-from fastrec.predicates._base import Opaque, PredicateBase, constant
+from fastrec.predicates._base import Constant, Opaque, PredicateBase, constant
 from fastrec.predicates._modules import Inside, Module, ModuleInput, ModuleType
 from fastrec.predicates._normalise import Option, normalise, resolve
 from fastrec.predicates._passes import Entry, Every, First, GradEnabled, Phase, any_of, pass_filter
@@ -184,6 +184,8 @@ class _Addresses:
 
 
 def _narrow_at(predicate: PredicateBase, position: Position, site: Site, meta_maker: RecordMetaMaker) -> Predicate:
+    if isinstance(predicate, Constant):
+        return predicate
     residual = _narrow(predicate, site)
     if isinstance(residual, PredicateBase) and residual.reads and residual.reads <= STRUCTURAL_FIELDS | PATH_FIELDS:
         # All that it reads is the same whenever a pass gets to this position, so it is asked now.

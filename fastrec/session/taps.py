@@ -13,6 +13,7 @@ the session; what all taps share is a ``TapState``, and what they keep goes into
   expects values of one layout. Asking a value for each of these costs more than copying it. So the tap holds one guard
   of torch's, written in C++, that says in one call whether the value is like the last one, and beside it what was
   worked out for such values. ``GuardedCache`` has the same for other values that were seen at this position.
+  ``Guards`` lets positions with values of one kind share a guard.
 - *A pass is three lists.* A record appends its row, its meta and its time. What a pass kept becomes readable when the
   session commits these lists at its end.
 """
@@ -60,6 +61,9 @@ from fastrec.sinks._protocol import ColumnWriter, Sink
 
 MAX_ENTRIES = 64
 """Kinds of values that a tap remembers at one position before it forgets them all."""
+
+MAX_KINDS = 4096
+"""Kinds of values whose guards a session remembers before it forgets them all."""
 
 
 class PassRun(msgspec.Struct):
@@ -114,6 +118,7 @@ class TapState:
         self.meta_maker = RecordMetaMaker(catalog, options.history_size, observed=observes_ops)
         self.unseen = engine.unseen
         self.is_compiled = engine.is_compiled
+        self.guards = Guards()
         self.keeps_gradients = True
         self.columns: dict[int, ColumnWriter] = {}
         self.attached: set[int] = set()
@@ -185,8 +190,32 @@ Entry: TypeAlias = tuple[TensorGuard, bool, T]
 """A guard for values that are alike, whether they require a gradient, and what was worked out for them."""
 
 
+NO_ENTRY: Entry[Any] = (never_matches, False, None)
+"""Where no value has been seen yet."""
+
+
+class Guards:
+    """The guards of all taps of a session: values of many positions are alike, and a guard takes long to make."""
+
+    def __init__(self) -> None:
+        self._guards: dict[Any, list[TensorGuard]] = {}
+
+    def find(self, value: Tensor) -> TensorGuard:
+        """A guard for values like this one."""
+        # The key does not tell everything that a guard does (strides, lazy negation, class), but finds it quickly.
+        key = (value.shape, value.dtype, value.device, value.requires_grad)
+        for guard in self._guards.get(key, ()):
+            if guard(value):
+                return guard
+        if len(self._guards) >= MAX_KINDS:
+            self._guards = {}
+        guard = tensor_guard(value)
+        self._guards.setdefault(key, []).append(guard)
+        return guard
+
+
 class GuardedCache(Generic[T]):
-    """What was worked out for each kind of value at one position."""
+    """What was worked out for each kind of value at one position, where there is more than one."""
 
     __slots__ = ("_count", "_entries")
 
@@ -194,9 +223,8 @@ class GuardedCache(Generic[T]):
         self._entries: dict[Any, list[Entry[T]]] = {}
         self._count = 0
 
-    def find(self, value: Tensor, parents: tuple[str, ...] | None, make: Callable[[], T]) -> Entry[T]:
+    def find(self, value: Tensor, parents: tuple[str, ...] | None, guards: Guards, make: Callable[[], T]) -> Entry[T]:
         """The entry for values like this one; what is new is made and remembered."""
-        # The key does not tell everything that a guard does (strides, lazy negation, class), but finds it quickly.
         key = (value.shape, value.dtype, value.device, value.requires_grad, parents)
         for entry in self._entries.get(key, ()):
             if entry[0](value):
@@ -205,7 +233,7 @@ class GuardedCache(Generic[T]):
         if self._count >= MAX_ENTRIES:
             self._entries, self._count = {}, 0
         self._count += 1
-        entry = (tensor_guard(value), value.requires_grad, result)
+        entry = (guards.find(value), value.requires_grad, result)
         self._entries.setdefault(key, []).append(entry)
         return entry
 
@@ -228,8 +256,8 @@ class KeepTap:
         self._position = position
         self._site = site
         self._spec = spec
-        self._cache: GuardedCache[Keeper] = GuardedCache()
-        self._last: Entry[Keeper] = (never_matches, False, (-1, _keep_no_tensor))
+        self._cache: GuardedCache[Keeper] | None = None
+        self._last: Entry[Keeper] = NO_ENTRY
 
     def __call__(self, run: PassRun, value: Tensor) -> None:
         # Looking at a value is an op to every mode on the stack: this recorder's own around a module, or another's.
@@ -271,7 +299,15 @@ class KeepTap:
         return self._spec.is_plain
 
     def _find(self, run: PassRun, value: Tensor) -> Keeper:
-        self._last = entry = self._cache.find(value, run.parents, partial(self._make, run, value))
+        if self._last is NO_ENTRY and run.parents is None:
+            # Most positions only ever see one kind of value, which needs no cache.
+            keeper = self._make(run, value)
+            self._last = self._state.guards.find(value), value.requires_grad, keeper
+            return keeper
+        if self._cache is None:
+            self._cache = GuardedCache()
+        make = partial(self._make, run, value)
+        self._last = entry = self._cache.find(value, run.parents, self._state.guards, make)
         return entry[-1]
 
     def _make(self, run: PassRun, value: Tensor) -> Keeper:
@@ -349,8 +385,8 @@ class AskTap:
         self._halt = halt
         self._keep_tap: tuple[CaptureSpec | None, KeepTap | None] = (None, None)
         self._keep_taps: dict[CaptureSpec, KeepTap] = {}
-        self._cache: GuardedCache[RecordMeta] = GuardedCache()
-        self._last: Entry[RecordMeta | None] = (never_matches, False, None)
+        self._cache: GuardedCache[RecordMeta] | None = None
+        self._last: Entry[RecordMeta | None] = NO_ENTRY
 
     def __call__(self, run: PassRun, value: Tensor) -> None:
         if function_mode_count() and not are_function_modes_off():
@@ -416,7 +452,14 @@ class AskTap:
         )
 
     def _find(self, run: PassRun, value: Tensor) -> RecordMeta:
-        self._last = entry = self._cache.find(value, run.parents, partial(self._make, run, value))
+        if self._last is NO_ENTRY and run.parents is None:
+            meta = self._make(run, value)
+            self._last = self._state.guards.find(value), value.requires_grad, meta
+            return meta
+        if self._cache is None:
+            self._cache = GuardedCache()
+        make = partial(self._make, run, value)
+        self._last = entry = self._cache.find(value, run.parents, self._state.guards, make)
         return entry[-1]
 
     def _make(self, run: PassRun, value: Tensor) -> RecordMeta:

@@ -101,12 +101,18 @@ class PartsColumn:
         else:
             block, row = self._copy(parts)
         if spec.save_gradient:
-            watch_gradient(value, spec, block.gradients, row)
+            watch_gradient(value, spec, self._gradients_of(block), row)
         return row
 
     def discard(self, row: int) -> None:
         """Forget a row. It is not used again, because the gradient of a pass that failed may still arrive."""
         self._pool.release([row])
+
+    def _gradients_of(self, block: Block) -> dict[int, Tensor]:
+        with self._lock:
+            if not isinstance(block.gradients, dict):
+                block.gradients = {}
+            return block.gradients
 
     def _copy(self, parts: dict[Part, Tensor]) -> tuple[Block, int]:
         # A transform may give other shapes from value to value.

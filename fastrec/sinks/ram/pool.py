@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
@@ -53,9 +54,13 @@ class Block:
         self.next_row = itertools.count(self.first).__next__
         self.rows_left = count  # that some record may still have
         self.parts: dict[Part, BlockRows | SingleTensor] = {}
-        self.own_tensors: dict[Part, Tensor] = {}
-        self.gradients: dict[int, Tensor] = {}
+        self.own_tensors: Mapping[Part, Tensor] = _NO_TENSORS
+        self.gradients: Mapping[int, Tensor] = _NO_GRADIENTS
 
+
+# Shared, because a session may have very many blocks.
+_NO_TENSORS: Mapping[Part, Tensor] = MappingProxyType({})
+_NO_GRADIENTS: Mapping[int, Tensor] = MappingProxyType({})
 
 _FULL_BLOCK = Block(0, 0)
 
@@ -92,7 +97,7 @@ class UncopiedBlock(Block):
     def __init__(self, number: int, value: Tensor) -> None:
         super().__init__(number, 1)
         with outside_torch_modes():
-            self.own_tensors["activation"] = value.data  # with a version counter of its own
+            self.own_tensors = {"activation": value.data}  # with a version counter of its own
 
 
 class UncopiedPass(msgspec.Struct, frozen=True):
@@ -130,7 +135,16 @@ class BlockPool:
         self.takes_uncopied = False
         self.next_uncopied_number = itertools.count(FIRST_UNCOPIED_BLOCK, MAX_UNCOPIED_VALUES).__next__
         self._next_number = itertools.count().__next__
+        self._makers: dict[tuple[tuple[tuple[Part, Layout], ...], CaptureSpec], Mapping[Part, RowMaker]] = {}
         self._lock = threading.Lock()
+
+    def makers(self, layouts: Mapping[Part, Layout], spec: CaptureSpec) -> Mapping[Part, RowMaker]:
+        """What makes the rows of each part; columns of the same layouts share it."""
+        key = (tuple(layouts.items()), spec)
+        makers = self._makers.get(key)
+        if makers is None:
+            makers = self._makers[key] = {part: RowMaker(layout, spec) for part, layout in layouts.items()}
+        return makers
 
     def make(self, count: int, makers: Mapping[Part, RowMaker]) -> Block:
         """A new block with room for so many records of these parts."""
@@ -202,7 +216,7 @@ class BlockAllocator:
 
     def __init__(self, pool: BlockPool, layouts: Mapping[Part, Layout], spec: CaptureSpec) -> None:
         self._pool = pool
-        self._makers = {part: RowMaker(layout, spec) for part, layout in layouts.items()}
+        self._makers = pool.makers(layouts, spec)
         self._nbytes = max(1, sum(maker.nbytes for maker in self._makers.values()))
         self._count = 1
 
