@@ -28,7 +28,7 @@ MODEL = torch.nn.Identity()
 
 def write(folder: Path, rank: int | None, value: float, passes: int = 2, **options: Any) -> Path:
     """Record passes of which each has a value; the new file."""
-    before = set(folder.glob("*")) if folder.exists() else set()
+    before = set(folder.glob("*.h5")) if folder.exists() else set()
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RANK", raising=False)
         if rank is not None:
@@ -37,7 +37,7 @@ def write(folder: Path, rank: int | None, value: float, passes: int = 2, **optio
             for i in range(passes):
                 MODEL(torch.full((2,), value + i))
                 rec.step(reward=float(i))
-    (new,) = set(folder.glob("*")) - before
+    (new,) = set(folder.glob("*.h5")) - before
     return new
 
 
