@@ -104,7 +104,7 @@ def read_folder(path: AnyPath) -> tuple[list[FolderEntry], list[str]]:
     Opens only what the index does not know, and writes the index anew where it was old.
     """
     recordings = recordings_of(path)
-    folders = {os.path.dirname(recording): _Folder(os.path.dirname(recording)) for recording in recordings}
+    folders = {folder: _Folder(folder) for folder in dict.fromkeys(map(os.path.dirname, recordings))}
     losses: list[str] = []
     errors: list[FastrecError] = []
     entries: list[FolderEntry] = []

@@ -58,6 +58,12 @@ def test_who_finishes_adds_itself_and_nothing_is_opened(run: Path, opened: list[
     assert description.phases == {"train": 12} and description.step_columns == ["reward", "terminated", "truncated"]
 
 
+def test_it_is_read_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(folder_index, "_read_index", lambda folder: read.append(folder) or {})
+    assert describe(run).passes == 12 and read == [str(run)]
+
+
 def test_it_says_what_the_recording_says(run: Path) -> None:
     description, recording = describe(run), fastrec.load(run)
     assert (description.passes, description.records) == (recording.n_passes, len(recording))
@@ -171,10 +177,10 @@ def test_a_long_recording_is_left_to_whoever_reads_it(
 
 def test_segments_of_one_recording_are_one_entry(tmp_path: Path, opened: list[str]) -> None:
     run = tmp_path / "run"
-    with Recorder(MODEL, keep_module=True, sink=HDF5Sink(f"{run}/", segment_bytes=1 << 20)):
-        for _ in range(5):
-            MODEL(torch.zeros(200_000))
+    with Recorder(MODEL, keep_module=True, sink=HDF5Sink(f"{run}/", block_bytes=4096, segment_bytes=1 << 20)):
+        for _ in range(40):
+            MODEL(torch.zeros(20_000))
     description = describe(run)
-    assert opened == [] and description.passes == 5 and len(description.files) > 2
+    assert opened == [] and description.passes == 40 and len(description.files) > 2
     (entry,) = json.loads((run / INDEX).read_text())["recordings"].values()
     assert len(entry[0]) == len(description.files)
