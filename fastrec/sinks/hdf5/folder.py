@@ -59,6 +59,8 @@ def open_any(path: AnyPath, *, verify: bool = False, salvage: bool = False) -> H
 
 def recordings_of(path: AnyPath) -> list[str]:
     """The paths of all recordings that are meant, in order; a RecordingNotFoundError where there is none."""
+    if isinstance(path, bytes) or not isinstance(path, str | os.PathLike | Iterable):
+        raise OptionError(f"{path!r} is no path; give that of a recording, a folder, a glob, or a list of these")
     if not isinstance(path, str | os.PathLike):
         listed = [recording for element in path for recording in recordings_of(element)]
         if not listed:
@@ -69,7 +71,9 @@ def recordings_of(path: AnyPath) -> list[str]:
         return [text]
     if is_folder(text):
         if not os.path.isdir(text):
-            raise RecordingNotFoundError(f"there is no folder {text!r}")
+            file = text.rstrip(os.sep)
+            hint = f"; {file!r} is a file" if os.path.exists(file) else ""
+            raise RecordingNotFoundError(f"there is no folder {text!r}{hint}")
         recordings, what = recordings_in(text), "in the folder"
     else:
         folder, pattern = os.path.split(text)

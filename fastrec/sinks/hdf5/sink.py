@@ -172,6 +172,10 @@ class HDF5Sink:
             return Paths(path)
         try:
             os.makedirs(path, exist_ok=True)
+        except FileExistsError as error:
+            raise RecordingFileError(
+                f"the folder {path!r} can't be made, because there is a file of that name; give another path"
+            ) from error
         except OSError as error:
             raise RecordingFileError(f"the folder {path!r} can't be made: {os_message(error)}") from error
         return Paths(os.path.join(path, name_in_folder(process)))
