@@ -10,6 +10,7 @@ or where the recordings don't go together, there is an error.
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
@@ -109,6 +110,7 @@ def open_together(paths: Sequence[str], *, verify: bool = False, salvage: bool =
         try:
             opened = open_source(path, verify=verify, salvage=salvage)
         except FastrecError as error:
+            check_can_open_more(error)
             if not has_only_begun(path, error):
                 losses.append(str(error))
                 errors.append(error)
@@ -182,6 +184,12 @@ def _gaps(origins: Sequence[Origin]) -> list[str]:
         return []
     listed = ", ".join(map(str, sorted(missing)[:8])) + (" and more" if len(missing) > 8 else "")
     return [f"of {next(iter(worlds))} ranks, {len(missing)} have no recording here: {listed}"]
+
+
+def check_can_open_more(error: FastrecError) -> None:
+    """Raise an error that is not about a file: where a process can open no more, no file is at fault."""
+    if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EMFILE, errno.ENFILE):
+        raise error
 
 
 def has_only_begun(path: str, error: FastrecError) -> bool:

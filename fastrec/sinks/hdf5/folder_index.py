@@ -25,7 +25,14 @@ from fastrec.events.process import Process
 from fastrec.events.sites import Origin
 from fastrec.recording._recording import Recording
 from fastrec.recording._source import OUTCOMES
-from fastrec.sinks.hdf5.folder import AnyPath, arrange, has_only_begun, recording_name, recordings_of
+from fastrec.sinks.hdf5.folder import (
+    AnyPath,
+    arrange,
+    check_can_open_more,
+    has_only_begun,
+    recording_name,
+    recordings_of,
+)
 from fastrec.sinks.hdf5.merged import MergedSource, open_source
 from fastrec.sinks.hdf5.paths import create_file, is_folder, open_regular
 from fastrec.sinks.hdf5.source import HDF5Source
@@ -112,6 +119,7 @@ def read_folder(path: AnyPath) -> tuple[list[FolderEntry], list[str]]:
         try:
             entries.append(folders[os.path.dirname(recording)].entry(recording))
         except FastrecError as error:
+            check_can_open_more(error)
             if not has_only_begun(recording, error):
                 losses.append(str(error))
                 errors.append(error)

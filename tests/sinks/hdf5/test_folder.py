@@ -4,7 +4,10 @@ import errno
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from fastrec._errors import (
 )
 from fastrec.files import describe, merge, verify
 from fastrec.sinks import HDF5Sink
+from fastrec.sinks.hdf5 import paths
 from fastrec.sinks.hdf5.segment import Segment
 
 MODEL = torch.nn.Identity()
@@ -322,6 +326,42 @@ def test_a_full_disk_at_one_worker_leaves_the_others_and_what_it_had_flushed(
         warnings.simplefilter("ignore", FastrecWarning)  # that it was not finished
         assert first_values(fastrec.load(run)) == [0.0, 1.0, 10.0]
         assert describe(run).passes == 3
+
+
+FEW_DESCRIPTORS = """
+import resource, sys, torch, fastrec.files
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+recording = fastrec.load(sys.argv[1])
+print(recording.n_passes, int(recording.stack(":out").sum()), fastrec.files.describe(sys.argv[1]).passes)
+"""
+
+
+def test_few_descriptors_lose_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for rank in range(100):
+        write(run, rank, float(rank), 1)
+    program = [sys.executable, "-W", "error", "-c", FEW_DESCRIPTORS, str(run)]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.stdout.split() == ["100", str(2 * sum(range(100))), "100"], done.stderr
+
+
+@pytest.mark.parametrize("read", [fastrec.load, describe, lambda path: fastrec.load(path, live=True)])
+def test_no_descriptor_left_is_an_error_and_no_loss(
+    read: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    paths_written = [str(write(run, rank, float(rank))) for rank in range(2)]
+    os.unlink(run / ".fastrec-index.json")
+    open_to_read = paths.open_to_read
+
+    def refuse(path: str) -> int:
+        if path == paths_written[1]:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return open_to_read(path)
+
+    monkeypatch.setattr(paths, "open_to_read", refuse)
+    with pytest.raises(RecordingFileError, match="raise the limit"):
+        read(run)
 
 
 def no_space(*_: Any) -> None:
