@@ -206,5 +206,10 @@ class Catalog:
         return self.origins[after - 1].rank if after else None
 
     def rank_of_phase(self, phase: int) -> int | None:
-        """The same of a phase, by its number: each process has phases of its own."""
-        return next((origin.rank for origin in self.origins if phase in origin.phases), None)
+        """The same of a phase, by its number."""
+        origin = self.origin_of_phase(phase)
+        return None if origin is None else origin.rank
+
+    def origin_of_phase(self, phase: int) -> Origin | None:
+        """The recording that a phase is of, where several were merged: each has phases of its own."""
+        return next((origin for origin in self.origins if phase in origin.phases), None)

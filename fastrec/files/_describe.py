@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from collections import Counter
+from typing import Any
 
 import msgspec
-import numpy as np
 
-from fastrec._errors import StepError
 from fastrec.events.process import Process
-from fastrec.recording._recording import Recording
-from fastrec.recording._source import OUTCOMES
-from fastrec.sinks.hdf5.folder import open_any
-from fastrec.sinks.hdf5.layout import Rows
+from fastrec.sinks.hdf5.folder import AnyPath, is_one_recording, open_any
+from fastrec.sinks.hdf5.folder_index import facts_of, read_folder
 from fastrec.sinks.hdf5.source import HDF5Source
 
 
@@ -61,7 +58,7 @@ class Description(msgspec.Struct, frozen=True):
     options: dict[str, Any]
 
 
-def describe(path: str | os.PathLike[str]) -> Description:
+def describe(path: AnyPath) -> Description:
     """Say what a recording is and how much it has.
 
     >>> import torch, fastrec
@@ -74,16 +71,16 @@ def describe(path: str | os.PathLike[str]) -> Description:
     (True, 1, 40, "op('linear')")
 
     Arguments:
-        path: the path that the recorder was given, or a folder.
+        path: the path that the recorder was given, or a folder, a glob or a list. Of a folder, only recordings that its
+            index does not know are opened; the index is made by the recorders that finish, and again where it is old.
 
     Raises what ``fastrec.load`` does.
     """
+    if not is_one_recording(path):
+        return _describe_folder(path)
     source = open_any(path)
     parts = [source] if isinstance(source, HDF5Source) else source.sources()
-    recording = Recording(source)
-    origins = source.catalog.origins
-    passes, sites = source.passes(), recording.sites
-    facts, identity = source.facts(), parts[-1].identity()
+    origins, facts = source.catalog.origins, facts_of(source)
     files = [
         FileFacts(file, os.path.getsize(file), not in_progress) for part in parts for file, in_progress in part.paths()
     ]
@@ -91,42 +88,74 @@ def describe(path: str | os.PathLike[str]) -> Description:
         path=os.fspath(path),
         files=files,
         finished=all(file.finished for file in files),
-        rank=identity.rank if identity.rank >= 0 and not origins else None,
-        ranks=list(dict.fromkeys(origin.rank for origin in origins if origin.rank >= 0)),
-        processes=[origin.process for origin in origins] or [parts[-1].process()],
-        pid=identity.pid,
-        sessions=identity.session + 1,
-        began=facts.get("began"),
-        seconds=float((passes["started"] + passes["duration"]).max(initial=0)),
-        passes=recording.n_passes,
-        failed=_count_outcome(passes, "failed"),
-        halted=_count_outcome(passes, "halted"),
-        entries=_count_by_name(passes["entry"], source.catalog.entries.items),
-        phases=_count_by_name(passes["phase"], source.catalog.phases.items),
-        steps=len(recording.steps),
-        step_columns=list(recording.steps),
-        episodes=_count_episodes(recording),
-        sites=len(sites),
-        records=recording.n_records,
-        nbytes=sum(site.nbytes for site in sites.values()),
-        losses=source.losses(),
-        options=source.catalog.header,
+        rank=facts.process.rank if facts.process.rank >= 0 and not origins else None,
+        ranks=_distinct_ranks([origin.rank for origin in origins]),
+        processes=[origin.process for origin in origins] or [facts.process],
+        pid=facts.pid,
+        sessions=facts.session + 1,
+        began=source.facts().get("began"),
+        seconds=facts.seconds,
+        passes=facts.passes,
+        failed=facts.failed,
+        halted=facts.halted,
+        entries=facts.entries,
+        phases=facts.phases,
+        steps=facts.steps,
+        step_columns=list(facts.step_columns),
+        episodes=facts.episodes,
+        sites=len(facts.sites),
+        records=facts.records,
+        nbytes=facts.nbytes,
+        losses=list(facts.losses),
+        options=facts.header,
     )
 
 
-def _count_outcome(passes: Rows, outcome: Literal["failed", "halted"]) -> int:
-    return int((passes["outcome"] == OUTCOMES.index(outcome)).sum())
+def _describe_folder(path: AnyPath) -> Description:
+    """The same of several recordings as one, of which those that the index of the folder knows are not opened."""
+    entries, losses = read_folder(path)
+    folder_of = {entry.path: os.path.dirname(entry.path) for entry in entries}
+    facts = [entry.facts for entry in entries]
+    began = min(each.began for each in facts)
+    n_episodes = [each.episodes for each in facts if each.steps]
+    return Description(
+        path=path if isinstance(path, str) else os.fspath(path) if isinstance(path, os.PathLike) else "",
+        files=[
+            FileFacts(os.path.join(folder_of[entry.path], file.name), file.nbytes, not file.name.endswith(".tmp"))
+            for entry in entries
+            for file in entry.files
+            if not file.name.endswith((".map", ".part", ".damaged"))
+        ],
+        finished=all(entry.is_finished for entry in entries),
+        rank=None,
+        ranks=_distinct_ranks([each.process.rank for each in facts]),
+        processes=[each.process for each in facts],
+        pid=facts[-1].pid,
+        sessions=facts[-1].session + 1,
+        began=began,
+        seconds=max(each.began - began + each.seconds for each in facts),
+        passes=sum(each.passes for each in facts),
+        failed=sum(each.failed for each in facts),
+        halted=sum(each.halted for each in facts),
+        entries=_sum_by_name([each.entries for each in facts]),
+        phases=_sum_by_name([each.phases for each in facts]),
+        steps=sum(each.steps for each in facts),
+        step_columns=list(dict.fromkeys(name for each in facts for name in each.step_columns)),
+        episodes=None if not n_episodes or None in n_episodes else sum(filter(None, n_episodes)),
+        sites=len({name for each in facts for name in each.sites}),
+        records=sum(each.records for each in facts),
+        nbytes=sum(each.nbytes for each in facts),
+        losses=losses,
+        options=facts[0].header,
+    )
 
 
-def _count_by_name(numbers: Rows, names: list[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for number, count in zip(*np.unique(numbers, return_counts=True), strict=True):
-        counts[names[number]] = counts.get(names[number], 0) + int(count)
-    return counts
+def _distinct_ranks(ranks: list[int]) -> list[int]:
+    return list(dict.fromkeys(rank for rank in ranks if rank >= 0))
 
 
-def _count_episodes(recording: Recording) -> int | None:
-    try:
-        return len(recording.episodes())
-    except StepError:
-        return None
+def _sum_by_name(counts: list[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)

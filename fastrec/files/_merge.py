@@ -63,7 +63,7 @@ def merge(paths: Iterable[Path], to: Path, *, virtual: bool = False, progress: P
         raise OptionError("merge needs the recordings to merge, and none was given")
     recordings = _in_order([_finished(path) for given in given_paths for path in recordings_of(given)])
     _check_runs(recordings)
-    check_together(recordings)
+    check_together([(recording.path, recording.origin) for recording in recordings])
     merged = MergedSource([(recording.source, recording.origin) for recording in recordings])
     identity = Identity(uuid.uuid4().hex, 0, MERGED if virtual else 0, -1, os.getpid())
     if virtual:
@@ -96,7 +96,7 @@ def _finished(path: str) -> ProcessRecording:
 def _in_order(recordings: list[ProcessRecording]) -> list[ProcessRecording]:
     """By rank, and the attempts of a rank as they began; where one has no rank, all are numbered as they were given."""
     if min(recording.origin.rank for recording in recordings) >= 0:
-        return sorted(recordings, key=order_of)
+        return sorted(recordings, key=lambda recording: order_of(recording.path, recording.origin))
     return [
         msgspec.structs.replace(recording, origin=msgspec.structs.replace(recording.origin, rank=rank))
         for rank, recording in enumerate(recordings)

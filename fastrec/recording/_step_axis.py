@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastrec._errors import RaggedError, StepError
 from fastrec._torch.tensors import outside_torch_modes
-from fastrec.events.sites import Catalog, Origin
+from fastrec.events.sites import Catalog
 from fastrec.recording._source import Integers, Part, PhaseSteps
 from fastrec.recording._steps import Firings, StepRecords, Steps
 from fastrec.recording._view import View
@@ -68,7 +68,7 @@ def tables_of_one_phase(steps: Steps, view: View) -> Sequence[PhaseSteps]:
 
 def records_of_table(view: View, table: PhaseSteps) -> StepRecords:
     """The records of the steps of one table; where several processes recorded, without a look at the others'."""
-    origin = _origin_of(table, view.catalog.origins)
+    origin = view.catalog.origin_of_phase(table.phase)
     if origin is not None:
         view = view.of_pass_ranges([(origin.first_pass, origin.first_pass + origin.passes)])
     return StepRecords.of(view, table)
@@ -93,7 +93,7 @@ def _tables_by_place(tables: Sequence[PhaseSteps], catalog: Catalog) -> Mapping[
     """The tables of each place, by its name, in the order of the processes."""
     by_place: dict[tuple[Any, ...], list[PhaseSteps]] = {}
     for table in tables:
-        origin = _origin_of(table, catalog.origins)
+        origin = catalog.origin_of_phase(table.phase)
         process = None if origin is None else origin.process
         if origin is None or process is None:
             place: tuple[Any, ...] = ("", table.phase)
@@ -107,10 +107,6 @@ def _tables_by_place(tables: Sequence[PhaseSteps], catalog: Catalog) -> Mapping[
         place[0] if repeated[place[0]] == 1 else " ".join(map(str, place)): of_place
         for place, of_place in by_place.items()
     }
-
-
-def _origin_of(table: PhaseSteps, origins: Sequence[Origin]) -> Origin | None:
-    return next((origin for origin in origins if table.phase in origin.phases), None)
 
 
 def _place(name: str, attempts: Sequence[tuple[Integers, Tensor]]) -> _Place:

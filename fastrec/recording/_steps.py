@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastrec._errors import OptionError, RecordKeyError, StepError, did_you_mean
 from fastrec._torch.tensors import outside_torch_modes
+from fastrec.events.process import Process
 from fastrec.events.sites import Catalog
 from fastrec.recording._arrays import stack_records
 from fastrec.recording._source import Array, Integers, Part, PhaseSteps
@@ -238,6 +239,12 @@ class Episode:
     def rank(self) -> int | None:
         """The rank of the process, -1 where it is not known; None where only one process recorded."""
         return self._phase.view.catalog.rank_of_phase(self._phase.table.phase)
+
+    @property
+    def process(self) -> Process | None:
+        """The process that recorded it, with its worker, role and host; None where only one process recorded."""
+        origin = self._phase.view.catalog.origin_of_phase(self._phase.table.phase)
+        return None if origin is None else origin.process
 
     @property
     def start_step(self) -> int:

@@ -153,3 +153,24 @@ def test_one_process_has_no_rank(tmp_path: Path) -> None:
     assert recording.rows(":out").rank.tolist() == [-1]
     with pytest.raises(OptionError, match="say what stands in the row of a step"):
         recording.stack(":out", fill=0)
+
+
+def test_episodes_are_of_one_process_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        with Recorder(MODEL, keep_module=True, sink=HDF5Sink(f"{tmp_path}/run/", role="rollout")) as rec:
+            for i in range(4):
+                MODEL(torch.tensor([[10.0 * rank + i], [100.0 + 10 * rank + i]]))
+                rec.step(reward=[1.0, 1.0], terminated=[i % 2 == 1, False], truncated=[False, False])
+    episodes = load(tmp_path).episodes()
+    places = [(each.process.rank, each.process.role, each.env, each[":out"][:, 0].tolist()) for each in episodes]  # type: ignore[union-attr]
+    assert places == [
+        (rank, "rollout", env, [value + 10 * rank for value in values])
+        for rank in range(2)
+        for env, values in ((0, [0, 1]), (1, [100, 101, 102, 103]), (0, [2, 3]))
+    ]
+    with Recorder(MODEL, keep_module=True) as rec:
+        MODEL(torch.zeros(1))
+        rec.step(terminated=True, truncated=False)
+    (episode,) = rec.recording.episodes()
+    assert episode.process is None and episode.rank is None

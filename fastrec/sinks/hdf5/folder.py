@@ -10,6 +10,7 @@ or where the recordings don't go together, there is an error.
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
@@ -59,6 +60,8 @@ def open_any(path: AnyPath, *, verify: bool = False, salvage: bool = False) -> H
 
 def recordings_of(path: AnyPath) -> list[str]:
     """The paths of all recordings that are meant, in order; a RecordingNotFoundError where there is none."""
+    if isinstance(path, bytes) or not isinstance(path, str | os.PathLike | Iterable):
+        raise OptionError(f"{path!r} is no path; give that of a recording, a folder, a glob, or a list of these")
     if not isinstance(path, str | os.PathLike):
         listed = [recording for element in path for recording in recordings_of(element)]
         if not listed:
@@ -69,7 +72,9 @@ def recordings_of(path: AnyPath) -> list[str]:
         return [text]
     if is_folder(text):
         if not os.path.isdir(text):
-            raise RecordingNotFoundError(f"there is no folder {text!r}")
+            file = text.rstrip(os.sep)
+            hint = f"; {file!r} is a file" if os.path.exists(file) else ""
+            raise RecordingNotFoundError(f"there is no folder {text!r}{hint}")
         recordings, what = recordings_in(text), "in the folder"
     else:
         folder, pattern = os.path.split(text)
@@ -83,14 +88,17 @@ def recordings_of(path: AnyPath) -> list[str]:
 
 def recordings_in(folder: str) -> list[str]:
     """The paths of the recordings in a folder, finished or not, as their recorders were given them."""
-    names: set[str] = set()
-    for name in os.listdir(folder):
-        segment = _SEGMENT.fullmatch(name)
-        if segment is not None:
-            names.add(segment[1] + segment[2])
-        elif os.path.splitext(name)[1] in SUFFIXES and not os.path.isdir(os.path.join(folder, name)):
-            names.add(name)
-    return [os.path.join(folder, name) for name in sorted(names)]
+    with os.scandir(folder) as files:
+        names = {recording_name(file.name) for file in files if not file.is_dir()} - {None}
+    return [os.path.join(folder, name) for name in sorted(filter(None, names))]
+
+
+def recording_name(name: str) -> str | None:
+    """The name of the recording that a file belongs to, by the name of the file; None where it is of none."""
+    segment = _SEGMENT.fullmatch(name)
+    if segment is not None:
+        return str(segment[1] + segment[2])
+    return name if os.path.splitext(name)[1] in SUFFIXES else None
 
 
 def open_together(paths: Sequence[str], *, verify: bool = False, salvage: bool = False) -> MergedSource:
@@ -102,7 +110,8 @@ def open_together(paths: Sequence[str], *, verify: bool = False, salvage: bool =
         try:
             opened = open_source(path, verify=verify, salvage=salvage)
         except FastrecError as error:
-            if not _has_only_begun(path, error):
+            check_can_open_more(error)
+            if not has_only_begun(path, error):
                 losses.append(str(error))
                 errors.append(error)
             continue
@@ -125,36 +134,41 @@ def process_of(path: str, source: HDF5Source) -> ProcessRecording:
 
 def merge_processes(processes: Sequence[ProcessRecording], losses: Iterable[str] = ()) -> MergedSource:
     """Recordings as one, with the losses that are known and those that show between them."""
-    ordered, told = sorted(processes, key=order_of), list(losses)
+    numbers, told = arrange([(process.path, process.origin) for process in processes])
+    merged = [processes[number] for number in numbers]
+    return MergedSource([(process.source, process.origin) for process in merged], [*losses, *told])
+
+
+def arrange(recordings: Sequence[tuple[str, Origin]]) -> tuple[list[int], list[str]]:
+    """The order of recordings by their numbers, without copies; and what is missing between them or told of them."""
+    told: list[str] = []
     path_of_run: dict[str, str] = {}
-    merged: list[ProcessRecording] = []
-    for process in ordered:
-        run = process.origin.run
-        if run in path_of_run:
-            told.append(f"{process.path!r} is a copy of {path_of_run[run]!r}, and is left out")
+    numbers: list[int] = []
+    for number in sorted(range(len(recordings)), key=lambda number: order_of(*recordings[number])):
+        path, origin = recordings[number]
+        if origin.run in path_of_run:
+            told.append(f"{path!r} is a copy of {path_of_run[origin.run]!r}, and is left out")
         else:
-            path_of_run[run] = process.path
-            merged.append(process)
-    check_together(merged)
-    told += _gaps([process.origin for process in merged])
-    return MergedSource([(process.source, process.origin) for process in merged], told)
+            path_of_run[origin.run] = path
+            numbers.append(number)
+    check_together([recordings[number] for number in numbers])
+    return numbers, told + _gaps([recordings[number][1] for number in numbers])
 
 
-def order_of(process: ProcessRecording) -> tuple[Any, ...]:
+def order_of(path: str, origin: Origin) -> tuple[Any, ...]:
     """Ranks in their order, and the attempts of each; processes without a rank by role and worker, and last."""
-    origin = process.origin
     facts = origin.process
-    return facts.rank < 0, facts.rank, facts.role, facts.worker, facts.attempt, origin.began, process.path
+    return facts.rank < 0, facts.rank, facts.role, facts.worker, facts.attempt, origin.began, path
 
 
-def check_together(processes: Sequence[ProcessRecording]) -> None:
+def check_together(recordings: Sequence[tuple[str, Origin]]) -> None:
     """Raise an OptionError where steps of one recording would not mean the same as those of another."""
-    first = processes[0]
-    for process in processes:
-        autoreset, first_autoreset = (each.origin.header.get("autoreset") for each in (process, first))
+    for path, origin in recordings:
+        first_path, first = recordings[0]
+        autoreset, first_autoreset = (each.header.get("autoreset") for each in (origin, first))
         if autoreset != first_autoreset:
             raise OptionError(
-                f"{process.path!r} was recorded with autoreset={autoreset!r} and {first.path!r} with "
+                f"{path!r} was recorded with autoreset={autoreset!r} and {first_path!r} with "
                 f"{first_autoreset!r}, so their steps don't mean the same; give a list of those that go together"
             )
 
@@ -172,7 +186,13 @@ def _gaps(origins: Sequence[Origin]) -> list[str]:
     return [f"of {next(iter(worlds))} ranks, {len(missing)} have no recording here: {listed}"]
 
 
-def _has_only_begun(path: str, error: FastrecError) -> bool:
+def check_can_open_more(error: FastrecError) -> None:
+    """Raise an error that is not about a file: where a process can open no more, no file is at fault."""
+    if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.EMFILE, errno.ENFILE):
+        raise error
+
+
+def has_only_begun(path: str, error: FastrecError) -> bool:
     """Whether somebody writes a recording, to which nothing was flushed yet."""
     return isinstance(error, RecordingNotFoundError) and Paths(path).locked_file() is not None
 

@@ -16,7 +16,14 @@ from collections.abc import Iterator
 
 from fastrec._errors import FastrecError, FastrecWarning, RecordingNotFoundError
 from fastrec.recording._recording import Recording
-from fastrec.sinks.hdf5.folder import AnyPath, ProcessRecording, merge_processes, process_of, recordings_of
+from fastrec.sinks.hdf5.folder import (
+    AnyPath,
+    ProcessRecording,
+    check_can_open_more,
+    merge_processes,
+    process_of,
+    recordings_of,
+)
 from fastrec.sinks.hdf5.live import LiveRecording, NewPasses, State
 from fastrec.sinks.hdf5.merged import shown_recordings
 from fastrec.sinks.hdf5.source import HDF5Source
@@ -52,6 +59,7 @@ class LiveFolder(LiveRecording):
                 elif shown_recordings(path) is None:  # else what it shows is here too
                     self._recordings[path] = LiveRecording(path)
             except FastrecError as error:
+                check_can_open_more(error)
                 losses.append(str(error))
             recording = self._recordings.get(path)
             if recording is not None and (source := recording.snapshot()).paths() and not source.catalog.origins:

@@ -20,7 +20,17 @@ from fastrec._errors import DamagedFileError
 from fastrec.sinks.hdf5.paths import open_regular
 
 MAX_OPEN = 256
-"""How many files of all recordings together stay open."""
+"""How many files of all recordings together stay open, where the process may have four times as many."""
+
+
+def most_open() -> int:
+    """How many may stay open in this process: a quarter of what it may have, because it has other files too."""
+    try:
+        import resource
+    except ImportError:  # Windows, where a process may have thousands
+        return MAX_OPEN
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_OPEN if limit == resource.RLIM_INFINITY else max(1, min(MAX_OPEN, limit // 4))
 
 
 class OpenFiles:
@@ -28,6 +38,7 @@ class OpenFiles:
 
     def __init__(self, most: int) -> None:
         # Popping and appending are single steps, so this needs no lock, which a destructor could not wait for.
+        self._most = most
         self._places = deque(range(most))
 
     def open(self, path: str, *, stays_open: bool) -> OpenFile:
@@ -35,9 +46,10 @@ class OpenFiles:
         return OpenFile(self, path, stays_open=stays_open)
 
     def take_place(self) -> int | None:
-        """A place for a file that stays open; None where all are taken."""
+        """A place for a file that stays open; None where all are taken, or the process may not have so many files."""
         try:
-            return self._places.pop()
+            # Asked each time, because a program may change its limit.
+            return self._places.pop() if self._most - len(self._places) < most_open() else None
         except IndexError:
             return None
 

@@ -27,13 +27,16 @@ from fastrec.sinks.hdf5.staging import Pool, Stage
 class FilePassLog:
     """Notes passes and steps for the writer."""
 
-    def __init__(self, pool: Pool, paths: Paths, catalog: Catalog, options: HDF5Options) -> None:
+    def __init__(
+        self, pool: Pool, paths: Paths, catalog: Catalog, options: HDF5Options, *, is_in_folder: bool = False
+    ) -> None:
         # h5py takes longer to import than the rest of fastrec, and who records into RAM needs none of it.
         from fastrec.sinks.hdf5.writer import Writer
 
         self._flush_rows = options.flush_rows or sys.maxsize
         self._rows_since_wake = 0
         self._pool = pool
+        self._folder_path = paths.path if is_in_folder else None
         self._catalog = catalog
         self._lock = threading.Lock()
         self._n_marks = 0
@@ -93,6 +96,10 @@ class FilePassLog:
         self.writer.close()
         if not was_raised:
             self._pool.check()
+        if self._folder_path is not None and self._pool.error is None:
+            from fastrec.sinks.hdf5.folder_index import note_closed
+
+            note_closed(self._folder_path)
 
     def is_unused(self) -> bool:
         """Whether no pass ended and no step was marked; asked when it is closed."""

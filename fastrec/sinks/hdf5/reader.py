@@ -391,7 +391,7 @@ def _index_beside(path: str, map_path: str) -> SegmentIndex:
         return _index_by_hdf5(path)
     index = decode_index(text)
     if index.version != VERSION:
-        raise DamagedFileError(f"{path!r} has version {index.version}; this fastrec reads {VERSION}")
+        raise DamagedFileError(f"{path!r} has version {index.version}; this fastrec reads {VERSION}, so update it")
     return index
 
 

@@ -109,7 +109,8 @@ class HDF5Sink:
         self._paths = paths = self._paths_of_process()  # which may not be the one that made the sink
         self._pool = Pool(self.options.block_bytes, self.options.queue_bytes)
         self._catalog = catalog
-        self._pass_log = FilePassLog(self._pool, paths, catalog, self.options)
+        is_in_folder = is_folder(os.path.join(self._folder, expand_path(self._pattern, current_process())))
+        self._pass_log = FilePassLog(self._pool, paths, catalog, self.options, is_in_folder=is_in_folder)
         return self._pass_log
 
     def column(self, meta: int, value: Tensor) -> ColumnWriter:
@@ -180,6 +181,10 @@ class HDF5Sink:
             return Paths(path)
         try:
             os.makedirs(path, exist_ok=True)
+        except FileExistsError as error:
+            raise RecordingFileError(
+                f"the folder {path!r} can't be made, because there is a file of that name; give another path"
+            ) from error
         except OSError as error:
             raise RecordingFileError(f"the folder {path!r} can't be made: {os_message(error)}") from error
         return Paths(os.path.join(path, name_in_folder(process)))

@@ -156,7 +156,9 @@ def read_index(path: str) -> SegmentIndex:
             if file.attrs.get("format") != FORMAT:
                 raise DamagedFileError(f"{path!r} is an HDF5 file, but not a recording of fastrec")
             if int(file.attrs["version"]) != VERSION:
-                raise DamagedFileError(f"{path!r} has version {file.attrs['version']}; this fastrec reads {VERSION}")
+                raise DamagedFileError(
+                    f"{path!r} has version {file.attrs['version']}; this fastrec reads {VERSION}, so update it"
+                )
             return _index_of(file)
     except (OSError, KeyError, RuntimeError, TypeError, AttributeError, UnicodeError, OverflowError) as error:
         raise DamagedFileError(f"{path!r} can't be opened as HDF5: {error}") from error

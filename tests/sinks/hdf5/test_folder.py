@@ -1,12 +1,17 @@
 """Folders of recordings, read as one: finished, growing, abandoned and damaged files together."""
 
+import errno
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import torch
 
@@ -17,18 +22,21 @@ from fastrec._errors import (
     FastrecWarning,
     OptionError,
     RaggedError,
+    RecordingFileError,
     RecordingNotFoundError,
     RecordKeyError,
 )
 from fastrec.files import describe, merge, verify
 from fastrec.sinks import HDF5Sink
+from fastrec.sinks.hdf5 import paths
+from fastrec.sinks.hdf5.segment import Segment
 
 MODEL = torch.nn.Identity()
 
 
 def write(folder: Path, rank: int | None, value: float, passes: int = 2, **options: Any) -> Path:
     """Record passes of which each has a value; the new file."""
-    before = set(folder.glob("*")) if folder.exists() else set()
+    before = set(folder.glob("*.h5")) if folder.exists() else set()
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RANK", raising=False)
         if rank is not None:
@@ -37,7 +45,7 @@ def write(folder: Path, rank: int | None, value: float, passes: int = 2, **optio
             for i in range(passes):
                 MODEL(torch.full((2,), value + i))
                 rec.step(reward=float(i))
-    (new,) = set(folder.glob("*")) - before
+    (new,) = set(folder.glob("*.h5")) - before
     return new
 
 
@@ -268,3 +276,93 @@ def test_a_second_attempt_of_a_rank_is_merged_into_the_rank(tmp_path: Path) -> N
     assert merge(paths, tmp_path / "all.h5", virtual=False).ranks == [0, 1, 1]
     ranks = fastrec.load(tmp_path / "all.h5").ranks
     assert {rank: part.n_passes for rank, part in ranks.items()} == {0: 2, 1: 4}
+
+
+@pytest.mark.parametrize("path", [3, None, b"run/", ["run/", 5]])
+def test_what_is_no_path_is_refused(path: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "run", 0, 0.0)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionError, match="is no path; give that of a recording, a folder, a glob, or a list"):
+        fastrec.load(path)
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RecordingNotFoundError, match=r"there is no folder '.*notes.txt/'; '.*notes.txt' is a file"):
+        fastrec.load(f"{tmp_path}/notes.txt/")
+    with pytest.raises(RecordingFileError, match=r"notes.txt/' can't be made, because there is a file of that name"):
+        with Recorder(MODEL, keep_module=True, sink=f"{tmp_path}/notes.txt/"):
+            MODEL(torch.zeros(2))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_of_a_newer_format_is_named_and_the_others_are_read(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write(run, 0, 0.0)
+    newer = write(run, 1, 10.0)
+    with h5py.File(newer, "r+") as file:
+        file.attrs["version"] = 99
+    with pytest.warns(FastrecWarning, match=rf"{newer.name}.*has version 99; this fastrec reads 1, so update it"):
+        recording = fastrec.load(run)
+    assert first_values(recording) == [0.0, 1.0]
+    assert newer.name in describe(run).losses[0]
+
+
+def test_a_full_disk_at_one_worker_leaves_the_others_and_what_it_had_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    write(run, 0, 0.0)
+    monkeypatch.setenv("RANK", "1")
+    rec = Recorder(MODEL, keep_module=True, sink=f"{run}/")
+    with pytest.raises(RecordingFileError, match="No space left on device"), rec:
+        MODEL(torch.full((2,), 10.0))
+        rec.flush()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Segment, "append", no_space)
+            MODEL(torch.full((2,), 11.0))
+            rec.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FastrecWarning)  # that it was not finished
+        assert first_values(fastrec.load(run)) == [0.0, 1.0, 10.0]
+        assert describe(run).passes == 3
+
+
+FEW_DESCRIPTORS = """
+import resource, sys, torch, fastrec.files
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+recording = fastrec.load(sys.argv[1])
+print(recording.n_passes, int(recording.stack(":out").sum()), fastrec.files.describe(sys.argv[1]).passes)
+"""
+
+
+def test_few_descriptors_lose_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for rank in range(100):
+        write(run, rank, float(rank), 1)
+    program = [sys.executable, "-W", "error", "-c", FEW_DESCRIPTORS, str(run)]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.stdout.split() == ["100", str(2 * sum(range(100))), "100"], done.stderr
+
+
+@pytest.mark.parametrize("read", [fastrec.load, describe, lambda path: fastrec.load(path, live=True)])
+def test_no_descriptor_left_is_an_error_and_no_loss(
+    read: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    paths_written = [str(write(run, rank, float(rank))) for rank in range(2)]
+    os.unlink(run / ".fastrec-index.json")
+    open_to_read = paths.open_to_read
+
+    def refuse(path: str) -> int:
+        if path == paths_written[1]:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return open_to_read(path)
+
+    monkeypatch.setattr(paths, "open_to_read", refuse)
+    with pytest.raises(RecordingFileError, match="raise the limit"):
+        read(run)
+
+
+def no_space(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
