@@ -16,8 +16,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps robomimic==0.3.0 ai-edge-model-explorer==0.1.34
 	touch $@
 
-demo: $(INSTALLED)
-	$(BIN)/python examples/demo.py
+# An environment of its own, with what the demo needs and nothing for development.
+DEMO_VENV := .venv-demo
+
+demo: $(DEMO_VENV)/.installed
+	$(DEMO_VENV)/bin/python examples/demo.py
+
+$(DEMO_VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(DEMO_VENV)/bin/python || $(PYTHON) -m venv $(DEMO_VENV)
+	$(DEMO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gym,progress]'
+	touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
