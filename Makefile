@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install demo test test-torch smoke-torch composites docs release test-zoo lint gallery bench bench-files bench-memory bench-reference bench-graph bench-drawing
+.PHONY: install demo test test-torch smoke-torch composites docs release test-zoo lint gallery bench bench-files bench-memory bench-reference bench-graph bench-drawing bench-everyday
 
 install: $(INSTALLED)
 
@@ -114,3 +114,7 @@ bench-reference: $(addprefix .benchmarks/torchlens-,2.15.0 2.36.1)
 .benchmarks/torchlens-%: | $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ torchlens==$*
 	$(BIN)/python -m pip install --quiet --upgrade --target $@ graphviz ipython
+
+# What features, extraction, shuffled batches and episodes cost: about ten minutes.
+bench-everyday: .venv-zoo/.installed
+	.venv-zoo/bin/python -W ignore -m benchmarks.everyday
