@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install demo test test-torch smoke-torch composites docs release test-zoo lint gallery bench bench-files bench-folders bench-memory bench-reference bench-graph bench-drawing
+.PHONY: install demo test test-torch smoke-torch composites docs release test-zoo lint gallery bench bench-files bench-folders bench-memory bench-reference bench-graph bench-drawing bench-everyday
 
 install: $(INSTALLED)
 
@@ -16,8 +16,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps robomimic==0.3.0 ai-edge-model-explorer==0.1.34
 	touch $@
 
-demo: $(INSTALLED)
-	$(BIN)/python examples/demo.py
+# An environment of its own, with what the demo needs and nothing for development.
+DEMO_VENV := .venv-demo
+
+demo: $(DEMO_VENV)/.installed
+	$(DEMO_VENV)/bin/python examples/demo.py
+
+$(DEMO_VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(DEMO_VENV)/bin/python || $(PYTHON) -m venv $(DEMO_VENV)
+	$(DEMO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gym,progress]'
+	touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -110,3 +118,7 @@ bench-reference: $(addprefix .benchmarks/torchlens-,2.15.0 2.36.1)
 .benchmarks/torchlens-%: | $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ torchlens==$*
 	$(BIN)/python -m pip install --quiet --upgrade --target $@ graphviz ipython
+
+# What features, extraction, shuffled batches and episodes cost: about ten minutes.
+bench-everyday: .venv-zoo/.installed
+	.venv-zoo/bin/python -W ignore -m benchmarks.everyday

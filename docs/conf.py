@@ -96,11 +96,11 @@ def reference_page(module: ModuleType) -> str:
 
 
 def add_tree(app: Any, page: str, source: list[str]) -> None:
-    """Give the index its tree: the pages that it links to, in its order, then what lies in `docs/internals/`."""
+    """Give the index its tree: the pages that it links to, in its order, then the recipes and the internals."""
     if page != root_doc:
         return
     linked = dict.fromkeys(re.findall(r"\]\(((?:gallery/)?[\w-]+)\.md\)", source[0]))
-    trees = {"Guide": linked, "Reference": ["reference/index"], "Internals": ["internals/*"]}
+    trees = {"Guide": linked, "Recipes": ["recipes/*"], "Reference": ["reference/index"], "Internals": ["internals/*"]}
     trees["Project"] = ["/README", "/CHANGELOG", "/CONTRIBUTING", "/benchmarks/*"]
     for caption, pages in trees.items():
         source[0] += "\n```{toctree}\n:hidden:\n:glob:\n:caption: " + caption + "\n" + "\n".join(pages) + "\n```\n"

@@ -1,9 +1,10 @@
-"""Record the hidden layers of an actor-critic during a vectorised CartPole rollout into a file: ``make demo``.
+"""Record the hidden layers of an actor-critic during a vectorised CartPole rollout, and draw them: ``make demo``.
 
 The loop is an ordinary one. What fastrec adds is the ``with`` line and ``rec.step``.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 
@@ -68,6 +69,7 @@ def main(steps: int, path: str) -> None:
     show_that_steps_line_up(recording, policy, seen)
     show_that_episodes_line_up(recording, envs)
     draw_an_episode(recording)
+    write_a_page(recording, os.path.splitext(path)[0] + ".html")
 
 
 def show_what_was_kept(recording: Recording) -> None:
@@ -109,6 +111,13 @@ def draw_an_episode(recording: Recording) -> None:
         curve = hidden[:, unit]
         print(f"hidden2[{unit:2}]  {drawn(curve)}  {curve.min():+.2f} to {curve.max():+.2f}")
     print(f"push right   {drawn(right)}  {right.min():.2f} to {right.max():.2f}")
+
+
+def write_a_page(recording: Recording, path: str) -> None:
+    """The whole run as a page: what each layer did from the first step to the last."""
+    recording.to_html(path, title="an untrained policy in CartPole", overwrite=True)
+    heading("the whole run as a page, which opens in any browser")
+    print(f"open {os.path.abspath(path)}")
 
 
 def drawn(values: Tensor) -> str:

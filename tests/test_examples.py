@@ -48,6 +48,19 @@ def test_the_demo_finds_the_episodes_that_gymnasium_counts(printed: str) -> None
     assert int(ours[1].split()[0]) > 10
 
 
+def test_the_demo_ends_by_naming_a_page_that_it_made(printed: str) -> None:
+    page = Path(re.fullmatch(r"open (/.*\.html)", printed.splitlines()[-1])[1])  # type: ignore[index]
+    assert page.name == "rollout.html" and "hidden1" in page.read_text()
+
+
+def test_the_demo_installs_only_what_it_imports() -> None:
+    makefile = (EXAMPLES.parent / "Makefile").read_text()
+    recipe = makefile.split("$(DEMO_VENV)/.installed: ")[1].split("\n\n")[0]
+    assert re.findall(r"\[([\w,]+)\]", recipe) == ["gym,progress"]
+    imported = set(re.findall(r"^(?:import|from) (\w+)", (EXAMPLES / "demo.py").read_text(), re.MULTILINE))
+    assert imported - set(sys.stdlib_module_names) == {"fastrec", "gymnasium", "numpy", "torch", "tqdm"}
+
+
 def test_without_a_terminal_progress_comes_in_plain_lines(printed: str) -> None:
     assert "step 0 of 150\n" in printed
     assert "\r" not in printed

@@ -66,8 +66,9 @@ def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     listed = {target for target, _ in LINK.findall(index) if target.endswith(".md") and not target.startswith("../")}
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in PAGES} - {"index.md"}
-    # The pages about internals are found in their folder.
-    assert listed == {page for page in pages if "/" not in page} | {"internals/README.md", "gallery/README.md"}
+    # The pages about internals, and the recipes, are found in their folders.
+    folders = {f"{name}/README.md" for name in ("internals", "gallery", "recipes")}
+    assert listed == {page for page in pages if "/" not in page} | folders
     assert "docs/index.md" in (ROOT / "README.md").read_text()
 
 

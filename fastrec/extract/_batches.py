@@ -55,6 +55,12 @@ class Batch(msgspec.Struct, frozen=True):
     kwargs: dict[str, Any]
     sample_ids: list[Any]
 
+    def beginning(self, count: int) -> Batch:
+        """The first few of its samples."""
+        size = len(self.sample_ids)
+        args, kwargs = _sliced(self.args, size, count), _sliced(self.kwargs, size, count)
+        return Batch(args, kwargs, self.sample_ids[:count])
+
 
 class Batches(msgspec.Struct, frozen=True):
     """The batches of some data, in an order that is the same each time.
@@ -219,6 +225,17 @@ def to_device(value: Any, target: device) -> Any:
         return {name: to_device(element, target) for name, element in value.items()}
     if type(value) in (tuple, list):
         return type(value)(to_device(element, target) for element in value)
+    return value
+
+
+def _sliced(value: Any, size: int, count: int) -> Any:
+    """A nested value with the first few rows of each tensor that has a row for each sample."""
+    if isinstance(value, Tensor):
+        return value[:count] if value.shape[:1] == (size,) else value
+    if isinstance(value, Mapping):
+        return {name: _sliced(element, size, count) for name, element in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_sliced(element, size, count) for element in value)
     return value
 
 

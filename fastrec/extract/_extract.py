@@ -7,8 +7,8 @@
 Each batch is a pass of a recorder, logged with the ids of its samples. So what a killed process left behind says itself
 which samples are done, and the next call goes on behind the last of them: passes reach the file whole and in order.
 
-The first batch is run twice, the first time to learn what is kept: whether each value has a row for each sample, and at
-which site the last of them appears, where later passes then end.
+Two samples are run before, to learn what is kept: whether each value has a row for each sample, and at which site the
+last of them appears, where passes then end.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ from fastrec.recording._recording import Recording
 from fastrec.session.recorder import Recorder
 from fastrec.sinks import HDF5Sink
 from fastrec.sinks.hdf5.paths import is_folder
+
+N_PROBED = 2
+"""How many samples are run before: not one, for models that squeeze their values."""
 
 CHECK_EVERY = 256
 """A pass that ends early is compared with a whole one after so many batches."""
@@ -127,8 +130,9 @@ def extract(  # noqa: PLR0913
         if first is None and not earlier.ids:
             raise OptionError("extract() got data without samples")
         if first is not None:
-            probe = call.record(first, keep)
-            last_site = _last_site(probe, first)
+            beginning = first.beginning(N_PROBED)
+            probe = call.record(beginning, keep)
+            last_site = _last_site(probe, beginning)
             earlier.check_like(probe)
             halt = structural(_SiteIs(last_site)) if last_site and stop_early and not is_compiled(model) else None
             rec = Recorder(model, **keep, sink=_sink(to), halt=halt)

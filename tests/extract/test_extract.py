@@ -99,7 +99,7 @@ def test_the_model_is_left_as_it_was_and_runs_no_further_than_needed() -> None:
     model.body[1].eval()
     modes = [module.training for module in model.modules()]
     extract(model, X, keep_module="body", progress=False)
-    assert model.head_calls == 1  # the first batch, when nothing is known yet
+    assert model.head_calls == 1  # two samples, when nothing is known yet
     assert [module.training for module in model.modules()] == modes
     whole = extract(model, X, keep_module="body", stop_early=False, progress=False)
     assert model.head_calls == 1 + 1 + whole.n_passes
@@ -268,7 +268,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: extract(net(), DataLoader(X, shuffle=True), keep_module="body"),  # type: ignore[arg-type]
         "would not be in the order of the data set",
     ),
-    "no rows": (lambda: extract(TimeFirst(), X, keep_op="t"), r"is of shape \(4, 32\), and the batch has 32 samples"),
+    "no rows": (lambda: extract(TimeFirst(), X, keep_op="t"), r"is of shape \(4, 2\), and the batch has 2 samples"),
     "names of nothing": (lambda: extract(net(), [{"y": X}], keep_module="body"), "forward takes none of these"),
     "no tensors": (lambda: extract(net(), ["a", "b"], keep_module="body"), "has no tensor with a dimension"),
     "too few ids": (lambda: extract(net(), X, keep_module="body", sample_ids=["a"]), "has 1 ids, and the data has 50"),
