@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install demo test test-torch smoke-torch composites docs release test-zoo lint gallery bench bench-files bench-folders bench-memory bench-reference bench-graph bench-drawing bench-everyday
+.PHONY: install demo test test-torch smoke-torch composites docs release test-zoo lint gallery bench bench-files bench-folders bench-memory bench-reference bench-graph bench-drawing bench-everyday bench-statistics bench-verifying
 
 install: $(INSTALLED)
 
@@ -107,6 +107,14 @@ bench-memory: $(INSTALLED)
 
 bench-graph: bench-reference
 	$(BIN)/python -m benchmarks.graph
+
+# What reports of 1 GB and a sink of statistics cost: about five minutes, and 1 GB on the disk.
+bench-statistics: $(INSTALLED)
+	$(BIN)/python -W ignore -m benchmarks.statistics
+
+# What it costs to compare values with their checksums while they are read: about two minutes.
+bench-verifying: $(INSTALLED)
+	$(BIN)/python -W ignore -m benchmarks.verifying
 
 # What pictures and pages cost: about four minutes, with Graphviz and Chromium (.ci/install-programs).
 bench-drawing: bench-reference .venv-zoo/.installed

@@ -19,8 +19,15 @@ from fastrec._cli._statistics import as_double, format_statistics, preview, stat
 from fastrec._errors import DamagedFileError, RecordKeyError
 from fastrec.files import Description, describe
 from fastrec.files._load import load
-from fastrec.predicates._addresses import AddressGlobs, nearest
-from fastrec.recording._records import ActivationRecord, Records, SiteFacts, format_bytes, sites_of, table_of
+from fastrec.recording._records import (
+    ActivationRecord,
+    Records,
+    SiteFacts,
+    format_bytes,
+    matching_sites,
+    sites_of,
+    table_of,
+)
 from fastrec.recording._source import Part
 from fastrec.recording._view import View
 
@@ -115,12 +122,7 @@ def _add_ls_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run_ls(args: argparse.Namespace, output: Output) -> int:
     sites = list(load(args.path).sites.values())
-    for glob in args.globs:
-        if not any(facts.name in AddressGlobs((glob,)) for facts in sites):
-            raise RecordKeyError(f"no site matches {glob!r}; {nearest(glob, [facts.name for facts in sites])}")
-    if args.globs:
-        sites = [facts for facts in sites if facts.name in AddressGlobs(tuple(args.globs))]
-    sites = _in_order(sites, args.sort)
+    sites = _in_order(matching_sites(sites, args.globs) if args.globs else sites, args.sort)
     output.document(msgspec.to_builtins(sites))
     output.table(table_of({facts.name: facts for facts in sites}), right=("records", "passes", "bytes"))
     return DONE

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastrec._errors import FastrecWarning
-from fastrec._optional import require
 from fastrec._torch.state import random_state_restored, restored, seeded
 from fastrec.dryrun.decisions import Decider, Decision, Outcome, Verdict
 from fastrec.dryrun.events import DryRunListener, Event
@@ -27,7 +26,7 @@ from fastrec.dryrun.tree import tree
 from fastrec.engines import EagerEngine
 from fastrec.engines._protocol import WatchOptions
 from fastrec.events.context import PredicateFailure, RecordContext
-from fastrec.recording._arrays import META_FIELDS
+from fastrec.recording._arrays import META_FIELDS, frame_of_columns
 from fastrec.recording._records import format_bytes, format_count
 from fastrec.session.inputs import NOT_GIVEN, ModelRun, roots_of
 from fastrec.session.options import options_from
@@ -298,7 +297,6 @@ class DryRun:
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per event, with the fields of its context and what is kept of it; needs the extra ``pandas``."""
-        package = require("pandas", extra="pandas", what="to_pandas()")
         columns: dict[str, list[Any]] = {
             name: [getattr(ctx, name) for ctx in self.contexts]
             for name in ("pass_index", "phase", "entry", "entry_pass", "grad_enabled")
@@ -313,8 +311,7 @@ class DryRun:
         columns["error"] = [
             decision.error if isinstance(decision, PredicateFailure) else None for decision in self.decisions
         ]
-        frame: pandas.DataFrame = package.DataFrame(columns)
-        return frame
+        return frame_of_columns(columns)
 
     def timeline_html(self) -> str:
         """The pass as a picture for a notebook: events from left to right, modules as bars, kept events coloured."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastrec._errors import PredicateError, did_you_mean
 from fastrec.events.sites import KINDS, Kind
-from fastrec.ops.facts import op_facts
+from fastrec.ops.facts import op_facts, op_types
 from fastrec.predicates._answers import function_text
 from fastrec.predicates._base import Matched
 from fastrec.predicates._globs import Atom, GlobAtom, Globs, count_of, globs_of
@@ -148,3 +148,8 @@ def _op_name(name: str, function: Callable[..., Any]) -> str:
             f"give a function that does, such as {name}(torch.relu)"
         )
     return facts.layer_type
+
+
+def is_op_type(text: str) -> bool:
+    """Whether a text is the name of an op, with or without its underscores."""
+    return text.lower().replace("_", "") in op_types()

@@ -7,7 +7,7 @@ that an error costs no reading, and then asks the source for them. ``columns_of`
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -158,7 +158,12 @@ META_FIELDS: dict[str, Callable[[RecordMeta, Site], Any]] = {
 
 def frame_of(view: View) -> pandas.DataFrame:
     """One row per record, in order, with the fields of its context."""
-    frame: pandas.DataFrame = require("pandas", extra="pandas", what="to_pandas()").DataFrame(columns_of(view))
+    return frame_of_columns(columns_of(view))
+
+
+def frame_of_columns(columns: Mapping[str, Any]) -> pandas.DataFrame:
+    """Columns as a table of pandas."""
+    frame: pandas.DataFrame = require("pandas", extra="pandas", what="to_pandas()").DataFrame(columns)
     return frame
 
 

@@ -13,9 +13,11 @@ import msgspec
 import numpy as np
 from torch import Tensor
 
+from fastrec._errors import RecordKeyError
 from fastrec.events.capture import CaptureSpec, kept_dtype
 from fastrec.events.context import RecordContext, dtype_name, format_shape, torch_dtype
 from fastrec.events.sites import PassInfo, RecordMeta
+from fastrec.predicates._addresses import AddressGlobs, nearest
 from fastrec.recording._arrays import real_array
 from fastrec.recording._source import Source
 from fastrec.recording._view import View
@@ -168,6 +170,14 @@ class SiteFacts(msgspec.Struct, frozen=True):
 def is_detached(meta: RecordMeta, spec: CaptureSpec) -> bool:
     """Whether the model's own value had a gradient and the kept one has none, so that no loss reaches the model."""
     return meta.requires_grad and spec.save_activation and not spec.keep_grad
+
+
+def matching_sites(sites: Sequence[SiteFacts], globs: Sequence[str]) -> list[SiteFacts]:
+    """The sites that match one of some globs; a glob that matches none is an error."""
+    for glob in globs:
+        if not any(facts.name in AddressGlobs((glob,)) for facts in sites):
+            raise RecordKeyError(f"no site matches {glob!r}; {nearest(glob, [facts.name for facts in sites])}")
+    return [facts for facts in sites if facts.name in AddressGlobs(tuple(globs))]
 
 
 def sites_of(view: View) -> dict[str, SiteFacts]:

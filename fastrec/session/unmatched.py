@@ -16,9 +16,9 @@ import msgspec
 from fastrec._errors import did_you_mean
 from fastrec.engines._protocol import Engine, RunT
 from fastrec.events.sites import Frame
-from fastrec.ops.facts import op_types
 from fastrec.predicates._addresses import is_glob, nearest
 from fastrec.predicates._base import Matched, Pattern, PredicateBase
+from fastrec.predicates._events import is_op_type
 from fastrec.predicates._normalise import Option
 
 _DESCRIPTIONS: dict[Matched, str] = {
@@ -121,7 +121,7 @@ class Names(msgspec.Struct, frozen=True):
             return f"a site is selected by op({layer_type.partition('_')[0]!r}) & module({address!r})"
         if matched == "module_type" or is_glob(text):
             return None
-        if matched == "module" and text.lower().replace("_", "") in op_types():
+        if matched == "module" and is_op_type(text):
             return f"it is the type of an op, which is kept by keep_op={text!r}"
         if matched == "module" and text in self.module_types:
             return f"it is the name of a class: module_type({text!r})"

@@ -26,7 +26,7 @@ from fastrec.graph.structure import Graph
 from fastrec.graph.validation.comparison import largest_difference
 from fastrec.graph.validation.replay import UNINITIALISED
 from fastrec.graph.validation.report import Failure, Unchecked, ValidationReport
-from fastrec.predicates import parse
+from fastrec.recording._header import predicates_of
 from fastrec.recording._recording import ActivationRecord, Recording
 from fastrec.session.inputs import NOT_GIVEN, roots_of
 from fastrec.sinks._copying import parts_of
@@ -109,7 +109,7 @@ def _records_of_pass(recording: Recording, pass_index: int | None) -> Sequence[A
 def _predicates(recording: Recording) -> dict[str, Any]:
     """The predicates of a recording, read back from its header; PredicateError if they can't be."""
     header = recording._source.catalog.header
-    predicates = {name: parse(header[name]) for name in ("keep_op", "keep_module") if header.get(name) is not None}
+    predicates = predicates_of(header)
     if not predicates:
         raise PredicateError("the recording does not name its predicates")
     for predicate in predicates.values():

@@ -34,7 +34,7 @@ UNNAMED_ROLE = "default"
 def current_process(role: str | None = None, earlier: Process | None = None) -> Process:
     """What is known of this process; ``earlier`` is what was known when its session began.
 
-    A worker of a DataLoader that ends is none any more since torch 2.15, and its last passes are written then.
+    A worker of a DataLoader that ends is none any more since torch 2.14, and its last passes are written then.
     """
     rank, world_size = _rank_and_world_size()
     worker = get_worker_info()

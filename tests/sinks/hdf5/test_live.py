@@ -86,7 +86,7 @@ def test_passes_are_followed_while_another_process_records_them(tmp_path: Path, 
             seen += numbers(new)
             looks += process.is_alive()
             assert new.n_passes == len(new) and [r.ctx.pass_index for r in new] == seen[len(seen) - len(new) :]
-    assert seen == list(range(PASSES)) and looks > 3
+    assert seen == list(range(PASSES)) and looks > 1
     assert live.state == end
     live.refresh()
     assert numbers(live) == seen and live.steps["number"].tolist() == seen
