@@ -149,6 +149,12 @@ class Log:
         self.starts: dict[int, set[int]] = {}
         self.damage: list[tuple[int, str]] = []
         self._salvage = salvage
+        self._tables: dict[str, tuple[Interned[Any], Any]] = {
+            "site": (self.catalog.sites, Site),
+            META: (self.catalog.metas, RecordMeta),
+            "entry": (self.catalog.entries, str),
+            "phase": (self.catalog.phases, str),
+        }
         self._n_failures = 0
         self._unresolved: dict[tuple[int, int], DataInfo] = {}
 
@@ -206,14 +212,8 @@ class Log:
 
     def _add(self, segment: int, kind: str, number: int, content: msgspec.Raw) -> None:
         catalog, remap = self.catalog, self.remap
-        tables: dict[str, tuple[Interned[Any], Any]] = {
-            "site": (catalog.sites, Site),
-            META: (catalog.metas, RecordMeta),
-            "entry": (catalog.entries, str),
-            "phase": (catalog.phases, str),
-        }
-        if kind in tables:
-            table, item_type = tables[kind]
+        if kind in self._tables:
+            table, item_type = self._tables[kind]
             item = _decoded(bytes(content), item_type)
             remap.add(kind, number, table, remap.meta(item) if kind == META else item)
         elif kind == "spec" and number >= remap.count("spec"):

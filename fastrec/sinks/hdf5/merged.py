@@ -178,9 +178,10 @@ class _MergedPart:
         self.first_record = first_record
         sites = _numbers(catalog.sites.add(site) for site in source_catalog.sites.items)
         specs = _numbers(catalog.specs.add(spec) for spec in source_catalog.specs.items)
-        self._metas = _numbers(
-            catalog.metas.add(_renumbered(meta, sites, specs)) for meta in source_catalog.metas.items
-        )
+        metas: Iterable[RecordMeta] = source_catalog.metas.items
+        if not (_are_the_same(sites) and _are_the_same(specs)):  # as they are where the processes ran the same
+            metas = (_renumbered(meta, sites, specs) for meta in metas)
+        self._metas = _numbers(catalog.metas.add(meta) for meta in metas)
         self.entries = _numbers(catalog.entries.add(entry) for entry in source_catalog.entries.items)
         # Appended, not added: phases of the same name in two sources stay two.
         self.phases = _numbers(catalog.phases.append(phase) for phase in source_catalog.phases.items)
@@ -222,15 +223,22 @@ def _numbers(numbers: Iterable[int]) -> Integers:
     return np.array(list(numbers), np.int64)
 
 
+def _are_the_same(numbers: Integers) -> bool:
+    """Whether each number stays what it is."""
+    return bool((numbers == np.arange(len(numbers))).all())
+
+
 def _renumbered(meta: RecordMeta, sites: Integers, specs: Integers) -> RecordMeta:
     def events(triples: tuple[tuple[int, int, str], ...] | None) -> tuple[tuple[int, int, str], ...] | None:
         return triples and tuple((int(sites[site]), number, label) for site, number, label in triples)
 
-    changed = int(sites[meta.site]), int(specs[meta.spec]), events(meta.recent_events), events(meta.recent_ops)
-    if changed == (meta.site, meta.spec, meta.recent_events, meta.recent_ops):
-        return meta
-    site, spec, recent_events, recent_ops = changed
-    return msgspec.structs.replace(meta, site=site, spec=spec, recent_events=recent_events, recent_ops=recent_ops)
+    return msgspec.structs.replace(
+        meta,
+        site=int(sites[meta.site]),
+        spec=int(specs[meta.spec]),
+        recent_events=events(meta.recent_events),
+        recent_ops=events(meta.recent_ops),
+    )
 
 
 class ShownRecording(msgspec.Struct, frozen=True):
