@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.gallery import FOLDER, ROOMS
+from tools.gallery import FOLDER, ROOMS, readme, run_ppo
 
 SMALL = {"elman-rolled", "elman-unrolled", "early-exit"}
 EXHIBITS = [exhibit for room in ROOMS for exhibit in room.exhibits]
@@ -22,9 +22,20 @@ def test_pictures_are_those_that_make_gallery_draws(file: str) -> None:
 
 def test_the_page_shows_every_picture_and_no_other() -> None:
     shown = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", (FOLDER / "README.md").read_text())
-    assert shown == [f"{exhibit.file}.svg" for exhibit in EXHIBITS]
-    assert {path.name for path in FOLDER.glob("*.svg")} == set(shown)
+    assert shown == [*(f"{exhibit.file}.svg" for exhibit in EXHIBITS), "ppo.png"]
+    assert {path.name for path in FOLDER.iterdir() if path.suffix in (".svg", ".png")} == set(shown)
+    assert (FOLDER / "README.md").read_text() == readme()
+
+
+@pytest.mark.slow
+def test_units_of_the_run_in_the_report_go_dormant() -> None:
+    pytest.importorskip("stable_baselines3")
+    statistics = run_ppo(4_000).statistics
+    assert len(statistics) == 4
+    early, late = (statistics["mlp_extractor.policy_net.3/relu"]["dormant_0.025"][part] for part in (0, -1))
+    assert early < 0.3 < late
 
 
 def test_pictures_are_small() -> None:
+    assert (FOLDER / "ppo.png").stat().st_size < 100_000
     assert sum(Path(FOLDER / f"{exhibit.file}.svg").stat().st_size for exhibit in EXHIBITS) < 400_000

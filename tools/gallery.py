@@ -6,6 +6,7 @@ small, so that nothing is downloaded; pictures don't depend on either.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastrec import Recorder
 from fastrec.graph import ModelHistory, get_model_metadata, preview
+from fastrec.sinks import StatisticsSink
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "gallery"
 
@@ -160,26 +163,76 @@ ROOMS = (
 )
 
 
-def main() -> None:
-    from tests.zoo.vision import define_operators
+def draw(room: Room) -> None:
+    """Draw the pictures of a room, and write its page."""
+    history = room.make()
+    for exhibit in room.exhibits:
+        history.draw(FOLDER / f"{exhibit.file}.svg", overwrite=True, **exhibit.options)
+    history.to_html(FOLDER / f"{room.exhibits[0].file}.html", overwrite=True)
 
-    define_operators()
-    warnings.simplefilter("ignore")  # of the libraries that the models come from
+
+def run_ppo(timesteps: int = 8_000) -> StatisticsSink:
+    """A run of PPO in which units go dormant, because its learning rate is thirty times too high; its statistics."""
+    from stable_baselines3 import PPO
+
+    policy = {"activation_fn": nn.ReLU, "net_arch": [64, 64]}
+    options = {"learning_rate": 1e-2, "n_steps": 512, "policy_kwargs": policy, "device": "cpu", "seed": 0}
+    model = PPO("MlpPolicy", "CartPole-v1", **options)
+    sink = StatisticsSink()
+    with Recorder(model.policy, keep_op="relu", sink=sink):
+        model.learn(timesteps)
+    return sink
+
+
+def report_of_ppo() -> None:
+    """Write the page of that run, and a picture of what it shows first."""
+    from tests.helpers.browser import screenshot
+
+    page = FOLDER / "ppo.html"
+    run_ppo().to_html(page, title="PPO on CartPole", overwrite=True)
+    screenshot(page, FOLDER / "ppo.png", hash="measure=dormant_0.025&theme=light", size=(1200, 450))
+
+
+def readme() -> str:
+    """The page with all pictures."""
     lines = ["# Gallery", "", INTRODUCTION]
     for room in ROOMS:
-        history = room.make()
         lines += ["", f"## {room.title}"]
         for exhibit in room.exhibits:
-            history.draw(FOLDER / f"{exhibit.file}.svg", overwrite=True, **exhibit.options)
             call = f"draw({', '.join(f'{name}={value!r}' for name, value in exhibit.options.items())})"
             lines += ["", f"{exhibit.text} `{call}`", "", f"![{room.title}: {exhibit.text}]({exhibit.file}.svg)"]
-        history.to_html(FOLDER / f"{room.exhibits[0].file}.html", overwrite=True)
-    (FOLDER / "README.md").write_text("\n".join(lines) + "\n")
+    return "\n".join([*lines, "", REPORT]) + "\n"
+
+
+def main(only: Sequence[str]) -> None:
+    """Draw the rooms of these titles, or all."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # of the libraries that the models come from
+    rooms = [room for room in ROOMS if not only or room.title in only]
+    if rooms:
+        from tests.zoo.vision import define_operators
+
+        define_operators()
+    for room in rooms:
+        draw(room)
+    if not only or REPORT_TITLE in only:
+        report_of_ppo()
+    (FOLDER / "README.md").write_text(readme())
 
 
 INTRODUCTION = """Models as fastrec draws them, without Graphviz. `make gallery` makes these pictures again, and beside
 each a page to click through (`docs/gallery/alexnet.html` and so on). What the colours mean, and all options:
 [Looking at a model](../drawings.md)."""
 
+REPORT_TITLE = "A run of PPO"
+
+REPORT = f"""## {REPORT_TITLE}
+
+PPO of Stable-Baselines3 learns CartPole with a learning rate that is thirty times too high. A `StatisticsSink` watches
+the four relus of its policy and keeps no values: soon half of the units of its second layer are dormant.
+`sink.to_html("ppo.html")`
+
+![{REPORT_TITLE}: the share of dormant units of each relu over the run](ppo.png)"""
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
