@@ -30,7 +30,7 @@ def to_d4rl(recording: Recording, path: str | os.PathLike[str], *, keys: Keys | 
     """
     fields = read_options("d4rl", TransitionOptions, options)
     fields.check("d4rl")
-    total = sum(len(episode) for episode in recording.episodes())
+    total = sum(len(episode) for episode in recording.episodes(autoreset=fields.autoreset))
     with atomic_output(path, ".hdf5", ".h5") as temporary, h5py.File(temporary, "w") as file:
         table = _Table(file, total)
         for episode in transitions(recording, keys, fields):

@@ -12,7 +12,7 @@ from fastrec.exports._contract import Keys, keys_by_name
 from fastrec.recording._arrays import fill_missing, numpy_of
 from fastrec.recording._recording import Recording
 from fastrec.recording._source import Array
-from fastrec.recording._steps import Episode
+from fastrec.recording._steps import Autoreset, Episode
 
 
 class TransitionOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,6 +21,7 @@ class TransitionOptions(msgspec.Struct, frozen=True, kw_only=True):
     observations: str | None = None
     actions: str | None = None
     rewards: str = "reward"
+    autoreset: Autoreset | None = None
 
     def check(self, format: str) -> None:
         """Raise OptionError where observations or actions are not given."""
@@ -59,7 +60,7 @@ def transitions(recording: Recording, keys: Keys | None, options: TransitionOpti
         used = {f"site:{name}" for name in (options.observations, options.actions)}
         key_of = {name: key for name, key in key_of.items() if key not in used}
     hdf5_name_of = hdf5_names(key_of)
-    for episode in recording.episodes():
+    for episode in recording.episodes(autoreset=options.autoreset):
         terminations, truncations = np.zeros((2, len(episode)), np.bool_)
         terminations[-1] = episode.terminated
         truncations[-1] = episode.truncated or not episode.terminated

@@ -12,7 +12,7 @@ from fastrec.session.recorder import Recorder
 
 _DESCRIPTIONS = {
     "next_step": "reset in the step after the last one of an episode (AutoresetMode.NEXT_STEP)",
-    "same_step": "reset in the same step that ends an episode",
+    "same_step": "reset in the same step that ends an episode, or are reset by your loop before the next one",
     None: "don't reset by themselves",
 }
 

@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 _RECORDER_MODES = {
     AutoresetMode.NEXT_STEP: "next_step",
     AutoresetMode.SAME_STEP: "same_step",
-    AutoresetMode.DISABLED: None,
+    AutoresetMode.DISABLED: "same_step",  # the loop resets between two steps, so every step counts
 }
 
 
@@ -49,7 +49,9 @@ class RecordSteps(VectorWrapper):
     def __init__(self, env: VectorEnv[Any, Any, Any], rec: Recorder) -> None:
         super().__init__(env)
         mode = env.metadata.get("autoreset_mode")
-        if mode is not None:  # environments that Gymnasium did not make may not say
+        # Environments that Gymnasium did not make may not say.
+        is_free = mode is None or (rec.options.autoreset is None and AutoresetMode(mode) is AutoresetMode.DISABLED)
+        if not is_free:
             check_autoreset(rec, _RECORDER_MODES[AutoresetMode(mode)], "these environments")
         self._rec = rec
 

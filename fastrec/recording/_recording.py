@@ -35,7 +35,7 @@ from fastrec.recording._records import Records, SiteFacts, format_count, sites_o
 from fastrec.recording._rows import Batches, BatchOptions, Beside, By, Rows, RowsDataset, check_same_passes
 from fastrec.recording._source import Array, Integers, Part, PhaseSteps, Source
 from fastrec.recording._step_axis import stack_by_step
-from fastrec.recording._steps import Episode, Firings, Steps, episodes_of, steps_of
+from fastrec.recording._steps import Autoreset, Episode, Firings, Steps, episodes_of, steps_of
 from fastrec.recording._view import Mask, View, keys_of, metas_of_key
 from fastrec.report.page import write_runs
 from fastrec.report.run import RunStatistics
@@ -407,7 +407,13 @@ class Recording:
         """The marked steps as a table of columns."""
         return self._steps
 
-    def episodes(self, *, fill: float | None = None, firings: Literal["last"] | None = None) -> list[Episode]:
+    def episodes(
+        self,
+        *,
+        fill: float | None = None,
+        firings: Literal["last"] | None = None,
+        autoreset: Autoreset | None = None,
+    ) -> list[Episode]:
         """The episodes of all environments, in order of their start.
 
         The steps need the columns ``terminated`` and ``truncated`` (or ``done``), with one value per environment, and a
@@ -417,8 +423,10 @@ class Recording:
         Arguments:
             fill, firings: what stands in the row of a step in which a key did not fire once (as with random actions,
                 or in a warm-up), as in ``stack``.
+            autoreset: "next_step" or "same_step", how vectorised environments reset, where the recorder was not told.
+                A StepError asks for it where episodes ended and the steps leave it open.
         """
-        return episodes_of(self._view, self._steps, Firings.of("episodes", fill, firings))
+        return episodes_of(self._view, self._steps, Firings.of("episodes", fill, firings), autoreset)
 
     def keys(self) -> list[str]:
         """The names of the sites of which something was kept, in the order in which they first occurred."""

@@ -7,7 +7,7 @@ source as one ``PhaseSteps`` per phase; what a step has of a key is found by the
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -31,6 +31,15 @@ AXIS_COLUMNS = (*END_COLUMNS, "reward")
 """The columns that say how many environments there are: the first of them that is there."""
 
 RESET_ONLY = "reset_only"
+
+Autoreset = Literal["next_step", "same_step"]
+
+AUTORESET_WORDS = (
+    "autoreset='next_step' where the step after an end only resets (Gymnasium's vector environments), or "
+    "autoreset='same_step' where it is the first of the next episode (Stable-Baselines3, TorchRL, a loop that resets "
+    "by itself)"
+)
+"""The two ways in which vectorised environments reset, for messages."""
 
 
 class Steps:
@@ -214,6 +223,11 @@ def ends_of(table: PhaseSteps) -> Array | None:
     return ends
 
 
+def ends_show_same_step(ends: Array) -> bool:
+    """Whether an environment ended in two steps running, [steps, envs]: a step that only resets can't end."""
+    return bool((ends[:-1] & ends[1:]).any())
+
+
 class Episode:
     """One environment from a reset to an end, or to the last step.
 
@@ -291,8 +305,19 @@ class Episode:
         return curves_html(repr(self)[1:-1], self.columns)
 
 
-def episodes_of(view: View, steps: Steps, firings: Firings) -> list[Episode]:
-    """All episodes of the steps, phase by phase, in order of their start."""
+def episodes_of(view: View, steps: Steps, firings: Firings, autoreset: Autoreset | None = None) -> list[Episode]:
+    """All episodes of the steps, phase by phase, in order of their start.
+
+    ``autoreset`` is for recordings that don't say how their environments reset.
+    """
+    recorded = view.catalog.header.get("autoreset")
+    if autoreset not in (None, "next_step", "same_step"):
+        raise OptionError(f"episodes(autoreset={autoreset!r}): give {AUTORESET_WORDS}")
+    if None not in (autoreset, recorded) and autoreset != recorded:
+        raise OptionError(
+            f"episodes(autoreset={autoreset!r}): it was recorded with autoreset={recorded!r}; leave autoreset= out"
+        )
+    autoreset = autoreset or recorded
     if not steps:
         raise StepError(
             "episodes are made of steps, and none was marked; call rec.step(terminated=..., truncated=...) after "
@@ -300,7 +325,9 @@ def episodes_of(view: View, steps: Steps, firings: Firings) -> list[Episode]:
         )
     episodes: list[Episode] = []
     for table in sorted(steps.tables, key=lambda table: table.phase):
-        of_phase = _PhaseEpisodes(view, table, firings).episodes()
+        if autoreset == "next_step":
+            table = _with_reset_only(table)
+        of_phase = _PhaseEpisodes(view, table, firings, autoreset).episodes()
         episodes += sorted(of_phase, key=lambda episode: (episode.start_step, episode.env))
     return episodes
 
@@ -308,7 +335,7 @@ def episodes_of(view: View, steps: Steps, firings: Firings) -> list[Episode]:
 class _PhaseEpisodes:
     """The steps of one phase, where its environments end, and the values that fired in its steps."""
 
-    def __init__(self, view: View, table: PhaseSteps, firings: Firings) -> None:
+    def __init__(self, view: View, table: PhaseSteps, firings: Firings, autoreset: Autoreset | None) -> None:
         self.view = view
         self.firings = firings
         self.table = table
@@ -331,6 +358,8 @@ class _PhaseEpisodes:
         reset_only = table.columns.get(RESET_ONLY)
         self.reset_only = np.zeros_like(ends) if reset_only is None else reset_only.reshape(ends.shape)
         self.has_env_axis = any(column.ndim > 1 for column in end_columns.values())
+        if autoreset is None and self.has_env_axis:
+            self._check_autoreset()
         self._records: dict[str, StepRecords] = {}
 
     def has_flag(self, row: int, env: int, names: tuple[str, ...]) -> bool:
@@ -377,6 +406,18 @@ class _PhaseEpisodes:
                 f"({n_envs} of them); choose another key, or recording.select(batch={n_envs})"
             )
         return values[:, env]
+
+    def _check_autoreset(self) -> None:
+        edges = _session_edges(self.table)
+        for start, stop in zip(edges, edges[1:], strict=False):
+            ends = self.ends[start:stop]
+            if ends[:-1].any() and not ends_show_same_step(ends):
+                row = start + int(np.argmax(ends.any(axis=1)))
+                raise StepError(
+                    f"an environment ended in step {self.table.numbers[row]}{self._where()}, and the recording does "
+                    "not say whether the step after it only resets. Give the recorder, episodes() or export() "
+                    f"{AUTORESET_WORDS}"
+                )
 
     def _where(self) -> str:
         return f" of phase {self.name!r}" if self.name else ""

@@ -66,7 +66,8 @@ class Recorder:
         retain: RAM keeps the last n steps, or passes where there are no steps; by default all.
         halt: a predicate that ends the pass after the event that it matches.
         returns_none: a halted call that a framework made returns None; without it that is an error.
-        autoreset: "next_step" or "same_step", how vectorised environments reset (Gymnasium's meaning).
+        autoreset: "next_step" or "same_step", how vectorised environments reset (Gymnasium's meaning); without it a
+            warning follows where they ended.
         on_predicate_error: "raise", or "collect" to skip the event and go on.
         on_forward_error: "drop" a pass that raised, or "keep" what it recorded, with its outcome "failed".
         random_seed: set before each call by ``rec.log``; the random state is restored after it.
@@ -369,7 +370,7 @@ def _warn_about_shards(roots: Mapping[str, Any]) -> None:
 
 
 def _warn_about_nothing(session: Session, plan: Plan, engine: Engine[PassRun]) -> None:
-    """Warn where no pass ran, or where a glob matched nothing that did."""
+    """Warn where no pass ran, where a glob matched nothing, or where nobody said how environments reset."""
     for message in _messages_about_nothing(session, plan, engine):
         warnings.warn(message, FastrecWarning, stacklevel=3)
 
@@ -381,6 +382,9 @@ def _messages_about_nothing(session: Session, plan: Plan, engine: Engine[PassRun
             "compiled code, or while the recorder was paused"
         )
         return
+    message = session.message_about_autoreset()
+    if message is not None:
+        yield message
     names = Names.of(engine, session.seen_layer_types, session.catalog.phases.items, session.catalog.entries.items)
     yield from names.unmatched("keep_op", plan.keep_op)
     yield from names.unmatched("keep_module", plan.keep_module)

@@ -28,6 +28,7 @@ from fastrec.events.sites import Catalog, PassInfo, SampleId, Site
 from fastrec.predicates import NEVER
 from fastrec.predicates._base import Constant
 from fastrec.recording._source import Array
+from fastrec.session.autoreset import EndsOfEnvironments
 from fastrec.session.failures import Halt
 from fastrec.session.options import RecorderOptions
 from fastrec.session.plan import Plan
@@ -89,6 +90,7 @@ class Session:
         self._name_phase: Callable[[str], str] | None = None
         self._n_pauses = 0
         self._step_of_phase: dict[int, int] = {}
+        self._ends = EndsOfEnvironments() if options.autoreset is None else None
         self._retains_passes = options.retain is not None and ram is not None
         self._next_pass = count().__next__
         self._entries: dict[str, tuple[int, Callable[[], int]]] = {}  # their numbers, and counters of their passes
@@ -101,6 +103,10 @@ class Session:
     def warn_about_failures(self) -> None:
         """Warn at the end that predicates failed, where failures were collected."""
         self._taps.failures.warn()
+
+    def message_about_autoreset(self) -> str | None:
+        """What to warn of at the end, where nobody said how environments that ended reset."""
+        return None if self._ends is None else self._ends.message()
 
     @contextmanager
     def own_call(self, sample_id: SampleId | None = None) -> Iterator[None]:
@@ -252,6 +258,8 @@ class Session:
         phase = self._phase
         step = self._step_of_phase.get(phase, 0)
         self._pass_log.mark(phase, step, columns)
+        if self._ends is not None:
+            self._ends.see(phase, columns)
         # After the sink has accepted it, so that a refused mark leaves no gap in the numbers.
         self._step_of_phase[phase] = step + 1
 

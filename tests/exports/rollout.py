@@ -27,7 +27,8 @@ def rollout(path: Path | None = None, steps: int = 12, envs: int = 2) -> Recordi
     """Environment 0 ends every 5 steps, 1 is cut off after 7; the last episodes are open."""
     policy = Policy()
     keep_op = kind("input") | op("tanh")
-    with Recorder(policy, keep_op=keep_op, keep_module=["", "head"], include_source_events=True, sink=path) as rec:
+    options = {"include_source_events": True, "autoreset": "same_step", "sink": path}
+    with Recorder(policy, keep_op=keep_op, keep_module=["", "head"], **options) as rec:
         for i in range(steps):
             policy(torch.randn(envs, 3))
             ended = [(i + 1) % 5 == 0 and env == 0 for env in range(envs)]

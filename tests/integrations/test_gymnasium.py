@@ -1,6 +1,7 @@
 """Vectorised Gymnasium environments: rows line up with steps and episodes, however the environments reset."""
 
 import sys
+import warnings
 from typing import Any
 
 import gymnasium
@@ -106,13 +107,34 @@ def test_observation_buffers_that_are_written_again_are_recorded_as_they_were() 
         (AutoresetMode.NEXT_STEP, None, r"autoreset=None; open the recorder with autoreset='next_step'"),
         (AutoresetMode.NEXT_STEP, "same_step", r"open the recorder with autoreset='next_step'"),
         (AutoresetMode.SAME_STEP, "next_step", r"same step .* open the recorder with autoreset='same_step'"),
-        (AutoresetMode.DISABLED, "same_step", r"don't reset by themselves.* open the recorder without autoreset="),
+        (AutoresetMode.DISABLED, "next_step", r"reset by your loop .* open the recorder with autoreset='same_step'"),
     ],
 )
 def test_another_way_of_resetting_is_refused(mode: AutoresetMode, told: Any, remedy: str) -> None:
     rec = Recorder(policy_net(), keep_op="tanh", autoreset=told)
     with pytest.raises(fastrec.FastrecError, match=remedy):
         RecordSteps(cart_poles(mode), rec)
+
+
+def test_environments_that_the_loop_resets_need_no_word_until_episodes_are_made() -> None:
+    policy, episodes = policy_net(), {}
+    for autoreset in (None, "same_step"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with torch.no_grad(), Recorder(policy, keep_op="tanh", autoreset=autoreset) as rec:
+                envs = RecordSteps(cart_poles(AutoresetMode.DISABLED), rec)
+                obs, _ = envs.reset(seed=0)
+                for _ in range(40):
+                    actions = policy(torch.from_numpy(obs)).argmax(-1)
+                    obs, _, terminated, truncated, _ = envs.step(actions.numpy())
+                    ends = terminated | truncated
+                    if ends.any():
+                        obs, _ = envs.reset(options={"reset_mask": ends})
+        assert bool(caught) == (autoreset is None)
+        episodes[autoreset] = rec.recording.episodes(autoreset="same_step")
+    complete = [e for e in episodes["same_step"] if e.terminated]
+    assert complete and all(len(e) == e.columns["reward"].sum() for e in complete)
+    assert [repr(e) for e in episodes[None]] == [repr(e) for e in episodes["same_step"]]
 
 
 def test_a_single_environment_marks_steps_of_scalars() -> None:

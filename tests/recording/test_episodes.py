@@ -1,5 +1,6 @@
 """Episodes: cut from the steps of each environment, with the values of each step."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import fastrec
 from fastrec import Recorder, Recording
-from fastrec._errors import RaggedError, RecordKeyError, StepError
+from fastrec._errors import OptionError, RaggedError, RecordKeyError, StepError
 from fastrec.sinks import RAMSink
 from tests.contracts.sink import Rig
 
@@ -59,7 +60,7 @@ def test_an_end_in_the_last_row_leaves_no_empty_episode() -> None:
 
 
 def test_an_episode_has_the_values_and_columns_of_its_environment() -> None:
-    rig = played([[0, 0], [1, 0], [0, 0], [0, 1]])
+    rig = played([[0, 0], [1, 0], [0, 0], [0, 1]], "same_step")
     episode = rig.recording().episodes()[-1]
     assert (episode.env, episode.length, len(episode), episode.phase) == (0, 2, 2, "")
     assert episode["a"].tolist() == [[200.0], [300.0]]
@@ -222,7 +223,7 @@ def test_one_environment_has_its_vectors_whole() -> None:
 def test_each_environment_has_its_own_rows_of_vectors(sink: str | None, tmp_path: Path) -> None:
     policy = torch.nn.Linear(4, 6)
     path = None if sink is None else tmp_path / sink
-    with torch.no_grad(), Recorder(policy, keep_op="linear", sink=path) as rec:
+    with torch.no_grad(), Recorder(policy, keep_op="linear", sink=path, autoreset="same_step") as rec:
         for t in range(4):
             policy(torch.ones(3, 4))
             ends = np.array([t == 1, False, False])
@@ -235,3 +236,52 @@ def test_each_environment_has_its_own_rows_of_vectors(sink: str | None, tmp_path
         expected = [(np.arange(18.0).reshape(3, 6)[episode.env] + 100 * t).tolist() for t in steps]
         assert episode.columns["action"].tolist() == expected
         assert episode.columns["lr"].tolist() == [0.5] * len(steps)
+
+
+def test_environments_that_ended_need_a_word_about_how_they_reset() -> None:
+    rig = played([[0, 0], [1, 0], [0, 0], [0, 1]])
+    recording = rig.recording()
+    with pytest.raises(StepError, match=r"ended in step 1, .*autoreset='next_step'.*autoreset='same_step'"):
+        recording.episodes()
+    with pytest.raises(StepError, match="autoreset"):
+        recording.rows("a", by="sample").episode  # noqa: B018
+    for autoreset in ("next_step", "same_step"):
+        told = played([[0, 0], [1, 0], [0, 0], [0, 1]], autoreset).recording()
+        assert [repr(e) for e in recording.episodes(autoreset=autoreset)] == [repr(e) for e in told.episodes()]
+        assert told.episodes(autoreset=autoreset)
+    with pytest.raises(OptionError, match="was recorded with autoreset='same_step'; leave autoreset= out"):
+        told.episodes(autoreset="next_step")
+    with pytest.raises(OptionError, match=r"episodes\(autoreset='never'\): give autoreset='next_step'"):
+        told.episodes(autoreset="never")  # type: ignore[arg-type]
+
+
+def test_ends_that_leave_nothing_open_need_no_word() -> None:
+    assert len(played([[0, 0], [0, 0], [1, 1]]).recording().episodes()) == 2  # in the last step
+    # A step that only resets can't end, so the second of two ends running is of an episode of one step.
+    assert facts(played([[0], [1], [1], [0]]).recording()) == [
+        (0, 0, 2, True, False),
+        (0, 2, 3, True, False),
+        (0, 3, 4, False, False),
+    ]
+
+
+@pytest.mark.parametrize("columns", [("terminated", "truncated"), ("done",), ("truncated",)])
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_the_end_of_the_block_warns_where_nobody_said_how_environments_reset(
+    columns: tuple[str, ...], n_envs: int
+) -> None:
+    def run(ends: list[int], **options: Any) -> list[str]:
+        policy = torch.nn.Linear(4, 2)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with torch.no_grad(), Recorder(policy, keep_op="linear", **options) as rec:
+                for end in ends:
+                    policy(torch.ones(n_envs, 4))
+                    rec.step(**{name: np.array([end] + [0] * (n_envs - 1), bool) for name in columns})
+        return [str(warning.message) for warning in caught]
+
+    (message,) = run([0, 1, 0])
+    assert "next_step" in message and "same_step" in message
+    assert not run([0, 1, 0], autoreset="next_step")
+    assert not run([0, 0, 1])
+    assert not run([0, 1, 0, 1, 1])
