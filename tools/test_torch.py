@@ -86,12 +86,12 @@ def is_importable(name: str) -> bool:
 
 def with_row(text: str, version: str, row: str) -> str:
     """A page with the row of a version in its table, the newest first."""
-    rows = {match[1]: match[0] for match in ROW.finditer(text)} | {version: row}
+    head, line, rest = text.partition("|---|---|---|---|---|---|---|---|\n")
+    table, _, tail = rest.partition("\n\n") if rest.startswith("|") else ("", "", rest.removeprefix("\n"))
+    rows = {match[1]: match[0] for match in ROW.finditer(table)} | {version: row}
     ordered = sorted(rows, key=lambda key: tuple(map(int, key.split("."))), reverse=True)
-    head, _, rest = text.partition("|---|---|---|---|---|---|---|---|\n")
-    tail = rest[rest.rfind("|\n") + 2 :] if ROW.search(rest) else rest
     lines = "".join(f"{rows[key]}\n" for key in ordered)
-    return f"{head}|---|---|---|---|---|---|---|---|\n{lines}{tail}"
+    return f"{head}{line}{lines}\n{tail}"
 
 
 if __name__ == "__main__":

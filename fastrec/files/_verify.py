@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from fastrec._errors import DamagedFileError, FastrecError
+from fastrec.files._verify_history import history_blocks
 from fastrec.sinks.hdf5.blocks import Block, blocks_of
 from fastrec.sinks.hdf5.contents import Contents, read_contents
 from fastrec.sinks.hdf5.copy_file import Progress
@@ -59,13 +60,19 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Ve
     []
 
     Arguments:
-        path: the path that the recorder was given, or a folder.
+        path: the path that the recorder was given, a folder, or a history that was saved.
         progress: called with the bytes that were compared so far, and with their total.
 
     Values that are damaged are in the result. Raises DamagedFileError where it is the index, without which nothing
     can be read, and otherwise what ``fastrec.load`` does. In a folder such a file is damage like any other.
     """
-    recordings, damage = _recordings_of(path)
+    try:
+        recordings, damage = _recordings_of(path)
+    except DamagedFileError:
+        blocks_of_history = history_blocks(os.fspath(path)) if os.path.isfile(path) else None
+        if blocks_of_history is None:
+            raise
+        return _verified_history(os.fspath(path), blocks_of_history, progress)
     blocks = [block for recording in recordings for block in recording.blocks]
     total, done = sum(block.nbytes for block in blocks), 0
     damage += [Damage(loss.file, loss.data_set, 0, 0, "", loss.what) for loss in _losses(recordings)]
@@ -79,6 +86,15 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Ve
     n_files = sum(len(recording.files) for recording in recordings)
     n_unchecked = sum(recording.count_unchecked() for recording in recordings)
     return Verified(os.fspath(path), n_files, len(blocks), total, n_unchecked, damage)
+
+
+def _verified_history(path: str, blocks: list[tuple[str, int, str]], progress: Progress | None) -> Verified:
+    """The same of the tensors of a history."""
+    total = sum(nbytes for _, nbytes, _ in blocks)
+    if progress is not None:
+        progress(total, total)
+    damage = [Damage(path, name, 0, 0, "", why) for name, _, why in blocks if why]
+    return Verified(path, 1, len(blocks), total, 0, damage)
 
 
 def _recordings_of(path: str | os.PathLike[str]) -> tuple[list[_Recording], list[Damage]]:

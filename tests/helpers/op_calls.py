@@ -132,7 +132,17 @@ def padded_loss(loss: Callable[..., Any], **options: Any) -> Any:
     return loss(randn(3, 4), randn(3, 4), **options)
 
 
-CHUNKED = {"options": nn.modules.LinearCrossEntropyOptions()}
+def linear_cross_entropy_calls() -> list[Call]:
+    """The calls of a function that is new in torch 2.13."""
+    if not hasattr(F, "linear_cross_entropy"):
+        return []
+    chunked = {"options": nn.modules.LinearCrossEntropyOptions()}
+    return [
+        partial(F.linear_cross_entropy, randn(*batch, 5), randn(6, 5), torch.zeros(batch, dtype=torch.long), **options)
+        for batch in ((), (3,))
+        for options in ({}, {"linear_bias": randn(6)}, {"reduction": "none"}, {"label_smoothing": 0.1}, chunked)
+    ]
+
 
 # Functions made of several ops.
 COMPOSITES: dict[str, list[Call]] = {
@@ -211,11 +221,7 @@ COMPOSITES: dict[str, list[Call]] = {
         lambda: torch.unravel_index(torch.tensor([3, 7]), (3, 4)),
         lambda: torch.unravel_index(torch.tensor(3), (3, 4)),
     ],
-    "linear_cross_entropy": [
-        partial(F.linear_cross_entropy, randn(*batch, 5), randn(6, 5), torch.zeros(batch, dtype=torch.long), **options)
-        for batch in ((), (3,))
-        for options in ({}, {"linear_bias": randn(6)}, {"reduction": "none"}, {"label_smoothing": 0.1}, CHUNKED)
-    ],
+    "linear_cross_entropy": linear_cross_entropy_calls(),
     "module_load": [
         lambda: randn(3).module_load(randn(3)),
         lambda: randn(3).module_load(randn(3), assign=True),

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import warnings
 import weakref
 from contextlib import ExitStack, nullcontext
@@ -165,10 +166,12 @@ def test_the_users_code_runs_again_after_the_block_and_two_sessions_do_not_mix()
 
 def test_more_sessions_than_the_recompile_limit_go_on_compiling() -> None:
     compiled, x = torch.compile(mlp(), backend="eager", fullgraph=True), torch.randn(3, 4)
-    for _ in range(torch._dynamo.config.recompile_limit + 2):
+    for n in itertools.count():
         with Recorder(compiled, keep_op="tanh") as rec:
             compiled(x)
         assert len(rec.recording) == 1
+        if n > torch._dynamo.config.recompile_limit:  # called otherwise in a torch that the engine refuses
+            break
 
 
 def test_a_pass_that_keeps_nothing_runs_the_users_own_code() -> None:
