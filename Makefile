@@ -127,6 +127,6 @@ bench-reference: $(addprefix .benchmarks/torchlens-,2.15.0 2.36.1)
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ torchlens==$*
 	$(BIN)/python -m pip install --quiet --upgrade --target $@ graphviz ipython
 
-# What features, extraction, shuffled batches and episodes cost: about ten minutes.
+# What features, extraction, shuffled batches and episodes cost: about three minutes.
 bench-everyday: .venv-zoo/.installed
 	.venv-zoo/bin/python -W ignore -m benchmarks.everyday

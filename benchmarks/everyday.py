@@ -143,7 +143,7 @@ def extraction(folder: Path) -> Iterator[Row]:
 
 def episodes(folder: Path) -> Iterator[Row]:
     """20,000 episodes of ten steps in D4RL's layout, against the same arrays cut by hand."""
-    model, envs, steps = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), 8, 2_500
+    model, envs, steps = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), 8, 25_000
     ends, numbers = np.arange(envs), iter(range(1000))
     arrays: dict[str, Any] = {name: [] for name in ("obs", "action", "reward", "terminated")}
     with torch.no_grad(), fastrec.Recorder(model, keep_op="tanh") as rec:
