@@ -6,11 +6,10 @@ import os
 from typing import Any
 
 import h5py
-import numpy as np
 
 from fastrec._errors import StepError
 from fastrec.exports._contract import Keys, atomic_output, read_options
-from fastrec.exports._episodes import TransitionOptions, transitions
+from fastrec.exports._episodes import TransitionOptions, count_steps, transitions
 from fastrec.recording._recording import Recording
 from fastrec.recording._source import Array
 
@@ -23,29 +22,30 @@ def to_d4rl(recording: Recording, path: str | os.PathLike[str], *, keys: Keys | 
         keys: see ``export``; their values go into ``infos``.
         observations, actions: a key of the recording, or a step column.
         rewards: a step column.
+        autoreset: as in ``recording.episodes``.
 
-    Episodes follow each other environment by environment. One that was still open ends with a timeout.
+    Episodes follow each other in order of their start. One that was still open ends with a timeout.
     Where several processes recorded, ``infos/rank`` has the rank of each row.
     """
     fields = read_options("d4rl", TransitionOptions, options)
     fields.check("d4rl")
-    total = sum(len(episode) for episode in recording.episodes(autoreset=fields.autoreset))
+    total = count_steps(recording, fields)
     with atomic_output(path, ".hdf5", ".h5") as temporary, h5py.File(temporary, "w") as file:
         start = 0
-        for episode in transitions(recording, keys, fields):
+        for stretch in transitions(recording, keys, fields):
             arrays = {
-                "observations": episode.observations,
-                "actions": episode.actions,
-                "rewards": episode.rewards,
-                "terminals": episode.terminations,
-                "timeouts": episode.truncations,
-                **{f"infos/{name}": values for name, values in episode.activations.items()},
+                "observations": stretch.observations,
+                "actions": stretch.actions,
+                "rewards": stretch.rewards,
+                "terminals": stretch.terminations,
+                "timeouts": stretch.truncations,
+                **{f"infos/{name}": values for name, values in stretch.activations.items()},
             }
-            if episode.rank is not None:
-                arrays["infos/rank"] = np.full(len(episode), episode.rank, np.int64)
+            if stretch.ranks is not None:
+                arrays["infos/rank"] = stretch.ranks
             for name, values in arrays.items():
                 _write_rows(file, name, values, start, total)
-            start += len(episode)
+            start += len(stretch)
 
 
 def _write_rows(file: h5py.File, name: str, values: Array, start: int, total: int) -> None:
@@ -54,7 +54,7 @@ def _write_rows(file: h5py.File, name: str, values: Array, start: int, total: in
     dataset = file[name]
     if dataset.shape[1:] != values.shape[1:] or dataset.dtype != values.dtype:
         raise StepError(
-            f"{name!r} has rows of {dataset.shape[1:]} {dataset.dtype} in one episode and of {values.shape[1:]} "
+            f"{name!r} has rows of {dataset.shape[1:]} {dataset.dtype} in one phase and of {values.shape[1:]} "
             f"{values.dtype} in another; select(phase=) one kind"
         )
     dataset[start : start + len(values)] = values
