@@ -11,7 +11,7 @@ import numpy as np
 
 from fastrec._errors import StepError
 from fastrec.exports._contract import Keys, atomic_output, read_options
-from fastrec.exports._episodes import TransitionOptions, transitions
+from fastrec.exports._episodes import TransitionOptions, episodes_of, transitions
 from fastrec.recording._recording import Recording
 from fastrec.recording._source import Array
 
@@ -33,6 +33,7 @@ def to_minari(recording: Recording, path: str | os.PathLike[str], *, keys: Keys 
         keys: see ``export``; their values go into ``episode_0/activations`` and so on, which Minari ignores.
         observations, actions: a key of the recording, or a step column.
         rewards: a step column.
+        autoreset: as in ``recording.episodes``.
         dataset_id: the name that Minari shows.
 
     An episode of T steps has T + 1 observations in Minari. The last one was not recorded, because the policy does not
@@ -46,11 +47,11 @@ def to_minari(recording: Recording, path: str | os.PathLike[str], *, keys: Keys 
     with atomic_output(path) as temporary:
         os.makedirs(os.path.join(temporary, "data"))
         with h5py.File(os.path.join(temporary, "data", "main_data.hdf5"), "w", track_order=True) as file:
-            for episode in transitions(recording, keys, fields):
+            for episode in episodes_of(transitions(recording, keys, fields)):
                 group = file.create_group(f"episode_{n_episodes}")
                 group.attrs["id"], group.attrs["total_steps"] = n_episodes, len(episode)
-                if episode.rank is not None:
-                    group.attrs["rank"] = episode.rank
+                if episode.ranks is not None:
+                    group.attrs["rank"] = int(episode.ranks[0])
                 group["observations"] = np.concatenate([episode.observations, episode.observations[-1:]])
                 for name in ("actions", "rewards", "terminations", "truncations"):
                     group[name] = getattr(episode, name)

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 
 from fastrec.exports._contract import Keys, atomic_output, read_options
-from fastrec.exports._episodes import TransitionOptions, next_rows, transitions
+from fastrec.exports._episodes import TransitionOptions, episodes_of, next_rows, transitions
 from fastrec.recording._recording import Recording
 
 GYM_TYPE = 2
@@ -33,6 +33,7 @@ def to_robomimic(
         observations, actions: a key of the recording, or a step column; they become ``obs/observations`` and
             ``actions``, which robomimic expects to be between -1 and 1.
         rewards: a step column.
+        autoreset: as in ``recording.episodes``.
         env_name: the environment, for robomimic's rollouts.
 
     What followed the last step of an episode was not recorded, so its own observation stands there again. Where
@@ -43,11 +44,11 @@ def to_robomimic(
     total = 0
     with atomic_output(path, ".hdf5", ".h5") as temporary, h5py.File(temporary, "w") as file:
         data = file.create_group("data")
-        for number, episode in enumerate(transitions(recording, keys, fields)):
+        for number, episode in enumerate(episodes_of(transitions(recording, keys, fields))):
             demo = data.create_group(f"demo_{number}")
             demo.attrs["num_samples"] = len(episode)
-            if episode.rank is not None:
-                demo.attrs["rank"] = episode.rank
+            if episode.ranks is not None:
+                demo.attrs["rank"] = int(episode.ranks[0])
             # robomimic reads the size of an action from the second axis.
             demo["actions"] = episode.actions[:, None] if episode.actions.ndim == 1 else episode.actions
             demo["rewards"] = episode.rewards

@@ -237,12 +237,12 @@ class Episode:
 
     __slots__ = ("_phase", "_rows", "env", "terminated", "truncated")
 
-    def __init__(self, phase: _PhaseEpisodes, env: int, rows: range) -> None:
+    def __init__(self, phase: PhaseEpisodes, env: int, rows: range, terminated: bool, truncated: bool) -> None:
         self._phase = phase
         self._rows = rows
         self.env = env
-        self.terminated = phase.has_flag(rows[-1], env, ("terminated", "done"))
-        self.truncated = phase.has_flag(rows[-1], env, ("truncated",))
+        self.terminated = terminated
+        self.truncated = truncated
 
     @property
     def phase(self) -> str:
@@ -279,17 +279,13 @@ class Episode:
     def columns(self) -> Mapping[str, Array]:
         """The step columns of this environment, of shape [length, *shape]."""
         rows = slice(self._rows.start, self._rows.stop)
-        return {
-            name: column[rows, self.env] if self._phase.has_environments(name, column) else column[rows]
-            for name, column in self._phase.table.columns.items()
-            if name != RESET_ONLY
-        }
+        return {name: self._phase.column(name, rows, self.env) for name in self._phase.column_names}
 
     def __getitem__(self, key: str) -> Tensor:
         try:
-            return self._phase.values(key, self._rows, self.env)
+            return self._phase.values(key, slice(self._rows.start, self._rows.stop))[:, self.env]
         except RecordKeyError as error:
-            if key in self.columns:
+            if key in self._phase.column_names:
                 raise RecordKeyError(f"{key!r} is a column of the steps: episode.columns[{key!r}]") from error
             raise
 
@@ -310,6 +306,13 @@ def episodes_of(view: View, steps: Steps, firings: Firings, autoreset: Autoreset
 
     ``autoreset`` is for recordings that don't say how their environments reset.
     """
+    return [episode for phase in phase_episodes(view, steps, firings, autoreset) for episode in phase.episodes()]
+
+
+def phase_episodes(
+    view: View, steps: Steps, firings: Firings, autoreset: Autoreset | None = None
+) -> list[PhaseEpisodes]:
+    """The same as one table for each phase, for what reads many episodes at a time."""
     recorded = view.catalog.header.get("autoreset")
     if autoreset not in (None, "next_step", "same_step"):
         raise OptionError(f"episodes(autoreset={autoreset!r}): give {AUTORESET_WORDS}")
@@ -323,17 +326,18 @@ def episodes_of(view: View, steps: Steps, firings: Firings, autoreset: Autoreset
             "episodes are made of steps, and none was marked; call rec.step(terminated=..., truncated=...) after "
             "env.step"
         )
-    episodes: list[Episode] = []
-    for table in sorted(steps.tables, key=lambda table: table.phase):
-        if autoreset == "next_step":
-            table = _with_reset_only(table)
-        of_phase = _PhaseEpisodes(view, table, firings, autoreset).episodes()
-        episodes += sorted(of_phase, key=lambda episode: (episode.start_step, episode.env))
-    return episodes
+    return [
+        PhaseEpisodes(view, _with_reset_only(table) if autoreset == "next_step" else table, firings, autoreset)
+        for table in sorted(steps.tables, key=lambda table: table.phase)
+    ]
 
 
-class _PhaseEpisodes:
-    """The steps of one phase, where its environments end, and the values that fired in its steps."""
+class PhaseEpisodes:
+    """The episodes of one phase: the environment and the rows of each, and the values that fired in its steps.
+
+    ``env``, ``start``, ``stop``, ``terminated`` and ``truncated`` have one value for each episode, in order of their
+    start. ``start`` and ``stop`` are rows of ``table``.
+    """
 
     def __init__(self, view: View, table: PhaseSteps, firings: Firings, autoreset: Autoreset | None) -> None:
         self.view = view
@@ -360,12 +364,18 @@ class _PhaseEpisodes:
         self.has_env_axis = any(column.ndim > 1 for column in end_columns.values())
         if autoreset is None and self.has_env_axis:
             self._check_autoreset()
+        self._set_episodes()
         self._records: dict[str, StepRecords] = {}
 
-    def has_flag(self, row: int, env: int, names: tuple[str, ...]) -> bool:
-        """Whether one of some columns is true for an environment in a row."""
-        columns = [self.table.columns[name].reshape(len(self.ends), -1) for name in names if name in self.table.columns]
-        return any(bool(column[row, env]) for column in columns)
+    @property
+    def column_names(self) -> list[str]:
+        """The columns that an episode shows."""
+        return [name for name in self.table.columns if name != RESET_ONLY]
+
+    def column(self, name: str, rows: slice | Integers, env: int | Integers) -> Array:
+        """A column in some rows, where it has one value per environment that of ``env``."""
+        column = self.table.columns[name]
+        return column[rows, env] if self.has_environments(name, column) else column[rows]
 
     def has_environments(self, name: str, column: Array) -> bool:
         """Whether the second axis of a column counts environments; the ends of episodes say whether there is one."""
@@ -379,33 +389,59 @@ class _PhaseEpisodes:
             )
         return True
 
-    def episodes(self) -> Iterator[Episode]:
-        """All episodes, environment by environment."""
-        # The next session resets its environments, so an episode that is open at the end of a session stays open.
-        last_rows = np.array(_session_edges(self.table)[1:], np.int64) - 1
-        for env in range(self.ends.shape[1]):
-            start = 0
-            for end in np.union1d(np.flatnonzero(self.ends[:, env]), last_rows).tolist():
-                start += bool(self.reset_only[start, env])
-                if start <= end:
-                    yield Episode(self, env, range(start, end + 1))
-                start = end + 1
+    def episodes(self) -> list[Episode]:
+        """All of them."""
+        facts = zip(
+            self.env.tolist(),
+            self.start.tolist(),
+            self.stop.tolist(),
+            self.terminated.tolist(),
+            self.truncated.tolist(),
+            strict=True,
+        )
+        return [
+            Episode(self, env, range(start, stop), terminated, truncated)
+            for env, start, stop, terminated, truncated in facts
+        ]
 
-    def values(self, key: str, rows: range, env: int) -> Tensor:
-        """The values of a key for one environment in consecutive steps."""
+    def values(self, key: str, rows: slice | Integers) -> Tensor:
+        """The values of a key in some rows, of shape [rows, envs, ...]; a single environment has an axis too."""
         if key not in self._records:
             view = self.view.of_passes(self.view.passes["phase"] == self.table.phase)
             self._records[key] = StepRecords.of(view.of_metas(metas_of_key(view, key)), self.table)
-        values = self.firings.stack(self._records[key].part(slice(rows.start, rows.stop)), key)
+        values = self.firings.stack(self._records[key].part(rows), key)
         if not self.has_env_axis:
-            return values[:, 0] if values.ndim > 1 and values.shape[1] == 1 else values
+            return values if values.ndim > 1 and values.shape[1] == 1 else values[:, None]
         n_envs = self.ends.shape[1]
         if values.ndim < 2 or values.shape[1] != n_envs:
             raise StepError(
                 f"{key!r} has values of shape {tuple(values.shape[1:])}, and episodes need one row per environment "
                 f"({n_envs} of them); choose another key, or recording.select(batch={n_envs})"
             )
-        return values[:, env]
+        return values
+
+    def _set_episodes(self) -> None:
+        # The next session resets its environments, so an episode that is open at the end of a session stays open.
+        is_last = self.ends.copy()
+        is_last[np.array(_session_edges(self.table)[1:], np.int64) - 1] = True
+        env, last = np.nonzero(is_last.T)
+        start = np.concatenate([[0], last[:-1] + 1])
+        start[np.flatnonzero(np.diff(env, prepend=-1))] = 0
+        start += self.reset_only[np.minimum(start, len(self.ends) - 1), env]
+        has_rows = start <= last
+        env, start, last = env[has_rows], start[has_rows], last[has_rows]
+        order = np.lexsort((env, start))
+        self.env, self.start, self.stop = env[order], start[order], last[order] + 1
+        self.terminated = self._flags(("terminated", "done"))
+        self.truncated = self._flags(("truncated",))
+
+    def _flags(self, names: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+        """Whether one of some columns is true in the last row of each episode."""
+        flags = np.zeros(len(self.env), np.bool_)
+        for name in names:
+            if name in self.table.columns:
+                flags |= self.table.columns[name].reshape(self.ends.shape)[self.stop - 1, self.env].astype(bool)
+        return flags
 
     def _check_autoreset(self) -> None:
         edges = _session_edges(self.table)
@@ -502,7 +538,7 @@ class StepRecords(msgspec.Struct, frozen=True):
         last[rows[in_table]] = in_table  # of several, the one that is assigned last stays
         return cls(view, last, counts, table.numbers, where)
 
-    def part(self, rows: slice) -> StepRecords:
+    def part(self, rows: slice | Integers) -> StepRecords:
         """Those of some steps."""
         return StepRecords(self.view, self.last[rows], self.counts[rows], self.numbers[rows], self.where)
 

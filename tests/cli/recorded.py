@@ -23,7 +23,8 @@ def rollout(path: str, steps: int = 6, start: int = 0, **options: object) -> fas
     """Record some steps with two environments to a file; the same recording in RAM."""
     policy = Policy()
     sinks = [RAMSink(), HDF5Sink(path, **options)]
-    with Recorder(policy, keep_module="torso", keep_op="softmax", sink=sinks) as rec, rec.phase("rollout"):
+    options = {"sink": sinks, "autoreset": "same_step"}
+    with Recorder(policy, keep_module="torso", keep_op="softmax", **options) as rec, rec.phase("rollout"):
         for step in range(start, start + steps):
             policy(torch.tensor([[step, 1.0], [-step, -1.0]]))
             rec.step(reward=[step, -step], terminated=[step % 3 == 2, False], truncated=[False, False])

@@ -273,3 +273,21 @@ def test_names_that_would_be_groups_of_each_other_are_told_apart(tmp_path: Path)
     export(rec.recording, tmp_path / "x.h5", "d4rl", keys=keys, observations="0", actions="0")
     with h5py.File(tmp_path / "x.h5") as file:
         assert set(file["infos"]) == {"a.b", "a.b#2", "a"}
+
+
+def test_many_episodes_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recording = rollout(steps=40)
+    expected = recording.episodes()
+    for steps in (1, 7, 1000):
+        monkeypatch.setattr("fastrec.exports._episodes.STRETCH_STEPS", steps)
+        export(recording, tmp_path / f"{steps}.h5", "d4rl", keys=["head"], observations=OBSERVATIONS, actions="action")
+        with h5py.File(tmp_path / f"{steps}.h5") as file:
+            for name, values in {
+                "observations": [e[OBSERVATIONS].numpy() for e in expected],
+                "infos/head": [e["head"].numpy() for e in expected],
+                "rewards": [e.columns["reward"] for e in expected],
+                "actions": [e.columns["action"] for e in expected],
+                "terminals": [np.arange(len(e)) == (len(e) - 1 if e.terminated else -1) for e in expected],
+                "timeouts": [np.arange(len(e)) == (-1 if e.terminated else len(e) - 1) for e in expected],
+            }.items():
+                np.testing.assert_array_equal(file[name][:], np.concatenate(values).astype(file[name].dtype))

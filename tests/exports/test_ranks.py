@@ -21,7 +21,7 @@ def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recording:
     model = nn.Tanh()
     for rank in (0, 3):
         monkeypatch.setenv("RANK", str(rank))
-        with Recorder(model, keep_module=True, sink=f"{tmp_path}/run/") as rec:
+        with Recorder(model, keep_module=True, sink=f"{tmp_path}/run/", autoreset="same_step") as rec:
             for i in range(4):
                 model(torch.full((1, 3), float(rank)))
                 rec.step(reward=[1.0], terminated=[i % 2 == 1], truncated=[False], action=[float(i)])

@@ -28,7 +28,7 @@ def record(path: str, rank: int | None, steps: int = 5, **options: object) -> fa
     """A rollout of two environments, and an evaluation."""
     torch.manual_seed(rank or 0)
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh())
-    autoreset = options.pop("autoreset", None)
+    autoreset = options.pop("autoreset", "same_step")
     with pytest.MonkeyPatch.context() as patch:
         if rank is not None:
             patch.setenv("RANK", str(rank))

@@ -31,7 +31,7 @@ class Wide(nn.Module):
 def run(sink: Any = None, passes: int = 30) -> Recorder:
     torch.manual_seed(0)
     model = Wide()
-    with torch.no_grad(), Recorder(model, keep_op=True, sink=sink) as rec:
+    with torch.no_grad(), Recorder(model, keep_op=True, sink=sink, autoreset="same_step") as rec:
         for i in range(passes):
             with rec.phase("rollout"):
                 model(torch.randn(2 + i % 3, 1, 5, 5) * i)

@@ -54,7 +54,8 @@ def checked(html: str) -> Checker:
 def recording(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recording:
     path = tmp_path_factory.mktemp("html") / "run.h5"
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
-    with torch.no_grad(), Recorder(model, keep_op=True, sink=path if request.param == "file" else None) as rec:
+    sink = path if request.param == "file" else None
+    with torch.no_grad(), Recorder(model, keep_op=True, sink=sink, autoreset="same_step") as rec:
         for i in range(40):
             model(torch.randn(3, 4) * i)
             done = np.full(3, i % 20 == 19)

@@ -22,7 +22,7 @@ MODEL = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
 def rollout(request: Any, tmp_path: Path) -> Recording:
     """Six steps of three environments, whose inputs are 10 * step + env; env 1 ends in step 3."""
     sink = [RAMSink(), str(tmp_path / "a.h5")]
-    with torch.no_grad(), Recorder(MODEL, keep_op="tanh", keep_module="0", sink=sink) as rec:
+    with torch.no_grad(), Recorder(MODEL, keep_op="tanh", keep_module="0", sink=sink, autoreset="same_step") as rec:
         for t in range(6):
             MODEL((10.0 * t + torch.arange(3.0))[:, None].expand(3, 4))
             rec.step(

@@ -25,7 +25,13 @@ def sometimes(tmp_path: Path) -> tuple[list[Recording], nn.Sequential]:
     model = model_of()
     with (
         torch.no_grad(),
-        Recorder(model, keep_op="tanh", keep_module="2", sink=[RAMSink(), str(tmp_path / "a.h5")]) as rec,
+        Recorder(
+            model,
+            keep_op="tanh",
+            keep_module="2",
+            sink=[RAMSink(), str(tmp_path / "a.h5")],
+            autoreset="same_step",
+        ) as rec,
     ):
         for t in range(10):
             for turn in range(t % 3 and (2 if t == 5 else 1)):

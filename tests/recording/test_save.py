@@ -24,7 +24,10 @@ def model() -> nn.Module:
 
 def run(passes: int = 12, **options: Any) -> Recording:
     net = model()
-    with torch.no_grad(), Recorder(net, keep_op="tanh", keep_module="2", **options) as rec:
+    with (
+        torch.no_grad(),
+        Recorder(net, keep_op="tanh", keep_module="2", **{"autoreset": "same_step", **options}) as rec,
+    ):
         for i in range(passes):
             with rec.phase("eval" if i % 6 == 5 else "rollout"):
                 rec.log(torch.full((1 + i % 3, 4), float(i)), sample_id=f"sample {i}" if i % 2 else None)

@@ -41,7 +41,10 @@ def policy() -> nn.Sequential:
 def watched(sink: StatisticsSink, passes: int, **options: Any) -> RunStatistics:
     """Statistics of a run, compared with those of all its values."""
     model = policy()
-    with torch.no_grad(), Recorder(model, keep_op=True, sink=[RAMSink(), sink], **options) as rec:
+    with (
+        torch.no_grad(),
+        Recorder(model, keep_op=True, sink=[RAMSink(), sink], autoreset="same_step", **options) as rec,
+    ):
         for i in range(passes):
             model(torch.randn(3 + i % 2, 4) * i)
             rec.step(terminated=np.array([i % 10 == 9, False]), truncated=np.array([False, i % 25 == 24]))

@@ -56,6 +56,7 @@ KEEP: dict[str, Any] = {
     | module("head", "late.*")
     | module("").with_(transform=total, save_raw=False, dtype=torch.float64),
     "history_size": 3,
+    "autoreset": "same_step",
 }
 
 

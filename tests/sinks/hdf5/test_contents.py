@@ -19,7 +19,9 @@ ENDED = [[[0, 0], [1, 0], [0, 0]], [[0, 1], [0, 0]]]
 
 def session(path: Path, ended: list[list[int]], first: int, *, left: int = 0, **options: Any) -> None:
     """Steps whose values are 10 times the step plus the environment, and passes after them that no step closes."""
-    with Recorder(MODEL, keep_module=True, sink=HDF5Sink(path, append=True), **options) as rec:
+    with Recorder(
+        MODEL, keep_module=True, sink=HDF5Sink(path, append=True), **{"autoreset": "same_step", **options}
+    ) as rec:
         for step, row in enumerate(ended, first):
             MODEL(10.0 * step + torch.arange(len(row))[:, None])
             rec.step(terminated=[bool(end) for end in row], truncated=[False] * len(row))
@@ -101,7 +103,7 @@ def test_sessions_stay_apart_in_what_is_made_of_them(tmp_path: Path) -> None:
 def test_sessions_stay_apart_while_the_last_one_grows(tmp_path: Path) -> None:
     path = continued(tmp_path / "run.h5")
     live = fastrec.load(path, live=True)
-    with Recorder(MODEL, keep_module=True, sink=HDF5Sink(path, append=True)) as rec:
+    with Recorder(MODEL, keep_module=True, sink=HDF5Sink(path, append=True), autoreset="same_step") as rec:
         MODEL(torch.tensor([[50.0], [51.0]]))
         rec.step(terminated=[True, False], truncated=[False, False])
         rec.flush()
