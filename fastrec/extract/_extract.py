@@ -31,7 +31,7 @@ from fastrec._errors import (
     RecordingNotFoundError,
     RecordKeyError,
 )
-from fastrec._optional import require
+from fastrec._errors.extras import require
 from fastrec.engines import is_compiled
 from fastrec.events.capture import CaptureSpec, check_device
 from fastrec.extract._batches import Batch, Batches, BatchOptions, batches_of, to_device
@@ -39,7 +39,7 @@ from fastrec.predicates import structural
 from fastrec.recording._recording import Recording
 from fastrec.session.recorder import Recorder
 from fastrec.sinks import HDF5Sink
-from fastrec.sinks.hdf5.paths import is_folder
+from fastrec.sinks.hdf5.paths import Paths, is_folder
 
 N_PROBED = 2
 """How many samples are run before: not one, for models that squeeze their values."""
@@ -260,7 +260,17 @@ def _earlier(to: str | os.PathLike[str] | None, batches: Batches, *, resume: boo
     if not resume:
         raise RecordingExistsError(f"{str(to)!r} exists; remove it, give another path, or leave resume=False out")
     batches.check_beginning(earlier.ids)
+    if not is_folder(os.fspath(to)):
+        _finish(os.fspath(to))
     return earlier
+
+
+def _finish(path: str) -> None:
+    """Finish the file that a killed call left, so that other tools find a file under the path at the end."""
+    from fastrec.sinks.hdf5.recover import RecoverOptions, recover_files
+
+    if any(name.endswith(".tmp") for name in Paths(path).files()):
+        recover_files(path, None, RecoverOptions())
 
 
 def _load(path: str | os.PathLike[str]) -> Recording:

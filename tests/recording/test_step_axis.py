@@ -158,7 +158,9 @@ def test_one_process_has_no_rank(tmp_path: Path) -> None:
 def test_episodes_are_of_one_process_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
-        with Recorder(MODEL, keep_module=True, sink=HDF5Sink(f"{tmp_path}/run/", role="rollout")) as rec:
+        with Recorder(
+            MODEL, keep_module=True, sink=HDF5Sink(f"{tmp_path}/run/", role="rollout"), autoreset="same_step"
+        ) as rec:
             for i in range(4):
                 MODEL(torch.tensor([[10.0 * rank + i], [100.0 + 10 * rank + i]]))
                 rec.step(reward=[1.0, 1.0], terminated=[i % 2 == 1, False], truncated=[False, False])
