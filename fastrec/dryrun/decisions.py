@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from fastrec.dryrun.events import SOURCE_KINDS, Event
 from fastrec.events.capture import CaptureSpec, kept_dtype
-from fastrec.events.context import PASS_FIELDS, TENSOR_FIELDS, PredicateFailure, torch_dtype
+from fastrec.events.context import PASS_FIELDS, TENSOR_FIELDS, PredicateFailure, RecordContext, torch_dtype
 from fastrec.events.sites import PassInfo
 from fastrec.predicates import NEVER
-from fastrec.predicates._answers import spec_of
+from fastrec.predicates._answers import halt_answer, spec_of
 from fastrec.predicates._base import Opaque, PredicateBase
 from fastrec.session.failures import Halt
 from fastrec.session.options import RecorderOptions
@@ -36,6 +36,8 @@ Verdict = Literal["kept", "rejected", "unreachable", "failed"]
 
 Decision = CaptureSpec | PredicateFailure | None
 """How an event is kept; or why that can't be said or done; or None, if it is not kept."""
+
+AnswerT = TypeVar("AnswerT")
 
 _PASS_NUMBERS = frozenset({"entry_pass", "pass_index"})
 
@@ -79,10 +81,10 @@ class Decider:
         outcome = self._outcome_of_keep(event, value)
         halt = self.plan.halt_at(event.site.kind)
         if halt != NEVER and event.info.index not in self.halted:
-            decision = self._ask(halt, event)
-            if isinstance(decision, PredicateFailure):
-                return Outcome(decision, 0)
-            if decision is not None:
+            halts = self._ask(halt, event, halt_answer)
+            if isinstance(halts, PredicateFailure):
+                return Outcome(halts, 0)
+            if halts:
                 self.halted[event.info.index] = f"{halt!r} matched {event.meta.label!r} ({event.site.name})"
         return outcome
 
@@ -112,14 +114,18 @@ class Decider:
         return self.plan.predicate(event.site.kind)
 
     def _outcome_of_keep(self, event: Event, value: Tensor | None) -> Outcome:
-        decision = self._ask(self._predicate(event), event)
+        decision = self._ask(
+            self._predicate(event), event, lambda predicate, ctx: spec_of(predicate.decide(ctx), self._default)
+        )
         if not isinstance(decision, CaptureSpec):
             return Outcome(decision, 0)
         return self._measure(decision, event, value)
 
-    def _ask(self, predicate: PredicateBase, event: Event) -> Decision:
+    def _ask(
+        self, predicate: PredicateBase, event: Event, answer: Callable[[PredicateBase, RecordContext], AnswerT]
+    ) -> AnswerT | PredicateFailure | None:
         try:
-            return spec_of(predicate.decide(event.ctx_in(event.info)), self._default)
+            return answer(predicate, event.ctx_in(event.info))
         except Halt as halt:
             self.halted[event.info.index] = halt.reason
             return None

@@ -69,12 +69,13 @@ def dry_run(
         model: a module, or a dict name -> module.
         input_args: one positional argument, or a tuple or list of them.
         input_kwargs: keyword arguments; alone, as ``input_kwargs=batch``, for a model that takes nothing else.
-        call: a function without arguments that uses the model in any way, in place of inputs.
+        call: a function without arguments that uses the model in any way, in place of inputs. As in a recorder,
+            each module that it calls makes a pass, and ops outside of modules are in none.
         recorder_options: the options of Recorder. Without ``keep_op`` and ``keep_module`` everything is shown and
             nothing is kept; ``sink`` and ``retain`` have no effect here. Inputs and buffers are always shown, but are
             only kept with ``include_source_events=True``.
 
-    Returns a DryRun. The pass is the first one of its entry, and in no phase. Afterwards the model is
+    Returns a DryRun. The pass is the first one of its entry, or each of a ``call`` the next one, and in no phase. Afterwards the model is
     what it was: parameters, buffers, other attributes, flags and gradients; and so are random states. An error that a
     predicate raises is shown at its event.
     """
@@ -96,7 +97,7 @@ def dry_run(
     with restored(roots.values()), random_state_restored(), seeded(options.random_seed):
         engine.open(roots, listener)
         try:
-            run(engine)
+            run(engine, in_region=False)
             names = Names.of(engine, {event.site.layer_type for event in events if event.site.kind == "op"})
         finally:
             engine.close()

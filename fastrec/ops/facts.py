@@ -22,12 +22,12 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, lru_cache
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodWrapperType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import msgspec
 import torch
-from torch import overrides
+from torch import Tensor, overrides
 
 from fastrec._torch.internals import OpOverload, OpOverloadPacket
 from fastrec.ops.table import (
@@ -72,7 +72,7 @@ class OpFacts(msgspec.Struct, frozen=True):
 @lru_cache(maxsize=4096)
 def op_facts(func: Callable[..., Any]) -> OpFacts | None:
     """The facts of a callable that a mode saw; None if its calls are never events."""
-    if isinstance(func, MethodWrapperType) and func.__name__ in ("__get__", "__set__", "__delete__"):
+    if getattr(func, "__name__", None) in ("__get__", "__set__", "__delete__") and hasattr(func, "__self__"):
         return _property_facts(func)
     if isinstance(func, (OpOverload, OpOverloadPacket)):
         return _registered_facts(func)
@@ -121,9 +121,12 @@ def _python_facts(func: FunctionType) -> OpFacts | None:
     return _facts(name, composite=name not in ONE_OP.get(module, ()) and openable(func), flag=flag)
 
 
-def _property_facts(func: MethodWrapperType) -> OpFacts | None:
+def _property_facts(func: Any) -> OpFacts | None:
+    # A getter in C hands over what `torch.Tensor` has under its name, so where another tool has put a property there,
+    # it is that one, of any name: the name counts under which it stands.
     owner: Any = func.__self__
-    name = owner.fget.__name__ if isinstance(owner, property) and owner.fget else owner.__name__
+    known = (name for cls in Tensor.__mro__ for name, value in vars(cls).items() if value is owner)
+    name = next(known, None) or getattr(owner, "__name__", None) or getattr(owner.fget, "__name__", "")
     if func.__name__ != "__get__" or not (name in TENSOR_PROPERTIES or name in ESCAPES):
         return None
     return _facts(name)

@@ -16,7 +16,7 @@ from torch import nn
 
 from fastrec._errors import OptionError, PredicateError
 from fastrec.events.capture import CaptureSpec, check_changes
-from fastrec.predicates._protocol import Context, Decision
+from fastrec.predicates._protocol import Context, Decision, Predicate
 
 
 class Changes(Mapping[str, Any]):
@@ -109,6 +109,17 @@ def spec_of(decision: Decision | None, default: CaptureSpec) -> CaptureSpec | No
     else:
         return default
     return spec if spec.save_activation or spec.save_metadata else None
+
+
+def halt_answer(predicate: Predicate, ctx: Context) -> bool:
+    """Whether a pass ends after an event; a PredicateError where the answer says how to keep it."""
+    answer = predicate.decide(ctx)
+    if isinstance(answer, Mapping | CaptureSpec):
+        raise PredicateError(
+            f"halt={predicate!r} returned {_described(answer)} for event {ctx.label!r} at site {ctx.site!r}; it has to "
+            "return True, False or None: how something is kept is said by keep_op, keep_module and capture"
+        )
+    return bool(answer)
 
 
 # --- Values and functions as text -------------------------------------------------------------------------------------

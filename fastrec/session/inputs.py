@@ -127,8 +127,10 @@ class ModelRun(msgspec.Struct, frozen=True):
         args = () if call is not None else args_of(input_args, root)
         return cls(root, args, input_kwargs or {}, call)
 
-    def __call__(self, engine: Engine[RunT]) -> Any:
+    def __call__(self, engine: Engine[RunT], *, in_region: bool = True) -> Any:
         """Run the model under an open engine, and return its output.
+
+        A user's function runs as one pass, or, without ``in_region``, with a pass for each module that it calls.
 
         Modules are opened that would otherwise run a fused kernel. A recorder warns about that; here it is what the
         user asked for.
@@ -137,6 +139,8 @@ class ModelRun(msgspec.Struct, frozen=True):
             warnings.simplefilter("ignore", FusedKernelWarning)
             if self.call is None:
                 return self.root(*self.args, **self.kwargs)
+            if not in_region:
+                return self.call()
             token = engine.enter_region("call")
             try:
                 out = self.call()

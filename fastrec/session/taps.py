@@ -52,7 +52,7 @@ from fastrec.events.context import PASS_FIELDS, RecordContext
 from fastrec.events.position import NO_TENSOR, Position, RecordMetaMaker, TensorFacts
 from fastrec.events.sites import Catalog, PassInfo, RecordMeta, Site
 from fastrec.predicates import NEVER
-from fastrec.predicates._answers import spec_of
+from fastrec.predicates._answers import halt_answer, spec_of
 from fastrec.predicates._base import Constant, PredicateBase
 from fastrec.predicates._protocol import Predicate
 from fastrec.session.failures import Halt, PredicateFailures
@@ -143,7 +143,13 @@ class TapState:
 
     def ask_halt(self, predicate: Predicate, ctx: RecordContext) -> None:
         """Stop the pass if the halt predicate says so."""
-        if self.ask(predicate, ctx) is not None:
+        try:
+            halts = halt_answer(predicate, ctx)
+        # The predicate is the user's code, which may raise anything.
+        except Exception as error:
+            self.failures.handle(predicate, ctx, error)
+            return
+        if halts:
             raise Halt(f"{self.halt!r} matched {ctx.label!r} ({ctx.site})")
 
     def warn_transformed(self, site: Site) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fastrec
-from fastrec import CaptureSpec, RecordContext, dry_run
+from fastrec import CaptureSpec, RecordContext, Recorder, dry_run
 from fastrec._errors import ContextFieldError, OptionError, PredicateError, UnsupportedModelError
 from fastrec.predicates import (
     after,
@@ -322,23 +322,28 @@ def test_an_error_of_the_model_comes_through_and_leaves_nothing() -> None:
         assert nn.Module.__call__ is nn.Module._wrapped_call_impl
 
 
-def test_a_call_is_one_pass_with_the_ops_outside_of_modules() -> None:
-    actor, critic = nn.Linear(4, 2), nn.Linear(4, 1)
+def test_a_call_makes_the_passes_that_a_recorder_makes() -> None:
+    roots = {"actor": nn.Linear(4, 2), "critic": nn.Linear(4, 1)}
 
     def act() -> Tensor:
         x = torch.ones(1, 4)
-        return actor(x).softmax(-1) * critic(x)
+        return roots["actor"](x).softmax(-1) * roots["critic"](x) + roots["critic"](x)
 
-    dry = dry_run({"actor": actor, "critic": critic}, call=act, keep_op="softmax", keep_module="critic")
-    assert {(ctx.entry, ctx.pass_index, ctx.entry_pass) for ctx in dry.contexts} == {("call", 0, 0)}
-    assert [ctx.layer_type for ctx in dry.contexts if ctx.kind == "op"] == [
-        "ones",
-        "linear",
-        "softmax",
-        "linear",
-        "mul",
-    ]
-    assert [ctx.label for ctx in dry.kept] == ["softmax_1", "critic:1"]
+    options = {"keep_op": entry("critic") & every(2), "keep_module": entry("actor"), "engine": "eager"}
+    dry = dry_run(roots, call=act, **options)
+    with Recorder(roots, **options) as rec:
+        act()
+
+    def facts(ctx: Any) -> Any:
+        return ctx.site, ctx.label, ctx.entry, ctx.entry_pass, ctx.pass_index
+
+    assert [facts(ctx) for ctx in dry.kept] == [facts(record.ctx) for record in rec.recording]
+    assert {(ctx.entry, ctx.entry_pass, ctx.pass_index) for ctx in dry.contexts} == {
+        ("actor", 0, 0),
+        ("critic", 0, 1),
+        ("critic", 1, 2),
+    }
+    assert dry.summary() and dry.timeline_html() and dry.tree()
     assert repr(dry).startswith("<DryRun of Linear, Linear: ")
 
 

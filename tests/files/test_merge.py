@@ -168,7 +168,7 @@ def test_what_can_not_be_merged() -> None:
         merge(["run.0.h5", "run.7.h5"], "run.h5")
     with pytest.raises(fastrec.FastrecError, match="'run.0.h5' and 'run.0.h5' are the same recording"):
         merge(["run.0.h5", "run.0.h5"], "run.h5")
-    with pytest.raises(fastrec.FastrecError, match="autoreset='next_step' and 'run.0.h5' with None"):
+    with pytest.raises(fastrec.FastrecError, match="autoreset='next_step' and 'run.0.h5' with 'same_step'"):
         merge(["run.0.h5", "run.1.h5"], "run.h5")
     with pytest.raises(FileExistsError, match="'run.1.h5' exists"):
         merge(["run.0.h5"], "run.1.h5")

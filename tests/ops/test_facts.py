@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, overrides, randn
 
+import fastrec
 from fastrec.ops.facts import op_facts, reads_inplace_flag
 from fastrec.ops.table import ALIASES, ESCAPES, NO_EVENTS, OPERATORS, canonical
 from tests.helpers import op_calls
@@ -502,3 +503,25 @@ def test_a_users_function_may_have_the_name_of_a_silent_one() -> None:
 @pytest.mark.parametrize("name", ["_", "__", "<lambda>", "Relu6_", "__rsub__", "T"])
 def test_any_name_has_a_canonical_form(name: str) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9]*", canonical(name))
+
+
+def test_properties_that_another_tool_has_wrapped_are_the_same_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Descriptor:
+        def __init__(self, get: Any) -> None:
+            self.get = get
+
+        def __get__(self, tensor: Any, owner: Any = None) -> Any:
+            return self if tensor is None else self.get(tensor)
+
+    class Turned(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.T.real.mT.grad_fn or x.T.real.mT.sin()
+
+    x = torch.ones(2, 3)
+    bare = list(fastrec.record(Turned(), x, keep_op=True).sites)
+    assert bare[:3] == ["/t", "/real", "/mt"]
+    for wrap in (lambda get: property(lambda self: get(self)), Descriptor):
+        for name in ("T", "real", "mT", "grad_fn"):
+            monkeypatch.setattr(torch.Tensor, name, wrap(getattr(torch._C.TensorBase, name).__get__))
+        assert list(fastrec.record(Turned(), x, keep_op=True).sites) == bare
+        monkeypatch.undo()

@@ -57,11 +57,11 @@ def episodes(recording: Recording, phase: str) -> list[tuple[int, int, int]] | s
         return str(error)
 
 
-@pytest.mark.parametrize("autoreset", [None, "next_step"])
+@pytest.mark.parametrize("autoreset", ["same_step", "next_step"])
 @pytest.mark.parametrize("chosen", ["all", "phase", "steps", "passes", "batch", "none", "last steps"])
 @pytest.mark.parametrize("kept", ["RAM", "file"])
 def test_a_recording_and_each_part_of_it_load_as_they_were(
-    tmp_path: Path, kept: str, chosen: str, autoreset: str | None
+    tmp_path: Path, kept: str, chosen: str, autoreset: str
 ) -> None:
     retain = {"retain": 5} if chosen == "last steps" and kept == "RAM" else {}
     sink = {"sink": tmp_path / "run.h5"} if kept == "file" else {}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fastrec
 from fastrec import CaptureSpec, FastrecWarning, Recorder, record
+from fastrec._errors import PredicateError
 from fastrec.predicates import after, entry, every, first, grad_enabled, kind, module, module_type, op, phase
 from fastrec.sinks import RAMSink
 from tests.helpers.models import mlp
@@ -543,3 +544,11 @@ def test_a_recording_without_ops_says_what_it_did_not_observe(model: nn.Module, 
     assert ctx.op_index is None and ctx.event_index is None and ctx.label == "1:1"
     with pytest.raises(AttributeError, match="recent_ops are not observed"):
         _ = ctx.recent_ops
+
+
+@pytest.mark.parametrize(
+    "halt", [lambda ctx: CaptureSpec(), lambda ctx: {"dtype": torch.float16}, op("tanh").with_(keep_grad=True)]
+)
+def test_halt_is_answered_by_yes_or_no(model: nn.Module, x: Tensor, halt: Any) -> None:
+    with pytest.raises(PredicateError, match=r"halt=.* returned .*True, False or None"):
+        fastrec.record(model, x, keep_op="tanh", halt=halt)
