@@ -31,7 +31,7 @@ from fastrec._errors import (
     RecordingNotFoundError,
     RecordKeyError,
 )
-from fastrec._errors.extras import require
+from fastrec._optional import require
 from fastrec.engines import is_compiled
 from fastrec.events.capture import CaptureSpec, check_device
 from fastrec.extract._batches import Batch, Batches, BatchOptions, batches_of, to_device
