@@ -76,9 +76,9 @@ def dry_run(
             nothing is kept; ``sink`` and ``retain`` have no effect here. Inputs and buffers are always shown, but are
             only kept with ``include_source_events=True``.
 
-    Returns a DryRun. The pass is the first one of its entry, or each of a ``call`` the next one, and in no phase. Afterwards the model is
-    what it was: parameters, buffers, other attributes, flags and gradients; and so are random states. An error that a
-    predicate raises is shown at its event.
+    Returns a DryRun. The pass is the first one of its entry, or each of a ``call`` the next one, and in no phase.
+    Afterwards the model is what it was: parameters, buffers, other attributes, flags and gradients; and so are random
+    states. An error that a predicate raises is shown at its event.
     """
     roots = roots_of(model)
     run = ModelRun.of(roots, input_args, input_kwargs, call)

@@ -13,6 +13,7 @@ from os import PathLike
 import numpy as np
 from torch import Tensor, dtype
 
+from fastrec.events.sites import SampleId
 from fastrec.recording._source import Integers, Part, PhaseSteps, Source, StructuredArray
 from fastrec.recording._view import View
 
@@ -42,7 +43,7 @@ class PartSource:
         """Its steps, which keep their numbers."""
         return self._steps
 
-    def sample_id(self, pass_index: int) -> str | int | None:
+    def sample_id(self, pass_index: int) -> SampleId | None:
         """The sample id that a pass was logged with."""
         return self._source.sample_id(pass_index)
 
