@@ -20,6 +20,7 @@ import msgspec
 from fastrec._errors import OptionError, did_you_mean
 from fastrec.exports._contract import Exporter as Exporter
 from fastrec.exports._contract import Keys as Keys
+from fastrec.exports._contract import RowAndStepOptions as RowAndStepOptions
 from fastrec.exports._contract import RowOptions as RowOptions
 from fastrec.exports._d4rl import to_d4rl as to_d4rl
 from fastrec.exports._episodes import TransitionOptions as TransitionOptions
@@ -49,8 +50,8 @@ EXPORTERS: Mapping[str, Exporter] = {
 """The function of each format."""
 
 OPTIONS: Mapping[str, type[msgspec.Struct]] = {
-    "numpy": RowOptions,
-    "safetensors": RowOptions,
+    "numpy": RowAndStepOptions,
+    "safetensors": RowAndStepOptions,
     "parquet": ParquetOptions,
     "zarr": RowOptions,
     "huggingface": HuggingFaceOptions,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 
-from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError, did_you_mean
+from fastrec._errors import OptionError, RecordingExistsError, RecordingFileError, StepError, did_you_mean
 from fastrec.recording._aligned import sites_with_values
 from fastrec.recording._arrays import fill_missing
 from fastrec.recording._recording import Recording
@@ -31,6 +33,12 @@ class RowOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What a row is: a record, or a sample of a batch."""
 
     by: By = None
+
+
+class RowAndStepOptions(RowOptions, frozen=True, kw_only=True):
+    """What a row is, and whether the columns of the steps are written too."""
+
+    steps: bool = True
 
 
 Options = TypeVar("Options", bound=msgspec.Struct)
@@ -62,11 +70,49 @@ def rows_of(recording: Recording, keys: Keys | None, by: By) -> dict[str, Rows]:
     return {name: recording.rows(key, by) for name, key in keys_by_name(recording, keys).items()}
 
 
-def columns_of_steps(recording: Recording) -> dict[str, Array]:
-    """The columns of the steps, and the rank of each step where several processes recorded; missing numbers are NaN."""
+def columns_of_steps(recording: Recording, rows_by_name: Mapping[str, Rows]) -> dict[str, Array]:
+    """The columns of the steps, and the rank of each step where several processes recorded; missing numbers are NaN.
+
+    Raises StepError where a key has not one firing in each step, so that its rows are not those of the columns.
+    """
+    if not len(recording.steps):
+        return {}
+    for name, rows in rows_by_name.items():
+        _check_steps(name, rows, recording)
     columns = {name: fill_missing(recording.steps[name]) for name in recording.steps}
     ranks = recording.steps.rank
     return columns if ranks is None else {"rank": ranks, **columns}
+
+
+def _check_steps(name: str, rows: Rows, recording: Recording) -> None:
+    labels, steps = rows.labels, recording.steps
+    _, first = np.unique(labels.pass_index, return_index=True)
+    is_record = np.ones(len(labels.row), np.bool_)
+    if rows.by == "sample":
+        is_record[:] = False
+        is_record[first] = True
+    ranks = None if steps.rank is None else steps.rank.tolist()
+    of_rows = zip(
+        labels.rank[is_record].tolist(), labels.phase[is_record], labels.step[is_record].tolist(), strict=True
+    )
+    of_steps = zip(ranks or [-1] * len(steps), steps.phase, steps.step.tolist(), strict=True)
+    counts, marked = Counter(of_rows), Counter(of_steps)
+    if counts == marked:
+        return
+    extra = next(iter((counts - marked) or (marked - counts)))
+    rank, phase, step = extra
+    where = f" of phase {phase!r}" if phase else ""
+    n_firings = counts[extra]
+    raise StepError(
+        f"{name!r} has {is_record.sum()} records, and there are {len(steps)} steps, so they don't stand side by side: "
+        + (
+            f"it fired {n_firings} times in step {step}{where}"
+            if marked[extra]
+            else f"{n_firings} of them are of no step{where}"
+        )
+        + ". Export recording.select(...) of what belongs together (steps=range(...), entry=, batch=, phase=), or "
+        "steps=False, the values alone"
+    )
 
 
 def row_slices(rows: Rows) -> Iterator[slice]:

@@ -11,7 +11,7 @@ import torch
 
 from fastrec.exports._contract import (
     Keys,
-    RowOptions,
+    RowAndStepOptions,
     atomic_output,
     columns_of_steps,
     read_options,
@@ -37,11 +37,14 @@ def to_numpy(recording: Recording, path: str | os.PathLike[str], *, keys: Keys |
         path: a file, which has to end in .npz.
         keys: see ``export``.
         by: None or "sample", as in ``Recording.rows``.
+        steps: False leaves the columns out. Without it a key that did not fire once in each step is a StepError.
 
     Where several processes recorded, ``ranks/<key>`` has the rank of each row and ``steps/rank`` that of each step.
     bfloat16 and float8, which numpy lacks, become float32.
     """
-    rows_by_name = rows_of(recording, keys, read_options("numpy", RowOptions, options).by)
+    fields = read_options("numpy", RowAndStepOptions, options)
+    rows_by_name = rows_of(recording, keys, fields.by)
+    columns = columns_of_steps(recording, rows_by_name) if fields.steps else {}
     with atomic_output(path, ".npz") as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, rows in rows_by_name.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
@@ -49,7 +52,7 @@ def to_numpy(recording: Recording, path: str | os.PathLike[str], *, keys: Keys |
             if recording.processes:
                 with archive.open(f"ranks/{name}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, rows.rank)
-        for name, column in columns_of_steps(recording).items():
+        for name, column in columns.items():
             with archive.open(f"steps/{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, column)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastrec._errors import OptionError
 from fastrec.exports._contract import (
     Keys,
-    RowOptions,
+    RowAndStepOptions,
     atomic_output,
     columns_of_steps,
     read_options,
@@ -60,12 +60,15 @@ def to_safetensors(
         path: a file, which has to end in .safetensors.
         keys: see ``export``.
         by: None or "sample", as in ``Recording.rows``.
+        steps: False leaves the columns out. Without it a key that did not fire once in each step is a StepError.
 
     Where several processes recorded, ``ranks/<key>`` has the rank of each row and ``steps/rank`` that of each step.
     Raises OptionError for a dtype that the format does not have.
     """
-    rows = rows_of(recording, keys, read_options("safetensors", RowOptions, options).by)
-    columns = {f"steps/{name}": torch.from_numpy(column) for name, column in columns_of_steps(recording).items()}
+    fields = read_options("safetensors", RowAndStepOptions, options)
+    rows = rows_of(recording, keys, fields.by)
+    of_steps = columns_of_steps(recording, rows) if fields.steps else {}
+    columns = {f"steps/{name}": torch.from_numpy(column) for name, column in of_steps.items()}
     if recording.processes:
         columns.update({f"ranks/{name}": torch.from_numpy(of_key.rank) for name, of_key in rows.items()})
     sources: dict[str, Rows | Tensor] = {**rows, **columns}

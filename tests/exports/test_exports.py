@@ -291,3 +291,25 @@ def test_many_episodes_are_read_in_stretches(tmp_path: Path, monkeypatch: pytest
                 "timeouts": [np.arange(len(e)) == (-1 if e.terminated else len(e) - 1) for e in expected],
             }.items():
                 np.testing.assert_array_equal(file[name][:], np.concatenate(values).astype(file[name].dtype))
+
+
+@pytest.mark.parametrize("format", ["numpy", "safetensors"])
+@pytest.mark.parametrize("by", [None, "sample"])
+def test_rows_that_are_not_those_of_the_steps_are_refused(tmp_path: Path, format: str, by: Any) -> None:
+    path = tmp_path / ("run." + {"numpy": "npz"}.get(format, format))
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh())
+    with torch.no_grad(), Recorder(model, keep_op="tanh") as rec:
+        for t in range(5):
+            if t != 3:
+                model(torch.ones(2, 4))
+            rec.step(t=t)
+        model(torch.ones(2, 4))
+    recording = rec.recording
+    with pytest.raises(StepError, match=r"has 5 records, and there are 5 steps.*1 of them are of no step"):
+        export(recording, path, format, by=by)
+    assert not path.exists()
+    with pytest.raises(StepError, match=r"has 4 records, and there are 5 steps.*fired 0 times in step 3"):
+        export(recording.select(steps=range(5)), path, format, by=by)
+    export(recording.select(steps=range(3)), path, format, by=by)
+    path.unlink()
+    export(recording, path, format, by=by, steps=False)
