@@ -56,6 +56,7 @@ class Alignment:
         self._modules = modules
         self._ids: dict[fx.Node, int] = {}
         self._holders: dict[int, list[tuple[int, fx.Node]]] = {}  # by tensor id: from which event on, and which node
+        self._iterations: dict[int, dict[int, fx.Node]] = {}  # by the index of an event: the nodes of its items
         placeholders = [node for node in nodes if node.op == "placeholder"]
         for node, tensor_id in zip(placeholders, input_ids, strict=False):
             if tensor_id is not None:
@@ -68,6 +69,8 @@ class Alignment:
     def holder(self, value: TraceValue, index: int) -> fx.Node | None:
         """The node that holds the tensor of a value as it was at an event, None where the graph has none."""
         node = self.ops.get(index)
+        if index in self._iterations:
+            return _item_of_iteration(self._iterations[index], self._trace.events[index].values.index(value))
         if node is not None and node.target is not operator.setitem:
             return leaf_node(node, value.leaf.site.output_address)
         return self._holder_of(value.tensor_id, index)
@@ -90,10 +93,14 @@ class Alignment:
 
     def _align(self, node: fx.Node) -> None:
         facts = facts_of(node)
-        if facts is None or not _tensors_of(node):
+        if facts is None or not _tensors_of(node) or self._is_further_item(node):
             return
         events = self._trace.events
-        agreeing = (i for i in range(self.end, len(events)) if self._agree(node, facts, events[i]))
+        agreeing = (
+            i
+            for i in range(self.end, len(events))
+            if self._agree(node, facts, events[i]) or self._is_item(node, events[i])
+        )
         first = next(agreeing, None)
         if first is None:
             self.unmatched.append(node)
@@ -101,7 +108,8 @@ class Alignment:
         # The caller decides only among events that agree otherwise: dynamo may have another function call an op than
         # the one that does so without it.
         caller = _caller_of(node)
-        same_caller = (i for i in (first, *agreeing) if events[i].caller == caller)
+        # Of an iteration it only says that it is one.
+        same_caller = (i for i in (first, *agreeing) if events[i].caller in (caller, _ITERATION))
         index = next(same_caller, first)
         self._match(node, index, events[index])
 
@@ -115,6 +123,36 @@ class Alignment:
             and _same_constants(node, event)
             and self._same_reads(node, event) is not None
         )
+
+    def _is_item(self, node: fx.Node, event: TraceEvent) -> bool:
+        """Whether a node takes one item of a tensor that the event iterates over.
+
+        ``for x in xs`` is one ``unbind``, which ``Tensor.__iter__`` calls. Dynamo traces ``xs[0]``, ``xs[1]`` and so on
+        in its place.
+        """
+        number = _item_number(node)
+        return (
+            event.is_op
+            and number is not None
+            and number < len(event.values)
+            and event.caller == _ITERATION
+            and self._same_module(node, event.position.site.module_address)
+            and _same_tensors(_tensors_of(node), event.values[number : number + 1])
+            and self._same_reads(node, event) is not None
+        )
+
+    def _is_further_item(self, node: fx.Node) -> bool:
+        """Whether a node takes an item of the last iteration over its tensor; if so, it is noted."""
+        number = _item_number(node)
+        index = next((i for i, items in reversed(self._iterations.items()) if _is_beside(node, items)), None)
+        if number is None or index is None or number in self._iterations[index]:
+            return False
+        self._match_item(node, index, number)
+        return True
+
+    def _match_item(self, node: fx.Node, index: int, number: int) -> None:
+        self._iterations.setdefault(index, {})[number] = node
+        self._bind(node, self._trace.events[index].values[number].tensor_id, index)
 
     def _same_module(self, node: fx.Node, address: str) -> bool:
         stack = node.meta.get("nn_module_stack")
@@ -146,6 +184,9 @@ class Alignment:
             self._bind(argument, tensor_id, index)
         self.ops[index] = node
         self.end = index + 1
+        if self._is_item(node, event):
+            self._match_item(node, index, node.args[1])  # type: ignore[arg-type]
+            return
         for value in event.values:
             holder = leaf_node(node, value.leaf.site.output_address, make=False)
             if holder is not None and node.target is not operator.setitem:
@@ -219,6 +260,35 @@ def _item_node(node: fx.Node, index: int, item: Any, *, make: bool) -> fx.Node |
     return item_node
 
 
+# A Python function, so its code tells what its callers are known by.
+_ITERATION: Caller = (Tensor.__iter__.__code__.co_filename, Tensor.__iter__.__code__.co_name)
+"""The caller of an op that splits a tensor in order to iterate over it."""
+
+
+def _item_number(node: fx.Node) -> int | None:
+    """The number of the item that a node takes of a tensor; None if it does something else."""
+    number = node.args[1] if node.target is operator.getitem else None
+    return number if type(number) is int and number >= 0 else None
+
+
+def _is_beside(node: fx.Node, items: Mapping[int, fx.Node]) -> bool:
+    """Whether a node takes an item of the same tensor, in the same line, as those of an iteration."""
+    item = next(iter(items.values()))
+    return node.args[:1] == item.args[:1] and node.meta.get("stack_trace") == item.meta.get("stack_trace")
+
+
+def _item_of_iteration(items: dict[int, fx.Node], number: int) -> fx.Node:
+    """The node of an item; it is made if the model does not use that item."""
+    if number not in items:
+        item = next(iter(items.values()))
+        # Before it, because right after it come the copies of what was there at this event.
+        with item.graph.inserting_before(item):
+            items[number] = item.graph.call_function(operator.getitem, (item.args[0], number))
+        items[number].meta["example_value"] = example(item)
+        items[number].meta[ADDED] = True
+    return items[number]
+
+
 def _arguments(node: fx.Node) -> Iterator[fx.Node]:
     """The nodes of the tensors that a node is given; one that is given twice comes twice."""
     arguments: list[fx.Node] = []
@@ -246,10 +316,13 @@ def _caller_of(node: fx.Node) -> Caller | None:
 
 
 def _same_values(node: fx.Node, event: TraceEvent) -> bool:
-    tensors = _tensors_of(node)
-    return len(tensors) == len(event.values) and all(
+    return _same_tensors(_tensors_of(node), event.values)
+
+
+def _same_tensors(tensors: Sequence[Tensor], values: Sequence[TraceValue]) -> bool:
+    return len(tensors) == len(values) and all(
         tensor.dtype == value.dtype and _same_shape(tensor.shape, value.shape)
-        for tensor, value in zip(tensors, event.values, strict=True)
+        for tensor, value in zip(tensors, values, strict=True)
     )
 
 

@@ -85,7 +85,10 @@ class ExtraOutputs:
         storages = storages_of(example(value))
         is_shared = not self._shared.isdisjoint(storages)
         self._shared.update(storages)
-        place = value if after is None or self._order.get(after, 0) <= self._order.get(value, 0) else after
+        source = value
+        while source not in self._order:  # was made to be kept, right after the node that it takes an item of
+            source = source.args[0]  # type: ignore[assignment]
+        place = value if after is None or self._order.get(after, 0) <= self._order[source] else after
         node = value
         if not attached and example(value).requires_grad:
             node = place = self._insert("detach", node, place)
