@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ FORWARD_METHODS = ("forward_exploration", "forward_inference")
 """What a runner calls to choose actions. They call parts of the RLModule, never the module itself."""
 
 
-class RecordRollouts(RLlibCallback):
+class RecordRollouts(RLlibCallback):  # type: ignore[misc]
     """An RLlib callback that records what the runners' modules compute, each runner in a file of its own.
 
         from functools import partial
@@ -86,7 +87,7 @@ class _RunnerRecorder:
         self._runner = runner
         self._rec: Recorder | None = None
         self._error: Exception | None = None
-        self._guard(lambda: self._open(sink, options))
+        self._guard(partial(self._open, sink, options))
         for name in FORWARD_METHODS:
             # On the object, because RLlib calls these methods and not the module, which hooks would see.
             vars(runner.module)[name] = self._in_region(name, getattr(runner.module, name))
@@ -96,7 +97,8 @@ class _RunnerRecorder:
 
     def flush(self) -> None:
         """Write to the file what was recorded."""
-        self._guard(lambda: self._rec and self._rec.flush())
+        if self._rec is not None:
+            self._guard(self._rec.flush)
 
     def _open(self, sink: str, options: Mapping[str, Any]) -> None:
         role = "evaluation" if self._runner.config.in_evaluation else "rollout"
@@ -127,7 +129,8 @@ class _RunnerRecorder:
                 "runner": self._runner.worker_index,
                 "weights": self._runner._weights_seq_no,
             }
-            self._guard(lambda: self._rec and self._rec.step(**columns))
+            if self._rec is not None:
+                self._guard(partial(self._rec.step, **columns))
             return results
 
         return marked
