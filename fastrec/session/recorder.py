@@ -18,6 +18,7 @@ from torch import nn
 
 from fastrec import engines
 from fastrec._errors import FastrecWarning, OptionError, SessionError, did_you_mean
+from fastrec._torch.collectives import tensor_parallel_modules
 from fastrec._torch.process import FORKS
 from fastrec._torch.state import seeded
 from fastrec.engines import EagerEngine, is_compiled
@@ -114,6 +115,7 @@ class Recorder:
             self._discard_unused()
             raise
         self._state = "open"
+        _warn_about_shards(self._roots)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -348,6 +350,22 @@ def _signature() -> inspect.Signature:
 
 # The options are declared once, in RecorderOptions; this shows them in help() and editors.
 Recorder.__init__.__signature__ = _signature()  # type: ignore[attr-defined]
+
+
+def _warn_about_shards(roots: Mapping[str, Any]) -> None:
+    """Warn where values may be parts, because nothing in the values tells."""
+    for root in roots.values():
+        placements = tensor_parallel_modules(root) if isinstance(root, nn.Module) else {}
+        if placements:
+            address, placement = next(iter(placements.items()))
+            warnings.warn(
+                f"{type(root).__name__} is sharded by tensor parallelism ({len(placements)} modules; {address!r} has "
+                f"the placement {placement}), so values between such modules are this rank's part of what the whole "
+                "model computes; read the ranks one by one, as in recording.select(rank=0), and join the parts with "
+                "torch.cat along the sharded dimension",
+                FastrecWarning,
+                stacklevel=3,
+            )
 
 
 def _warn_about_nothing(session: Session, plan: Plan, engine: Engine[PassRun]) -> None:

@@ -288,16 +288,15 @@ class KeepTap:
             state.attached.add(number)
         if not spec.save_activation:
             return number, _keep_no_tensor
-        make_column = partial(state.sink.column, number)
-        if is_arriving(value):
-            if spec.keep_grad or spec.save_gradient:
-                raise UnsupportedTensorError(
-                    "the value of a collective that is still under way (AsyncCollectiveTensor) can't be kept with its "
-                    "gradient; leave keep_grad and save_gradient out, or record after an op that uses it"
-                )
-            column: ColumnWriter = ArrivingColumn(run_outside_dispatch_modes(make_column, arrived(value)))
-        else:
-            column = run_outside_dispatch_modes(make_column, value)
+        is_late = is_arriving(value)
+        if is_late and (spec.keep_grad or spec.save_gradient):
+            raise UnsupportedTensorError(
+                "the value of a collective that is still under way (AsyncCollectiveTensor) can't be kept with its "
+                "gradient; leave keep_grad and save_gradient out, or record after an op that uses it"
+            )
+        column = run_outside_dispatch_modes(partial(state.sink.column, number), arrived(value))
+        if is_late and spec.transform is None:  # a transform gets the value as the model does, and may wait itself
+            column = ArrivingColumn(column)
         state.columns[number] = column
         append: Callable[[Tensor], int] = column.append
         if spec.transform is not None:

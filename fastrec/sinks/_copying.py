@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastrec._errors import OptionError
+from fastrec._torch.collectives import arrived
 from fastrec._torch.internals import no_function_modes
 from fastrec._torch.tensors import check_copyable
 from fastrec.events.capture import CaptureSpec, kept_dtype
@@ -60,7 +61,7 @@ def parts_of(value: Tensor, spec: CaptureSpec) -> dict[Part, Tensor]:
     """The tensors that a spec makes of a value: attached clones with ``keep_grad``, else tensors still to be copied."""
     parts: dict[Part, Tensor] = {}
     if spec.save_raw:
-        parts["activation"] = _attached_copy(value, spec) if spec.keep_grad else value
+        parts["activation"] = _attached_copy(value, spec) if spec.keep_grad else arrived(value)
     if spec.transform is not None:
         result = _transform(value, spec)
         parts["transformed_activation"] = _attached_copy(result, spec) if spec.keep_grad else result
@@ -82,6 +83,8 @@ def _transform(value: Tensor, spec: CaptureSpec) -> Tensor:
             argument = argument.clone()
         version = 0 if argument.is_inference() else argument._version
         result = spec.transform(argument)
+        if isinstance(result, Tensor):
+            result = arrived(result)
         name = getattr(spec.transform, "__qualname__", None) or repr(spec.transform)
         if not isinstance(result, Tensor):
             raise OptionError(f"the transform {name} returned {result!r:.60}; it has to return a tensor")

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 PARALLEL = """
-import os, sys, torch, torch.distributed as dist
+import copy, os, sys, warnings, torch, torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -31,6 +31,7 @@ class Net(nn.Module):
 
 plain, inputs = Net(), [torch.randn(3, 8) for _ in range(4)]
 expected = torch.stack([plain(x).detach() for x in inputs])
+plain_copy = copy.deepcopy(plain)
 mesh = init_device_mesh("cpu", (2,))
 model = parallelize_module(plain, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
 for options in ({"sink": run}, {}, {"capture": CaptureSpec(transform=torch.neg, save_raw=False)}):
@@ -40,6 +41,19 @@ for options in ({"sink": run}, {}, {"capture": CaptureSpec(transform=torch.neg, 
         kept = rec.recording.stack("down") * (-1 if "capture" in options else 1)
         assert type(kept) is torch.Tensor and torch.equal(kept, outs), (kept, outs)
         assert torch.allclose(kept, expected, atol=1e-5)
+waiting = CaptureSpec(transform=lambda value: value.wait() + 1, save_raw=True)
+with torch.no_grad(), Recorder(model, keep_module="down", capture=waiting) as rec:
+    outs = torch.stack([model(x) + 0 for x in inputs])
+assert torch.equal(rec.recording.stack("down", part="activation"), outs)
+assert torch.equal(rec.recording.stack("down", part="transformed_activation"), outs + 1)
+with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+    warnings.simplefilter("always", fastrec.FastrecWarning)
+    hidden = torch.relu(plain_copy.up(inputs[0]))
+    with Recorder(model, keep_op="relu") as rec:
+        model(inputs[0])
+(message,) = [str(warning.message) for warning in caught if warning.category is fastrec.FastrecWarning]
+assert "'up' has the placement Shard(dim=0)" in message and "this rank's part" in message, message
+assert torch.allclose(rec.recording.stack("/relu")[0], hidden.chunk(2, 1)[rank], atol=1e-5)
 try:
     with Recorder(model, keep_module="down", capture=CaptureSpec(keep_grad=True)) as rec:
         model(inputs[0])

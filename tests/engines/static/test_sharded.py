@@ -13,6 +13,7 @@ SHARDED = """
 import os, sys, torch, torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from fastrec._torch.collectives import tensor_parallel_modules
 from fastrec import Recorder
 
 dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
@@ -22,6 +23,7 @@ inputs = [torch.randn(3, 8) for _ in range(6)]
 expected = torch.stack([model(x).detach() for x in inputs])
 fully_shard(model[0])
 fully_shard(model)
+assert tensor_parallel_modules(model) == {}  # its parameters are whole while it runs
 with Recorder(model, keep_op=sys.argv[2], engine="static") as rec:
     for x in inputs:
         model(x)
