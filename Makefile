@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
 
-.PHONY: install demo test test-torch smoke-torch composites docs release test-zoo lint gallery bench bench-files bench-folders bench-memory bench-reference bench-graph bench-drawing bench-everyday bench-statistics bench-verifying
+.PHONY: install demo test test-torch smoke-torch composites docs release test-zoo test-ray lint gallery bench bench-files bench-folders bench-memory bench-reference bench-graph bench-drawing bench-everyday bench-statistics bench-verifying
 
 install: $(INSTALLED)
 
@@ -70,6 +70,17 @@ release: $(INSTALLED)
 test-zoo: .venv-zoo/.installed
 	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 .venv-zoo/bin/python -W ignore -m tests.zoo.run docs/zoo.md .zoo
 	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 .venv-zoo/bin/python -W ignore -m tests.zoo.engines docs/zoo-engines.md .zoo/engines
+
+# RLlib with two runners, one of which is killed, and Ray Data: minutes, and packages of their own.
+RAY_VENV = .venv-ray
+test-ray: $(RAY_VENV)/.installed
+	$(RAY_VENV)/bin/python -m pytest -p no:cacheprovider -W ignore tests/ray tests/integrations/test_launchers.py \
+	  tests/test_docstrings.py -k 'ray or launchers'
+
+$(RAY_VENV)/.installed: pyproject.toml
+	test -x $(RAY_VENV)/bin/python || $(PYTHON) -m venv $(RAY_VENV)
+	PIP_CONSTRAINT= $(RAY_VENV)/bin/python -m pip install -e ".[smoke,lightning,ray]" accelerate
+	touch $@
 
 # The pictures of docs/gallery, and a page beside each.
 gallery: .venv-zoo/.installed

@@ -36,7 +36,7 @@ HEIGHT |= dict.fromkeys(FACE, len(LAYERS))
 OPTIONAL = {
     *("pandas", "networkx", "tqdm", "gymnasium", "stable_baselines3", "torchrl", "tensordict", "transformers"),
     *("pytorch_lightning", "lightning", "IPython", "rich", "graphviz", "xarray", "datasets", "minari", "safetensors"),
-    *("hdf5plugin", "onnx"),
+    *("hdf5plugin", "onnx", "ray"),
 }
 NOT_LOADED_BY_IMPORT = ["fastrec.graph", "fastrec.integrations", "h5py", "torch._dynamo", *sorted(OPTIONAL)]
 

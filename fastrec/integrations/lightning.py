@@ -1,10 +1,14 @@
-"""Steps and phases of a Lightning trainer."""
+"""Steps and phases of a Lightning trainer, and a recorder in each process that it starts.
+
+Trainer(strategy="ddp", devices=2, callbacks=[RecordCallback(sink="run/", keep_op="tanh")])
+"""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from typing import Any
 
+from fastrec._errors import OptionError, SessionError
 from fastrec._optional import require
 from fastrec.session.recorder import Recorder
 
@@ -44,14 +48,60 @@ class RecordCallback(Callback):
     An exception that leaves the trainer ends the phase too. Validation runs without gradients, so select values that a
     training step needs attached to autograd with ``grad_enabled()`` or ``phase("train")``.
 
+    Where the trainer starts processes of its own (``strategy="ddp"``, ``"ddp_spawn"``), give the callback the
+    options of a recorder. It opens one in each process, when the trainer sets up, and closes it when the trainer is
+    done, by an exception too:
+
+    >>> callback = RecordCallback(sink="lightning/", keep_op="tanh")
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
+    ...     trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+    ...                          enable_progress_bar=False, enable_model_summary=False, callbacks=[callback])
+    ...     trainer.fit(model, data)
+    >>> fastrec.load("lightning/").stack("net.1/tanh").shape
+    torch.Size([4, 8, 8])
+
+    Each call of ``fit``, ``validate``, ``test`` and ``predict`` opens a recorder, and with a folder as ``sink`` each
+    writes a file of its own. ``callback.rec`` is the one that was opened last in this process.
+
     Arguments:
-        rec: a recorder that is open while the trainer runs.
+        rec: a recorder that is open while the trainer runs; None for one that the callback opens.
+        options: those of ``Recorder``, for the recorder that the callback opens. Its model is the LightningModule.
+
+    Raises OptionError for a recorder and options together, and for neither.
     """
 
-    def __init__(self, rec: Recorder) -> None:
+    def __init__(self, rec: Recorder | None = None, **options: Any) -> None:
         super().__init__()
+        if (rec is None) == (not options):
+            raise OptionError(
+                f"RecordCallback(rec={rec!r}, options={options!r}): give either a recorder that is open, or the "
+                "options of one, such as RecordCallback(sink='run/', keep_op='relu')"
+            )
         self._rec = rec
+        self._options = options
         self._phases: list[AbstractContextManager[None]] = []
+
+    @property
+    def rec(self) -> Recorder:
+        """The recorder; SessionError where the callback has opened none in this process yet."""
+        if self._rec is None:
+            raise SessionError("the callback opens its recorder when the trainer sets up; call trainer.fit first")
+        return self._rec
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Open a recorder, if the callback has the options of one."""
+        if self._options:
+            self._rec = Recorder(pl_module, **self._options).start()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Close the recorder that was opened here."""
+        if self._options:
+            self.rec.stop()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What the trainer starts by pickling opens a recorder of its own.
+        return {**self.__dict__, "_rec": None, "_phases": []} if self._options else self.__dict__
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the phase "sanity_check"."""
@@ -69,7 +119,7 @@ class RecordCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Mark a step."""
-        self._rec.step()
+        self.rec.step()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the phase."""
@@ -102,12 +152,14 @@ class RecordCallback(Callback):
         self._end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """End all phases."""
+        """End all phases, and close the recorder that was opened here: the trainer tears nothing down."""
         while self._phases:
             self._end()
+        if self._options and self._rec is not None:
+            self._rec.__exit__(type(exception), exception, exception.__traceback__)
 
     def _begin(self, name: str) -> None:
-        phase = self._rec.phase(name)
+        phase = self.rec.phase(name)
         phase.__enter__()
         self._phases.append(phase)
 

@@ -17,6 +17,7 @@ import fastrec
         ("lightning", "pytorch_lightning", "lightning"),
         ("tensorboard", "torch.utils.tensorboard", "tensorboard"),
         ("wandb", "wandb", "wandb"),
+        ("ray", "ray", "ray"),
     ],
 )
 def test_a_missing_framework_is_named_with_its_extra(

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import fastrec
 from fastrec import Recorder
+from fastrec._errors import OptionError, SessionError
 from fastrec.integrations.lightning import RecordCallback
 from fastrec.predicates import grad_enabled, module, op, phase
 
@@ -189,3 +191,40 @@ def test_an_exception_ends_the_phase_and_keeps_what_was_recorded() -> None:
     assert rec.recording.select(phase="train").n_passes == 4
     assert len(rec.recording.steps) == 3
     assert rec.recording[-1].ctx.phase == ""
+
+
+def with_callback(callback: RecordCallback, **options: Any) -> pl.Trainer:
+    fitting = trainer(**options)
+    fitting.callbacks.append(callback)  # type: ignore[attr-defined]
+    return fitting
+
+
+def test_a_callback_with_options_opens_a_recorder_for_each_call_of_the_trainer(tmp_path: Path) -> None:
+    model, callback = made(Plain), RecordCallback(sink=f"{tmp_path}/run/", keep_op="tanh")
+    with pytest.raises(SessionError, match=r"call trainer\.fit first"):
+        callback.rec  # noqa: B018
+    with_callback(callback, max_epochs=1).fit(model, loader(), loader())
+    assert callback.rec.recording.select(phase="train").n_passes == BATCHES
+    with_callback(callback).test(model, loader(), verbose=False)
+    assert callback.rec.recording.select(phase="test").n_passes == BATCHES
+    model.net(torch.zeros(1, 4))  # recorded by nobody
+    recording = fastrec.load(tmp_path / "run", live=True)
+    assert (recording.state, len(recording.processes)) == ("finished", 2)
+    passes = {name: recording.select(phase=name).n_passes for name in recording.phases}
+    assert passes == {"train": BATCHES, "sanity_check": 1, "validate": 3, "test": BATCHES}
+
+
+def test_a_callback_with_options_closes_its_recorder_when_the_trainer_fails(tmp_path: Path) -> None:
+    model, callback = made(Failing), RecordCallback(sink=f"{tmp_path}/run/", keep_op="tanh")
+    with pytest.raises(ZeroDivisionError):
+        with_callback(callback, num_sanity_val_steps=0).fit(model, loader(), loader())
+    model.net(torch.zeros(1, 4))  # recorded by nobody
+    recording = fastrec.load(tmp_path / "run", live=True)
+    assert (recording.state, recording.n_passes, len(recording.steps)) == ("finished", 4, 3)
+
+
+def test_a_callback_takes_a_recorder_or_the_options_of_one() -> None:
+    with pytest.raises(OptionError, match="either a recorder that is open, or the options of one"):
+        RecordCallback()
+    with pytest.raises(OptionError, match="either a recorder that is open, or the options of one"):
+        RecordCallback(Recorder(made(Plain), keep_op="tanh"), keep_op="tanh")
