@@ -444,16 +444,20 @@ class PhaseEpisodes:
         return flags
 
     def _check_autoreset(self) -> None:
+        """Refuse to guess where several environments ended; after a single end the session has warned."""
         edges = _session_edges(self.table)
+        unclear = np.zeros_like(self.ends)
         for start, stop in zip(edges, edges[1:], strict=False):
             ends = self.ends[start:stop]
-            if ends[:-1].any() and not ends_show_same_step(ends):
-                row = start + int(np.argmax(ends.any(axis=1)))
-                raise StepError(
-                    f"an environment ended in step {self.table.numbers[row]}{self._where()}, and the recording does "
-                    "not say whether the step after it only resets. Give the recorder, episodes() or export() "
-                    f"{AUTORESET_WORDS}"
-                )
+            if not ends_show_same_step(ends):
+                unclear[start : stop - 1] = ends[:-1]
+        if unclear.any() and np.count_nonzero(self.ends.any(axis=0)) > 1:
+            row = int(np.argmax(unclear.any(axis=1)))
+            raise StepError(
+                f"an environment ended in step {self.table.numbers[row]}{self._where()}, and the recording does "
+                "not say whether the step after it only resets. Give the recorder, episodes() or export() "
+                f"{AUTORESET_WORDS}"
+            )
 
     def _where(self) -> str:
         return f" of phase {self.name!r}" if self.name else ""

@@ -257,6 +257,7 @@ def test_environments_that_ended_need_a_word_about_how_they_reset() -> None:
 
 def test_ends_that_leave_nothing_open_need_no_word() -> None:
     assert len(played([[0, 0], [0, 0], [1, 1]]).recording().episodes()) == 2  # in the last step
+    assert len(played([[0, 0], [1, 0], [0, 0]]).recording().episodes()) == 3  # of one environment, which was warned of
     # A step that only resets can't end, so the second of two ends running is of an episode of one step.
     assert facts(played([[0], [1], [1], [0]]).recording()) == [
         (0, 0, 2, True, False),
