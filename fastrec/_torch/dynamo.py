@@ -37,7 +37,8 @@ _ORIGINAL_FUNCTION = "_torchdynamo_orig_callable"
 """The attribute in which what dynamo made holds the function that it was made from."""
 
 
-def _loaded() -> bool:
+def is_loaded() -> bool:
+    """Whether torch has loaded what compiles; before that, nothing is compiled."""
     return "torch._dynamo" in sys.modules
 
 
@@ -63,7 +64,7 @@ def is_compiled_wrapper(module: nn.Module) -> bool:
 
 def runs_compiled(module: nn.Module) -> bool:
     """Whether a call of a module runs compiled code, of a wrapper, by ``module.compile()`` or in its ``forward``."""
-    if not _loaded():
+    if not is_loaded():
         return False
     if is_compiled_wrapper(module) or module._compiled_call_impl is not None:
         return True
@@ -88,7 +89,7 @@ def function_of(callable_: Any) -> Any:
 
 def compiled_part(root: Any) -> Any:
     """The compiled function that a call of a root runs; None where nothing is compiled."""
-    if not _loaded():
+    if not is_loaded():
         return None
     if not isinstance(root, nn.Module):
         return root if is_compiled_function(root) else None

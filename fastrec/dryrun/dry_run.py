@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from fastrec.events.context import PredicateFailure, RecordContext
 from fastrec.recording._arrays import META_FIELDS, frame_of_columns
 from fastrec.recording._records import format_bytes, format_count
 from fastrec.session.inputs import NOT_GIVEN, ModelRun, roots_of
-from fastrec.session.options import options_from
+from fastrec.session.options import RecorderOptions, options_from
 from fastrec.session.unmatched import Names
 
 if TYPE_CHECKING:
@@ -81,7 +81,24 @@ def dry_run(
     """
     roots = roots_of(model)
     run = ModelRun.of(roots, input_args, input_kwargs, call)
-    options = options_from(recorder_options)
+    return dry_run_of(roots, partial(run, in_region=False), options_from(recorder_options))
+
+
+def dry_run_in_region(
+    model: nn.Module | Mapping[str, nn.Module],
+    input_args: Any,
+    input_kwargs: Mapping[str, Any] | None,
+    call: Callable[[], Any] | None,
+    recorder_options: dict[str, Any],
+) -> DryRun:
+    """The same with a ``call`` that makes one pass, as ``record`` and the graph make one of it."""
+    roots = roots_of(model)
+    run = ModelRun.of(roots, input_args, input_kwargs, call)
+    return dry_run_of(roots, run, options_from(recorder_options))
+
+
+def dry_run_of(roots: Mapping[str, Any], run: Callable[[Any], Any], options: RecorderOptions) -> DryRun:
+    """Run something under an engine that keeps nothing; ``run`` gets the engine."""
     decider = Decider(options, roots)
     events: list[Event] = []
     outcomes: list[Outcome] = []
@@ -97,7 +114,7 @@ def dry_run(
     with restored(roots.values()), random_state_restored(), seeded(options.random_seed):
         engine.open(roots, listener)
         try:
-            run(engine, in_region=False)
+            run(engine)
             names = Names.of(engine, {event.site.layer_type for event in events if event.site.kind == "op"})
         finally:
             engine.close()

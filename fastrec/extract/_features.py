@@ -11,7 +11,6 @@ ends by an exception that is raised where the last value appears.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrec._errors import OptionError, RecordKeyError, did_you_mean
+from fastrec._torch.dynamo import is_loaded
 from fastrec.engines._protocol import BasicRun, Tap, WatchOptions
 from fastrec.engines.eager.engine import eager_passes
 from fastrec.engines.eager.module_calls import MODULE_CALLS
@@ -75,7 +75,7 @@ class Features(nn.Module):
         """Run the model up to the last of the values."""
         # Where dynamo is loaded somebody may have compiled this module, and then it would compile parts of the model
         # while they are watched. As a decorator it would load dynamo with this package.
-        if "torch._dynamo" in sys.modules:
+        if is_loaded():
             values: dict[str, Tensor] = torch.compiler.disable(self._run)(*args, **kwargs)  # type: ignore[no-untyped-call]
             return values
         return self._run(*args, **kwargs)

@@ -13,7 +13,7 @@ from torch import nn
 
 from fastrec._errors import OptionError, RecordKeyError, SessionError
 from fastrec._optional import require
-from fastrec.dryrun.dry_run import dry_run
+from fastrec.dryrun.dry_run import dry_run_in_region
 from fastrec.events.capture import CaptureSpec
 from fastrec.graph.conditions import Conditions
 from fastrec.graph.diff import HistoryDiff, check_same_graph, diff_of
@@ -598,16 +598,16 @@ class ModelHistory:
         >>> log_forward_pass(model, x).preview(x, keep_op="tanh").kept
         ['1/tanh']
 
-        Arguments are those of fastrec.dry_run, less the model. Where the pass takes another way through the model than
-        the one that was logged, what is kept there is counted below the title of the picture. Raises OptionError for a
-        history from a file, which has no model.
+        Arguments are those of fastrec.dry_run, less the model; a ``call`` is one pass, as in the graph. Where the pass
+        takes another way through the model than the one that was logged, what is kept there is counted below the title
+        of the picture. Raises OptionError for a history from a file, which has no model.
         """
         if not self.roots:
             raise OptionError(
                 "a history from a file has no model to run; call fastrec.graph.preview(model, inputs, keep_op=...)"
             )
         model: Any = self.roots if list(self.roots) != [""] else self.roots[""]
-        return Preview(self, dry_run(model, input_args, input_kwargs, call=call, **recorder_options))
+        return Preview(self, dry_run_in_region(model, input_args, input_kwargs, call, recorder_options))
 
     def export(
         self, path: str | PathLike[str], format: str | None = None, *, overwrite: bool = False, **options: Any

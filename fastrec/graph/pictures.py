@@ -10,7 +10,7 @@ import msgspec
 from torch import nn
 
 from fastrec._torch.state import random_state_restored, restored
-from fastrec.dryrun.dry_run import dry_run
+from fastrec.dryrun.dry_run import dry_run_in_region
 from fastrec.graph.draw.options import drawing_options
 from fastrec.graph.draw.picture import SECONDS, Picture, picture_of, target_of
 from fastrec.graph.history import ModelHistory
@@ -102,7 +102,7 @@ def preview(
     The model runs twice, and so does ``call``: once for what is kept, once for the graph. Buffers, flags, gradients and
     random states are afterwards what they were. Returns a Preview.
     """
-    dry = dry_run(model, input_args, input_kwargs, call=call, **recorder_options)
+    dry = dry_run_in_region(model, input_args, input_kwargs, call, recorder_options)
     seed = recorder_options.get("random_seed")
     with restored(roots_of(model).values()), random_state_restored():
         history = get_model_metadata(model, input_args, input_kwargs, call=call, random_seed=seed)

@@ -77,7 +77,8 @@ def defined(tree: ast.AST) -> Iterator[str]:
 OWN = frozenset(name for path in sorted(PACKAGE.rglob("*.py")) for name in defined(ast.parse(path.read_text())))
 
 # Strings that are data: how torch names the module of a function, which files of a model may hold too.
-ALLOWED = {"ops/table.py": {"torch._tensor"}}
+# And a name of Ray's, whose runners have no public number of the weights that they play with.
+ALLOWED = {"ops/table.py": {"torch._tensor"}, "integrations/ray.py": {"?._weights_seq_no"}}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -1,5 +1,6 @@
 """Tensors that no function returned that was seen: constants, or operations of unknown origin."""
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -80,6 +81,7 @@ class Threaded(nn.Module):
 @pytest.mark.parametrize(
     "model", [Threaded(), Calls(lambda x: x + torch.from_numpy(np.sin(x.detach().numpy()))), Calls(lambda x: x * 1)]
 )
+@pytest.mark.filterwarnings("ignore:a recorded pass gave work to another thread:fastrec.FastrecWarning")
 def test_a_graph_in_which_a_value_came_from_nowhere_is_not_valid(model: nn.Module) -> None:
     x = torch.randn(3)
     labels = log_forward_pass(model, x).layer_labels
@@ -88,4 +90,7 @@ def test_a_graph_in_which_a_value_came_from_nowhere_is_not_valid(model: nn.Modul
     report = validate_saved_activations(model, x)
     assert bool(report) != comes_from_nowhere and bool(validate_history(log_forward_pass(model, x))) == bool(report)
     if comes_from_nowhere:
-        assert "no operation that was seen returned it: the graph is not complete" in str(report.first_failure)
+        reason = (
+            "no operation that was seen returned it: the graph is not complete|the ops that ran there were not seen"
+        )
+        assert re.search(reason, str(report.first_failure))

@@ -68,6 +68,7 @@ if rank == 0:
         assert torch.allclose(part.stack("down"), expected, atol=1e-5)
     print([(process.rank, process.world_size) for process in both.processes])
 dist.barrier()
+sys.stdout.flush()
 os._exit(0)
 """
 

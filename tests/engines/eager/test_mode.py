@@ -458,4 +458,4 @@ def test_an_object_that_is_not_looked_into_is_told_once(name: str, make: Any, en
             warnings.simplefilter("always")
             for _ in range(4):
                 model(x)
-        assert [message in str(warning.message) for warning in caught] == [True]
+        assert [message in str(warning.message) for warning in caught].count(True) == 1

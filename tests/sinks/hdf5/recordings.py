@@ -56,7 +56,6 @@ KEEP: dict[str, Any] = {
     | module("head", "late.*")
     | module("").with_(transform=total, save_raw=False, dtype=torch.float64),
     "history_size": 3,
-    "autoreset": "same_step",
 }
 
 

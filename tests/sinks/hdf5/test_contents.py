@@ -136,7 +136,7 @@ def test_step_columns_keep_their_shape_in_the_next_session(tmp_path: Path) -> No
 def test_a_session_that_would_not_mean_the_same_is_refused(tmp_path: Path) -> None:
     path = continued(tmp_path / "run.h5")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(OptionError, match=r"with autoreset=None and this session has autoreset='next_step'"):
+    with pytest.raises(OptionError, match=r"with autoreset='same_step' and this session has autoreset='next_step'"):
         session(path, ENDED[0], 5, autoreset="next_step")
     assert sorted(tmp_path.iterdir()) == before
     for virtual in (False, True):

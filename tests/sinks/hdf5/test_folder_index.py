@@ -23,7 +23,10 @@ MODEL = torch.nn.Identity()
 def write(run: Path, rank: int, passes: int = 3, **options: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANK", str(rank))
-        with Recorder(MODEL, keep_module=True, sink=HDF5Sink(f"{run}/", **options)) as rec, rec.phase("train"):
+        with (
+            Recorder(MODEL, keep_module=True, sink=HDF5Sink(f"{run}/", **options), autoreset="same_step") as rec,
+            rec.phase("train"),
+        ):
             for i in range(passes):
                 MODEL(torch.zeros(2, 4))
                 rec.step(reward=[1.0, 2.0], terminated=[i == 1, False], truncated=[False, False])
@@ -126,7 +129,7 @@ def test_a_link_in_its_place_is_not_followed(run: Path, tmp_path: Path) -> None:
 
 
 def test_growing_files_are_opened_each_time(run: Path, opened: list[str]) -> None:
-    with Recorder(MODEL, keep_module=True, sink=f"{run}/") as rec:
+    with Recorder(MODEL, keep_module=True, sink=f"{run}/", autoreset="same_step") as rec:
         for passes in (13, 14):
             MODEL(torch.zeros(2, 4))
             rec.flush()
