@@ -14,6 +14,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,7 +51,11 @@ html_copy_source = False
 MODULES = [
     "fastrec",
     *(f"fastrec.{name}" for name in ("predicates", "sinks", "engines", "graph", "files", "exports")),
-    *(f"fastrec.integrations.{p.stem}" for p in sorted((ROOT / "fastrec/integrations").glob("[a-z]*.py"))),
+    *(
+        f"fastrec.integrations.{p.stem}"
+        for p in sorted((ROOT / "fastrec/integrations").glob("[a-z]*.py"))
+        if p.stem != "ray" or find_spec("ray")  # 400 MB, which not every environment has
+    ),
 ]
 
 
