@@ -244,6 +244,37 @@ class GuardedCache(Generic[T]):
         return entry
 
 
+class GuardedTap(Generic[T]):
+    """A tap of one leaf at one position, with what it worked out for the kinds of values that it has seen.
+
+    Most positions only ever see one kind of value, which stands in ``_last``; further kinds need a cache.
+    """
+
+    __slots__ = ("_cache", "_last", "_position", "_site", "_state")
+
+    def __init__(self, state: TapState, position: Position, site: Site) -> None:
+        self._state = state
+        self._position = position
+        self._site = site
+        self._cache: GuardedCache[T] | None = None
+        self._last: Entry[T] = NO_ENTRY
+
+    def _find(self, run: PassRun, value: Tensor) -> T:
+        guards = self._state.guards
+        if self._last is NO_ENTRY and run.parents is None:
+            result = self._make(run, value)
+            self._last = guards.find(value), value.requires_grad, result
+            return result
+        if self._cache is None:
+            self._cache = GuardedCache()
+        self._last = entry = self._cache.find(value, run.parents, guards, partial(self._make, run, value))
+        return entry[-1]
+
+    def _make(self, run: PassRun, value: Tensor) -> T:
+        """What is worked out for values like this one."""
+        raise NotImplementedError
+
+
 Keeper: TypeAlias = tuple[int, Callable[[Tensor], Any]]
 """The meta of a record, and the function that copies its value and returns the row."""
 
@@ -252,18 +283,14 @@ def _keep_no_tensor(value: Tensor) -> int:
     return -1
 
 
-class KeepTap:
+class KeepTap(GuardedTap[Keeper]):
     """Keeps every value of one leaf at one position, copied as one spec says."""
 
-    __slots__ = ("_cache", "_last", "_position", "_site", "_spec", "_state")
+    __slots__ = ("_spec",)
 
     def __init__(self, state: TapState, position: Position, site: Site, spec: CaptureSpec) -> None:
-        self._state = state
-        self._position = position
-        self._site = site
+        super().__init__(state, position, site)
         self._spec = spec
-        self._cache: GuardedCache[Keeper] | None = None
-        self._last: Entry[Keeper] = NO_ENTRY
 
     def __call__(self, run: PassRun, value: Tensor) -> None:
         # Looking at a value is an op to every mode on the stack: this recorder's own around a module, or another's.
@@ -303,18 +330,6 @@ class KeepTap:
     def is_plain(self) -> bool:
         """Whether values are kept as they are."""
         return self._spec.is_plain
-
-    def _find(self, run: PassRun, value: Tensor) -> Keeper:
-        if self._last is NO_ENTRY and run.parents is None:
-            # Most positions only ever see one kind of value, which needs no cache.
-            keeper = self._make(run, value)
-            self._last = self._state.guards.find(value), value.requires_grad, keeper
-            return keeper
-        if self._cache is None:
-            self._cache = GuardedCache()
-        make = partial(self._make, run, value)
-        self._last = entry = self._cache.find(value, run.parents, self._state.guards, make)
-        return entry[-1]
 
     def _make(self, run: PassRun, value: Tensor) -> Keeper:
         state = self._state
@@ -376,23 +391,19 @@ def _reason_for(error: Exception, value: Tensor) -> Exception:
 NOT_ASKED: Any = object()
 
 
-class AskTap:
+class AskTap(GuardedTap[RecordMeta]):
     """Asks a residual about each value of one leaf at one position, and keeps what it answers; may halt the pass."""
 
-    __slots__ = ("_cache", "_halt", "_keep_tap", "_keep_taps", "_last", "_position", "_residual", "_site", "_state")
+    __slots__ = ("_halt", "_keep_tap", "_keep_taps", "_residual")
 
     def __init__(
         self, state: TapState, position: Position, site: Site, residual: ResidualPredicate, halt: Predicate | None
     ) -> None:
-        self._state = state
-        self._position = position
-        self._site = site
+        super().__init__(state, position, site)
         self._residual = residual
         self._halt = halt
         self._keep_tap: tuple[CaptureSpec | None, KeepTap | None] = (None, None)
         self._keep_taps: dict[CaptureSpec, KeepTap] = {}
-        self._cache: GuardedCache[RecordMeta] | None = None
-        self._last: Entry[RecordMeta | None] = NO_ENTRY
 
     def __call__(self, run: PassRun, value: Tensor) -> None:
         if function_mode_count() and not are_function_modes_off():
@@ -451,22 +462,11 @@ class AskTap:
         return RecordContext(
             state.catalog,
             self._site,
-            meta,  # type: ignore[arg-type]
+            meta,
             info,
             perf_counter() - info.started,
             info.step,
         )
-
-    def _find(self, run: PassRun, value: Tensor) -> RecordMeta:
-        if self._last is NO_ENTRY and run.parents is None:
-            meta = self._make(run, value)
-            self._last = self._state.guards.find(value), value.requires_grad, meta
-            return meta
-        if self._cache is None:
-            self._cache = GuardedCache()
-        make = partial(self._make, run, value)
-        self._last = entry = self._cache.find(value, run.parents, self._state.guards, make)
-        return entry[-1]
 
     def _make(self, run: PassRun, value: Tensor) -> RecordMeta:
         return self._state.meta_maker.make(self._position, self._site, TensorFacts.of(value), 0, run.parents)
