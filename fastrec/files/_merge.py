@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import uuid
+import warnings
 from collections.abc import Iterable
 
 import msgspec
 
-from fastrec._errors import OptionError, RecordingFileError
+from fastrec._errors import FastrecWarning, OptionError, RecordingFileError
 from fastrec.sinks.hdf5.copy_file import CopyOptions, Progress, check_free, make_whole, write_source
 from fastrec.sinks.hdf5.folder import ProcessRecording, check_together, order_of, process_of, recordings_of
 from fastrec.sinks.hdf5.layout import MERGED, Identity
 from fastrec.sinks.hdf5.merged import MergedSource, ShownRecording, is_near, shown_recordings
 from fastrec.sinks.hdf5.source import HDF5Source
+from fastrec.sinks.hdf5.system import limit
 from fastrec.sinks.hdf5.virtual import write_virtual
 
 Path = str | os.PathLike[str]
+
+OTHER_FILES = 32
+"""About how many files a program has open besides those that a merged file shows: libraries, sockets, its output."""
 
 
 class Merged(msgspec.Struct, frozen=True):
@@ -127,4 +132,14 @@ def _write_shown(target: str, identity: Identity, recordings: list[ProcessRecord
         )
     files = [file for recording in recordings for file, _ in recording.source.paths()]
     sources = msgspec.json.encode(shown, enc_hook=repr)
+    most = limit("NOFILE")
+    if most is not None and len(files) + OTHER_FILES > most:
+        # What HDF5 can't open it reads as missing values, without an error.
+        warnings.warn(
+            f"{target!r} shows {len(files)} files; fastrec reads all of them, but h5py and other tools open them all "
+            f"at once, and this process may have {most} open files: they would read the rest as missing values. Raise "
+            "the limit where they read it (ulimit -n), or copy with virtual=False",
+            FastrecWarning,
+            stacklevel=3,
+        )
     make_whole(target, lambda part: write_virtual(part, identity, files, sources))

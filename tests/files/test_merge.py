@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -15,6 +18,8 @@ from fastrec import Recorder, load
 from fastrec.files import describe, merge, repack, verify
 from fastrec.sinks import HDF5Sink
 from tests.files.same import assert_same
+
+ROOT = str(Path(__file__).parents[2])
 
 BOTH = pytest.mark.parametrize("virtual", [False, True], ids=["copied", "virtual"])
 
@@ -129,6 +134,29 @@ def test_other_tools_see_what_is_shown() -> None:
     with h5py.File("run.h5") as file:
         shown = next(data[:] for data in file["data"].values() if data.attrs["of"] == "0" and data.shape[1] == 2)
     assert np.array_equal(shown, values)
+
+
+FEW = """
+import resource, sys, h5py, numpy as np
+from fastrec.files import merge
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), most))
+merge([f"run.{rank}.h5" for rank in range(40)], sys.argv[2] + ".h5", virtual=sys.argv[2] == "shown")
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # as the warning advises
+with h5py.File(sys.argv[2] + ".h5") as file:
+    print(sum(np.isnan(data[:]).sum() for data in file["data"].values()))
+"""
+
+
+@pytest.mark.parametrize(("limit", "virtual", "warns"), [(64, True, True), (80, True, False), (64, False, False)])
+def test_more_files_than_other_tools_may_open_are_told(limit: int, virtual: bool, warns: bool) -> None:
+    for rank in range(40):
+        record(f"run.{rank}.h5", rank, 1)
+    command = [sys.executable, "-c", FEW, str(limit), "shown" if virtual else "copied"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ROOT})
+    told = "shows 40 files; .*this process may have 64 open files.*ulimit -n.*virtual=False"
+    assert bool(re.search(told, done.stderr)) == warns
+    assert done.stdout.strip() == "0"
 
 
 def test_what_is_shown_can_be_moved_together() -> None:

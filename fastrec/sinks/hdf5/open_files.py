@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from fastrec._errors import DamagedFileError
 from fastrec.sinks.hdf5.paths import open_regular
+from fastrec.sinks.hdf5.system import limit
 
 MAX_OPEN = 256
 """How many files of all recordings together stay open, where the process may have four times as many."""
@@ -25,12 +26,8 @@ MAX_OPEN = 256
 
 def most_open() -> int:
     """How many may stay open in this process: a quarter of what it may have, because it has other files too."""
-    try:
-        import resource
-    except ImportError:  # Windows, where a process may have thousands
-        return MAX_OPEN
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_OPEN if limit == resource.RLIM_INFINITY else max(1, min(MAX_OPEN, limit // 4))
+    most = limit("NOFILE")
+    return MAX_OPEN if most is None else max(1, min(MAX_OPEN, most // 4))
 
 
 class OpenFiles:
@@ -48,7 +45,6 @@ class OpenFiles:
     def take_place(self) -> int | None:
         """A place for a file that stays open; None where all are taken, or the process may not have so many files."""
         try:
-            # Asked each time, because a program may change its limit.
             return self._places.pop() if self._most - len(self._places) < most_open() else None
         except IndexError:
             return None

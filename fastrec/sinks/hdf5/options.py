@@ -9,6 +9,7 @@ import torch
 
 from fastrec._errors import OptionError
 from fastrec._optional import require
+from fastrec.sinks.hdf5.system import limit
 
 COMPRESSIONS = ("gzip", "lzf", "zstd", "lz4")
 
@@ -67,10 +68,8 @@ class HDF5Options(msgspec.Struct, frozen=True, kw_only=True):
 
     def segment_room(self) -> int:
         """How many bytes of values one file has room for, within the limit that the process has for a file's size."""
-        import resource  # Windows has none, and can import this module all the same
-
-        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        return self.segment_bytes if limit < 0 else max(1 << 16, min(self.segment_bytes, limit // 4))
+        most = limit("FSIZE")
+        return self.segment_bytes if most is None else max(1 << 16, min(self.segment_bytes, most // 4))
 
     def _check(self, name: str, fits: bool, allowed: str) -> None:
         if not fits:

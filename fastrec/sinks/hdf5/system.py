@@ -5,6 +5,7 @@
     read_into(descriptor, view, offset)     # the same, into memory that is there already
     sync(descriptor)                        # what was written is on the disk
     check_writable_here()                   # raises OptionError on Windows
+    limit("NOFILE")                         # how many files the process may have open
 
 Linux and macOS have all that reading and writing needs. On Windows recordings can be read, but not written: a file that
 others may read while it grows needs writes at an offset, shared locks and a rename over an open file.
@@ -33,6 +34,19 @@ def check_writable_here() -> None:
             f"recordings in files need os.pwrite and flock, which {system} lacks; record into RAM, or run under WSL. "
             "Recordings that were written elsewhere can be read"
         )
+
+
+def limit(name: str) -> int | None:
+    """A limit of this process (``ulimit``): "NOFILE" open files, "FSIZE" bytes of a file; None where there is none.
+
+    Asked each time, because a program may change its limits.
+    """
+    try:
+        import resource  # Windows has none
+    except ImportError:
+        return None
+    value, _ = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))
+    return None if value == resource.RLIM_INFINITY else value
 
 
 def open_to_read(path: str) -> int:
