@@ -39,7 +39,7 @@ from fastrec.predicates import structural
 from fastrec.recording._recording import Recording
 from fastrec.session.recorder import Recorder
 from fastrec.sinks import HDF5Sink
-from fastrec.sinks.hdf5.paths import Paths, is_folder
+from fastrec.sinks.hdf5.paths import Paths, is_folder, is_in_progress
 
 N_PROBED = 2
 """How many samples are run before: not one, for models that squeeze their values."""
@@ -269,7 +269,7 @@ def _finish(path: str) -> None:
     """Finish the file that a killed call left, so that other tools find a file under the path at the end."""
     from fastrec.sinks.hdf5.recover import RecoverOptions, recover_files
 
-    if any(name.endswith(".tmp") for name in Paths(path).files()):
+    if any(map(is_in_progress, Paths(path).files())):
         recover_files(path, None, RecoverOptions())
 
 

@@ -11,6 +11,7 @@ import msgspec
 from fastrec.events.process import Process
 from fastrec.sinks.hdf5.folder import AnyPath, is_one_recording, open_any
 from fastrec.sinks.hdf5.folder_index import facts_of, read_folder
+from fastrec.sinks.hdf5.paths import is_in_progress
 from fastrec.sinks.hdf5.source import HDF5Source
 
 
@@ -121,7 +122,7 @@ def _describe_folder(path: AnyPath) -> Description:
     return Description(
         path=path if isinstance(path, str) else os.fspath(path) if isinstance(path, os.PathLike) else "",
         files=[
-            FileFacts(os.path.join(folder_of[entry.path], file.name), file.nbytes, not file.name.endswith(".tmp"))
+            FileFacts(os.path.join(folder_of[entry.path], file.name), file.nbytes, not is_in_progress(file.name))
             for entry in entries
             for file in entry.files
             if not file.name.endswith((".map", ".part", ".damaged"))

@@ -34,7 +34,7 @@ from fastrec.sinks.hdf5.folder import (
     recordings_of,
 )
 from fastrec.sinks.hdf5.merged import MergedSource, open_source
-from fastrec.sinks.hdf5.paths import create_file, is_folder, open_regular
+from fastrec.sinks.hdf5.paths import create_file, is_folder, is_in_progress, open_regular
 from fastrec.sinks.hdf5.source import HDF5Source
 
 INDEX = ".fastrec-index.json"
@@ -97,7 +97,7 @@ class FolderEntry(msgspec.Struct, frozen=True):
     @property
     def is_finished(self) -> bool:
         """Whether none of its files grows or was left by a killed process."""
-        return not any(file.name.endswith(".tmp") for file in self.files)
+        return not any(is_in_progress(file.name) for file in self.files)
 
 
 class _Index(msgspec.Struct, frozen=True):

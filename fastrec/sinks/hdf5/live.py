@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 from fastrec._errors import DamagedFileError, OptionError, RecordingNotFoundError
 from fastrec.recording._recording import Recording
 from fastrec.sinks.hdf5.contents import Contents, IncrementalReader, Tables
+from fastrec.sinks.hdf5.paths import is_in_progress
 from fastrec.sinks.hdf5.reader import ReadFile, find_files, paths_of
 from fastrec.sinks.hdf5.source import HDF5Source
 
@@ -170,7 +171,7 @@ class FileFollower:
         """Whether the recording is being written, was finished, or was left by a process that was killed."""
         names = self._paths.files()
         # In the moment between two segments all files that exist may be finished, though the recording goes on.
-        if not any(name.endswith(".tmp") for name in names) and (self._paths.path in names or not self._is_written()):
+        if not any(map(is_in_progress, names)) and (self._paths.path in names or not self._is_written()):
             return "finished"
         return "growing" if self._is_written() else "killed"
 

@@ -35,6 +35,9 @@ from fastrec.sinks.hdf5.system import lock_exclusive, lock_shared, open_to_read
 
 SUFFIXES = (".h5", ".hdf5")
 
+IN_PROGRESS = ".tmp"
+"""How the file of a segment ends that grows, or that a killed process left."""
+
 PATTERN_FIELDS = ("rank", "pid", "worker", "host")
 
 MAX_LOCK_SECONDS = 2.0
@@ -44,6 +47,11 @@ LOCK_PAUSE_SECONDS = 0.001
 
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """What a file system without locks answers."""
+
+
+def is_in_progress(path: str) -> bool:
+    """Whether the name of a segment's file says that it is not finalized."""
+    return path.endswith(IN_PROGRESS)
 
 
 class Paths:
@@ -62,7 +70,7 @@ class Paths:
         return f"{self._stem}.{number:05d}{self._suffix}"
 
     def in_progress(self, number: int) -> str:
-        return self.finalized(number) + ".tmp"
+        return self.finalized(number) + IN_PROGRESS
 
     def map(self, number: int) -> str:
         return self.in_progress(number) + ".map"
@@ -104,7 +112,7 @@ class Paths:
 
         Where the file system has no locks nobody knows, and this is None too.
         """
-        return next((path for path in self.files() if path.endswith(".tmp") and _is_locked(path)), None)
+        return next((path for path in self.files() if is_in_progress(path) and _is_locked(path)), None)
 
     def claim(self, number: int, *, locking: bool) -> int:
         """Create the file of a segment that nobody has begun, locked already; the descriptor that holds the lock."""

@@ -36,7 +36,7 @@ from fastrec.sinks.hdf5.layout import (
     Rows,
 )
 from fastrec.sinks.hdf5.merged import open_source, shown_recordings
-from fastrec.sinks.hdf5.paths import Paths, lock_unwritten, os_message, remove_part, rename_to_free
+from fastrec.sinks.hdf5.paths import Paths, is_in_progress, lock_unwritten, os_message, remove_part, rename_to_free
 from fastrec.sinks.hdf5.reader import ReadFile, paths_of
 from fastrec.sinks.hdf5.salvage import salvage_contents
 from fastrec.sinks.hdf5.source import HDF5Source
@@ -98,7 +98,7 @@ def _claimed(source: Paths, options: RecoverOptions) -> Iterator[None]:
     """Keep recorders away from the files in progress; an error where somebody writes them, or might do so."""
     with ExitStack() as stack:
         for path in source.files():
-            if path.endswith(".tmp"):
+            if is_in_progress(path):
                 descriptor = lock_unwritten(path)
                 if descriptor is not None:
                     stack.callback(os.close, descriptor)
