@@ -297,10 +297,9 @@ class DryRun:
         Values are followed from op to op; what an op writes through a view of a value is not. fastrec.graph.preview
         draws the same marks on the whole graph of the pass, which follows that, too.
         """
-        from fastrec.graph.draw.picture import picture_of, target_of
+        from fastrec.graph.draw.picture import draw
 
-        target = target_of(path, format, overwrite=overwrite)
-        return picture_of(self.drawing(**options), target, seconds=seconds, overwrite=overwrite)
+        return draw(lambda: self.drawing(**options), path, format, seconds=seconds, overwrite=overwrite)
 
     def to_html(self, path: str | PathLike[str], *, overwrite: bool = False, **options: Any) -> None:
         """Write the drawing as a page that opens from disk, in which modules open; arguments as for ``draw``.

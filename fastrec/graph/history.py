@@ -21,7 +21,7 @@ from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.notebook import notebook_html
 from fastrec.graph.draw.options import drawing_options
 from fastrec.graph.draw.page import write_drawing
-from fastrec.graph.draw.picture import SECONDS, Picture, picture_of, target_of
+from fastrec.graph.draw.picture import SECONDS, Picture, draw
 from fastrec.graph.drawing import ModelFacts, drawing_of
 from fastrec.graph.entries import (
     BufferEntry,
@@ -553,8 +553,7 @@ class ModelHistory:
 
         Arguments are those of show_model_graph. Returns a Picture, which notebooks show.
         """
-        target = target_of(path, format, overwrite=overwrite)
-        return picture_of(self.drawing(**options), target, seconds=seconds, overwrite=overwrite)
+        return draw(lambda: self.drawing(**options), path, format, seconds=seconds, overwrite=overwrite)
 
     def to_html(
         self,

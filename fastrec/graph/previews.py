@@ -24,7 +24,7 @@ from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.marks import marked
 from fastrec.graph.draw.page import write_drawing
 from fastrec.graph.draw.parts import Mark
-from fastrec.graph.draw.picture import SECONDS, Picture, picture_of, target_of
+from fastrec.graph.draw.picture import SECONDS, Picture, draw
 from fastrec.graph.structure import Graph
 
 
@@ -127,8 +127,7 @@ class Preview:
 
         Arguments are those of show_model_graph. A closed module shows what is kept of all that is in it.
         """
-        target = target_of(path, format, overwrite=overwrite)
-        return picture_of(self.drawing(**options), target, seconds=seconds, overwrite=overwrite)
+        return draw(lambda: self.drawing(**options), path, format, seconds=seconds, overwrite=overwrite)
 
     def to_html(self, path: str | PathLike[str], *, overwrite: bool = False, **options: Any) -> None:
         """Write a page of the graph with the same marks; arguments are those of ModelHistory.to_html.

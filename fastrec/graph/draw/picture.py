@@ -130,6 +130,19 @@ class Picture(msgspec.Struct, frozen=True):
         return f"<Picture in the format {self.format}{where}: {len(self.content):,} bytes>"
 
 
+def draw(
+    make: Callable[[], Drawing],
+    path: str | PathLike[str] | None,
+    format: str | None,
+    *,
+    seconds: float,
+    overwrite: bool,
+) -> Picture:
+    """What the ``draw`` methods do: check where the picture goes, and only then make the drawing."""
+    target = target_of(path, format, overwrite=overwrite)
+    return picture_of(make(), target, seconds=seconds, overwrite=overwrite)
+
+
 def picture_of(drawing: Drawing, target: Target, *, seconds: float = SECONDS, overwrite: bool = False) -> Picture:
     """A drawing as a picture, written to the target's path if it has one."""
     picture = Picture(_WRITERS[target.format](drawing, seconds), target.format, target.path)
