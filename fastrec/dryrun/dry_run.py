@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from html import escape
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -81,7 +81,7 @@ def dry_run(
     """
     roots = roots_of(model)
     run = ModelRun.of(roots, input_args, input_kwargs, call)
-    return dry_run_of(roots, partial(run, in_region=False), options_from(recorder_options))
+    return dry_run_of(roots, lambda engine: run.passes(), options_from(recorder_options))
 
 
 def dry_run_in_region(

@@ -127,25 +127,25 @@ class ModelRun(msgspec.Struct, frozen=True):
         args = () if call is not None else args_of(input_args, root)
         return cls(root, args, input_kwargs or {}, call)
 
-    def __call__(self, engine: Engine[RunT], *, in_region: bool = True) -> Any:
-        """Run the model under an open engine, and return its output.
+    def __call__(self, engine: Engine[RunT]) -> Any:
+        """Run the model under an open engine as one pass, and return its output."""
+        if self.call is None:
+            return self.passes()
+        token = engine.enter_region("call")
+        try:
+            out = self.passes()
+        except BaseException as error:
+            engine.leave_region(token, error)
+            raise
+        engine.leave_region(token, None)
+        return out
 
-        A user's function runs as one pass, or, without ``in_region``, with a pass for each module that it calls.
+    def passes(self) -> Any:
+        """Run the model as under a recorder, with a pass for each module that a user's function calls.
 
         Modules are opened that would otherwise run a fused kernel. A recorder warns about that; here it is what the
         user asked for.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FusedKernelWarning)
-            if self.call is None:
-                return self.root(*self.args, **self.kwargs)
-            if not in_region:
-                return self.call()
-            token = engine.enter_region("call")
-            try:
-                out = self.call()
-            except BaseException as error:
-                engine.leave_region(token, error)
-                raise
-            engine.leave_region(token, None)
-            return out
+            return self.root(*self.args, **self.kwargs) if self.call is None else self.call()
