@@ -219,23 +219,22 @@ class _TensorRows(Dataset[Any]):
 
 def to_device(value: Any, target: device) -> Any:
     """A value whose tensors lie on a device."""
-    if isinstance(value, Tensor):
-        return value.to(target, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {name: to_device(element, target) for name, element in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(to_device(element, target) for element in value)
-    return value
+    return _replaced(value, lambda tensor: tensor.to(target, non_blocking=True))
 
 
 def _sliced(value: Any, size: int, count: int) -> Any:
     """A nested value with the first few rows of each tensor that has a row for each sample."""
+    return _replaced(value, lambda tensor: tensor[:count] if tensor.shape[:1] == (size,) else tensor)
+
+
+def _replaced(value: Any, replace: Callable[[Tensor], Tensor]) -> Any:
+    """A nested value with each tensor replaced; a mapping becomes a dict."""
     if isinstance(value, Tensor):
-        return value[:count] if value.shape[:1] == (size,) else value
+        return replace(value)
     if isinstance(value, Mapping):
-        return {name: _sliced(element, size, count) for name, element in value.items()}
+        return {name: _replaced(element, replace) for name, element in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(_sliced(element, size, count) for element in value)
+        return type(value)(_replaced(element, replace) for element in value)
     return value
 
 
