@@ -173,6 +173,7 @@ def _refusal(tracked: TrackedModule, why: str) -> UnsupportedModelError:
 
 
 def is_compiled_or_scripted(module: nn.Module) -> bool:
+    """Whether nothing inside of a module can be watched, because it runs as compiled or scripted code."""
     return isinstance(module, torch.jit.ScriptModule) or runs_compiled(module)
 
 
