@@ -86,7 +86,7 @@ class _Builder:
             address for _, address, _ in {_call(event, i) for event in events for i in _depths(event)}
         )
         self._nest = Nest()
-        self._box_of: dict[_Call, int] = {}
+        self._box_of: dict[_ModuleCall, int] = {}
         self._node_of: dict[int, int] = {}  # by event; of what a root returns by the complement of the event's number
 
     def drawing(self, caption: Iterable[str]) -> Drawing:
@@ -181,7 +181,7 @@ class _Builder:
         return {i: mark_of(m) for i, m in nodes.items()}, {i: mark_of(m) for i, m in boxes.items()}, missing
 
 
-class _Call(NamedTuple):
+class _ModuleCall(NamedTuple):
     """One call of a module, in one pass."""
 
     pass_index: int
@@ -194,9 +194,9 @@ def _depths(event: Event) -> list[int]:
     return [depth for depth, frame in enumerate(event.site.frames) if frame.module_address]
 
 
-def _call(event: Event, depth: int) -> _Call:
+def _call(event: Event, depth: int) -> _ModuleCall:
     """The call at a position of an event's stack of modules."""
-    return _Call(event.info.index, event.site.frames[depth].module_address, event.meta.stack_passes[depth])
+    return _ModuleCall(event.info.index, event.site.frames[depth].module_address, event.meta.stack_passes[depth])
 
 
 def _reached(places: Sequence[_Place], edges: Iterable[tuple[int, int]]) -> list[bool]:

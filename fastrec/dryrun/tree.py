@@ -87,7 +87,7 @@ def tree(
     root = Branch("")
     for line in lines:
         _add(root, line, parameters)
-    writer = _Writer(depth, fold_repeats=fold_repeats)
+    writer = _TreeWriter(depth, fold_repeats=fold_repeats)
     rows = [row for branch in root.branches.values() for row in writer.rows(branch, "", "", 0)]
     return "\n".join([*align(rows), *totals(lines, halted)])
 
@@ -122,7 +122,7 @@ def _inner_address(frame: Frame, outer: str) -> str:
     return frame.module_address.removeprefix(f"{outer}.") if outer else frame.module_address
 
 
-class _Writer:
+class _TreeWriter:
     """Writes branches as rows."""
 
     def __init__(self, depth: int | None, *, fold_repeats: bool) -> None:

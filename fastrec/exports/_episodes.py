@@ -126,7 +126,7 @@ def _transitions_of(
     last_rows = np.cumsum(lengths) - 1
     rows = np.arange(lengths.sum()) + np.repeat(starts - (last_rows + 1 - lengths), lengths)
     envs = np.repeat(phase.env[episodes], lengths)
-    read = _Reader(phase, rows, envs)
+    read = _RowReader(phase, rows, envs)
     terminations, truncations = np.zeros((2, len(rows)), np.bool_)
     terminations[last_rows] = phase.terminated[episodes]
     truncations[last_rows] = phase.truncated[episodes] | ~phase.terminated[episodes]
@@ -143,7 +143,7 @@ def _transitions_of(
     )
 
 
-class _Reader:
+class _RowReader:
     """Reads the same rows of several keys and columns, those of one environment each."""
 
     def __init__(self, phase: PhaseEpisodes, rows: Integers, envs: Integers) -> None:

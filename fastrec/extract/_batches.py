@@ -28,7 +28,7 @@ IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".
 """How the files of images end."""
 
 
-class BatchOptions(msgspec.Struct, frozen=True, kw_only=True):
+class DataOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How batches are made and read; ``extract`` describes each option."""
 
     batch_size: int = 32
@@ -62,7 +62,7 @@ class Batch(msgspec.Struct, frozen=True):
         return Batch(args, kwargs, self.sample_ids[:count])
 
 
-class Batches(msgspec.Struct, frozen=True):
+class DataBatches(msgspec.Struct, frozen=True):
     """The batches of some data, in an order that is the same each time.
 
     Arguments:
@@ -75,7 +75,7 @@ class Batches(msgspec.Struct, frozen=True):
 
     read: Callable[[int], Iterable[Any]]
     model: nn.Module
-    options: BatchOptions
+    options: DataOptions
     n_samples: int | None = None
     names: Sequence[Any] | None = None
     can_seek: bool = False
@@ -148,7 +148,7 @@ class Batches(msgspec.Struct, frozen=True):
         return ids
 
 
-def batches_of(data: Any, model: nn.Module, options: BatchOptions) -> Batches:
+def batches_of(data: Any, model: nn.Module, options: DataOptions) -> DataBatches:
     """The batches of anything that ``extract`` takes; OptionError for anything else."""
     ids: Any = options.sample_ids
     names = None if ids is None or isinstance(ids, str) or callable(ids) else ids
@@ -158,7 +158,7 @@ def batches_of(data: Any, model: nn.Module, options: BatchOptions) -> Batches:
     elif options.preprocess is not None:
         raise OptionError("extract(preprocess=...) is for a folder of images; let the data set do it")
     if isinstance(data, DataLoader):
-        return Batches(_from_start(data), model, options, _samples_of_loader(data), names)
+        return DataBatches(_from_start(data), model, options, _samples_of_loader(data), names)
     if isinstance(data, Tensor | np.ndarray):
         data = _TensorRows(as_tensor(data))
     if _is_huggingface(data) and data.format["type"] is None:
@@ -167,9 +167,9 @@ def batches_of(data: Any, model: nn.Module, options: BatchOptions) -> Batches:
     if count is not None:
         if names is not None and len(names) != count:
             raise OptionError(f"extract(sample_ids=...) has {len(names)} ids, and the data has {count} samples")
-        return Batches(_loaders(data, count, options), model, options, count, names, can_seek=True)
+        return DataBatches(_loaders(data, count, options), model, options, count, names, can_seek=True)
     if isinstance(data, Iterable) and not isinstance(data, Mapping | nn.Module):
-        return Batches(_from_start(data), model, options, None, names)
+        return DataBatches(_from_start(data), model, options, None, names)
     raise OptionError(
         f"extract(model, data) got a {type(data).__name__}; give a DataLoader, a data set, a tensor of samples, an "
         "iterable of batches, or the path of a folder of images"
@@ -238,7 +238,7 @@ def _replaced(value: Any, replace: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def _loaders(data: Any, count: int, options: BatchOptions) -> Callable[[int], Iterable[Any]]:
+def _loaders(data: Any, count: int, options: DataOptions) -> Callable[[int], Iterable[Any]]:
     def read(first: int) -> Iterable[Any]:
         rest = data if first == 0 else Subset(data, range(first, count))
         return DataLoader(rest, options.batch_size, num_workers=options.num_workers, collate_fn=options.collate)

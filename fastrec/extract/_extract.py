@@ -34,7 +34,7 @@ from fastrec._errors import (
 from fastrec._optional import require
 from fastrec.engines import is_compiled
 from fastrec.events.capture import CaptureSpec, check_device
-from fastrec.extract._batches import Batch, Batches, BatchOptions, batches_of, to_device
+from fastrec.extract._batches import Batch, DataBatches, DataOptions, batches_of, to_device
 from fastrec.predicates import structural
 from fastrec.recording._recording import Recording
 from fastrec.session.recorder import Recorder
@@ -110,7 +110,7 @@ def extract(  # noqa: PLR0913
     batches = batches_of(
         data,
         model,
-        BatchOptions(
+        DataOptions(
             batch_size=batch_size,
             num_workers=num_workers,
             collate=collate,
@@ -249,7 +249,7 @@ class _Earlier(msgspec.Struct, frozen=True):
             )
 
 
-def _earlier(to: str | os.PathLike[str] | None, batches: Batches, *, resume: bool) -> _Earlier:
+def _earlier(to: str | os.PathLike[str] | None, batches: DataBatches, *, resume: bool) -> _Earlier:
     """What earlier calls left at a path; nothing where there is nothing, or nothing that was flushed."""
     if to is None:
         return _Earlier()

@@ -68,7 +68,7 @@ class Features(nn.Module):
             raise OptionError(f"features(model, {sites!r}): give a dict name -> site, such as {{'low': 'layer1'}}")
         self.model = model
         self.sites = dict(sites)
-        self._passes = _Passes()
+        self._passes = _ThreadPasses()
         self._passes_of_thread()  # so that a model that can't be watched is refused now
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ class Features(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._passes = _Passes()
+        self._passes = _ThreadPasses()
 
     def _passes_of_thread(self) -> tuple[_Listener, EagerPasses]:
         """What watches the model in this thread; made anew where the model was replaced."""
@@ -126,7 +126,7 @@ class Features(nn.Module):
         return f"nothing appeared at {site!r} in this pass; {did_you_mean(site, names)}"
 
 
-class _Passes(threading.local):
+class _ThreadPasses(threading.local):
     """What watches the model, for each thread."""
 
     model: nn.Module | None = None

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastrec._errors import DamagedFileError, FastrecError
 from fastrec.files._verify_history import history_blocks
-from fastrec.sinks.hdf5.blocks import Block, blocks_of
+from fastrec.sinks.hdf5.blocks import CheckedBlock, blocks_of
 from fastrec.sinks.hdf5.contents import Contents, read_contents
 from fastrec.sinks.hdf5.copy_file import Progress
 from fastrec.sinks.hdf5.folder import is_one_recording, recordings_of
@@ -132,7 +132,7 @@ def _losses(recordings: list[_Recording]) -> list[Loss]:
     return [loss for recording in recordings for loss in recording.contents.losses]
 
 
-def _count_unchecked(file: ReadFile, contents: Contents, blocks: list[Block]) -> int:
+def _count_unchecked(file: ReadFile, contents: Contents, blocks: list[CheckedBlock]) -> int:
     """How many values in a file that records name are in no block."""
     n_unchecked = 0
     for prefix in PART_PREFIXES.values():
@@ -151,7 +151,7 @@ def _count_unchecked(file: ReadFile, contents: Contents, blocks: list[Block]) ->
     return n_unchecked
 
 
-def _count_outside(rows: Integers, blocks: list[Block]) -> int:
+def _count_outside(rows: Integers, blocks: list[CheckedBlock]) -> int:
     """How many of these rows are in none of the blocks."""
     spans = sorted((block.first, block.first + block.count) for block in blocks) or [(0, 0)]
     starts = np.array([start for start, _ in spans], np.int64)

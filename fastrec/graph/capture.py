@@ -52,7 +52,7 @@ from fastrec.graph.raw import (
     CapturedCall,
     CapturedOp,
     ConstantTensor,
-    Failure,
+    FailedCall,
     ModuleCall,
     OpKind,
     Overwritten,
@@ -322,10 +322,10 @@ class GraphTracer:
             if seen == [len(self._ops), len(self._capture.module_calls)]:
                 module = left
         text = f"{type(error).__name__}: {error}"
-        self._capture.failure = Failure(text, None, (), module)
+        self._capture.failure = FailedCall(text, None, (), module)
         if self._raised is not None and self._raised[0] is error:
             _, call, parents, module = self._raised
-            self._capture.failure = Failure(text, call, parents, module)
+            self._capture.failure = FailedCall(text, call, parents, module)
 
     def finish(self) -> None:
         """Settle what came from outside, and drop the capture, which the engine's state for this thread may hold."""

@@ -24,7 +24,7 @@ from fastrec.graph.draw.rules import module_style, op_style
 from fastrec.graph.draw.text import counted, dimensions
 from fastrec.graph.drawing_edges import EdgeBuilder, Role
 from fastrec.graph.drawing_facts import FactMaker
-from fastrec.graph.raw import CapturedOp, Failure, ModuleCall, Parameter
+from fastrec.graph.raw import CapturedOp, FailedCall, ModuleCall, Parameter
 from fastrec.graph.show import readable_size
 from fastrec.graph.structure import Graph
 
@@ -82,7 +82,7 @@ class _Scope:
         return None if self._calls else path[::-1]
 
 
-class _Place(NamedTuple):
+class _NodePlace(NamedTuple):
     """A node before it is finished: the operations that it stands for, the box that it lies in, and its role."""
 
     ops: Sequence[CapturedOp]
@@ -129,7 +129,7 @@ class _NodeBuilder:
             nodes.append(self._failed_node(failure, box))
         return nodes
 
-    def _failed_node(self, failure: Failure, box: int) -> Node:
+    def _failed_node(self, failure: FailedCall, box: int) -> Node:
         """The node of what ended the pass; modules around it that are closed show it, too."""
         for index in self._nest.around(box):
             self.boxes[index].lines += (f"raised {failure.error}",)
@@ -140,14 +140,14 @@ class _NodeBuilder:
         style = op_style("failed", (), shape="ellipse" if module is None else "box")
         return Node(self._nest.unique(f"{name} failed"), "failed", (name, failure.error, *address), style, box)
 
-    def _places(self) -> Iterator[_Place]:
+    def _places(self) -> Iterator[_NodePlace]:
         inside: set[int] = set()
         for group in self._groups([op for op in self._graph.ops if self._is_shown(op)]):
             paths = [path for op in group if (path := self._scope.path(op.module)) is not None]
             if paths:
                 inside.update(op.index for op in group)
                 is_orphan = group[0].index not in self._graph.positions
-                yield _Place(group, self._box(_common(paths)), "orphan" if is_orphan else group[0].kind)
+                yield _NodePlace(group, self._box(_common(paths)), "orphan" if is_orphan else group[0].kind)
         if self._scope.call is not None:
             yield from self._ends(inside)
 
@@ -169,15 +169,15 @@ class _NodeBuilder:
             groups.setdefault(key, []).append(op)
         return list(groups.values())
 
-    def _ends(self, inside: set[int]) -> Iterator[_Place]:
+    def _ends(self, inside: set[int]) -> Iterator[_NodePlace]:
         """Of a module that is drawn alone: what it reads from outside, and its values that go there."""
         ops, children = self._graph.ops, self._graph.children
         read = {parent for index in inside for parent in ops[index].parents} - inside
         for group in self._groups([ops[index] for index in sorted(read) if self._is_shown(ops[index])]):
-            yield _Place(group, -1, "buffer" if group[0].kind == "buffer" else "input", "from outside")
+            yield _NodePlace(group, -1, "buffer" if group[0].kind == "buffer" else "input", "from outside")
         given = {index for index in inside if any(child not in inside for child in children.get(index, ()))}
         for group in self._groups([ops[index] for index in sorted(given | inside.intersection(self._scope.outputs))]):
-            yield _Place(group, -1, "output", "to outside")
+            yield _NodePlace(group, -1, "output", "to outside")
 
     def _box(self, path: Sequence[ModuleCall]) -> int:
         """The innermost of the boxes for some calls in each other."""
@@ -192,7 +192,7 @@ class _NodeBuilder:
             return ModuleRef(call.address, call.address, call.kind, 0, passes)
         return ModuleRef(id(call), call.address, call.kind, call.number, passes)
 
-    def _node(self, place: _Place) -> Node:
+    def _node(self, place: _NodePlace) -> Node:
         op, graph = place.ops[0], self._graph
         box = self.boxes[place.box] if place.box >= 0 else None
         is_module = box is not None and box.is_single
@@ -208,7 +208,7 @@ class _NodeBuilder:
         lines = tuple(self._lines(place, label, box if is_module else None))
         return Node(name, place.kind, lines, style, place.box, tuple(op.index for op in place.ops), _alike(op))
 
-    def _lines(self, place: _Place, label: str, module: Box | None) -> Iterator[str]:
+    def _lines(self, place: _NodePlace, label: str, module: Box | None) -> Iterator[str]:
         """The text of a node: label and passes, shape and size, parameters, the address of its module or buffer."""
         op = place.ops[0]
         yield f"{label} (x{len(place.ops)})" if len(place.ops) > 1 else label
@@ -227,7 +227,7 @@ class _NodeBuilder:
             return f"{op.call.label} (orphan)"
         return self._graph.layer(op.index).label if self._is_rolled else self._graph.label(op.index)
 
-    def _finish_boxes(self, places: Sequence[_Place]) -> None:
+    def _finish_boxes(self, places: Sequence[_NodePlace]) -> None:
         """What stands on each closed box, from what is in it."""
         count, from_input = [0] * len(self.boxes), [False] * len(self.boxes)
         parameters: list[dict[int, Tensor]] = [{} for _ in self.boxes]

@@ -22,7 +22,7 @@ COMMUTATIVE = frozenset(
 )
 
 
-class _Passes(msgspec.Struct):
+class _RolledPasses(msgspec.Struct):
     """The passes of two layers between which a value goes, by operation, and the marks where it arrives."""
 
     sources: list[int] = []
@@ -43,19 +43,19 @@ class EdgeBuilder:
 
     def value_edges(self) -> list[Edge]:
         """Values that go from node to node, in the order in which they arrive."""
-        passes: dict[tuple[int, int], _Passes] = {}
+        passes: dict[tuple[int, int], _RolledPasses] = {}
         for index, target in self._inside.items():
             op = self._graph.ops[index]
             places = argument_marks(op.call) if len(op.parents) > 1 else {}
             for parent in op.parents:
                 source = self._inside.get(parent, self._from_outside.get(parent))
                 if source is not None:
-                    edge = passes.setdefault((source, target), _Passes())
+                    edge = passes.setdefault((source, target), _RolledPasses())
                     edge.sources.append(parent)
                     edge.targets.append(index)
                     edge.marks.update(dict.fromkeys(self._marks(op, parent, places)))
         for index, target in self._to_outside.items():
-            passes.setdefault((self._inside[index], target), _Passes()).sources.append(index)
+            passes.setdefault((self._inside[index], target), _RolledPasses()).sources.append(index)
         return [self._edge(*ends, found) for ends, found in passes.items()]
 
     def failure_edges(self, node: int | None) -> list[Edge]:
@@ -70,7 +70,7 @@ class EdgeBuilder:
             if parent in self._inside
         ]
 
-    def _edge(self, source: int, target: int, passes: _Passes) -> Edge:
+    def _edge(self, source: int, target: int, passes: _RolledPasses) -> Edge:
         head = [*passes.marks, *self._which_passes("In", passes.targets)]
         tail = self._which_passes("Out", passes.sources)
         dashed = not any(self._graph.from_input[parent] for parent in passes.sources)

@@ -244,7 +244,7 @@ class ValueRead(msgspec.Struct, frozen=True):
     at: int
 
 
-class Failure(msgspec.Struct, frozen=True, eq=False):
+class FailedCall(msgspec.Struct, frozen=True, eq=False):
     """What ended a pass: the call of a function that raised, and the operations it read, or code of a module.
 
     ``call`` is None where no function of torch's raised; ``module`` is where it happened, None for the model itself.
@@ -274,7 +274,7 @@ class Capture:
         self.gradients: dict[int, Tensor] = {}
         self.composites: dict[tuple[str, str, str], int] = {}
         self.buffer_writes: list[tuple[str, int]] = []
-        self.failure: Failure | None = None
+        self.failure: FailedCall | None = None
         self.seed: int | None = None
         self.output_class = ""
         self.unseen: list[str] = []

@@ -27,7 +27,7 @@ from fastrec.recording._steps import Firings, StepRecords, Steps
 from fastrec.recording._view import View
 
 
-class _Place(msgspec.Struct):
+class _StepPlace(msgspec.Struct):
     """A place on the axis of processes: the attempts of one rank, or one process that has none."""
 
     name: str
@@ -109,11 +109,11 @@ def _tables_by_place(tables: Sequence[PhaseSteps], catalog: Catalog) -> Mapping[
     }
 
 
-def _place(name: str, attempts: Sequence[tuple[Integers, Tensor]]) -> _Place:
+def _place(name: str, attempts: Sequence[tuple[Integers, Tensor]]) -> _StepPlace:
     """The steps of all attempts; a StepError where two of them marked the same one."""
     numbers = np.concatenate([of_attempt for of_attempt, _ in attempts])
     if len(attempts) == 1:
-        return _Place(name, numbers, attempts[0][1])
+        return _StepPlace(name, numbers, attempts[0][1])
     distinct, counts = np.unique(numbers, return_counts=True)
     if len(distinct) < len(numbers):
         raise StepError(
@@ -122,10 +122,10 @@ def _place(name: str, attempts: Sequence[tuple[Integers, Tensor]]) -> _Place:
         )
     order = np.argsort(numbers)
     with outside_torch_modes():
-        return _Place(name, distinct, torch.cat([values for _, values in attempts])[torch.from_numpy(order)])
+        return _StepPlace(name, distinct, torch.cat([values for _, values in attempts])[torch.from_numpy(order)])
 
 
-def _filled(place: _Place, numbers: Integers, fill: float | None) -> Tensor:
+def _filled(place: _StepPlace, numbers: Integers, fill: float | None) -> Tensor:
     if len(place.numbers) == len(numbers) or fill is None:
         return place.values
     values = place.values
@@ -136,7 +136,7 @@ def _filled(place: _Place, numbers: Integers, fill: float | None) -> Tensor:
     return filled
 
 
-def _unaligned_message(key: str, places: Sequence[_Place], lacking: _Place, numbers: Integers) -> str:
+def _unaligned_message(key: str, places: Sequence[_StepPlace], lacking: _StepPlace, numbers: Integers) -> str:
     shared = set(places[0].numbers.tolist()).intersection(*(place.numbers.tolist() for place in places[1:]))
     step = np.setdiff1d(numbers, lacking.numbers)[0]
     some = f"select(steps=range({max(shared) + 1})) for those that all have, " if _is_prefix(shared) else ""

@@ -11,24 +11,24 @@ from __future__ import annotations
 
 import msgspec
 
-from fastrec.graph.draw.layout import Diagram, DiagramBox, DiagramEdge, DiagramNode, Layout, layout_of
+from fastrec.graph.draw.layout import Diagram, DiagramBox, DiagramEdge, DiagramNode, DrawingLayout, layout_of
 from fastrec.graph.draw.metrics import MARK, node_size, shortened, text_width, title_size
-from fastrec.graph.draw.view import View
+from fastrec.graph.draw.view import DrawingView
 
 
 class PlacedView(msgspec.Struct, frozen=True):
     """A view and its layout."""
 
-    view: View
-    layout: Layout
+    view: DrawingView
+    layout: DrawingLayout
 
 
-def placed_view(view: View) -> PlacedView:
+def placed_view(view: DrawingView) -> PlacedView:
     """Lay a view out."""
     return PlacedView(view, layout_of(diagram_of(view)))
 
 
-def diagram_of(view: View) -> Diagram:
+def diagram_of(view: DrawingView) -> Diagram:
     """The sizes of all that is seen."""
     frames = {"": 0} | {box.id: number for number, box in enumerate(view.boxes, 1)}
     nodes = [

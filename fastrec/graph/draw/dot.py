@@ -13,12 +13,12 @@ from html import escape
 
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.rules import BACKWARD, Style
-from fastrec.graph.draw.view import View, ViewBox, ViewEdge, ViewNode, view_of
+from fastrec.graph.draw.view import DrawingView, ViewBox, ViewEdge, ViewNode, view_of
 
 RANKDIR = {"down": "TB", "up": "BT", "right": "LR", "left": "RL"}
 
 
-def dot_text(drawing: Drawing, view: View | None = None) -> str:
+def dot_text(drawing: Drawing, view: DrawingView | None = None) -> str:
     """The whole drawing, or what is seen of it in a view, as DOT.
 
     >>> import torch
@@ -30,7 +30,7 @@ def dot_text(drawing: Drawing, view: View | None = None) -> str:
     return "\n".join(_lines(drawing, view, view.edges))
 
 
-def _lines(drawing: Drawing, view: View, edges: Iterable[ViewEdge]) -> Iterator[str]:
+def _lines(drawing: Drawing, view: DrawingView, edges: Iterable[ViewEdge]) -> Iterator[str]:
     rankdir = RANKDIR[drawing.options.direction]
     caption = html_lines(drawing.caption, align="left")
     yield "digraph {"

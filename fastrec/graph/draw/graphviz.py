@@ -17,7 +17,7 @@ from time import monotonic
 from fastrec._errors import DrawingError
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.dot import dot_text, edge_line
-from fastrec.graph.draw.view import View, ViewEdge, view_of
+from fastrec.graph.draw.view import DrawingView, ViewEdge, view_of
 
 MAX_SPAN = 10
 """Ranks that an edge may span before it is a far one."""
@@ -41,7 +41,7 @@ def rendered(drawing: Drawing, format: str, *, seconds: float) -> bytes:
     if not far:
         return _run(["dot", f"-T{format}"], dot_text(drawing, view).encode(), until, view)
     dropped = {id(edge) for edge in far}
-    near = View(view.nodes, view.boxes, [edge for edge in view.edges if id(edge) not in dropped])
+    near = DrawingView(view.nodes, view.boxes, [edge for edge in view.edges if id(edge) not in dropped])
     placed = _run(["dot", "-Tdot"], dot_text(drawing, near).encode(), until, view).decode()
     return _run(["neato", "-n2", "-Gsplines=line", f"-T{format}"], _with_edges(placed, far).encode(), until, view)
 
@@ -52,7 +52,7 @@ def _with_edges(text: str, edges: Iterable[ViewEdge]) -> str:
     return "\n".join([body, *(edge_line(edge) for edge in edges), "}"])
 
 
-def far_edges(view: View) -> Sequence[ViewEdge]:
+def far_edges(view: DrawingView) -> Sequence[ViewEdge]:
     """The edges over many ranks, if they are so many that ``dot`` would not come to an end; else none."""
     ranks = _ranks(view)
     far = [edge for edge in view.edges if ranks[edge.target] - ranks[edge.source] > MAX_SPAN]
@@ -60,7 +60,7 @@ def far_edges(view: View) -> Sequence[ViewEdge]:
     return far if spans > FAR_PER_NODE * len(view.nodes) else ()
 
 
-def _ranks(view: View) -> dict[str, int]:
+def _ranks(view: DrawingView) -> dict[str, int]:
     """How far down each node stands: below all that point to it, and one that nothing points to above its first reader.
 
     Edges that run back are left aside.
@@ -79,7 +79,7 @@ def _ranks(view: View) -> dict[str, int]:
     return ranks | {name: min(ranks[target] for target in targets[name]) - 1 for name in tops}
 
 
-def _run(command: list[str], text: bytes, until: float, view: View) -> bytes:
+def _run(command: list[str], text: bytes, until: float, view: DrawingView) -> bytes:
     program = shutil.which(command[0])
     if program is None:
         raise DrawingError(

@@ -4,7 +4,7 @@ A box's items are nodes and other boxes, each a rectangle by now. They stand in 
 every edge goes from a lower number to a higher one. Edges that come into the box start at ports on its upper side,
 edges that leave it end at ports on its lower side.
 
-    >>> level = Level((Item(40, 20), Item(40, 20)), (0, 0), 0, 0, (Net(0, 20, (Target(1, 20),)),), (0, 1))
+    >>> level = Level((Item(40, 20), Item(40, 20)), (0, 0), 0, 0, (Net(0, 20, (NetTarget(1, 20),)),), (0, 1))
     >>> arrange(level).positions
     [(14, 14), (14, 54)]
 
@@ -54,7 +54,7 @@ class Item(NamedTuple):
     tails: bool = False
 
 
-class Target(NamedTuple):
+class NetTarget(NamedTuple):
     """One end of a net: an item, or the outgoing port `-1 - number`; ``x`` is where on its upper side.
 
     -1 leaves that to the layout, which lays the ends at one node side by side, each as wide as its mark.
@@ -73,7 +73,7 @@ class Net(NamedTuple):
 
     source: int
     x: int
-    targets: tuple[Target, ...]
+    targets: tuple[NetTarget, ...]
     mark: int = 0
 
 
@@ -158,7 +158,7 @@ class Grid:
         """The vertex that a net starts from."""
         return net.source if net.source >= 0 else self.first_in - 1 - net.source
 
-    def target(self, target: Target) -> int:
+    def target(self, target: NetTarget) -> int:
         """The vertex that a target is."""
         return target.item if target.item >= 0 else self.first_out - 1 - target.item
 
@@ -549,7 +549,7 @@ def _assembled(grid: Grid, places: list[float], crossings: int) -> Arranged:
         x = x + net.x if net.x >= 0 else _rounded(middles[source] + grid.starts[number][0].upper_x)
         return Station(x, y + level.items[source].height, bottoms[grid.ranks[source]])
 
-    def lower_end(target: Target, link: Link) -> Station:
+    def lower_end(target: NetTarget, link: Link) -> Station:
         if target.item < 0:
             return Station(_rounded(middles[link.lower]), height, height)
         x, y = positions[target.item]

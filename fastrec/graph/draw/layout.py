@@ -31,8 +31,8 @@ from fastrec.graph.draw.layers import (
     Item,
     Level,
     Net,
+    NetTarget,
     Station,
-    Target,
     arrange,
     marks_width,
     ranks_of,
@@ -92,7 +92,7 @@ class Rectangle(NamedTuple):
     height: int
 
 
-class Route(msgspec.Struct, frozen=True):
+class EdgeRoute(msgspec.Struct, frozen=True):
     """The way of an edge from its upper end to its lower end.
 
     A ``far`` edge and a ``loop`` have the middles of the right sides of their ends for stations. A reversed one points
@@ -106,12 +106,12 @@ class Route(msgspec.Struct, frozen=True):
     tail: int = 1
 
 
-class Layout(msgspec.Struct, frozen=True):
+class DrawingLayout(msgspec.Struct, frozen=True):
     """Where everything is."""
 
     nodes: list[Rectangle]
     boxes: list[Rectangle]
-    routes: list[Route]
+    routes: list[EdgeRoute]
     crossings: int
 
     @property
@@ -308,7 +308,7 @@ def _reaches(below: Mapping[int, Sequence[int]], start: int, end: int) -> bool:
     return False
 
 
-class Inside(NamedTuple):
+class BoxInterior(NamedTuple):
     """One box, laid out: the ports of its values, and for each edge in it the net and the target that it is."""
 
     items: tuple[Item, ...]
@@ -326,7 +326,7 @@ class Inside(NamedTuple):
         return self.arranged.ports_out[self.leaving[value]]
 
 
-def layout_of(diagram: Diagram) -> Layout:
+def layout_of(diagram: Diagram) -> DrawingLayout:
     """Lay out a diagram.
 
     >>> layout_of(Diagram([DiagramNode(80, 30), DiagramNode(80, 30)], [DiagramBox()], [DiagramEdge(0, 1)])).nodes
@@ -339,20 +339,20 @@ def layout_of(diagram: Diagram) -> Layout:
     """
     nesting = Nesting(diagram)
     cache: dict[Level, Arranged] = {}
-    insides: dict[int, Inside] = {}
+    insides: dict[int, BoxInterior] = {}
     for box in range(len(diagram.boxes) - 1, -1, -1):
         insides[box] = _inside(nesting, box, insides, cache)
     return _assembled(nesting, [insides[box] for box in range(len(diagram.boxes))])
 
 
-def _inside(nesting: Nesting, box: int, insides: dict[int, Inside], cache: dict[Level, Arranged]) -> Inside:
+def _inside(nesting: Nesting, box: int, insides: dict[int, BoxInterior], cache: dict[Level, Arranged]) -> BoxInterior:
     steps = [step for step in nesting.steps[box] if not nesting.is_far[step.edge]]
     entering, leaving = (
         {value: port for port, value in enumerate(sorted({nesting.value(edge) for edge in edges}))}
         for edges in ([s.edge for s in steps if s.source < 0], [s.edge for s in steps if s.target < 0])
     )
     children = nesting.children[box]
-    nets: dict[tuple[int, Value], tuple[Net, list[Target]]] = {}
+    nets: dict[tuple[int, Value], tuple[Net, list[NetTarget]]] = {}
     numbers: dict[tuple[int, Value], int] = {}
     places: dict[int, tuple[int, int]] = {}
     for step in steps:
@@ -370,11 +370,11 @@ def _inside(nesting: Nesting, box: int, insides: dict[int, Inside], cache: dict[
             nets[key] = net, []
         targets = nets[key][1]
         if step.target < 0:
-            target = Target(-1 - leaving[value], 0)
+            target = NetTarget(-1 - leaving[value], 0)
         elif (child := children[step.target]) < 0:
-            target = Target(step.target, insides[-1 - child].port_in(value))
+            target = NetTarget(step.target, insides[-1 - child].port_in(value))
         else:
-            target = Target(step.target, -1, head)
+            target = NetTarget(step.target, -1, head)
         # Edges to the same port are one line; each edge to a node has an end of its own, for its mark.
         if target.x < 0 or target not in targets:
             targets.append(target)
@@ -389,11 +389,11 @@ def _inside(nesting: Nesting, box: int, insides: dict[int, Inside], cache: dict[
     )
     if level not in cache:
         cache[level] = arrange(level)
-    return Inside(level.items, cache[level], entering, leaving, places)
+    return BoxInterior(level.items, cache[level], entering, leaving, places)
 
 
 def _items(
-    nesting: Nesting, box: int, nets: Iterable[tuple[Net, list[Target]]], insides: dict[int, Inside]
+    nesting: Nesting, box: int, nets: Iterable[tuple[Net, list[NetTarget]]], insides: dict[int, BoxInterior]
 ) -> tuple[Item, ...]:
     """What lies in a box, as rectangles; a node is as wide as its text and the marks of its edges need."""
     heads: dict[int, list[int]] = {}
@@ -415,7 +415,7 @@ def _items(
     return tuple(items)
 
 
-def _assembled(nesting: Nesting, insides: Sequence[Inside]) -> Layout:
+def _assembled(nesting: Nesting, insides: Sequence[BoxInterior]) -> DrawingLayout:
     """Everything on one paper."""
     diagram = nesting.diagram
     nodes = [Rectangle(0, 0, 0, 0)] * len(diagram.nodes)
@@ -429,12 +429,12 @@ def _assembled(nesting: Nesting, insides: Sequence[Inside]) -> Layout:
                 loop, item = nesting.loop_width(child), inside.items[nesting.number[child]]
                 nodes[child] = Rectangle(rectangle.x + x + loop, rectangle.y + y, item.width - 2 * loop, item.height)
     routes = [_route(nesting, edge, insides, nodes, boxes) for edge in range(len(diagram.edges))]
-    return Layout(nodes, boxes, routes, sum(inside.arranged.crossings for inside in insides))
+    return DrawingLayout(nodes, boxes, routes, sum(inside.arranged.crossings for inside in insides))
 
 
 def _route(
-    nesting: Nesting, edge: int, insides: Sequence[Inside], nodes: Sequence[Rectangle], boxes: Sequence[Rectangle]
-) -> Route:
+    nesting: Nesting, edge: int, insides: Sequence[BoxInterior], nodes: Sequence[Rectangle], boxes: Sequence[Rectangle]
+) -> EdgeRoute:
     ends = nesting.diagram.edges[edge]
     if ends.source == ends.target or nesting.is_far[edge]:
         kind: RouteKind = "loop" if ends.source == ends.target else "far"
@@ -442,7 +442,7 @@ def _route(
             (rectangle.x + rectangle.width, rectangle.y + rectangle.height // 2)
             for rectangle in (nodes[ends.source], nodes[ends.target])
         ]
-        return Route(kind, tuple(Station(x, y, y) for x, y in sides))
+        return EdgeRoute(kind, tuple(Station(x, y, y) for x, y in sides))
     stations: list[Station] = []
     head = tail = 1
     for number, box in enumerate(nesting.ways[edge]):
@@ -458,4 +458,4 @@ def _route(
         head = arranged.heads[net][target]
     if nesting.is_reversed[edge]:
         head, tail = tail, head
-    return Route("near", tuple(stations), nesting.is_reversed[edge], head, tail)
+    return EdgeRoute("near", tuple(stations), nesting.is_reversed[edge], head, tail)

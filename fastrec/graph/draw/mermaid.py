@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from fastrec._errors import DrawingError
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.rules import BACKWARD, Style
-from fastrec.graph.draw.view import View, ViewBox, ViewEdge, ViewNode, view_of
+from fastrec.graph.draw.view import DrawingView, ViewBox, ViewEdge, ViewNode, view_of
 
 MAX_EDGES = 500
 MAX_LETTERS = 50_000
@@ -44,7 +44,7 @@ def mermaid_text(drawing: Drawing) -> str:
     return text
 
 
-def _lines(drawing: Drawing, view: View) -> Iterator[str]:
+def _lines(drawing: Drawing, view: DrawingView) -> Iterator[str]:
     yield "---"
     yield f"title: {_quoted(', '.join(drawing.caption))}"
     yield "---"

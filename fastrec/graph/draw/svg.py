@@ -17,7 +17,7 @@ from html import escape
 from fastrec._errors import OptionError
 from fastrec.graph.draw.description import Drawing
 from fastrec.graph.draw.diagram import PlacedView, mark_text, placed_view
-from fastrec.graph.draw.layout import Rectangle, Route
+from fastrec.graph.draw.layout import EdgeRoute, Rectangle
 from fastrec.graph.draw.metrics import BOX_TITLE, MARK, TEXT, TITLE, TITLE_PADDING, shortened, text_width
 from fastrec.graph.draw.rules import BACKWARD, BLACK, WHITE
 from fastrec.graph.draw.view import Opening, ViewBox, ViewEdge, ViewNode, view_of
@@ -171,11 +171,11 @@ def _edges(placed: PlacedView) -> Iterator[str]:
         yield f'<g class="y"><title>{title}</title>{line}{head}{_marks(edge, route)}</g>'
 
 
-def path_of(route: Route, drawn: set[str], look: str) -> str:
+def path_of(route: EdgeRoute, drawn: set[str], look: str) -> str:
     """The path of an edge, less the pieces that were drawn before in the same look, which are added to.
 
     >>> from fastrec.graph.draw.layers import Station
-    >>> path_of(Route("near", (Station(10, 0, 20), Station(30, 40, 60))), set(), "")
+    >>> path_of(EdgeRoute("near", (Station(10, 0, 20), Station(30, 40, 60))), set(), "")
     'M10 0V20C10 30 30 30 30 40V60'
     """
     first, last = route.stations[0], route.stations[-1]
@@ -210,7 +210,7 @@ def _short(number: float) -> str:
     return str(int(number)) if number == int(number) else str(number)
 
 
-def _reach(route: Route) -> int:
+def _reach(route: EdgeRoute) -> int:
     """How far to the right an edge bends, 0 where it is as wide as the layout."""
     if route.kind == "near":
         return 0
@@ -218,7 +218,7 @@ def _reach(route: Route) -> int:
     return max(first.x, last.x) + 30 + min(abs(last.top - first.top) // 8, 160)
 
 
-def arrow_of(route: Route) -> str:
+def arrow_of(route: EdgeRoute) -> str:
     """The head of an arrow, as a path."""
     first, last = route.stations[0], route.stations[-1]
     if route.kind != "near":
@@ -229,7 +229,7 @@ def arrow_of(route: Route) -> str:
     return f"M{last.x} {last.bottom}l-{_short(ARROW_WIDTH / 2)} -{ARROW_LENGTH}h{ARROW_WIDTH}z"
 
 
-def _marks(edge: ViewEdge, route: Route) -> str:
+def _marks(edge: ViewEdge, route: EdgeRoute) -> str:
     if route.kind == "far":
         return ""  # there is no room for it; the tooltip says it
     first, last = route.stations[0], route.stations[-1]

@@ -69,7 +69,7 @@ class ViewEdge(msgspec.Struct):
     count: int = 1
 
 
-class View(msgspec.Struct):
+class DrawingView(msgspec.Struct):
     """What is seen."""
 
     nodes: list[ViewNode]
@@ -85,7 +85,7 @@ def opening_at(drawing: Drawing, depth: int | None, *, folded: bool) -> Opening:
     return Opening(is_open, {i: 0 for i, fold in enumerate(drawing.folds) if fold.boxes[0] in is_open})
 
 
-def view_of(drawing: Drawing, opening: Opening | None = None) -> View:
+def view_of(drawing: Drawing, opening: Opening | None = None) -> DrawingView:
     """What is seen of a drawing; without an opening, as its options say."""
     if opening is None:
         options = drawing.options
@@ -93,7 +93,7 @@ def view_of(drawing: Drawing, opening: Opening | None = None) -> View:
     return _Viewer(drawing, opening).view()
 
 
-class _Place(NamedTuple):
+class _ViewPlace(NamedTuple):
     """Where the contents of a box are seen.
 
     ``hidden_in`` is the closed module or fold that stands for them, empty where they are seen themselves; ``frame`` is
@@ -104,12 +104,12 @@ class _Place(NamedTuple):
     frame: str = ""
     repetitions: tuple[tuple[int, int], ...] = ()
 
-    def inside(self, id: str, *, is_open: bool) -> _Place:
+    def inside(self, id: str, *, is_open: bool) -> _ViewPlace:
         """The place of what lies in a module or fold that is seen here."""
         return self._replace(frame=id) if is_open else self._replace(hidden_in=id)
 
 
-_AT_TOP = _Place()
+_AT_TOP = _ViewPlace()
 
 
 class _Viewer:
@@ -118,11 +118,11 @@ class _Viewer:
         self._opening = opening
         self._fold_of = {b: place for b, place in drawing.fold_of.items() if place[0] not in opening.unfolded}
         self._seen: list[tuple[ViewKind, int, str, bool]] = []  # modules and folds, their frames, whether they are open
-        self._places: list[_Place] = []
+        self._places: list[_ViewPlace] = []
         for index in range(len(drawing.boxes)):
             self._places.append(self._place(index))
 
-    def _place(self, index: int) -> _Place:
+    def _place(self, index: int) -> _ViewPlace:
         """Where a box and what is in it are seen; notes the node or the frame that stands for it."""
         box, opening = self._drawing.boxes[index], self._opening
         place = self._places[box.parent] if box.parent >= 0 else _AT_TOP
@@ -142,15 +142,15 @@ class _Viewer:
             place = place.inside(box.id, is_open=is_open)
         return place
 
-    def _is_left_out(self, place: _Place) -> bool:
+    def _is_left_out(self, place: _ViewPlace) -> bool:
         """Whether something lies in a repetition of an open fold that is not the one shown."""
         shown = self._opening.folds
         return any(number in shown and shown[number] != repetition for number, repetition in place.repetitions)
 
-    def _place_of(self, node: Node) -> _Place:
+    def _place_of(self, node: Node) -> _ViewPlace:
         return self._places[node.box] if node.box >= 0 else _AT_TOP
 
-    def view(self) -> View:
+    def view(self) -> DrawingView:
         """Nodes in the order in which they ran, frames before what is in them."""
         nodes, drawing = [], self._drawing
         for index, node in enumerate(drawing.nodes):
@@ -164,7 +164,7 @@ class _Viewer:
                 nodes.append((drawing.contents[first][0], closed))
         nodes.sort(key=lambda placed: placed[0])
         boxes = [self._frame(kind, index, frame) for kind, index, frame, is_open in self._seen if is_open]
-        return View([node for _, node in nodes], boxes, self._edges())
+        return DrawingView([node for _, node in nodes], boxes, self._edges())
 
     def _closed_box(self, index: int, frame: str) -> ViewNode:
         box = self._drawing.boxes[index]
@@ -227,7 +227,7 @@ def _followed(likes: Sequence[int], node: int) -> int:
     return node
 
 
-def _cross(source: _Place, target: _Place) -> bool:
+def _cross(source: _ViewPlace, target: _ViewPlace) -> bool:
     """Whether two places lie in different repetitions of one fold."""
     repetitions = dict(target.repetitions)
     return any(repetitions.get(number, repetition) != repetition for number, repetition in source.repetitions)

@@ -28,7 +28,7 @@ TABLE_NAMES = {number: name for name, number in CHECKED_TABLES.items()}
 MAX_ROW = 1 << 62
 
 
-class Block(msgspec.Struct, frozen=True):
+class CheckedBlock(msgspec.Struct, frozen=True):
     """Rows of a data set that one checksum is of, and the number of their data."""
 
     file: ReadFile
@@ -57,7 +57,7 @@ class Block(msgspec.Struct, frozen=True):
         return f"rows {self.first} to {self.first + self.count - 1} of {self.data_set!r}{of} in {self.file.path!r}"
 
 
-def blocks_of(file: ReadFile, contents: Contents) -> Iterator[Block]:
+def blocks_of(file: ReadFile, contents: Contents) -> Iterator[CheckedBlock]:
     """All blocks of a file; a DamagedFileError where the table of checks makes no sense."""
     offset = contents.sessions[file.number].offset.data
     for number, row, count, expected, _ in written(file.table(CHECKS)).tolist():
@@ -71,7 +71,7 @@ def blocks_of(file: ReadFile, contents: Contents) -> Iterator[Block]:
         address = FileAddress.decode(row, name)
         if address.row + count >= MAX_ROW or count < 0:
             raise DamagedFileError(f"{file.path!r}: a checksum is of {count} rows from {address.row} on")
-        yield Block(file, number + offset, address.dataset, of, address.row, count, expected)
+        yield CheckedBlock(file, number + offset, address.dataset, of, address.row, count, expected)
 
 
 def check_tables(contents: Contents) -> None:
@@ -82,7 +82,7 @@ def check_tables(contents: Contents) -> None:
                 _raise_damage(block)
 
 
-def _raise_damage(block: Block) -> None:
+def _raise_damage(block: CheckedBlock) -> None:
     why = block.damage()
     if why:
         raise DamagedFileError(
@@ -115,7 +115,7 @@ class CheckedReader:
                     raise
 
     def _of_segment(self, segment: int) -> dict[tuple[int, str], _Unchecked]:
-        blocks: dict[tuple[int, str], list[Block]] = {}
+        blocks: dict[tuple[int, str], list[CheckedBlock]] = {}
         for block in blocks_of(self._contents.files[segment], self._contents):
             blocks.setdefault((block.data, block.data_set), []).append(block)
         return {key: _Unchecked(of_key) for key, of_key in blocks.items()}
@@ -124,12 +124,12 @@ class CheckedReader:
 class _Unchecked:
     """Blocks of one data set, of which each is handed out once."""
 
-    def __init__(self, blocks: list[Block]) -> None:
+    def __init__(self, blocks: list[CheckedBlock]) -> None:
         self._blocks = sorted(blocks, key=lambda block: block.first)
         self._starts = np.array([block.first for block in self._blocks], np.int64)
         self._is_checked = np.zeros(len(blocks), np.bool_)
 
-    def take(self, rows: Integers) -> list[Block]:
+    def take(self, rows: Integers) -> list[CheckedBlock]:
         """The blocks in which rows lie, without those that were taken before."""
         which = np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
         which = which[which >= 0]
@@ -137,6 +137,6 @@ class _Unchecked:
         self._is_checked[which] = True
         return [self._blocks[i] for i in which.tolist()]
 
-    def put_back(self, block: Block) -> None:
+    def put_back(self, block: CheckedBlock) -> None:
         """Hand a block out again, so that reading its rows is an error each time."""
         self._is_checked[self._blocks.index(block)] = False

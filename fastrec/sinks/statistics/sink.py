@@ -37,7 +37,7 @@ from fastrec.sinks._copying import BytesCopier, is_its_bytes
 from fastrec.sinks._protocol import ColumnWriter, PassLog
 from fastrec.sinks.ram.columns import RowCopier
 from fastrec.sinks.statistics.site import SiteSums
-from fastrec.sinks.statistics.staging import StagedBlock, Staging, TransformColumn
+from fastrec.sinks.statistics.staging import Staging, StatisticsBlock, TransformColumn
 from fastrec.sinks.statistics.timeline import Timeline, table_of
 from fastrec.sinks.statistics.window import LOGGED, StatisticsWindow
 
@@ -196,7 +196,7 @@ class StatisticsSink:
         for block in list(self._staging.blocks.values()):
             self._measure(block)
 
-    def _measure(self, block: StagedBlock) -> None:
+    def _measure(self, block: StatisticsBlock) -> None:
         """Add the values of passes that ended to the sums of their time bins."""
         infos = [info for info in block.infos if info is not None]
         if not infos:

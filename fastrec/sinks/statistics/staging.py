@@ -26,7 +26,7 @@ BLOCK_BYTES = 256 * 1024
 MAX_BLOCK_ROWS = 256
 
 
-class StagedBlock(Block):
+class StatisticsBlock(Block):
     """Rows that are measured together.
 
     ``rows_left`` counts the rows whose pass has not ended; ``infos`` are the passes of those that have ended and are
@@ -59,9 +59,9 @@ class StagedBlocks:
         self._rows = rows
         self._unused: list[BlockRows] = []
 
-    def make(self) -> StagedBlock:
+    def make(self) -> StatisticsBlock:
         """A new block."""
-        block = StagedBlock(self._staging.next_number(), self)
+        block = StatisticsBlock(self._staging.next_number(), self)
         try:
             block.parts["activation"] = self._unused.pop()
         except IndexError:  # between a look and a pop another thread may take the last one
@@ -72,7 +72,7 @@ class StagedBlocks:
     def keep_clone(self, value: Tensor) -> None:
         """No value is kept as a clone: it would not be measured."""
 
-    def reuse(self, block: StagedBlock) -> None:
+    def reuse(self, block: StatisticsBlock) -> None:
         """The rows of a block may be written again."""
         rows = block.parts["activation"]
         assert isinstance(rows, BlockRows)
@@ -86,8 +86,8 @@ class Staging:
         measure: what is called with a block once all its passes have ended.
     """
 
-    def __init__(self, measure: Callable[[StagedBlock], None]) -> None:
-        self.blocks: dict[int, StagedBlock] = {}
+    def __init__(self, measure: Callable[[StatisticsBlock], None]) -> None:
+        self.blocks: dict[int, StatisticsBlock] = {}
         self.next_number = itertools.count().__next__
         self._measure = measure
 

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastrec.graph.draw.diagram import diagram_of
-from fastrec.graph.draw.layers import MAX_SPAN, PADDING, Item, Level, Net, Target, arrange, marks_width, ranks_of
+from fastrec.graph.draw.layers import MAX_SPAN, PADDING, Item, Level, Net, NetTarget, arrange, marks_width, ranks_of
 from fastrec.graph.draw.layout import (
     Diagram,
     DiagramBox,
     DiagramEdge,
     DiagramNode,
-    Layout,
+    DrawingLayout,
     Rectangle,
     acyclic_order,
     layout_of,
@@ -27,7 +27,7 @@ from tests.graph.draw.drawn_models import history_of
 seeds = st.integers(0, 10**6)
 
 
-def chain(*edges: tuple[int, int], count: int = 0) -> Layout:
+def chain(*edges: tuple[int, int], count: int = 0) -> DrawingLayout:
     """The layout of nodes on one paper."""
     count = count or 1 + max(map(max, edges), default=0)
     return layout_of(Diagram([DiagramNode(60, 30)] * count, [DiagramBox()], [DiagramEdge(*edge) for edge in edges]))
@@ -46,7 +46,7 @@ def is_inside(inner: Rectangle, outer: Rectangle) -> bool:
     )
 
 
-def siblings(diagram: Diagram, layout: Layout) -> list[list[Rectangle]]:
+def siblings(diagram: Diagram, layout: DrawingLayout) -> list[list[Rectangle]]:
     """For each box what lies directly in it."""
     found: list[list[Rectangle]] = [[] for _ in diagram.boxes]
     for node, place in zip(diagram.nodes, layout.nodes, strict=True):
@@ -208,7 +208,7 @@ def test_an_empty_box_has_room_for_its_title() -> None:
 
 def test_crossings_that_can_be_avoided_are() -> None:
     items = (Item(40, 20),) * 6
-    nets = tuple(Net(source, -1, (Target(target, -1),)) for source, target in ((0, 5), (1, 4), (2, 3)))
+    nets = tuple(Net(source, -1, (NetTarget(target, -1),)) for source, target in ((0, 5), (1, 4), (2, 3)))
     assert arrange(Level(items, (0, 0), 0, 0, nets, (0, 0, 0, 1, 1, 1))).crossings == 0
 
 

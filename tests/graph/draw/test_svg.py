@@ -12,7 +12,7 @@ from torch import nn
 from fastrec._errors import OptionError
 from fastrec.graph import get_model_metadata, log_forward_pass
 from fastrec.graph.draw.layers import Station
-from fastrec.graph.draw.layout import Route
+from fastrec.graph.draw.layout import EdgeRoute
 from fastrec.graph.draw.svg import path_of, svg_of
 from fastrec.graph.draw.view import view_of
 from tests.graph.draw.drawn_models import MODELS, WILD, history_of
@@ -110,12 +110,12 @@ def test_lines_that_edges_share_are_drawn_once() -> None:
     shared = (Station(10, 0, 20), Station(30, 40, 60))
     drawn: set[str] = set()
     assert (
-        path_of(Route("near", (*shared, Station(50, 80, 80))), drawn, "e")
+        path_of(EdgeRoute("near", (*shared, Station(50, 80, 80))), drawn, "e")
         == "M10 0V20C10 30 30 30 30 40V60C30 70 50 70 50 80"
     )
-    assert path_of(Route("near", (*shared, Station(5, 81, 81))), drawn, "e") == "M30 60C30 70.5 5 70.5 5 81"
-    assert path_of(Route("near", shared), drawn, "e") == ""
-    assert path_of(Route("near", shared), drawn, "e d") == "M10 0V20C10 30 30 30 30 40V60"
+    assert path_of(EdgeRoute("near", (*shared, Station(5, 81, 81))), drawn, "e") == "M30 60C30 70.5 5 70.5 5 81"
+    assert path_of(EdgeRoute("near", shared), drawn, "e") == ""
+    assert path_of(EdgeRoute("near", shared), drawn, "e d") == "M10 0V20C10 30 30 30 30 40V60"
 
 
 def test_everything_lies_on_the_paper() -> None:
