@@ -230,3 +230,11 @@ def test_optional_packages_are_not_imported_with_the_module(name: str) -> None:
 def test_packages_at_the_top_are_found() -> None:
     source = "import tqdm.auto as t\nfrom pandas.api import types\ndef f():\n    import gymnasium\n"
     assert packages_at_top(ast.parse(source)) == {"tqdm", "pandas"}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) in ("dryrun", "graph.draw")])
+def test_what_lies_below_the_graph_is_loaded_without_it(module: str) -> None:
+    """The package around ``graph.draw`` loads its files when they are asked for, so no import comes back to them."""
+    code = f"import sys, fastrec.{module}; print('fastrec.graph.history' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("False\n", "")

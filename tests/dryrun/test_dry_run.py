@@ -1,6 +1,8 @@
 """A dry run shows what a recorder would do, and leaves everything as it was."""
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -403,3 +405,12 @@ def test_an_open_recorder_is_not_disturbed() -> None:
 def test_wrong_input_is_refused_as_by_a_recorder(run: Callable[[], Any], error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         run()
+
+
+def test_a_dry_run_is_drawn_where_no_graph_was_loaded() -> None:
+    code = (
+        "import torch, fastrec; dry = fastrec.dry_run(torch.nn.Tanh(), torch.zeros(2), keep_op=True)\n"
+        "print([node.id for node in dry.drawing().nodes if node.mark and node.mark.nbytes])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("['tanh_1']\n", "")
