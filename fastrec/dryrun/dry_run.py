@@ -81,7 +81,7 @@ def dry_run(
     """
     roots = roots_of(model)
     run = ModelRun.of(roots, input_args, input_kwargs, call)
-    return dry_run_of(roots, lambda engine: run.passes(), options_from(recorder_options))
+    return dry_run_of(roots, lambda engine: run.passes(), options_from(recorder_options)).warned(3)
 
 
 def dry_run_in_region(
@@ -94,7 +94,7 @@ def dry_run_in_region(
     """The same with a ``call`` that makes one pass, as ``record`` and the graph make one of it."""
     roots = roots_of(model)
     run = ModelRun.of(roots, input_args, input_kwargs, call)
-    return dry_run_of(roots, run, options_from(recorder_options))
+    return dry_run_of(roots, run, options_from(recorder_options)).warned(4)
 
 
 def dry_run_of(roots: Mapping[str, Any], run: Callable[[Any], Any], options: RecorderOptions) -> DryRun:
@@ -163,9 +163,6 @@ class DryRun:
         self._outcomes = outcomes
         self._decider = decider
         self._names = names
-        plan = decider.plan
-        for message in (*names.unmatched("keep_op", plan.keep_op), *names.unmatched("keep_module", plan.keep_module)):
-            warnings.warn(message, FastrecWarning, stacklevel=3)
 
     @cached_property
     def contexts(self) -> tuple[RecordContext, ...]:
@@ -228,7 +225,14 @@ class DryRun:
         options = msgspec.structs.replace(self._decider.options, keep_op=keep_op, keep_module=keep_module)
         decider = Decider(options, self._decider.roots)
         outcomes = [decider.outcome(event) for event in self._events]
-        return DryRun(self._title, self._parameters, self._events, outcomes, decider, self._names)
+        return DryRun(self._title, self._parameters, self._events, outcomes, decider, self._names).warned(3)
+
+    def warned(self, stacklevel: int) -> DryRun:
+        """The same, after warnings about names in its predicates that match nothing that ran."""
+        plan, names = self._decider.plan, self._names
+        for message in (*names.unmatched("keep_op", plan.keep_op), *names.unmatched("keep_module", plan.keep_module)):
+            warnings.warn(message, FastrecWarning, stacklevel)
+        return self
 
     def tree(self, depth: int | None = None, *, fold_repeats: bool = True) -> str:
         """The text that ``print_tree`` prints."""

@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import fastrec
 from fastrec import CaptureSpec, RecordContext, Recorder, dry_run
 from fastrec._errors import ContextFieldError, OptionError, PredicateError, UnsupportedModelError
+from fastrec.graph import log_forward_pass, preview
 from fastrec.predicates import (
     after,
     dtype,
@@ -414,3 +416,14 @@ def test_a_dry_run_is_drawn_where_no_graph_was_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("['tanh_1']\n", "")
+
+
+def test_a_warning_about_names_points_at_the_line_of_the_user() -> None:
+    model, x = nn.Sequential(nn.Linear(2, 2)), torch.ones(1, 2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dry = dry_run(model, x, keep_op="linaer")
+        dry.repredicate(keep_module="1")
+        preview(model, x, keep_op="linaer")
+        log_forward_pass(model, x).preview(x, keep_op="linaer")
+    assert [warning.filename for warning in caught] == [__file__] * 4
